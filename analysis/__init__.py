@@ -1,0 +1,16 @@
+"""What the numbers say: tables, plots, JSON. Needs neither torch nor ray nor optuna.
+
+The public names load on first use, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_PUBLIC = {"load_run": "load", "load_best": "best", "Run": "load"}
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,135 @@
+"""Rates from raw windows: the burst-proof estimator, its interval, and the epoch-amortised rate. NumPy only.
+
+A window runs from one consumed batch to a later one. `produced` is what the loader finished in that time; with a
+full or draining queue it differs from what was consumed, and the production rate is the one that lasts
+(MEASURING.md 2.1: naive timing reads up to 11 times too much while the prefetched batches drain).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+RUN_SD_FRACTION = 0.015
+"""Prior for the run-to-run standard deviation of one setting, as a fraction of its rate: 1.1 % was measured between
+fresh starts on a quiet two-core machine (MEASURING.md 2.4), 1.5 % leaves room for a noisier one."""
+
+# two-sided 95 % quantiles of Student's t for 1..30 degrees of freedom (NIST handbook, table 1.3.6.7.2)
+_T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+         2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rate:
+    """A rate in items per second with its 95 % interval."""
+
+    sps: float
+    low_sps: float
+    high_sps: float
+
+    @property
+    def half_width_fraction(self) -> float:
+        """Half the interval's width as a fraction of the rate."""
+        return (self.high_sps - self.low_sps) / 2 / self.sps
+
+    def scaled(self, factor: float) -> Rate:
+        """The same relative interval around another rate."""
+        return Rate(sps=self.sps * factor, low_sps=self.low_sps * factor, high_sps=self.high_sps * factor)
+
+
+def t_quantile(degrees: int) -> float:
+    """Two-sided 95 % quantile of Student's t; the table to 30, then 1.96 + 2.4/degrees (within 0.002)."""
+    if degrees < 1:
+        return math.inf
+    return _T975[degrees - 1] if degrees <= len(_T975) else 1.96 + 2.4 / degrees
+
+
+def steady_rate(
+    duration_s: Sequence[float],
+    num_items: Sequence[int],
+    num_batches: Sequence[int],
+    produced_batches: Sequence[int],
+    *,
+    run_sd_fraction: float = RUN_SD_FRACTION,
+) -> Rate:
+    """Production rate over windows of equal length, by batch means.
+
+    Args:
+        duration_s: wall time of each window, shape (windows,).
+        num_items: items consumed in each window, shape (windows,).
+        num_batches: batches consumed in each window, shape (windows,).
+        produced_batches: batches finished by the loader in each window, shape (windows,).
+        run_sd_fraction: run-to-run standard deviation to add to the interval; 0 gives the windows' own interval.
+
+    Raises:
+        ValueError: no window, or a window without time or batches. Measure longer.
+    """
+    duration = np.asarray(duration_s, dtype=float)
+    batches = np.asarray(num_batches, dtype=float)
+    if duration.size == 0 or not (duration > 0).all() or not (batches > 0).all():
+        raise ValueError("no complete window was measured")
+    items_per_batch = float(np.sum(num_items)) / float(batches.sum())
+    produced = np.asarray(produced_batches, dtype=float) * items_per_batch
+    mean = float(produced.sum() / duration.sum())
+    if mean <= 0:
+        raise ValueError("the loader finished no batch inside the windows")
+    # ratio estimator: the standard error of sum(produced)/sum(duration)
+    windows = duration.size
+    if windows > 1:
+        residual = produced - mean * duration
+        within = float(np.sqrt((residual**2).sum() / (windows - 1) / windows) / duration.mean()) * t_quantile(windows - 1)
+    else:
+        within = mean  # one window says nothing about its own spread
+    half = math.hypot(within, 1.96 * run_sd_fraction * mean)
+    return Rate(sps=mean, low_sps=max(mean - half, 0.0), high_sps=mean + half)
+
+
+def naive_sps(duration_s: Sequence[float], num_items: Sequence[int]) -> float:
+    """Items consumed per second: what a stopwatch around the training loop reads."""
+    return float(np.sum(num_items) / np.sum(duration_s))
+
+
+def epoch_factor(steady_sps: float, boundary_s: float, epoch_samples: int | None) -> float:
+    """Epoch-amortised rate divided by the steady rate: N / (N + boundary * rate), 1 for an endless epoch.
+
+    T_epoch = boundary + N / rate (MEASURING.md 2.5).
+    """
+    if not epoch_samples:
+        return 1.0
+    return epoch_samples / (epoch_samples + boundary_s * steady_sps)
+
+
+def record_steady(record: dict[str, Any]) -> Rate | None:
+    """Steady rate of one trial record; None where it holds no window (failed)."""
+    if not record.get("window_duration_s"):
+        return None
+    return steady_rate(
+        record["window_duration_s"],
+        record["window_num_items"],
+        record["window_num_batches"],
+        record["window_produced_batches"],
+    )
+
+
+def record_rate(record: dict[str, Any], objective: str = "epoch") -> Rate | None:
+    """The rate that the search maximises: epoch-amortised, or steady; None where nothing was measured.
+
+    Args:
+        record: a record of `trials.jsonl`.
+        objective: "epoch" or "steady".
+    """
+    steady = record_steady(record)
+    if steady is None or objective == "steady":
+        return steady
+    return steady.scaled(epoch_factor(steady.sps, record.get("boundary_s") or 0.0, record.get("epoch_samples")))
+
+
+def step_only_sps(record: dict[str, Any]) -> float | None:
+    """Items per second of the training step alone, on a cached batch; None where it was not measured."""
+    if not record.get("step_only_duration_s"):
+        return None
+    return float(record["step_only_num_items"] / record["step_only_duration_s"])

@@ -1,0 +1,112 @@
+"""The run folder: where each file of a search lies, and how it is written. Standard library only.
+
+`trials.jsonl` is appended, one fsynced line a trial: a crash leaves whole lines and at most one torn last line, which
+readers skip and name. Every other file is replaced atomically: a crash leaves the old one or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from feedrate.analysis.schema import SCHEMA, check_record
+
+
+class RunError(Exception):
+    """A run folder cannot be used; the message says why and what to do instead."""
+
+
+class RunFolder:
+    """Paths of one run. Making the object touches nothing."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.search = self.path / "search.json"
+        self.trials = self.path / "trials.jsonl"
+        self.journal = self.path / "study.journal"
+        self.best = self.path / "best.json"
+        self.report = self.path / "report.html"
+        self.tune = self.path / "tune"
+
+    def read_search(self) -> dict[str, Any]:
+        """What was asked, on what: the content of `search.json`.
+
+        Raises:
+            RunError: the folder is no run, or the file is unreadable. Name a folder that `feedrate search` wrote.
+        """
+        try:
+            loaded = json.loads(self.search.read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            raise RunError(f"{self.path} is not a run folder: it has no search.json. Name a folder that feedrate search wrote") from None
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.search} cannot be read: {error}") from None
+        if not isinstance(loaded, dict):
+            raise RunError(f"{self.search} does not hold a JSON object")
+        return loaded
+
+    def records(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """Every record of `trials.jsonl` in order of writing, and one sentence for each line that was skipped.
+
+        Raises:
+            RunError: a record has a schema that this feedrate does not know, or the file cannot be read.
+        """
+        problems: list[str] = []
+        try:
+            return list(_read_lines(self.trials, problems)), problems
+        except FileNotFoundError:
+            return [], problems
+        except OSError as error:
+            raise RunError(f"{self.trials} cannot be read: {error}") from None
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Append one record and force it to disk before returning.
+
+        Raises:
+            ValueError: the record does not fit analysis/schema.py.
+        """
+        check_record(record)
+        line = json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        descriptor = os.open(self.trials, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            size = os.fstat(descriptor).st_size
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                line = b"\n" + line  # a torn last line of a killed writer stays a line of its own
+            os.write(descriptor, line)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _read_lines(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
+    for position, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError("not an object")
+        except ValueError:
+            problems.append(f"line {position} of {path.name} is torn or damaged and was skipped")
+            continue
+        if record.get("schema") != SCHEMA:
+            raise RunError(f"{path} line {position} has schema {record.get('schema')!r}; this feedrate reads {SCHEMA!r}. Install the version that wrote it")
+        yield record
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace a file whole: a crash leaves the old content or the new, never a mixture."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

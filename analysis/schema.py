@@ -1,0 +1,128 @@
+"""The columns of `trials.jsonl`: every recorded quantity once, with its type, unit and meaning.
+
+One line of the file is one measured (or failed) setting. Writer and reader both import this table, so a name, a unit
+or a meaning exists in one place. Only raw observations are stored; every statistic is derived on read
+(`feedrate.analysis.estimate`). Standard library only, so that a trial can import it.
+
+History of the format:
+  feedrate/trials/1   first version
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+SCHEMA = "feedrate/trials/1"
+KINDS = ("probe", "search", "confirm")
+STATUSES = ("complete", "pruned", "failed")
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One recorded quantity."""
+
+    name: str
+    dtype: str
+    """One of str, int, float, bool, list[str], list[int], list[float], dict."""
+    unit: str
+    """Unit of the value; empty for names, counts and flags."""
+    meaning: str
+    required: bool = False
+    """True when every record has it, failed ones too."""
+
+
+_C = Column
+COLUMNS: tuple[Column, ...] = (
+    # which measurement this is; (study, number, attempt) is the key
+    _C("schema", "str", "", "version of this table", True),
+    _C("study", "str", "", "name of the Optuna study", True),
+    _C("number", "int", "", "Optuna trial number", True),
+    _C("attempt", "int", "", "1 for the first time this trial number was run", True),
+    _C("kind", "str", "", "probe, search or confirm", True),
+    _C("origin", "str", "", "who asked for it: baseline, seed (known rules of thumb) or sampler", True),
+    _C("round", "int", "", "confirmation round; null otherwise"),
+    _C("position", "int", "", "position inside the confirmation round; null otherwise"),
+    # the setting, in torch's spelling and canonical form
+    _C("num_workers", "int", "", "loader processes", True),
+    _C("batch_size", "int", "items", "items in a batch; null when the user's own batch sampler decides"),
+    _C("pin_memory", "bool", "", "batches copied to page-locked memory", True),
+    _C("prefetch_factor", "int", "batches", "batches in flight per worker; null with 0 workers"),
+    _C("persistent_workers", "bool", "", "workers survive the end of an epoch", True),
+    _C("multiprocessing_context", "str", "", "start method of workers; null means Python's default"),
+    _C("in_order", "bool", "", "batches arrive in sampler order", True),
+    # outcome
+    _C("stopped_early", "bool", "", "ended by the scheduler because it could not win", True),
+    _C("failure_kind", "str", "", "null when the setting was measured; else a kind of trainables/failure.py"),
+    _C("failure_phase", "str", "", "what was going on: setup, warm, loader, measure, teardown"),
+    _C("failure_message", "str", "", "one sentence for people"),
+    _C("failure_cause", "list[str]", "", "chain of causes, outermost first"),
+    _C("failure_traceback", "str", "", "the user's traceback where there is one"),
+    # steady state: raw windows, each of several batches between two consumed batches
+    _C("window_duration_s", "list[float]", "s", "wall time of each window"),
+    _C("window_num_batches", "list[int]", "", "batches the training step consumed in each window"),
+    _C("window_num_items", "list[int]", "items", "items in those batches"),
+    _C("window_produced_batches", "list[int]", "", "batches the loader finished in each window"),
+    _C("window_wait_s", "list[float]", "s", "time in each window spent inside next(loader)"),
+    _C("settled", "bool", "", "the rate had stopped drifting when the windows began, and enough windows were seen"),
+    # everything around steady state
+    _C("setup_s", "float", "s", "imports done to training step warmed, before the loader starts"),
+    _C("iter_s", "float", "s", "iter(loader): starting the workers"),
+    _C("first_batch_s", "float", "s", "wait for the first batch after iter(loader)"),
+    _C("settle_s", "float", "s", "measured but discarded before the windows"),
+    _C("boundary_s", "float", "s", "time one epoch boundary costs"),
+    _C("epoch_samples", "int", "items", "items in the user's real epoch; null when unknown"),
+    _C("unit", "str", "", "what an item is: samples, or what the user's step counts"),
+    _C("step_only_num_items", "int", "items", "items trained on a cached batch, no loading; null when not measured here"),
+    _C("step_only_duration_s", "float", "s", "time that took"),
+    # memory and machine
+    _C("tree_pss_bytes", "int", "bytes", "proportional set size of trainer and workers, end of trial"),
+    _C("tree_uss_bytes", "int", "bytes", "memory of trainer and workers shared with nobody"),
+    _C("shm_bytes", "int", "bytes", "used in /dev/shm during the trial beyond what was used before it"),
+    _C("gpu_peak_bytes", "int", "bytes", "peak of torch's CUDA allocator; null on a CPU"),
+    _C("device", "str", "", "torch device the model trained on: cpu, cuda:0"),
+    _C("device_name", "str", "", "model of the accelerator, or of the CPU"),
+    _C("host_id", "str", "", "identity of the machine; one measuring trial at a time on it"),
+    _C("hostname", "str", "", "network name of the machine"),
+    _C("num_cpus", "int", "", "CPUs the trial could run on"),
+    _C("num_cpus_source", "str", "", "which limit gave num_cpus: affinity, cgroup or ray"),
+    _C("torch_num_threads", "int", "", "threads of one torch operator in the trainer"),
+    _C("start_method", "str", "", "how worker processes were started"),
+    _C("nice", "int", "", "scheduling niceness of the trainer"),
+    _C("foreign_cpu_fraction", "float", "", "CPU time other processes took in the windows, of all CPUs (0..1)"),
+    _C("started_unix_s", "float", "s", "start of the trial, seconds since 1970"),
+    _C("finished_unix_s", "float", "s", "end of the trial"),
+    _C("versions", "dict", "", "python, torch, feedrate on the machine that measured"),
+)
+COLUMN = {column.name: column for column in COLUMNS}
+
+_PYTHON: dict[str, tuple[type, ...]] = {
+    "str": (str,), "int": (int,), "float": (float, int), "bool": (bool,), "dict": (dict,),
+    "list[str]": (list,), "list[int]": (list,), "list[float]": (list,),
+}  # fmt: skip
+
+
+def check_record(record: dict[str, Any]) -> None:
+    """Refuse a record that another feedrate could not read.
+
+    Raises:
+        ValueError: a required column is missing, a name is not in the table, or a value has the wrong type. It is a
+            defect of the writer: nothing was written.
+    """
+    for column in COLUMNS:
+        value = record.get(column.name)
+        if value is None:
+            if column.required:
+                raise ValueError(f"record lacks the column {column.name!r} ({column.meaning})")
+        elif not isinstance(value, _PYTHON[column.dtype]) or (column.dtype == "int" and isinstance(value, bool)):
+            raise ValueError(f"column {column.name!r} must be {column.dtype}, not {type(value).__name__}")
+    unknown = sorted(set(record) - set(COLUMN))
+    if unknown:
+        raise ValueError(f"columns that analysis/schema.py does not define: {', '.join(unknown)}")
+
+
+def status(record: dict[str, Any]) -> str:
+    """complete, pruned or failed; derived, so that it cannot disagree with the record."""
+    if record.get("failure_kind") is not None:
+        return "failed"
+    return "pruned" if record["stopped_early"] else "complete"

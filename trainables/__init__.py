@@ -1,0 +1,16 @@
+"""What one trial does: load, train, measure. Usable without Ray.
+
+The public names load on first use, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_PUBLIC = {"Workload": "workload", "LoaderConfig": "config", "measure": "measure", "Measurement": "measurement", "Failure": "failure"}
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

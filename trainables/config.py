@@ -1,0 +1,90 @@
+"""`LoaderConfig`: one setting of a DataLoader, refused when impossible, canonical when equivalent. No torch needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+START_METHODS = ("fork", "forkserver", "spawn")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoaderConfig:
+    """One setting, in torch's spelling.
+
+    With 0 workers the options that need workers fold away, so that two spellings of one loader compare equal.
+
+    Raises:
+        ValueError: the setting cannot work in torch; the message gives the reason and the way out.
+    """
+
+    num_workers: int = 0
+    """Loader processes; 0 loads in the training process."""
+    batch_size: int | None = 1
+    """Items in a batch; None leaves it to the workload's own batch sampler."""
+    pin_memory: bool = False
+    """Copy batches into page-locked memory (needs an accelerator)."""
+    prefetch_factor: int | None = None
+    """Batches in flight per worker; None is torch's default (2)."""
+    persistent_workers: bool = False
+    """Keep workers alive at the end of an epoch."""
+    multiprocessing_context: str | None = None
+    """Start method of workers: fork, forkserver, spawn; None is Python's default."""
+    in_order: bool = True
+    """Hand batches out in sampler order."""
+
+    def __post_init__(self) -> None:
+        _whole("num_workers", self.num_workers, 0, "0 loads in the training process")
+        if self.batch_size is not None:
+            _whole("batch_size", self.batch_size, 1, "a batch holds at least one item")
+        if self.multiprocessing_context not in (None, *START_METHODS):
+            raise ValueError(f"multiprocessing_context must be one of {', '.join(START_METHODS)}, not {self.multiprocessing_context!r}")
+        if self.num_workers == 0:
+            for name, value in (("prefetch_factor", None), ("persistent_workers", False), ("multiprocessing_context", None), ("in_order", True)):
+                object.__setattr__(self, name, value)
+        elif self.prefetch_factor is None:
+            object.__setattr__(self, "prefetch_factor", 2)
+        if self.prefetch_factor is not None:
+            _whole("prefetch_factor", self.prefetch_factor, 1, "torch fails at iteration otherwise")
+
+    def without_accelerator(self) -> LoaderConfig:
+        """The equal setting where there is no accelerator: torch ignores pin_memory there (with a warning)."""
+        return replace(self, pin_memory=False)
+
+    def to_kwargs(self) -> dict[str, Any]:
+        """Only what `DataLoader` accepts, defaults that cannot be set with 0 workers left out."""
+        kwargs: dict[str, Any] = {} if self.batch_size is None else {"batch_size": self.batch_size}
+        kwargs |= {"num_workers": self.num_workers, "pin_memory": self.pin_memory}
+        if self.num_workers:
+            kwargs |= {"prefetch_factor": self.prefetch_factor, "persistent_workers": self.persistent_workers}
+            if self.multiprocessing_context:
+                kwargs["multiprocessing_context"] = self.multiprocessing_context
+            if not self.in_order:
+                kwargs["in_order"] = False
+        return kwargs
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, for a record."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> LoaderConfig:
+        """The setting inside a record or request; other keys are ignored."""
+        return cls(**{name: fields[name] for name in cls.__dataclass_fields__ if name in fields})
+
+    def short(self) -> str:
+        """A few characters for tables: `w8 p4 pin pers`, prefixed by `b64 ` where the batch size is a number."""
+        parts = [] if self.batch_size is None else [f"b{self.batch_size}"]
+        parts.append(f"w{self.num_workers}")
+        if self.prefetch_factor is not None:
+            parts.append(f"p{self.prefetch_factor}")
+        parts += [word for word, on in (("pin", self.pin_memory), ("pers", self.persistent_workers), ("any-order", not self.in_order)) if on]
+        return " ".join(parts + ([self.multiprocessing_context] if self.multiprocessing_context else []))
+
+
+def _whole(name: str, value: object, least: int, why: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name} must be a whole number, not {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be {least} or more, not {value}: {why}")

@@ -1,0 +1,94 @@
+"""One training step: what the short form of a workload runs, and how a batch gets onto the device.
+
+The step of the general form is the user's own; it moves its batch itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+
+Step = Callable[[Any], int | None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class StepContext:
+    """Where a training step runs; passed to `make_step`."""
+
+    device: torch.device
+    batch_size: int | None
+    """Items per batch of the setting being measured; None where the workload's own batch sampler decides."""
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+
+
+def short_step(
+    model: Callable[[], torch.nn.Module],
+    loss: Callable[[Any, Any], torch.Tensor],
+    optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer],
+) -> Callable[[StepContext], Step]:
+    """`make_step` of the short form: copy to the device, forward, loss, backward, optimizer step."""
+
+    def make_step(context: StepContext) -> Step:
+        module = model().to(context.device).train()
+        optim = optimizer(module.parameters())
+        # a loss may hold tensors (class weights), so it moves too
+        criterion = loss.to(context.device) if isinstance(loss, torch.nn.Module) else loss
+
+        def step(batch: Any) -> None:
+            inputs, target = to_device(batch, context.device)
+            optim.zero_grad(set_to_none=True)
+            criterion(module(inputs), target).backward()
+            optim.step()
+
+        return step
+
+    return make_step
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """The same nested batch with every tensor on `device`; `non_blocking`, which pinned batches profit from."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return type(batch)({key: to_device(value, device) for key, value in batch.items()})  # type: ignore[call-arg]
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(value, device) for value in batch))
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(to_device(value, device) for value in batch)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        fields = {field.name: to_device(getattr(batch, field.name), device) for field in dataclasses.fields(batch)}
+        return dataclasses.replace(batch, **fields)
+    return batch
+
+
+def count_items(batch: Any, returned: int | None) -> int:
+    """Items in a batch: what the step returned, else the first tensor's first dimension.
+
+    Raises:
+        ValueError: the step returned nothing and the batch holds no tensor. Let the step return its number of items.
+    """
+    if returned is not None:
+        return int(returned)
+    for tensor in tensors(batch):
+        return int(tensor.shape[0]) if tensor.ndim else 1
+    raise ValueError("the batch holds no tensor to count items by: let step(batch) return how many items it trained")
+
+
+def tensors(batch: Any) -> Iterable[torch.Tensor]:
+    """Every tensor in a nested batch, in order."""
+    if isinstance(batch, torch.Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from tensors(value)
+    elif isinstance(batch, (list, tuple)):
+        for value in batch:
+            yield from tensors(value)
+    elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        for field in dataclasses.fields(batch):
+            yield from tensors(getattr(batch, field.name))
