@@ -1,8 +1,8 @@
 """Rates from raw windows: the burst-proof estimator, its interval, and the epoch-amortised rate. NumPy only.
 
-A window runs from one consumed batch to a later one. `produced` is what the loader finished in that time; with a
-full or draining queue it differs from what was consumed, and the production rate is the one that lasts
-(MEASURING.md 2.1: naive timing reads up to 11 times too much while the prefetched batches drain).
+A window runs from one consumed batch to a later one. `produced` is what the loader finished in that time. The rate
+that lasts is the smaller of the two: while prefetched batches drain, production is the limit (naive timing reads up
+to 11 times too much, MEASURING.md 2.1); while a slow step lets the queue fill, consumption is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ fresh starts on a quiet two-core machine (MEASURING.md 2.4), 1.5 % leaves room f
 
 # two-sided 95 % quantiles of Student's t for 1..30 degrees of freedom (NIST handbook, table 1.3.6.7.2)
 _T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-         2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
+         2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045,
+         2.042)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,10 +43,10 @@ class Rate:
 
 
 def t_quantile(degrees: int) -> float:
-    """Two-sided 95 % quantile of Student's t; the table to 30, then 1.96 + 2.4/degrees (within 0.002)."""
+    """Two-sided 95 % quantile of Student's t; the table to 30, then 1.96 + 2.45/degrees (within 0.001)."""
     if degrees < 1:
         return math.inf
-    return _T975[degrees - 1] if degrees <= len(_T975) else 1.96 + 2.4 / degrees
+    return _T975[degrees - 1] if degrees <= len(_T975) else 1.96 + 2.45 / degrees
 
 
 def steady_rate(
@@ -56,7 +57,7 @@ def steady_rate(
     *,
     run_sd_fraction: float = RUN_SD_FRACTION,
 ) -> Rate:
-    """Production rate over windows of equal length, by batch means.
+    """The lasting rate over windows of equal length, by batch means: the smaller of production and consumption.
 
     Args:
         duration_s: wall time of each window, shape (windows,).
@@ -73,7 +74,9 @@ def steady_rate(
     if duration.size == 0 or not (duration > 0).all() or not (batches > 0).all():
         raise ValueError("no complete window was measured")
     items_per_batch = float(np.sum(num_items)) / float(batches.sum())
-    produced = np.asarray(produced_batches, dtype=float) * items_per_batch
+    produced = np.asarray(produced_batches, dtype=float)
+    # decided once for all windows, not window by window: a minimum of noisy values would read too low
+    produced = min(produced, batches, key=np.sum) * items_per_batch
     mean = float(produced.sum() / duration.sum())
     if mean <= 0:
         raise ValueError("the loader finished no batch inside the windows")
@@ -81,7 +84,8 @@ def steady_rate(
     windows = duration.size
     if windows > 1:
         residual = produced - mean * duration
-        within = float(np.sqrt((residual**2).sum() / (windows - 1) / windows) / duration.mean()) * t_quantile(windows - 1)
+        error = float(np.sqrt((residual**2).sum() / (windows - 1) / windows) / duration.mean())
+        within = error * t_quantile(windows - 1)
     else:
         within = mean  # one window says nothing about its own spread
     half = math.hypot(within, 1.96 * run_sd_fraction * mean)

@@ -73,7 +73,7 @@ COLUMNS: tuple[Column, ...] = (
     _C("boundary_s", "float", "s", "time one epoch boundary costs"),
     _C("epoch_samples", "int", "items", "items in the user's real epoch; null when unknown"),
     _C("unit", "str", "", "what an item is: samples, or what the user's step counts"),
-    _C("step_only_num_items", "int", "items", "items trained on a cached batch, no loading; null when not measured here"),
+    _C("step_only_num_items", "int", "items", "items trained on a cached batch, no loading; null when not measured"),
     _C("step_only_duration_s", "float", "s", "time that took"),
     # memory and machine
     _C("tree_pss_bytes", "int", "bytes", "proportional set size of trainer and workers, end of trial"),
@@ -90,6 +90,7 @@ COLUMNS: tuple[Column, ...] = (
     _C("start_method", "str", "", "how worker processes were started"),
     _C("nice", "int", "", "scheduling niceness of the trainer"),
     _C("foreign_cpu_fraction", "float", "", "CPU time other processes took in the windows, of all CPUs (0..1)"),
+    _C("own_cpu_fraction", "float", "", "CPU time of trainer and workers in the windows, of the CPUs they may use (0..1)"),
     _C("started_unix_s", "float", "s", "start of the trial, seconds since 1970"),
     _C("finished_unix_s", "float", "s", "end of the trial"),
     _C("versions", "dict", "", "python, torch, feedrate on the machine that measured"),
@@ -98,8 +99,14 @@ COLUMN = {column.name: column for column in COLUMNS}
 
 _PYTHON: dict[str, tuple[type, ...]] = {
     "str": (str,), "int": (int,), "float": (float, int), "bool": (bool,), "dict": (dict,),
-    "list[str]": (list,), "list[int]": (list,), "list[float]": (list,),
 }  # fmt: skip
+
+
+def fits(value: object, dtype: str) -> bool:
+    """Whether a value that is not None has the type of a column; every element of a list counts."""
+    if dtype.startswith("list["):
+        return isinstance(value, list) and all(fits(element, dtype[5:-1]) for element in value)
+    return isinstance(value, _PYTHON[dtype]) and (dtype == "bool" or not isinstance(value, bool))
 
 
 def check_record(record: dict[str, Any]) -> None:
@@ -114,7 +121,7 @@ def check_record(record: dict[str, Any]) -> None:
         if value is None:
             if column.required:
                 raise ValueError(f"record lacks the column {column.name!r} ({column.meaning})")
-        elif not isinstance(value, _PYTHON[column.dtype]) or (column.dtype == "int" and isinstance(value, bool)):
+        elif not fits(value, column.dtype):
             raise ValueError(f"column {column.name!r} must be {column.dtype}, not {type(value).__name__}")
     unknown = sorted(set(record) - set(COLUMN))
     if unknown:

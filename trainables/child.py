@@ -1,0 +1,147 @@
+"""What a trial's child process does: one request in, events out, then the end of the process.
+
+Events are JSON lines on a pipe: {"event": "phase" | "waiting" | "progress" | "result" | "failure" | "described", ...}.
+The last one is result, failure or described. Runs on the main thread of a process forked from the clean template, so
+torch names the signals that kill loader workers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset
+
+from feedrate.trainables import host
+from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.failure import classify, user_traceback
+from feedrate.trainables.loading import owned_generators, read_baseline
+from feedrate.trainables.measure import MeasureOptions, measure, pick_device
+from feedrate.trainables.resolve import UnknownWorkload, WorkloadRef, load
+from feedrate.trainables.workload import Workload, WorkloadError
+
+Send = Callable[[dict[str, Any]], None]
+
+
+def run_request(request: dict[str, Any], descriptor: int) -> None:
+    """Serve one request and write its events to `descriptor`. Never raises."""
+
+    def send(event: dict[str, Any]) -> None:
+        data = json.dumps(event).encode() + b"\n"
+        while data:
+            data = data[os.write(descriptor, data) :]
+
+    serve = {"measure": _measure, "describe": _describe}[request["op"]]
+    phase = "setup"
+
+    def on_event(event: dict[str, Any]) -> None:
+        nonlocal phase
+        phase = event.get("phase", phase) if event["event"] == "phase" else phase
+        send(event)
+
+    warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores is what we try
+    try:
+        serve(request, on_event)
+    except (UnknownWorkload, WorkloadError) as error:
+        send({"event": "failure", "usage": True, **_usage(str(error), phase)})
+    except BaseException as error:  # user code may raise anything, SystemExit too
+        failure = classify(error, phase)
+        send({"event": "failure", "usage": False, **failure.columns()})
+
+
+def _usage(message: str, phase: str) -> dict[str, Any]:
+    return {"failure_kind": "user-code", "failure_phase": phase, "failure_message": message, "failure_cause": [], "failure_traceback": None}
+
+
+def _measure(request: dict[str, Any], send: Send) -> None:
+    """Measure one setting. The host lock is held from here until the last process of this trial is gone."""
+    lock = host.HostLock()
+    lock.acquire(lambda: send({"event": "waiting"}))
+    send({"event": "phase", "phase": "setup"})
+    workload = load(WorkloadRef(**request["workload"]))
+    config = LoaderConfig.from_dict(request["config"])
+    facts = host_facts()
+    measurement = None
+    for measurement in measure(workload, config, MeasureOptions(**request["options"]), lambda phase: send({"event": "phase", "phase": phase})):
+        send({"event": "progress", "columns": measurement.columns()})
+    assert measurement is not None  # measure() yields at least once or raises
+    send({"event": "result", "columns": measurement.columns() | facts})
+
+
+def _describe(request: dict[str, Any], send: Send) -> None:
+    """Say what the workload is, without training: its baseline, its size, what its data check found."""
+    ref = WorkloadRef(**request["workload"])
+    send({"event": "phase", "phase": "setup"})
+    try:
+        workload = load(ref)
+    except (UnknownWorkload, WorkloadError):
+        raise
+    except Exception as error:
+        place = ref.target.rpartition(":")[2]
+        raise WorkloadError(f"the workload's function {place} raised:\n{user_traceback(error)}".rstrip()) from None
+    try:
+        described = describe(workload)
+    except WorkloadError:
+        raise
+    except Exception as error:
+        raise WorkloadError(f"the loader of workload {workload.name!r} cannot be built:\n{user_traceback(error)}".rstrip()) from None
+    send({"event": "described", **described, "facts": host_facts()})
+
+
+def describe(workload: Workload) -> dict[str, Any]:
+    """Facts about a workload: name, unit, epoch_samples, baseline (None: torch's default), fixed dimensions, notes."""
+    notes = list(workload.check()) if workload.check else []
+    if workload.is_short:
+        dataset: Any = workload.dataset
+        baseline = None
+        fixed = ["batch_size"] if "batch_sampler" in workload.loader_kwargs else []
+    else:
+        loader = workload.make_loader()
+        dataset, baseline = loader.dataset, read_baseline(loader).to_dict()
+        fixed = ["batch_size"] if loader.batch_size is None else []
+    owned = owned_generators(dataset)
+    if owned:
+        notes.append(
+            f"the dataset owns random generators ({', '.join(owned)}): torch does not reseed them, so every worker draws the same "
+            "numbers; reseed them in worker_init_fn from torch.initial_seed()"
+        )
+    try:
+        epoch_samples = len(dataset)
+    except TypeError:
+        epoch_samples = None
+    if epoch_samples == 0:
+        raise WorkloadError(f"the dataset of workload {workload.name!r} is empty")
+    return {
+        "name": workload.name,
+        "unit": workload.unit,
+        "is_short": workload.is_short,
+        "iterable": isinstance(dataset, IterableDataset),
+        "epoch_samples": epoch_samples,
+        "baseline": baseline,
+        "fixed": fixed,
+        "notes": notes,
+    }
+
+
+def host_facts() -> dict[str, Any]:
+    """Columns that tell where a trial ran."""
+    device = pick_device()
+    num_cpus, source = host.cpu_budget()
+    return {
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else host.cpu_model(),
+        "host_id": host.host_id(),
+        "hostname": socket.gethostname(),
+        "num_cpus": num_cpus,
+        "num_cpus_source": source,
+        "torch_num_threads": torch.get_num_threads(),
+        "nice": os.nice(0),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "feedrate": version("feedrate")},
+    }

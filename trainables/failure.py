@@ -1,0 +1,135 @@
+"""`Failure`: why a setting has no number, as a kind, a phase, a sentence and the chain of causes."""
+
+from __future__ import annotations
+
+import errno
+import re
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_OURS = str(Path(__file__).parent)
+
+KINDS = {
+    "user-code": "an exception in the workload's own code",
+    "worker-killed": "a loader worker ended without an exception",
+    "trainer-killed": "the training process ended without an exception",
+    "hang": "nothing happened until the trial's time was over",
+    "shm-full": "/dev/shm is too small for the batches in flight",
+    "too-many-files": "the limit of open files is too low",
+    "out-of-memory": "the machine's memory was exhausted",
+    "cuda-out-of-memory": "the accelerator's memory was exhausted",
+    "override-ignored": "make_loader did not apply a setting",
+    "supervisor-died": "the process that watches the trial ended (killed, or its node was lost)",
+    "internal": "a defect of feedrate",
+}
+INFEASIBLE = ("shm-full", "too-many-files", "out-of-memory", "cuda-out-of-memory")
+"""Kinds that mean "this setting does not fit here": the search avoids its neighbours."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """A trial that ended without a number."""
+
+    kind: str
+    """A key of `KINDS`."""
+    phase: str
+    """setup, warm, loader, measure or teardown."""
+    message: str
+    """One sentence for people, with the way out where there is one."""
+    cause: tuple[str, ...] = ()
+    """The chain of causes, outermost first."""
+    traceback: str | None = None
+    """The user's traceback where there is one."""
+
+    def columns(self) -> dict[str, Any]:
+        """The failure's columns of a trial record."""
+        return {
+            "failure_kind": self.kind,
+            "failure_phase": self.phase,
+            "failure_message": self.message,
+            "failure_cause": list(self.cause),
+            "failure_traceback": self.traceback,
+        }
+
+
+class TrialFailed(Exception):
+    """Raised inside a trial to end it with a `Failure` that is known already."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+def user_traceback(error: BaseException) -> str:
+    """The traceback from the first frame outside feedrate on: what the user would see in their own script."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None and _is_ours(frame.tb_frame.f_code.co_filename):
+        frame = frame.tb_next
+    return "".join(traceback.format_exception(type(error), error, frame))
+
+
+def _is_ours(filename: str) -> bool:
+    return filename.startswith((_OURS, "<frozen importlib"))
+
+
+def chain(error: BaseException) -> list[BaseException]:
+    """The error and what it was raised from, outermost first."""
+    links: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in links:
+        links.append(current)
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+    return links
+
+
+def classify(error: BaseException, phase: str) -> Failure:
+    """Turn an exception caught in the training process into a `Failure`.
+
+    The texts are torch 2.13's own (MEASURING.md 1.7); the real cause is often the last link of the chain.
+    """
+    if isinstance(error, TrialFailed):
+        return error.failure
+    links = chain(error)
+    texts = [str(link) for link in links]
+    everything = "\n".join(texts)
+    kind, message = _kind(error, everything)
+    return Failure(
+        kind=kind,
+        phase=phase,
+        message=message or _first_line(error),
+        cause=tuple(f"{type(link).__name__}: {_last_line(text)}" for link, text in zip(links, texts, strict=True)),
+        traceback=user_traceback(error),
+    )
+
+
+def _kind(error: BaseException, text: str) -> tuple[str, str]:
+    if type(error).__name__ == "OutOfMemoryError":
+        return "cuda-out-of-memory", "the accelerator's memory is too small for this batch size: use a smaller one"
+    if "No space left on device" in text and "shm" in text or "Bus error" in text:
+        return "shm-full", "/dev/shm is too small for the batches in flight: raise it (docker: --shm-size), or use fewer workers or a smaller prefetch_factor"
+    if "Too many open files" in text or getattr(error, "errno", None) == errno.EMFILE:
+        return "too-many-files", "the limit of open files is too low for the batches in flight: raise `ulimit -n`, or use the file_system sharing strategy"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in text or "DefaultCPUAllocator: not enough memory" in text:
+        return "out-of-memory", "the machine's memory was exhausted: use fewer workers or a smaller batch"
+    if match := re.search(r"killed by signal: (.+?)\.(?:\s|$)", text):
+        return "worker-killed", f"a loader worker was killed by a signal: {match[1]}"
+    if "exited unexpectedly" in text:
+        return "worker-killed", "a loader worker ended by itself, without an exception: look for os._exit or a crash in a library"
+    if "DataLoader timed out" in text:
+        return "hang", "a loader worker delivered nothing until the loader's timeout"
+    return "user-code", ""
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error)
+    if "Original Traceback" in text:  # torch re-raises a worker's exception with its traceback inside the message
+        return _last_line(text)
+    lines = text.strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1].strip() if lines else ""

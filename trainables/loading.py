@@ -1,0 +1,138 @@
+"""Builds the loader of one setting: seeded, endless where the workload allows it, checked against what was asked."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, Sampler
+
+from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.failure import Failure, TrialFailed
+from feedrate.trainables.workload import Workload
+
+
+class EndlessSampler(Sampler[int]):
+    """Epoch after epoch of indices without an end, from its own generator, begun at a seeded place.
+
+    The place differs from trial to trial, so that a warming page cache does not favour later settings.
+    """
+
+    def __init__(self, num_samples: int, *, shuffle: bool, seed: int) -> None:
+        self.num_samples = num_samples
+        self.shuffle = shuffle
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed)
+        start = int(torch.randint(self.num_samples, (1,), generator=generator))
+        while True:
+            if self.shuffle:
+                yield from torch.randperm(self.num_samples, generator=generator).tolist()
+            else:
+                yield from range(start, self.num_samples)
+                start = 0
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch in this process; torch derives the workers' seeds from the loader's generator."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - datasets draw from the legacy global generator
+    torch.manual_seed(seed)
+
+
+def build_loader(workload: Workload, config: LoaderConfig, *, seed: int) -> DataLoader[Any]:
+    """The workload's loader with this setting.
+
+    The short form gets an endless sampler unless it names its own; the general form is the user's loader as it is.
+
+    Raises:
+        TrialFailed: the built loader does not show a setting that was asked for (kind override-ignored).
+    """
+    kwargs = config.to_kwargs()
+    generator = torch.Generator().manual_seed(seed)
+    if not workload.is_short:
+        loader = workload.make_loader(**kwargs)
+        if not isinstance(loader, DataLoader):
+            message = f"make_loader of {workload.name!r} returned {type(loader).__name__}, not a torch DataLoader"
+            raise TrialFailed(Failure(kind="user-code", phase="loader", message=message))
+        check_overrides(loader, config)
+        if loader.generator is None:
+            loader.generator = generator
+        return loader
+    fixed = {"generator": generator} | workload.loader_kwargs
+    if "batch_sampler" in fixed:
+        kwargs.pop("batch_size", None)
+    elif not isinstance(workload.dataset, IterableDataset) and "sampler" not in fixed:
+        shuffle = bool(fixed.pop("shuffle", True))
+        fixed["sampler"] = EndlessSampler(len(workload.dataset), shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
+    return DataLoader(workload.dataset, collate_fn=workload.collate_fn, **fixed, **kwargs)
+
+
+def check_overrides(loader: DataLoader[Any], config: LoaderConfig) -> None:
+    """Refuse a loader that silently ignored an override.
+
+    Raises:
+        TrialFailed: names the setting, what was asked and what the loader shows.
+    """
+    for name, asked in config.to_kwargs().items():
+        shown: Any = getattr(loader, name)
+        if name == "multiprocessing_context":
+            shown = shown.get_start_method() if shown is not None else None
+        if shown != asked:
+            message = (
+                f"make_loader ignored {name}={asked!r}: the loader it built has {name}={shown!r}. "
+                f"Pass **overrides on to DataLoader, or fix {name} with --{name.replace('_', '-')} {shown}"
+            )
+            raise TrialFailed(Failure(kind="override-ignored", phase="loader", message=message))
+
+
+def read_baseline(loader: DataLoader[Any]) -> LoaderConfig:
+    """The setting of a loader that the user built."""
+    context = loader.multiprocessing_context
+    return LoaderConfig(
+        num_workers=loader.num_workers,
+        batch_size=loader.batch_size,
+        pin_memory=bool(loader.pin_memory),
+        prefetch_factor=loader.prefetch_factor,
+        persistent_workers=loader.persistent_workers,
+        multiprocessing_context=context.get_start_method() if context is not None else None,
+        in_order=bool(getattr(loader, "in_order", True)),
+    )
+
+
+def cached_batch(workload: Workload, config: LoaderConfig) -> Any:
+    """One host batch of the right size, for warming the step and timing it alone.
+
+    The short form reads at most 8 samples and repeats them: fetching a whole batch can cost seconds. The general
+    form (and an iterable dataset) takes the first batch of a loader without workers.
+    """
+    iterable = workload.is_short and isinstance(workload.dataset, IterableDataset)
+    if workload.is_short and not iterable and config.batch_size is not None and "batch_sampler" not in workload.loader_kwargs:
+        size = min(8, config.batch_size, len(workload.dataset))  # type: ignore[arg-type]
+        samples = [workload.dataset[index] for index in range(size)]
+        collate = workload.collate_fn or torch.utils.data.default_collate
+        return collate([samples[index % size] for index in range(config.batch_size)])
+    alone = LoaderConfig(num_workers=0, batch_size=config.batch_size)
+    kwargs = alone.to_kwargs()
+    if "batch_sampler" in workload.loader_kwargs:
+        kwargs.pop("batch_size", None)
+    return next(iter(workload.make_loader(**kwargs)))
+
+
+def owned_generators(dataset: object) -> list[str]:
+    """Attributes of a dataset that are random generators: torch does not reseed them in workers.
+
+    Every worker then draws the same numbers, so augmentations repeat (MEASURING.md 6).
+    """
+    kinds = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
+    members = getattr(dataset, "__dict__", {})
+    return [name for name, value in members.items() if isinstance(value, kinds)]
+
+

@@ -1,0 +1,131 @@
+"""Finds the workload that a user names: a bundled one, `package.module:function`, or `path/to/file.py:function`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+BUNDLED = {
+    "images": "JPEG files decoded with Pillow and augmented: the processor is the bottleneck",
+    "objects": "the same samples fetched one by one over HTTP: waiting is the bottleneck",
+    "table": "rows already in memory and a small network: worker processes only cost",
+}
+
+
+class UnknownWorkload(Exception):
+    """The name leads to no workload; the message says what was looked for and what there is."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkloadRef:
+    """A workload by name, so that another process or machine can make it."""
+
+    target: str
+    """A bundled name, or module:function, or file.py:function with an absolute path."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the function."""
+    folder: str | None = None
+    """Put first on sys.path: the file's folder, or the current one for module:function."""
+    cwd: str | None = None
+    """Working directory, for relative data paths."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `WorkloadRef(**...)` takes back."""
+        return asdict(self)
+
+
+def make_ref(text: str, options: Mapping[str, Any] | None = None, cwd: Path | None = None) -> WorkloadRef:
+    """Read a WORKLOAD argument. Nothing is imported.
+
+    Raises:
+        UnknownWorkload: the text has none of the three forms, or its file does not exist.
+    """
+    cwd = cwd or Path.cwd()
+    if text in BUNDLED:
+        return WorkloadRef(target=text, options=dict(options or {}), cwd=str(cwd))
+    place, colon, function = text.rpartition(":")
+    if not colon or not place or not function.isidentifier():
+        known = ", ".join(BUNDLED)
+        raise UnknownWorkload(f"unknown workload {text!r}: name a bundled one ({known}), package.module:function, or path/to/file.py:function")
+    if place.endswith(".py"):
+        path = Path(os.path.abspath(cwd / place))
+        if not path.is_file():
+            raise UnknownWorkload(f"workload file {place} does not exist")
+        return WorkloadRef(target=f"{path}:{function}", options=dict(options or {}), folder=str(path.parent), cwd=str(cwd))
+    return WorkloadRef(target=text, options=dict(options or {}), folder=str(cwd), cwd=str(cwd))
+
+
+def preload(ref: WorkloadRef) -> Callable[..., Any]:
+    """Import the workload's module and return its function, without calling it.
+
+    Raises:
+        UnknownWorkload: there is no such module or function.
+        Exception: whatever the user's module raises while it is imported.
+    """
+    if ref.target in BUNDLED:
+        module = importlib.import_module(f"feedrate.trainables.{ref.target}")
+        return getattr(module, ref.target)  # type: ignore[no-any-return]
+    place, _, name = ref.target.rpartition(":")
+    if ref.folder is not None and ref.folder not in sys.path[:1]:
+        sys.path.insert(0, ref.folder)
+    module = _from_file(Path(place)) if place.endswith(".py") else _from_name(place)
+    function = getattr(module, name, None)
+    if not callable(function):
+        defined = [key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__]
+        raise UnknownWorkload(f"{place} has no function {name!r}; it defines: {', '.join(defined) or 'no function'}")
+    return function  # type: ignore[no-any-return]
+
+
+def load(ref: WorkloadRef) -> Any:
+    """Make the workload.
+
+    Raises:
+        UnknownWorkload: no such module or function, the function does not take the options, or it returned something
+            other than a `Workload`.
+        Exception: whatever the user's function raises.
+    """
+    from feedrate.trainables.workload import Workload
+
+    function = preload(ref)
+    try:
+        inspect.signature(function).bind(**ref.options)
+    except TypeError as error:
+        raise UnknownWorkload(f"workload {ref.target} does not take these options: {error}") from None
+    workload = function(**ref.options)
+    if not isinstance(workload, Workload):
+        raise UnknownWorkload(f"{ref.target} returned {type(workload).__name__}, not a feedrate.trainables.Workload")
+    return workload
+
+
+def _from_name(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+            raise UnknownWorkload(f"no module named {name!r} is importable from {os.getcwd()}") from None
+        raise
+
+
+def _from_file(path: Path) -> ModuleType:
+    """Import by the file's stem, the name under which spawned loader workers will find it too."""
+    loaded = sys.modules.get(path.stem)
+    if loaded is not None and getattr(loaded, "__file__", None) == str(path):
+        return loaded
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[path.stem]
+        raise
+    return module
