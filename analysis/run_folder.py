@@ -39,14 +39,10 @@ class RunFolder:
             RunError: the folder is no run, or the file is unreadable. Name a folder that `feedrate search` wrote.
         """
         try:
-            loaded = json.loads(self.search.read_text())
+            return read_object(self.search)
         except (FileNotFoundError, NotADirectoryError):
-            raise RunError(f"{self.path} is not a run folder: it has no search.json. Name a folder that feedrate search wrote") from None
-        except (OSError, ValueError) as error:
-            raise RunError(f"{self.search} cannot be read: {error}") from None
-        if not isinstance(loaded, dict):
-            raise RunError(f"{self.search} does not hold a JSON object")
-        return loaded
+            way_out = "Name a folder that feedrate search wrote"
+            raise RunError(f"{self.path} is not a run folder: it has no search.json. {way_out}") from None
 
     def records(self) -> tuple[list[dict[str, Any]], list[str]]:
         """Every record of `trials.jsonl` in order of writing, and one sentence for each line that was skipped.
@@ -75,7 +71,8 @@ class RunFolder:
             size = os.fstat(descriptor).st_size
             if size and os.pread(descriptor, 1, size - 1) != b"\n":
                 line = b"\n" + line  # a torn last line of a killed writer stays a line of its own
-            os.write(descriptor, line)
+            while line:  # a disk that fills up takes a part of the line first, then refuses the rest
+                line = line[os.write(descriptor, line) :]
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -87,22 +84,43 @@ def _read_lines(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
             continue
         try:
             record = json.loads(line)
-            if not isinstance(record, dict):
-                raise ValueError("not an object")
-        except ValueError:
+        except (ValueError, RecursionError):
+            record = None
+        schema = record.get("schema") if isinstance(record, dict) else None
+        if not isinstance(schema, str):
             problems.append(f"line {position} of {path.name} is torn or damaged and was skipped")
-            continue
-        if record.get("schema") != SCHEMA:
-            raise RunError(f"{path} line {position} has schema {record.get('schema')!r}; this feedrate reads {SCHEMA!r}. Install the version that wrote it")
-        yield record
+        elif schema != SCHEMA:
+            reads = f"this feedrate reads {SCHEMA!r}. Install the version that wrote it"
+            raise RunError(f"{path} line {position} has schema {schema!r}; {reads}")
+        else:
+            yield record
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace a file whole: a crash leaves the old content or the new, never a mixture."""
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: there is no such file.
+        RunError: it cannot be read or holds something else.
+    """
+    try:
+        loaded = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from None
+    if not isinstance(loaded, dict):
+        raise RunError(f"{path} does not hold a JSON object")
+    return loaded
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replace a file whole: a crash leaves the old content or the new, never a mixture. Text becomes UTF-8."""
+    data = content.encode() if isinstance(content, str) else content
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)

@@ -90,7 +90,7 @@ COLUMNS: tuple[Column, ...] = (
     _C("start_method", "str", "", "how worker processes were started"),
     _C("nice", "int", "", "scheduling niceness of the trainer"),
     _C("foreign_cpu_fraction", "float", "", "CPU time other processes took in the windows, of all CPUs (0..1)"),
-    _C("own_cpu_fraction", "float", "", "CPU time of trainer and workers in the windows, of the CPUs they may use (0..1)"),
+    _C("own_cpu_fraction", "float", "", "CPU time of trainer and workers in the windows, of their CPUs (0..1)"),
     _C("started_unix_s", "float", "s", "start of the trial, seconds since 1970"),
     _C("finished_unix_s", "float", "s", "end of the trial"),
     _C("versions", "dict", "", "python, torch, feedrate on the machine that measured"),
@@ -122,7 +122,8 @@ def check_record(record: dict[str, Any]) -> None:
             if column.required:
                 raise ValueError(f"record lacks the column {column.name!r} ({column.meaning})")
         elif not fits(value, column.dtype):
-            raise ValueError(f"column {column.name!r} must be {column.dtype}, not {type(value).__name__}")
+            found = repr(value)[:40] if isinstance(value, list) else type(value).__name__
+            raise ValueError(f"column {column.name!r} must be {column.dtype}, not {found}")
     unknown = sorted(set(record) - set(COLUMN))
     if unknown:
         raise ValueError(f"columns that analysis/schema.py does not define: {', '.join(unknown)}")

@@ -57,7 +57,13 @@ def run_request(request: dict[str, Any], descriptor: int) -> None:
 
 
 def _usage(message: str, phase: str) -> dict[str, Any]:
-    return {"failure_kind": "user-code", "failure_phase": phase, "failure_message": message, "failure_cause": [], "failure_traceback": None}
+    return {
+        "failure_kind": "user-code",
+        "failure_phase": phase,
+        "failure_message": message,
+        "failure_cause": [],
+        "failure_traceback": None,
+    }
 
 
 def _measure(request: dict[str, Any], send: Send) -> None:
@@ -69,7 +75,9 @@ def _measure(request: dict[str, Any], send: Send) -> None:
     config = LoaderConfig.from_dict(request["config"])
     facts = host_facts()
     measurement = None
-    for measurement in measure(workload, config, MeasureOptions(**request["options"]), lambda phase: send({"event": "phase", "phase": phase})):
+    for measurement in measure(
+        workload, config, MeasureOptions(**request["options"]), lambda phase: send({"event": "phase", "phase": phase})
+    ):
         send({"event": "progress", "columns": measurement.columns()})
     assert measurement is not None  # measure() yields at least once or raises
     send({"event": "result", "columns": measurement.columns() | facts})
@@ -91,8 +99,10 @@ def _describe(request: dict[str, Any], send: Send) -> None:
     except WorkloadError:
         raise
     except Exception as error:
-        raise WorkloadError(f"the loader of workload {workload.name!r} cannot be built:\n{user_traceback(error)}".rstrip()) from None
-    send({"event": "described", **described, "facts": host_facts()})
+        raise WorkloadError(
+            f"the loader of workload {workload.name!r} cannot be built:\n{user_traceback(error)}".rstrip()
+        ) from None
+    send({"event": "described", **described, "facts": host_facts() | {"num_gpus": torch.cuda.device_count()}})
 
 
 def describe(workload: Workload) -> dict[str, Any]:

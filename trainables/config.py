@@ -39,9 +39,16 @@ class LoaderConfig:
         if self.batch_size is not None:
             _whole("batch_size", self.batch_size, 1, "a batch holds at least one item")
         if self.multiprocessing_context not in (None, *START_METHODS):
-            raise ValueError(f"multiprocessing_context must be one of {', '.join(START_METHODS)}, not {self.multiprocessing_context!r}")
+            raise ValueError(
+                f"multiprocessing_context must be one of {', '.join(START_METHODS)}, not {self.multiprocessing_context!r}"
+            )
         if self.num_workers == 0:
-            for name, value in (("prefetch_factor", None), ("persistent_workers", False), ("multiprocessing_context", None), ("in_order", True)):
+            for name, value in (
+                ("prefetch_factor", None),
+                ("persistent_workers", False),
+                ("multiprocessing_context", None),
+                ("in_order", True),
+            ):
                 object.__setattr__(self, name, value)
         elif self.prefetch_factor is None:
             object.__setattr__(self, "prefetch_factor", 2)
@@ -79,7 +86,15 @@ class LoaderConfig:
         parts.append(f"w{self.num_workers}")
         if self.prefetch_factor is not None:
             parts.append(f"p{self.prefetch_factor}")
-        parts += [word for word, on in (("pin", self.pin_memory), ("pers", self.persistent_workers), ("any-order", not self.in_order)) if on]
+        parts += [
+            word
+            for word, on in (
+                ("pin", self.pin_memory),
+                ("pers", self.persistent_workers),
+                ("any-order", not self.in_order),
+            )
+            if on
+        ]
         return " ".join(parts + ([self.multiprocessing_context] if self.multiprocessing_context else []))
 
 

@@ -107,16 +107,29 @@ def classify(error: BaseException, phase: str) -> Failure:
 def _kind(error: BaseException, text: str) -> tuple[str, str]:
     if type(error).__name__ == "OutOfMemoryError":
         return "cuda-out-of-memory", "the accelerator's memory is too small for this batch size: use a smaller one"
-    if "No space left on device" in text and "shm" in text or "Bus error" in text:
-        return "shm-full", "/dev/shm is too small for the batches in flight: raise it (docker: --shm-size), or use fewer workers or a smaller prefetch_factor"
+    if ("No space left on device" in text and "shm" in text) or "Bus error" in text:
+        return (
+            "shm-full",
+            "/dev/shm is too small for the batches in flight: raise it (docker: --shm-size), or use fewer workers or a smaller prefetch_factor",
+        )
     if "Too many open files" in text or getattr(error, "errno", None) == errno.EMFILE:
-        return "too-many-files", "the limit of open files is too low for the batches in flight: raise `ulimit -n`, or use the file_system sharing strategy"
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in text or "DefaultCPUAllocator: not enough memory" in text:
+        return (
+            "too-many-files",
+            "the limit of open files is too low for the batches in flight: raise `ulimit -n`, or use the file_system sharing strategy",
+        )
+    if (
+        isinstance(error, MemoryError)
+        or "DefaultCPUAllocator: can't allocate memory" in text
+        or "DefaultCPUAllocator: not enough memory" in text
+    ):
         return "out-of-memory", "the machine's memory was exhausted: use fewer workers or a smaller batch"
     if match := re.search(r"killed by signal: (.+?)\.(?:\s|$)", text):
         return "worker-killed", f"a loader worker was killed by a signal: {match[1]}"
     if "exited unexpectedly" in text:
-        return "worker-killed", "a loader worker ended by itself, without an exception: look for os._exit or a crash in a library"
+        return (
+            "worker-killed",
+            "a loader worker ended by itself, without an exception: look for os._exit or a crash in a library",
+        )
     if "DataLoader timed out" in text:
         return "hang", "a loader worker delivered nothing until the loader's timeout"
     return "user-code", ""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-LOCK_FOLDER = Path("/tmp")  # noqa: S108 - searches of different users must meet in one place
+LOCK_FOLDER = Path("/tmp")
 
 
 def host_id() -> str:

@@ -43,7 +43,7 @@ class EndlessSampler(Sampler[int]):
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch in this process; torch derives the workers' seeds from the loader's generator."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - datasets draw from the legacy global generator
+    np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
@@ -114,7 +114,12 @@ def cached_batch(workload: Workload, config: LoaderConfig) -> Any:
     form (and an iterable dataset) takes the first batch of a loader without workers.
     """
     iterable = workload.is_short and isinstance(workload.dataset, IterableDataset)
-    if workload.is_short and not iterable and config.batch_size is not None and "batch_sampler" not in workload.loader_kwargs:
+    if (
+        workload.is_short
+        and not iterable
+        and config.batch_size is not None
+        and "batch_sampler" not in workload.loader_kwargs
+    ):
         size = min(8, config.batch_size, len(workload.dataset))  # type: ignore[arg-type]
         samples = [workload.dataset[index] for index in range(size)]
         collate = workload.collate_fn or torch.utils.data.default_collate
@@ -134,5 +139,3 @@ def owned_generators(dataset: object) -> list[str]:
     kinds = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
     members = getattr(dataset, "__dict__", {})
     return [name for name, value in members.items() if isinstance(value, kinds)]
-
-

@@ -24,10 +24,10 @@ from feedrate.trainables.workload import Workload
 
 CYCLES_PER_WINDOW = 4
 """Production is periodic in num_workers batches; windows of at least 4 periods have an honest spread (MEASURING.md 2.3)."""
-MIN_WINDOW_S = 0.4
+MIN_WINDOW_S = 0.35
 MIN_WINDOWS = 5
-MAX_WINDOWS = 20
-ENOUGH_FRACTION = 0.01
+MAX_WINDOWS = 13
+ENOUGH_FRACTION = 0.015
 """A half-width of the windows' interval below this ends a measurement: the run-to-run spread is larger."""
 
 
@@ -83,7 +83,7 @@ def measure(
     result = Measurement(unit=workload.unit)
     if options.loader_only:
 
-        def step(batch: Any) -> None:  # noqa: F811 - what is trained here is nothing
+        def step(batch: Any) -> None:
             to_device(batch, device)
 
     else:
@@ -131,7 +131,15 @@ def measure(
 class _Run:
     """The training loop between two batches: where the clock, the counter and the windows are kept in step."""
 
-    def __init__(self, loader: DataLoader[Any], counter: CountingCollate | None, step: Step, device: torch.device, result: Measurement, max_s: float) -> None:
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        counter: CountingCollate | None,
+        step: Step,
+        device: torch.device,
+        result: Measurement,
+        max_s: float,
+    ) -> None:
         self.loader, self.counter, self.step, self.device, self.result = loader, counter, step, device, result
         self.max_s = max_s
         self.consumed = self.items = 0
@@ -202,7 +210,8 @@ class _Run:
         if len(windows) < MIN_WINDOWS or min(windows.window_num_batches) < whole:
             return False
         rates = [
-            sum(windows.window_num_items[part]) / sum(windows.window_duration_s[part]) for part in (slice(0, half), slice(half, None))
+            sum(windows.window_num_items[part]) / sum(windows.window_duration_s[part])
+            for part in (slice(0, half), slice(half, None))
         ]
         return abs(rates[0] / rates[1] - 1) < 0.05
 

@@ -54,12 +54,16 @@ def make_ref(text: str, options: Mapping[str, Any] | None = None, cwd: Path | No
     place, colon, function = text.rpartition(":")
     if not colon or not place or not function.isidentifier():
         known = ", ".join(BUNDLED)
-        raise UnknownWorkload(f"unknown workload {text!r}: name a bundled one ({known}), package.module:function, or path/to/file.py:function")
+        raise UnknownWorkload(
+            f"unknown workload {text!r}: name a bundled one ({known}), package.module:function, or path/to/file.py:function"
+        )
     if place.endswith(".py"):
         path = Path(os.path.abspath(cwd / place))
         if not path.is_file():
             raise UnknownWorkload(f"workload file {place} does not exist")
-        return WorkloadRef(target=f"{path}:{function}", options=dict(options or {}), folder=str(path.parent), cwd=str(cwd))
+        return WorkloadRef(
+            target=f"{path}:{function}", options=dict(options or {}), folder=str(path.parent), cwd=str(cwd)
+        )
     return WorkloadRef(target=text, options=dict(options or {}), folder=str(cwd), cwd=str(cwd))
 
 
@@ -79,7 +83,11 @@ def preload(ref: WorkloadRef) -> Callable[..., Any]:
     module = _from_file(Path(place)) if place.endswith(".py") else _from_name(place)
     function = getattr(module, name, None)
     if not callable(function):
-        defined = [key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__]
+        defined = [
+            key
+            for key, value in vars(module).items()
+            if inspect.isfunction(value) and value.__module__ == module.__name__
+        ]
         raise UnknownWorkload(f"{place} has no function {name!r}; it defines: {', '.join(defined) or 'no function'}")
     return function  # type: ignore[no-any-return]
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from feedrate.trainables.failure import Failure
 from feedrate.trainables.resolve import WorkloadRef
-from feedrate.trainables.template import MARKER, kill_marked
+from feedrate.trainables.template import MARKER, kill_group, kill_marked
 
 SETUP_TIMEOUT_S = 300.0
 """Longest silence before a trial's timed part: making the dataset and the model, first CUDA use."""
@@ -112,7 +112,7 @@ class Template:
             if value is not None:
                 environment[key] = value
         environment[MARKER] = self._marker
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the template
         output = None if self._show_output else self._log
         self._control, theirs = socket.socketpair()
         with theirs:
@@ -148,7 +148,7 @@ class Template:
 
     def _tail(self) -> str:
         """The last lines of the workload's output, for a failure's sentence."""
-        if self._show_output or self._process is None and not hasattr(self, "_log"):
+        if self._show_output or (self._process is None and not hasattr(self, "_log")):
             return ""
         size = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(size - 1500, 0))
@@ -176,7 +176,11 @@ class _Child:
             timeout_ms = None if deadline is None else max(deadline - time.monotonic(), 0) * 1000
             ready = {number for number, _ in poll.poll(timeout_ms)}
             if not ready:
-                yield _failure("hang", self.phase, f"nothing happened in phase {self.phase} for too long; the trial was ended{self.template._tail()}")
+                yield _failure(
+                    "hang",
+                    self.phase,
+                    f"nothing happened in phase {self.phase} for too long; the trial was ended{self.template._tail()}",
+                )
                 return
             if self.reading in ready:
                 data = os.read(self.reading, 1 << 16)
@@ -186,7 +190,13 @@ class _Child:
                     if event["event"] == "phase":
                         self.phase = event["phase"]
                     # waiting for the host's lock may take as long as another search; silence in set-up or in the timed part may not
-                    allowed = None if event["event"] == "waiting" else SETUP_TIMEOUT_S if self.phase in ("setup", "warm") else self.max_s + GRACE_S
+                    allowed = (
+                        None
+                        if event["event"] == "waiting"
+                        else SETUP_TIMEOUT_S
+                        if self.phase in ("setup", "warm")
+                        else self.max_s + GRACE_S
+                    )
                     deadline = None if allowed is None else time.monotonic() + allowed
                     yield event
                     if event["event"] in ("result", "failure", "described"):
@@ -195,7 +205,9 @@ class _Child:
             try:
                 message = self.template._message(time.monotonic() + 5)
             except (OSError, EOFError):
-                yield _failure("trainer-killed", self.phase, f"the trial's template process was killed{self.template._tail()}")
+                yield _failure(
+                    "trainer-killed", self.phase, f"the trial's template process was killed{self.template._tail()}"
+                )
                 return
             if "started" in message:
                 self.pid = message["started"]
@@ -213,8 +225,16 @@ class _Child:
     def _ended(self, status: int) -> dict[str, Any]:
         if os.WIFSIGNALED(status):
             name = signal.Signals(os.WTERMSIG(status)).name
-            return _failure("trainer-killed", self.phase, f"the training process was killed by {name} in phase {self.phase}{self.template._tail()}")
-        return _failure("trainer-killed", self.phase, f"the training process ended by itself in phase {self.phase}: look for os._exit in the workload{self.template._tail()}")
+            return _failure(
+                "trainer-killed",
+                self.phase,
+                f"the training process was killed by {name} in phase {self.phase}{self.template._tail()}",
+            )
+        return _failure(
+            "trainer-killed",
+            self.phase,
+            f"the training process ended by itself in phase {self.phase}: look for os._exit in the workload{self.template._tail()}",
+        )
 
     def end(self) -> None:
         """Kill the child's process group, wait for the template's word, then sweep up strays."""
@@ -226,18 +246,12 @@ class _Child:
             while self.pid is None:
                 message = template._message(time.monotonic() + 10)
                 self.pid = message.get("started")
-            try:
-                os.killpg(self.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            kill_group(self.pid)
             while "ended" not in template._message(time.monotonic() + 10):
                 pass
         except (OSError, EOFError):
             if self.pid is not None:
-                try:
-                    os.killpg(self.pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
+                kill_group(self.pid)
             template.close()
             return
         kill_marked(template._marker, spare={os.getpid(), process.pid})

@@ -11,6 +11,7 @@ Top-level imports stay light: a spawned loader worker imports this module again 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -67,7 +68,7 @@ def _serve(control: socket.socket, request: dict[str, Any], pipe: int, hello: di
         while True:
             ready = dict(poll.poll())
             if control.fileno() in ready:
-                _kill_group(pid)
+                kill_group(pid)
                 os.waitpid(pid, 0)
                 kill_marked(os.environ[MARKER], spare={os.getpid()})
                 sys.exit(0)
@@ -134,10 +135,8 @@ def _import_everything(hello: dict[str, Any]) -> int:
     from feedrate.trainables.resolve import WorkloadRef, preload
 
     before = _num_threads()
-    try:
+    with contextlib.suppress(BaseException):  # the child imports again and reports it with the user's traceback
         preload(WorkloadRef(**hello["workload"]))
-    except BaseException as error:  # the child imports again and reports it with the user's traceback
-        del error
     return before
 
 
@@ -168,11 +167,10 @@ def _receive_request(control: socket.socket) -> tuple[bytes, list[int]]:
     return data + _receive_line(control), list(descriptors)
 
 
-def _kill_group(pid: int) -> None:
-    try:
+def kill_group(pid: int) -> None:
+    """SIGKILL a process group; one that is gone already is fine."""
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def kill_marked(marker: str, *, spare: set[int]) -> int:

@@ -57,7 +57,9 @@ class Workload:
         searched = [key for key in fixed if key in TUNED]
         if searched:
             flag = searched[0].replace("_", "-")
-            raise ValueError(f"loader_kwargs of workload {name!r} fixes {searched[0]}, which is searched: leave it out and pass --{flag} or --baseline {searched[0]}=...")
+            raise ValueError(
+                f"loader_kwargs of workload {name!r} fixes {searched[0]}, which is searched: leave it out and pass --{flag} or --baseline {searched[0]}=..."
+            )
         self.name = name
         self.unit = "samples"
         self._dataset = dataset

@@ -1,0 +1,176 @@
+"""best.json: the answer of a search, checked when it is written and when it is read.
+
+`best-config-1.schema.json` beside this file describes the format for other tools; `check_best` is the same in plain
+Python. A reader ignores keys it does not know, except in `dataloader`, which goes into `DataLoader` as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from feedrate.analysis.run_folder import RunError, read_object, write_atomic
+
+BEST_SCHEMA = "feedrate/best-config/1"
+SCHEMA_FILE = "best-config-1.schema.json"
+
+# every required field; a question mark allows null, and then nothing below it is looked at
+_FIELDS = {
+    "schema": "text", "dataloader": "loader", "process": "object",
+    "throughput": "object", "throughput.samples_per_second": "rate", "throughput.ci95": "interval",
+    "throughput.unit": "text", "throughput.per": "text",
+    "baseline": "object?", "baseline.dataloader": "loader", "baseline.samples_per_second": "rate",
+    "baseline.speedup": "rate", "baseline.speedup_ci95": "interval",
+    "ceiling": "object?", "ceiling.step_only_samples_per_second": "rate", "ceiling.fraction_of_ceiling": "rate",
+    "verdict": "text", "confirmed": "flag", "tied_with": "list", "best_by_batch_size": "object",
+    "scope": "object", "measured_on": "object", "workload": "object", "search": "object",
+}  # fmt: skip
+_WORDS = {
+    "text": "a text", "object": "an object", "loader": "an object", "rate": "a number above 0", "flag": "true or false",
+    "interval": "two numbers, low and high", "list": "a list of objects",
+}  # fmt: skip
+_LOADER = {
+    "batch_size": "a whole number, 1 or more", "num_workers": "a whole number, 0 or more",
+    "prefetch_factor": "a whole number, 1 or more", "pin_memory": "true or false",
+    "persistent_workers": "true or false", "in_order": "true or false",
+    "multiprocessing_context": "fork, forkserver or spawn",
+}  # fmt: skip
+
+
+class BestConfig(Mapping[str, Any]):
+    """The DataLoader arguments of a best.json: `DataLoader(dataset, **load_best(path))`.
+
+    Where `process` is not empty, the arguments alone do not reproduce the rate.
+    """
+
+    def __init__(self, raw: Mapping[str, Any]) -> None:
+        self.raw: dict[str, Any] = dict(raw)
+        """The whole file."""
+        self.process: dict[str, Any] = self.raw["process"]
+        self.throughput: dict[str, Any] = self.raw["throughput"]
+        self.baseline: dict[str, Any] | None = self.raw["baseline"]
+        """None when no baseline was measured."""
+        self.ceiling: dict[str, Any] | None = self.raw["ceiling"]
+        """None when the training step alone was not measured."""
+        self.verdict: str = self.raw["verdict"]
+        self.confirmed: bool = self.raw["confirmed"]
+        self.measured_on: dict[str, Any] = self.raw["measured_on"]
+        self.workload: dict[str, Any] = self.raw["workload"]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.raw["dataloader"][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.raw["dataloader"])
+
+    def __len__(self) -> int:
+        return len(self.raw["dataloader"])
+
+    def __repr__(self) -> str:
+        return f"BestConfig({self.raw['dataloader']!r}, confirmed={self.confirmed})"
+
+
+def load_best(path: str | os.PathLike[str]) -> BestConfig:
+    """Read best.json; `path` may also be the run folder that holds it.
+
+    Raises:
+        RunError: there is no such file, or it is broken, or another version of feedrate wrote it.
+    """
+    file = Path(path)
+    file = file / "best.json" if file.is_dir() else file
+    try:
+        best = read_object(file)
+        check_best(best)
+    except (FileNotFoundError, NotADirectoryError):
+        way_out = "A search writes best.json when it ends; feedrate resume carries an interrupted one on"
+        raise RunError(f"{file} does not exist. {way_out}") from None
+    except ValueError as error:
+        raise RunError(f"{file} cannot be used: {error}") from None
+    return BestConfig(best)
+
+
+def write_best(path: str | os.PathLike[str], best: Mapping[str, Any]) -> None:
+    """Check, then replace the file whole.
+
+    Raises:
+        ValueError: it does not fit the format; a defect of the writer, and nothing was written.
+    """
+    check_best(best)
+    write_atomic(Path(path), json.dumps(best, indent=2, allow_nan=False) + "\n")
+
+
+def check_best(best: Mapping[str, Any]) -> None:
+    """Refuse what another reader of best.json could not use.
+
+    Raises:
+        ValueError: one sentence that names the field.
+    """
+    if best.get("schema") != BEST_SCHEMA:
+        way_out = "use the feedrate that wrote it"
+        raise ValueError(f"it has schema {best.get('schema')!r} where {BEST_SCHEMA!r} is read; {way_out}")
+    for path, kind in _FIELDS.items():
+        parent, _, name = path.rpartition(".")
+        holder = best[parent] if parent else best
+        if holder is None:
+            continue
+        if name not in holder:
+            raise ValueError(f"{path} is missing")
+        value = holder[name]
+        if not (_fits(value, kind.rstrip("?")) or (value is None and kind.endswith("?"))):
+            raise ValueError(f"{path} must be {_WORDS[kind.rstrip('?')]}, not {str(value)[:40]!r}")
+        if kind == "loader":
+            _check_loader(path, value)
+
+
+def python_snippet(best: Mapping[str, Any]) -> str:
+    """Text to paste into a program; `best` is the content of best.json or a `BestConfig`."""
+    raw = best.raw if isinstance(best, BestConfig) else best
+    arguments = "".join(f", {name}={value!r}" for name, value in raw["dataloader"].items())
+    process = raw.get("process", {}).items()
+    also = [f"# the rate also needs {' '.join(name.split())} = {json.dumps(value)}\n" for name, value in process]
+    return "".join(also) + f"DataLoader(dataset{arguments})"
+
+
+def best_schema() -> dict[str, Any]:
+    """The JSON Schema of best.json, as shipped with the package."""
+    return dict(json.loads(resources.files(__package__).joinpath(SCHEMA_FILE).read_text(encoding="utf-8")))
+
+
+def _fits(value: Any, kind: str) -> bool:
+    if kind in ("object", "loader"):
+        return isinstance(value, dict)
+    if kind == "interval":
+        return isinstance(value, list) and len(value) == 2 and all(map(_finite, value)) and 0 <= value[0] <= value[1]
+    if kind == "list":
+        return isinstance(value, list) and all(isinstance(element, dict) for element in value)
+    if kind == "rate":
+        return _finite(value) and value > 0
+    return isinstance(value, bool) if kind == "flag" else isinstance(value, str) and bool(value)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_loader(path: str, kwargs: Mapping[str, Any]) -> None:
+    if "num_workers" not in kwargs:
+        raise ValueError(f"{path}.num_workers is missing")
+    for name, value in kwargs.items():
+        if name not in _LOADER:
+            raise ValueError(f"{path}.{name} is not one of {', '.join(_LOADER)}")
+        if name == "multiprocessing_context":
+            fits = value in ("fork", "forkserver", "spawn")
+        elif _LOADER[name].startswith("a whole"):
+            fits = type(value) is int and value >= (name != "num_workers")
+        else:
+            fits = isinstance(value, bool)
+        if not fits:
+            raise ValueError(f"{path}.{name} must be {_LOADER[name]}, not {str(value)[:40]!r}")
+    needs_workers = [n for n in ("prefetch_factor", "multiprocessing_context", "persistent_workers") if kwargs.get(n)]
+    if kwargs["num_workers"] == 0 and needs_workers:
+        raise ValueError(f"{path}.{needs_workers[0]} needs num_workers of 1 or more; torch refuses it with 0")

@@ -1,0 +1,62 @@
+"""Which values of a trial record can be used: the others are left out and named, so that one does not sink the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from feedrate.analysis.schema import COLUMN, COLUMNS, Column, fits
+
+WINDOW_COLUMNS = tuple(column.name for column in COLUMNS if column.name.startswith("window_"))
+
+
+def clean(record: dict[str, Any], position: int, problems: list[str]) -> dict[str, Any] | None:
+    """The record with every value that makes no sense set to None; None where a required one makes no sense."""
+    name = label(record) if fits(record.get("number"), "int") else f"record {position} of trials.jsonl"
+    kept: dict[str, Any] = {}
+    for column in COLUMNS:
+        value = printable(record.get(column.name))
+        if value is not None and not _sensible(value, column):
+            problems.append(f"{name}: {column.name} makes no sense ({str(value)[:40]}) and was left out")
+            value = None
+        if value is None and column.required:
+            problems.append(f"{name} was skipped: it has no usable {column.name}")
+            return None
+        kept[column.name] = value
+    unknown = sorted(set(record) - set(COLUMN))
+    if unknown:
+        problems.append(f"{name}: unknown columns were ignored: {', '.join(map(printable, unknown))}")
+    windows = {column: kept[column] for column in WINDOW_COLUMNS if column != "window_wait_s" or kept[column]}
+    if len({len(values or ()) for values in windows.values()}) > 1:
+        problems.append(f"{name}: its windows do not fit together and were left out")
+        kept |= dict.fromkeys(WINDOW_COLUMNS)
+    return kept
+
+
+def _sensible(value: Any, column: Column) -> bool:
+    """The right type, finite, and not negative (niceness alone may be)."""
+    if not fits(value, column.dtype):
+        return False
+    numbers = value if isinstance(value, list) else [value]
+    least = -20 if column.name == "nice" else 0
+    return all(
+        least <= number < 2**63 and math.isfinite(number) for number in numbers if isinstance(number, (int, float))
+    )
+
+
+def label(record: Mapping[str, Any]) -> str:
+    """What a sentence calls a record."""
+    attempt = record.get("attempt")
+    return f"trial {record['number']}" + (f" attempt {attempt}" if attempt != 1 else "")
+
+
+def printable(value: Any) -> Any:
+    """The same value with lone surrogates (file names that are no text) written out: Arrow and UTF-8 refuse them."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, list):
+        return [printable(element) for element in value]
+    if isinstance(value, dict):
+        return {printable(key): printable(element) for key, element in value.items()}
+    return value

@@ -1,0 +1,94 @@
+"""A run as files for other tools: the trials as CSV and Parquet, the report as Markdown."""
+
+from __future__ import annotations
+
+import html
+import io
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.parquet
+from feedrate.analysis import sections
+from feedrate.analysis.load import Run
+from feedrate.analysis.run_folder import RunError, write_atomic
+from feedrate.analysis.summary import ranking
+
+FORMATS = {"csv": "trials.csv", "parquet": "trials.parquet", "markdown": "report.md"}
+
+
+def export_tables(run: Run, folder: str | os.PathLike[str], formats: Sequence[str]) -> list[Path]:
+    """Write one file a format into `folder`, which is made where it is missing. A crash leaves whole files only.
+
+    Args:
+        run: what `load_run` returned.
+        folder: where the files go; files of these names are replaced.
+        formats: of csv, parquet, markdown.
+
+    Raises:
+        RunError: an unknown format, or the folder cannot be written.
+    """
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown:
+        raise RunError(f"unknown format {unknown[0]!r}; the formats are {', '.join(FORMATS)}")
+    written = []
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name in dict.fromkeys(formats):
+            path = Path(folder) / FORMATS[name]
+            write_atomic(path, _content(run, name))
+            written.append(path)
+    except OSError as error:
+        raise RunError(f"{folder} cannot be written: {error.strerror or error}. Name another folder") from None
+    return written
+
+
+def markdown(run: Run) -> str:
+    """The report as Markdown: the answer, the ranking, failures, the machine, how to repeat it."""
+    ranked = ranking(run)
+    parts = [f"# feedrate: {_escape(sections.title(run))}", f"**{_escape(sections.headline(run, ranked))}.**"]
+    if run.unfinished:
+        parts.append("The search is not finished; this is what was measured so far.")
+    parts.append(_table(sections.answer(run, ranked)))
+    snippet = sections.paste(run)
+    parts += ["Paste:", _fenced(snippet, "python")] if snippet else []
+    parts += ["## Ranking", _table(sections.ranking_section(run, ranked)) if len(ranked) else "No setting has a rate."]
+    failures = sections.failures_section(run)
+    parts += ["## Failures", _table(failures) if failures.rows else "No trial failed."]
+    facts = sections.machine(run)
+    parts += ["## Machine and versions", _table(facts) if facts.rows else "Not recorded."]
+    command = sections.repeat_command(run)
+    parts += ["## How to repeat it", _fenced(command, "sh") if command else "The command was not recorded."]
+    if run.problems:
+        parts += ["## Left out", "\n".join(f"- {_escape(problem)}" for problem in run.problems)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _content(run: Run, name: str) -> str | bytes:
+    if name == "csv":
+        return str(run.trials.to_csv(index=False, lineterminator="\n"))
+    if name == "parquet":
+        buffer = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pandas(run.trials, preserve_index=False), buffer)
+        return buffer.getvalue()
+    return markdown(run)
+
+
+def _table(section: sections.Section) -> str:
+    headers = [_escape(header) for header in section.headers]
+    rule = ["---:" if header in section.numeric else "---" for header in section.headers]
+    rows = [[_escape(cell) for cell in row] for row in section.rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [headers, rule, *rows])
+
+
+def _escape(text: str) -> str:
+    """The text as it stands, on one line: no Markdown, no HTML, no end of a table cell."""
+    return re.sub(r"([\\`*\[\]|~])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def _fenced(code: str, language: str) -> str:
+    """A code block that the code cannot end: its fence is longer than any run of backticks inside."""
+    longest = max(map(len, re.findall("`+", code)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{code}\n{fence}"

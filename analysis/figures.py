@@ -1,0 +1,134 @@
+"""The plots of a report, as plotly figures; None where there is nothing to draw.
+
+Plotly reads labels as HTML, so every text that comes from users is escaped here. Colours of axes and text are left
+to the page, which knows whether it is dark.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from feedrate.analysis.load import Run
+from feedrate.analysis.sections import number
+
+# Okabe and Ito: told apart by colour-blind readers, on white and on black
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1")
+_FAILED = "#D62728"
+
+
+def throughput_figure(run: Run, ranked: pd.DataFrame) -> go.Figure | None:
+    """Throughput against num_workers, one colour a batch size; `ranked` is `summary.ranking(run)`."""
+    if ranked.empty:
+        return None
+    figure = _figure("num_workers", f"{run.unit}/s", key="setting")
+    for index, (batch_size, settings) in enumerate(ranked.groupby("batch_size", dropna=False, sort=True)):
+        colour = _COLOURS[index % len(_COLOURS)]
+        name = "own batches" if pd.isna(batch_size) else f"batch {int(str(batch_size))}"
+        complete = settings[settings["status"] == "complete"]
+        best = complete.drop_duplicates("num_workers").sort_values("num_workers")  # the ranking has the fastest first
+        figure.add_scatter(
+            x=_list(best["num_workers"]), y=_list(best["throughput_sps"]), mode="lines", line={"color": colour},
+            opacity=0.6, hoverinfo="skip", showlegend=False, legendgroup=name,
+        )  # fmt: skip
+        for status, symbol, width in (("complete", "circle", 1.5), ("pruned", "diamond-open", 0.6)):
+            shown = settings[settings["status"] == status]
+            if shown.empty:
+                continue
+            sps = shown["throughput_sps"]
+            figure.add_scatter(
+                x=_list(shown["num_workers"]),
+                y=_list(sps),
+                error_y={
+                    "type": "data", "symmetric": False, "thickness": width, "width": 3,
+                    "array": _list(shown["throughput_high_sps"] - sps),
+                    "arrayminus": _list(sps - shown["throughput_low_sps"]),
+                },
+                mode="markers",
+                marker={"color": colour, "symbol": symbol, "size": 8},
+                name=name if status == "complete" else f"{name}, stopped early",
+                legendgroup=name,
+                text=[_setting_text(row, run.unit) for row in shown.to_dict("records")],
+                hoverinfo="text",
+            )  # fmt: skip
+    # one window of a stopped trial says little: its interval must not set the scale
+    told = ranked[ranked["status"] == "complete"] if (ranked["status"] == "complete").any() else ranked
+    top = max(told["throughput_high_sps"].max(), ranked["throughput_sps"].max())
+    figure.update_yaxes(range=[0, 1.08 * top], autorange=False)
+    return figure
+
+
+def timeline_figure(run: Run) -> go.Figure | None:
+    """Every trial in the order of time, with the best rate so far; failed ones lie on the axis."""
+    trials = run.latest
+    trials = trials[trials["throughput_sps"].notna() | (trials["status"] == "failed")]
+    if trials.empty:
+        return None
+    timed = bool(trials["finished_unix_s"].notna().all())
+    order = trials["finished_unix_s"] if timed else pd.Series(range(len(trials)), index=trials.index)
+    start = trials["started_unix_s"].min() if timed and trials["started_unix_s"].notna().any() else order.min()
+    trials = trials.assign(x=(order - start) / 60 if timed else order).sort_values("x", kind="stable")
+    axis = "minutes since the first trial" if timed else "trials in the order of recording"
+    figure = _figure(axis, f"{run.unit}/s", key="trial")
+    complete = trials[trials["status"] == "complete"]
+    figure.add_scatter(
+        x=_list(complete["x"]), y=_list(complete["throughput_sps"].cummax()), mode="lines", name="best so far",
+        line={"shape": "hv", "color": "#888888"}, hoverinfo="skip",
+    )  # fmt: skip
+    for status, symbol, colour in (
+        ("complete", "circle", _COLOURS[0]), ("pruned", "diamond-open", _COLOURS[4]), ("failed", "x", _FAILED),
+    ):  # fmt: skip
+        shown = trials[trials["status"] == status]
+        if shown.empty:
+            continue
+        figure.add_scatter(
+            x=_list(shown["x"]),
+            y=[0.0] * len(shown) if status == "failed" else _list(shown["throughput_sps"]),
+            mode="markers",
+            marker={"symbol": symbol, "color": colour, "size": 8},
+            cliponaxis=False,
+            name="stopped early" if status == "pruned" else status,
+            text=[_trial_text(row, run.unit) for row in shown.to_dict("records")],
+            hoverinfo="text",
+        )
+    figure.update_yaxes(rangemode="tozero")
+    return figure
+
+
+def _figure(x: str, y: str, *, key: str) -> go.Figure:
+    layout = {
+        "template": go.layout.Template(),
+        "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "font": {"color": "#808080"},
+        "margin": {"l": 70, "r": 20, "t": 20, "b": 60}, "hovermode": "closest",
+        "legend": {"title": {"text": f"each point is a {key}"}},
+        "xaxis": {"title": {"text": html.escape(x)}, "gridcolor": "rgba(128,128,128,0.3)"},
+        "yaxis": {"title": {"text": html.escape(y)}, "gridcolor": "rgba(128,128,128,0.3)"},
+    }  # fmt: skip
+    return go.Figure(layout=layout)
+
+
+def _setting_text(row: Mapping[Any, Any], unit: str) -> str:
+    low, high = number(row["throughput_low_sps"]), number(row["throughput_high_sps"])
+    lines = [row["config"], f"{number(row['throughput_sps'])} {unit}/s ({low}-{high})"]
+    lines += [] if pd.isna(row["speedup"]) else [f"{row['speedup']:.2f}x the baseline"]
+    return _lines([*lines, f"{row['num_trials']} measured, {row['status']}"])
+
+
+def _trial_text(row: Mapping[Any, Any], unit: str) -> str:
+    lines = [f"trial {row['number']} ({row['kind']}, {row['origin']})", row["config"]]
+    if row["status"] == "failed":
+        message = "" if pd.isna(row["failure_message"]) else row["failure_message"][:200]
+        return _lines([*lines, f"failed: {row['failure_kind']}", message])
+    return _lines([*lines, f"{number(row['throughput_sps'])} {unit}/s, {row['status']}"])
+
+
+def _lines(lines: Sequence[str]) -> str:
+    return "<br>".join(html.escape(line) for line in lines if line)
+
+
+def _list(values: pd.Series[Any]) -> list[Any]:
+    """Plain numbers: readable in the page, where plotly would write Arrow-backed ones as objects."""
+    return [None if pd.isna(value) else round(float(value), 6) for value in values]

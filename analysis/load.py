@@ -1,0 +1,198 @@
+"""`load_run`: a run folder as pandas tables, also while the run is going on.
+
+One bad record, torn line or broken best.json does not sink the rest: it is left out and named in `Run.problems`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from feedrate.analysis.best import check_best
+from feedrate.analysis.clean import WINDOW_COLUMNS, clean, label, printable
+from feedrate.analysis.estimate import Rate, naive_sps, record_rate, record_steady, step_only_sps
+from feedrate.analysis.run_folder import RunError, RunFolder, read_object
+from feedrate.analysis.schema import COLUMN, COLUMNS, status
+
+SEARCH_SCHEMA = "feedrate/search/1"
+OBJECTIVES = ("epoch", "steady")
+_DTYPES = {"str": "str", "int": "Int64", "float": "float64", "bool": "boolean"}
+_DERIVED = {
+    "status": "str", "config": "str", "superseded": "bool",
+    "steady_sps": "float64", "steady_low_sps": "float64", "steady_high_sps": "float64", "naive_sps": "float64",
+    "throughput_sps": "float64", "throughput_low_sps": "float64", "throughput_high_sps": "float64",
+    "wait_fraction": "float64", "step_only_sps": "float64",
+}  # fmt: skip
+TRIAL_DTYPES = {column.name: _DTYPES[column.dtype] for column in COLUMNS if column.dtype in _DTYPES} | _DERIVED
+_WINDOW = {name.removeprefix("window_"): _DTYPES[COLUMN[name].dtype[5:-1]] for name in WINDOW_COLUMNS}
+_WINDOW_KEY = ("study", "number", "attempt", "position", "config")
+WINDOW_DTYPES = {name: TRIAL_DTYPES[name] for name in _WINDOW_KEY} | {"window": "Int64"} | _WINDOW
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Run:
+    """What a run folder holds, as tables."""
+
+    path: Path
+    search: dict[str, Any]
+    """What was asked, on what: search.json."""
+    trials: pd.DataFrame
+    """One row a record: the scalar columns of analysis/schema.py and what is derived from its windows."""
+    windows: pd.DataFrame
+    """One row a timed window."""
+    best: dict[str, Any] | None
+    """best.json; None while there is none."""
+    problems: list[str]
+    """One sentence for everything that was left out."""
+
+    @property
+    def latest(self) -> pd.DataFrame:
+        """The trials that count: where a trial was asked again, only its last attempt."""
+        return self.trials[~self.trials["superseded"]]
+
+    @property
+    def failures(self) -> pd.DataFrame:
+        """The rows of `trials` that failed, those of earlier attempts too."""
+        return self.trials[self.trials["status"] == "failed"]
+
+    @property
+    def ceilings(self) -> dict[int | None, float]:
+        """Batch size -> items per second of the training step alone; all of its measurements together."""
+        known = self.latest.dropna(subset=["step_only_sps"])
+        rates = known.groupby("batch_size", dropna=False)
+        sums = rates["step_only_num_items"].sum() / rates["step_only_duration_s"].sum()
+        return {None if pd.isna(size) else int(size): float(rate) for size, rate in sums.items()}  # type: ignore[call-overload]
+
+    @property
+    def unit(self) -> str:
+        """What an item is, for people: samples, unless the workload counts something else."""
+        workload = self.search.get("workload")
+        unit = workload.get("unit") if isinstance(workload, dict) else None
+        return unit if isinstance(unit, str) and unit else "samples"
+
+    @property
+    def unfinished(self) -> bool:
+        """True while more may come: the search has not said that it is done, and there is no best.json."""
+        return self.best is None and self.search.get("finished") is not True
+
+
+def load_run(path: str | os.PathLike[str]) -> Run:
+    """Read a run folder.
+
+    Raises:
+        RunError: the folder is no run, or a newer feedrate wrote it.
+    """
+    folder = RunFolder(path)
+    search = printable(folder.read_search())
+    if search.get("schema") != SEARCH_SCHEMA:
+        reads = f"this feedrate reads {SEARCH_SCHEMA!r}. Install the version that wrote it"
+        raise RunError(f"{folder.search} has schema {search.get('schema')!r}; {reads}")
+    raw, problems = folder.records()
+    objective = search.get("objective", "epoch")
+    if objective not in OBJECTIVES:
+        problems.append(f"search.json names the unknown objective {objective!r}; epoch is used")
+        objective = "epoch"
+    cleaned = (clean(record, position, problems) for position, record in enumerate(raw, start=1))
+    records = [record for record in cleaned if record is not None]
+    current = _current(records, problems)
+    rows = [
+        record | {"superseded": index not in current} | _derived(record, objective, problems)
+        for index, record in enumerate(records)
+    ]
+    return Run(
+        path=folder.path,
+        search=search,
+        trials=_frame(rows, TRIAL_DTYPES),
+        windows=_frame((window for row in rows for window in _windows(row)), WINDOW_DTYPES),
+        best=_best(folder, problems),
+        problems=problems,
+    )
+
+
+def config_text(setting: Mapping[str, Any]) -> str:
+    """A setting in a few characters, `b64 w8 p4 pin pers`; the same as `LoaderConfig.short`."""
+    batch_size, prefetch_factor = setting.get("batch_size"), setting.get("prefetch_factor")
+    parts = [] if batch_size is None else [f"b{batch_size}"]
+    parts.append(f"w{setting.get('num_workers', 0)}")
+    parts += [] if prefetch_factor is None else [f"p{prefetch_factor}"]
+    parts += ["pin"] if setting.get("pin_memory") else []
+    parts += ["pers"] if setting.get("persistent_workers") else []
+    parts += ["any-order"] if setting.get("in_order") is False else []
+    context = setting.get("multiprocessing_context")
+    return " ".join([*parts, context] if context else parts)
+
+
+def _current(records: list[dict[str, Any]], problems: list[str]) -> set[int]:
+    """Positions of the records that count: the highest attempt of each trial, the last of equal keys."""
+    highest: dict[tuple[str, int], int] = {}
+    for record in records:
+        trial = (record["study"], record["number"])
+        highest[trial] = max(record["attempt"], highest.get(trial, 0))
+    last: dict[tuple[Any, ...], int] = {}
+    for index, record in enumerate(records):
+        # a confirmation round is one trial with several settings, told apart by position
+        trial = (record["study"], record["number"])
+        key = (*trial, record["attempt"], record["round"], record["position"])
+        if key in last:
+            problems.append(f"{label(record)} was recorded twice; the last record counts")
+        if record["attempt"] == highest[trial]:
+            last[key] = index
+    return set(last.values())
+
+
+def _derived(record: dict[str, Any], objective: str, problems: list[str]) -> dict[str, Any]:
+    derived: dict[str, Any] = {"status": status(record), "config": config_text(record)}
+    if record["step_only_num_items"] is not None:
+        derived["step_only_sps"] = step_only_sps(record)
+    if derived["status"] == "failed" or not record["window_duration_s"]:
+        return derived
+    try:
+        with np.errstate(all="ignore"):
+            rates = {"steady": record_steady(record), "throughput": record_rate(record, objective)}
+        for name, rate in rates.items():
+            derived |= _rate_columns(name, rate)
+    except ValueError as error:
+        problems.append(f"{label(record)}: {error}; its rate was left out")
+        return derived
+    duration_s = record["window_duration_s"]
+    derived["naive_sps"] = naive_sps(duration_s, record["window_num_items"])
+    if record["window_wait_s"]:
+        derived["wait_fraction"] = sum(record["window_wait_s"]) / sum(duration_s)
+    return derived
+
+
+def _rate_columns(name: str, rate: Rate | None) -> dict[str, float]:
+    if rate is None or not all(map(math.isfinite, (rate.sps, rate.low_sps, rate.high_sps))):
+        raise ValueError("its windows give no finite rate")
+    return {f"{name}_sps": rate.sps, f"{name}_low_sps": rate.low_sps, f"{name}_high_sps": rate.high_sps}
+
+
+def _windows(row: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    key = {name: row[name] for name in _WINDOW_KEY}
+    for window in range(len(row["window_duration_s"] or ())):
+        values = {name: row[f"window_{name}"] for name in _WINDOW}
+        yield key | {"window": window} | {name: value[window] if value else None for name, value in values.items()}
+
+
+def _best(folder: RunFolder, problems: list[str]) -> dict[str, Any] | None:
+    try:
+        best = read_object(folder.best)
+        check_best(best)
+    except FileNotFoundError:
+        return None
+    except (RunError, ValueError) as error:
+        problems.append(f"best.json was left out: {error}")
+        return None
+    return dict(printable(best))
+
+
+def _frame(rows: Iterable[Mapping[str, Any]], dtypes: Mapping[str, str]) -> pd.DataFrame:
+    held = list(rows)
+    columns = dtypes.items()
+    return pd.DataFrame({name: pd.Series([row.get(name) for row in held], dtype=dtype) for name, dtype in columns})

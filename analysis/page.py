@@ -1,0 +1,174 @@
+"""The report page: one HTML file that works offline, the answer first.
+
+The frame, with its styles, is page.html; every text that comes from users is escaped here. Plotly's script (4.8 MB)
+is written into the page once, before the first plot; a page without plots does not hold it.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+import pandas as pd
+import plotly.graph_objects as go
+import plotly.io
+from feedrate.analysis import sections
+from feedrate.analysis.figures import throughput_figure, timeline_figure
+from feedrate.analysis.load import Run
+from feedrate.analysis.run_folder import RunError, write_atomic
+from feedrate.analysis.summary import best_by_batch_size, ranking
+
+REFRESH_S = 10
+_FOLDED_ROWS = 40
+"""A table shows this many rows; the rest is folded away below it."""
+_TRACEBACKS = 10
+
+
+def write_page(run: Run, path: str | os.PathLike[str]) -> None:
+    """Write the page; a crash leaves the old one or the new one.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    page = render_page(run)
+    try:
+        write_atomic(Path(path), page)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}. Name another file") from None
+
+
+def render_page(run: Run) -> str:
+    """The text of the page."""
+    ranked = ranking(run)
+    refresh = note = ""
+    if run.unfinished:
+        refresh = f'<meta http-equiv="refresh" content="{REFRESH_S}">'
+        note = (
+            f'<p class="note" role="status">The search is not finished. This page reloads itself every {REFRESH_S} s; '
+            "feedrate report writes it anew.</p>"
+        )
+    template = Template(resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
+    return template.substitute(
+        title=html.escape(f"feedrate: {sections.title(run)}"),
+        headline=html.escape(sections.headline(run, ranked)),
+        refresh=refresh,
+        note=note,
+        body="\n".join([*_answer(run, ranked), *_plots(run, ranked), *_tables(run, ranked)]),
+        written=datetime.now(UTC).strftime("on %Y-%m-%d at %H:%M:%S UTC"),
+    )
+
+
+def _answer(run: Run, ranked: pd.DataFrame) -> list[str]:
+    parts = ["<section>", _heading("answer", "Answer"), _table(sections.answer(run, ranked), row_headers=True)]
+    snippet = sections.paste(run)
+    if snippet:
+        parts += ["<p>Paste:</p>", _code(snippet)]
+    return [*parts, "</section>"]
+
+
+def _plots(run: Run, ranked: pd.DataFrame) -> list[str]:
+    throughput, timeline = throughput_figure(run, ranked), timeline_figure(run)
+    parts: list[str] = []
+    if throughput is None and timeline is None:
+        return parts
+    parts.append("<noscript><p>The plots need JavaScript; the tables below hold the same numbers.</p></noscript>")
+    if throughput is not None:
+        first = ranked.iloc[0]
+        alt = (
+            f"Throughput against num_workers for {sections.plural(len(ranked), 'setting')}; the fastest is "
+            f"{first['config']} with {sections.number(first['throughput_sps'])} {run.unit}/s."
+        )
+        caption = "Bars are 95 % intervals; the line joins the fastest settings; open diamonds were stopped early."
+        parts += _plot("throughput", "Throughput by number of workers", throughput, alt, caption, with_script=True)
+    if timeline is not None:
+        counts = run.latest["status"].value_counts()
+        alt = "Trials in the order of time: " + ", ".join(f"{count} {status}" for status, count in counts.items()) + "."
+        caption = "Filled points ran to their end, open diamonds were stopped early, crosses on the axis failed."
+        parts += _plot("timeline", "Timeline of trials", timeline, alt, caption, with_script=throughput is None)
+    return parts
+
+
+def _plot(name: str, heading: str, figure: go.Figure, alt: str, caption: str, *, with_script: bool) -> list[str]:
+    plot = plotly.io.to_html(
+        figure,
+        include_plotlyjs=with_script,
+        full_html=False,
+        div_id=f"plot-{name}",
+        config={"displaylogo": False, "responsive": True},
+    )
+    return [
+        "<section>",
+        _heading(name, heading),
+        f'<figure><div class="plot" role="img" aria-label="{html.escape(alt)}">{plot}</div>',
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>",
+        "</section>",
+    ]
+
+
+def _tables(run: Run, ranked: pd.DataFrame) -> list[str]:
+    parts = ["<section>", _heading("ranking", "Ranking")]
+    parts.append(_table(sections.ranking_section(run, ranked)) if len(ranked) else "<p>No setting has a rate.</p>")
+    by_batch_size = best_by_batch_size(run)
+    if len(by_batch_size) > 1:
+        parts.append(_heading("batch-sizes", "Best at each batch size"))
+        parts.append(_table(sections.ranking_section(run, by_batch_size)))
+    failures = sections.failures_section(run)
+    parts += ["</section>", "<section>", _heading("failures", "Failures")]
+    parts.append(_table(failures) if failures.rows else "<p>No trial failed.</p>")
+    tracebacks = run.failures["failure_traceback"].dropna().value_counts().head(_TRACEBACKS)
+    for traceback, count in tracebacks.items():
+        summary = f"Traceback of {sections.plural(count, 'trial')}"
+        parts.append(f"<details><summary>{summary}</summary><pre>{html.escape(str(traceback))}</pre></details>")
+    facts = sections.machine(run)
+    parts += ["</section>", "<section>", _heading("machine", "Machine and versions")]
+    parts.append(_table(facts, row_headers=True) if facts.rows else "<p>Not recorded.</p>")
+    command = sections.repeat_command(run)
+    parts += ["</section>", "<section>", _heading("repeat", "How to repeat it")]
+    parts.append(_code(command) if command else "<p>The command was not recorded.</p>")
+    parts.append("</section>")
+    if run.problems:
+        items = "".join(f"<li>{html.escape(problem)}</li>" for problem in run.problems)
+        parts += ["<section>", _heading("left-out", "Left out"), f"<ul>{items}</ul>", "</section>"]
+    return parts
+
+
+def _heading(name: str, text: str) -> str:
+    return f'<h2 id="{name}">{html.escape(text)}</h2>'
+
+
+def _code(text: str) -> str:
+    return f"<pre><code>{html.escape(text)}</code></pre>"
+
+
+def _table(section: sections.Section, *, row_headers: bool = False) -> str:
+    """The table, its rows past the first few folded away."""
+    shown, folded = section.rows[:_FOLDED_ROWS], section.rows[_FOLDED_ROWS:]
+    text = _rows(section, shown, section.caption, row_headers)
+    if folded:
+        caption = f"{section.caption}, from row {_FOLDED_ROWS + 1}"
+        summary = f"{sections.plural(len(folded), 'more row')}"
+        text += f"<details><summary>{summary}</summary>{_rows(section, folded, caption, row_headers)}</details>"
+    return text
+
+
+def _rows(section: sections.Section, rows: Sequence[tuple[str, ...]], caption: str, row_headers: bool) -> str:
+    classes = [' class="number"' if header in section.numeric else "" for header in section.headers]
+    head = "".join(
+        f'<th scope="col"{kind}>{html.escape(header)}</th>' if header else "<td></td>"
+        for header, kind in zip(section.headers, classes, strict=True)
+    )
+    body = []
+    for row in rows:
+        cells = [f"<td{kind}>{html.escape(cell)}</td>" for cell, kind in zip(row, classes, strict=True)]
+        if row_headers:
+            cells[0] = f'<th scope="row">{html.escape(row[0])}</th>'
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    return (
+        f'<div class="scroll"><table><caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )

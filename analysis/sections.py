@@ -1,0 +1,206 @@
+"""What a report says, section by section, as plain text cells: one wording for the page, Markdown and the terminal.
+
+Nothing here is escaped; whoever writes HTML or Markdown does that.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from feedrate.analysis.best import python_snippet
+from feedrate.analysis.load import Run, config_text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    """A table of text cells."""
+
+    caption: str
+    headers: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    numeric: frozenset[str] = frozenset()
+    """Headers whose cells are numbers."""
+
+
+def title(run: Run) -> str:
+    """Which run this is: the workload's name and the folder."""
+    return f"{_text(run.search, 'workload', 'name') or 'unnamed workload'} · {run.path.name or run.path.resolve().name}"
+
+
+def headline(run: Run, ranked: pd.DataFrame) -> str:
+    """The answer in one sentence; `ranked` is `summary.ranking(run)`."""
+    if run.best is not None:
+        rate = run.best["throughput"]["samples_per_second"]
+        text = f"{config_text(run.best['dataloader'])} trains {number(rate)} {run.unit}/s"
+        baseline = run.best["baseline"]
+        return text + (f", {baseline['speedup']:.2f}x the baseline" if baseline else "")
+    if not ranked.empty:
+        first = ranked.iloc[0]
+        so_far = " so far" if run.unfinished else ""
+        rate = f"{number(first['throughput_sps'])} {run.unit}/s"
+        return f"{first['config']} is the fastest{so_far}: {rate}, not confirmed"
+    failed = len(run.failures)
+    if failed:
+        yet = " yet" if run.unfinished else ""
+        return f"Nothing that works was found{yet}: {plural(failed, 'trial')} failed, none was measured"
+    return "No trial was measured" + (" yet" if run.unfinished else "")
+
+
+def answer(run: Run, ranked: pd.DataFrame) -> Section:
+    """The answer with what it rests on, one fact a row."""
+    rows: list[tuple[str, str]] = []
+    if run.best is not None:
+        rows += _best_rows(run.best, run.unit)
+    elif not ranked.empty:
+        first = ranked.iloc[0]
+        rows += [("Setting", first["config"]), ("Throughput", f"{_interval(first, 'throughput')} {run.unit}/s")]
+        if pd.notna(first["speedup"]):
+            low, high = first["speedup_low"], first["speedup_high"]
+            rows.append(("Speed-up", f"{first['speedup']:.2f}x the baseline [{low:.2f}-{high:.2f}]"))
+        rows.append(("Confirmed", "no: there is no best.json"))
+    counts = run.latest["status"].value_counts()
+    told = ", ".join(f"{counts[name]} {name}" for name in ("complete", "pruned", "failed") if name in counts)
+    rows.append(("Trials", told or "none yet"))
+    if (ranked["num_hosts"] > 1).any():
+        rows.append(("Hosts", "settings are pooled over different machines; the ranking counts them"))
+    return Section(caption="The answer", headers=("", "Value"), rows=rows)
+
+
+def paste(run: Run) -> str | None:
+    """The line of code to paste; None while there is no best.json."""
+    return None if run.best is None else python_snippet(run.best)
+
+
+def ranking_section(run: Run, ranked: pd.DataFrame) -> Section:
+    """Every setting with a rate, the fastest first."""
+    numeric = (f"{run.unit}/s", "95 % interval", "Speed-up", "Waiting", "RAM", "Trials", "Hosts")
+    rows = [
+        (
+            f"{row['config']} (baseline)" if row["is_baseline"] else str(row["config"]),
+            number(row["throughput_sps"]),
+            f"{number(row['throughput_low_sps'])}-{number(row['throughput_high_sps'])}",
+            "" if pd.isna(row["speedup"]) else f"{row['speedup']:.2f}x",
+            "" if pd.isna(row["wait_fraction"]) else f"{row['wait_fraction']:.0%}",
+            "" if pd.isna(row["tree_pss_bytes"]) else size(row["tree_pss_bytes"]),
+            str(row["num_trials"]),
+            str(row["num_hosts"]),
+            str(row["status"]),
+        )
+        for row in ranked.to_dict("records")
+    ]
+    return Section(
+        caption="Settings, the fastest first; speed-up against the baseline at the same batch size",
+        headers=("Setting", *numeric, "Status"),
+        rows=rows,
+        numeric=frozenset(numeric),
+    )
+
+
+def failures_section(run: Run) -> Section:
+    """Every trial that failed, and why."""
+    told = ("config", "failure_kind", "failure_phase", "failure_message")
+    rows = [
+        (
+            f"{row['number']}" + (f" (attempt {row['attempt']})" if row["attempt"] > 1 else ""),
+            *(str(row[name]) if pd.notna(row[name]) else "" for name in told),
+        )
+        for row in run.failures.to_dict("records")
+    ]
+    headers = ("Trial", "Setting", "Kind", "While", "Reason")
+    return Section(caption="Trials that failed", headers=headers, rows=rows, numeric=frozenset({"Trial"}))
+
+
+def machine(run: Run) -> Section:
+    """Where it was measured, with which versions: what search.json says, then the machines that the trials saw."""
+    rows = [(name, str(value)) for name, value in _flat(run.search.get("hardware")) + _flat(run.search.get("versions"))]
+    hosts = run.trials[["hostname", "device", "device_name", "num_cpus"]].drop_duplicates().dropna(subset=["hostname"])
+    for host in hosts.to_dict("records"):
+        facts = [str(host[name]) for name in ("device", "device_name") if pd.notna(host[name])]
+        facts += [plural(int(host["num_cpus"]), "CPU")] if pd.notna(host["num_cpus"]) else []
+        rows.append((f"trials on {host['hostname']}", ", ".join(facts)))
+    return Section(caption="Machine and versions", headers=("", "Value"), rows=rows)
+
+
+def repeat_command(run: Run) -> str | None:
+    """The command that repeats the search, quoted for a shell; None where search.json does not hold it."""
+    argv = run.search.get("argv")
+    words = [str(word) for word in argv] if isinstance(argv, list) else []
+    if not words:
+        return _text(run.search, "command")
+    if Path(words[0]).name == "feedrate":
+        words[0] = "feedrate"
+    elif words[0] in ("search", "resume"):
+        words.insert(0, "feedrate")
+    return shlex.join(words)
+
+
+def number(value: float) -> str:
+    """A rate for people: thousands apart, three digits at least where there are few."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def size(num_bytes: float) -> str:
+    """Bytes for people, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 999.5:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:,.1f} TB"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 trial`, `2 trials`."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def _best_rows(best: Mapping[str, Any], unit: str) -> list[tuple[str, str]]:
+    throughput, baseline, ceiling = best["throughput"], best["baseline"], best["ceiling"]
+    low, high = throughput["ci95"]
+    rate = f"{number(throughput['samples_per_second'])} {unit}/s (95 % interval {number(low)}-{number(high)})"
+    rows = [("Setting", config_text(best["dataloader"]))]
+    if baseline:
+        low, high = baseline["speedup_ci95"]
+        against = f"{config_text(baseline['dataloader'])} at {number(baseline['samples_per_second'])} {unit}/s"
+        rows.append(("Speed-up", f"{baseline['speedup']:.2f}x [{low:.2f}-{high:.2f}] the baseline {against}"))
+    else:
+        rows.append(("Speed-up", "unknown: no baseline was measured"))
+    rows.append(("Throughput", f"{rate} per {throughput['per']}"))
+    if ceiling:
+        step_only = f"{number(ceiling['step_only_samples_per_second'])} {unit}/s of the training step alone"
+        rows.append(("Ceiling", f"{ceiling['fraction_of_ceiling']:.0%} of the {step_only}"))
+    rows.append(("Verdict", best["verdict"]))
+    again = "yes, measured again against the baseline" if best["confirmed"] else "no, measured in the search only"
+    rows.append(("Confirmed", again))
+    if best["tied_with"]:
+        rows.append(("Tied with", ", ".join(config_text(tied.get("dataloader", tied)) for tied in best["tied_with"])))
+    if best["process"]:
+        rows.append(("Also needed", "the DataLoader arguments alone do not reproduce the rate: " + "; ".join(
+            f"{name} = {value}" for name, value in best["process"].items())))  # fmt: skip
+    return rows
+
+
+def _interval(row: pd.Series[Any], name: str) -> str:
+    low, high = number(row[f"{name}_low_sps"]), number(row[f"{name}_high_sps"])
+    return f"{number(row[f'{name}_sps'])} (95 % interval {low}-{high})"
+
+
+def _flat(facts: object) -> list[tuple[str, str]]:
+    if not isinstance(facts, dict):
+        return []
+    return [
+        (str(name).replace("_", " "), ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+        for name, value in facts.items()
+        if value not in (None, [], {}, "")
+    ]
+
+
+def _text(holder: Mapping[str, Any], *path: str) -> str | None:
+    value: Any = holder
+    for name in path:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value if isinstance(value, str) and value else None

@@ -1,0 +1,102 @@
+"""The settings of a run, best first: replicate records of one setting pooled, compared with the baseline."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from feedrate.analysis.estimate import Rate
+from feedrate.analysis.load import TRIAL_DTYPES, Run
+
+SETTING = (
+    "batch_size", "num_workers", "prefetch_factor", "pin_memory", "persistent_workers", "multiprocessing_context",
+    "in_order",
+)  # fmt: skip
+_NAMES = (
+    "config", *SETTING, "status", "throughput_sps", "throughput_low_sps", "throughput_high_sps", "num_trials",
+    "num_hosts", "is_baseline", "speedup", "speedup_low", "speedup_high", "wait_fraction", "tree_pss_bytes",
+)  # fmt: skip
+_OTHER = {"num_trials": "Int64", "num_hosts": "Int64", "is_baseline": "bool"}
+RANKING_DTYPES = {name: _OTHER.get(name) or TRIAL_DTYPES.get(name, "float64") for name in _NAMES}
+
+
+def ranking(run: Run) -> pd.DataFrame:
+    """One row a setting with a rate, the fastest first; a setting that only ever failed has no row.
+
+    `status` is complete where a trial of the setting ran to its end; then only such trials are pooled, else the ones
+    that were stopped early. `num_hosts` above 1 says that different machines are pooled. `speedup` compares with the
+    baseline at the same batch size and is missing where there is none. `tree_pss_bytes` is the largest seen.
+    """
+    measured = run.latest.dropna(subset=["throughput_sps"])
+    records: dict[str, list[Mapping[Any, Any]]] = {}
+    for record in measured.astype(object).where(measured.notna(), None).to_dict("records"):
+        records.setdefault(record["config"], []).append(record)
+    rows = [_pooled(group) for group in records.values()]
+    baselines: dict[int | None, dict[str, Any]] = {}
+    for row in rows:
+        if row["is_baseline"]:
+            baselines.setdefault(row["batch_size"], row)
+    for row in rows:
+        if row["batch_size"] in baselines:
+            row |= _speedup(row, baselines[row["batch_size"]])
+    rows.sort(key=lambda row: -row["throughput_sps"])
+    columns = RANKING_DTYPES.items()
+    return pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=dtype) for name, dtype in columns})
+
+
+def best_by_batch_size(run: Run) -> pd.DataFrame:
+    """The first row of `ranking` at each batch size, ordered by batch size; settings that ran to the end go first."""
+    ranked = ranking(run)
+    ranked = ranked.sort_values("status", kind="stable")  # complete before pruned
+    best = ranked.drop_duplicates("batch_size")
+    return best.sort_values("batch_size", kind="stable").reset_index(drop=True)
+
+
+def pool(rates: Sequence[Rate]) -> Rate:
+    """One rate from fresh starts of one setting, weighted by their relative precision.
+
+    Where the starts differ by more than their intervals explain, the interval is widened by that ratio (Birge).
+    """
+    errors = [max((rate.high_sps - rate.sps) / rate.sps, 1e-9) for rate in rates]
+    weights = [error**-2 for error in errors]
+    mean = sum(weight * rate.sps for weight, rate in zip(weights, rates, strict=True)) / sum(weights)
+    half = mean / math.sqrt(sum(weights))
+    if len(rates) > 1:
+        misfit = sum(weight * (1.96 * (rate.sps / mean - 1)) ** 2 for weight, rate in zip(weights, rates, strict=True))
+        half *= math.sqrt(max(1.0, misfit / (len(rates) - 1)))
+    return Rate(sps=mean, low_sps=max(mean - half, 0.0), high_sps=mean + half)
+
+
+def _pooled(records: list[Mapping[Any, Any]]) -> dict[str, Any]:
+    complete = [record for record in records if record["status"] == "complete"]
+    counted = complete or records
+    bounds = ("throughput_sps", "throughput_low_sps", "throughput_high_sps")
+    rates = [[record[name] for name in bounds] for record in counted]
+    rate = pool([Rate(sps=sps, low_sps=low_sps, high_sps=high_sps) for sps, low_sps, high_sps in rates])
+    return {name: counted[0][name] for name in ("config", *SETTING, "status")} | {
+        "throughput_sps": rate.sps,
+        "throughput_low_sps": rate.low_sps,
+        "throughput_high_sps": rate.high_sps,
+        "num_trials": len(counted),
+        "num_hosts": max(len(set(_known(counted, "host_id"))), 1),
+        "is_baseline": any(record["origin"] == "baseline" for record in records),
+        "wait_fraction": statistics.fmean(_known(counted, "wait_fraction") or [math.nan]),
+        "tree_pss_bytes": max(_known(counted, "tree_pss_bytes"), default=None),
+    }
+
+
+def _known(records: list[Mapping[Any, Any]], name: str) -> list[Any]:
+    return [record[name] for record in records if record[name] is not None]
+
+
+def _speedup(row: dict[str, Any], baseline: dict[str, Any]) -> dict[str, float]:
+    """The ratio with its interval; the errors of the two are taken as independent."""
+    ratio = row["throughput_sps"] / baseline["throughput_sps"]
+    if row is baseline:
+        return {"speedup": 1.0, "speedup_low": 1.0, "speedup_high": 1.0}
+    errors = [each["throughput_high_sps"] / each["throughput_sps"] - 1 for each in (row, baseline)]
+    half = ratio * math.hypot(*errors)
+    return {"speedup": ratio, "speedup_low": max(ratio - half, 0.0), "speedup_high": ratio + half}

@@ -1,0 +1,112 @@
+"""Command-line arguments that several subcommands share, checked while they are parsed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from feedrate.search.options import parse_config, parse_duration_s
+
+WORKLOAD_HELP = "a bundled name (see `feedrate workloads`), package.module:function, or path/to/file.py:function"
+DIMENSIONS = {
+    "num_workers": ("0..32", "loader processes"),
+    "batch_size": ("32,64,128", "items in a batch; one value fixes it"),
+    "pin_memory": ("true,false", "page-locked batches; only with a GPU"),
+    "prefetch_factor": ("1,2,4,8", "batches in flight per worker"),
+    "persistent_workers": ("true,false", "workers survive the epoch"),
+    "multiprocessing_context": ("fork,forkserver,spawn", "how workers start; searched only when given"),
+}
+
+
+def checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """An argparse type whose ValueError becomes the message that people see."""
+
+    def convert(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """An argparse type: a whole number of at least `least`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is not a whole number") from None
+        if value < least:
+            raise ValueError(f"must be {least} or more, not {value}")
+        return value
+
+    return checked(parse)
+
+
+duration_s = checked(parse_duration_s)
+setting = checked(parse_config)
+
+
+def add_workload(parser: argparse.ArgumentParser) -> None:
+    """WORKLOAD and the options of the bundled ones."""
+    parser.add_argument("workload", metavar="WORKLOAD", help=WORKLOAD_HELP)
+    group = parser.add_argument_group("bundled workloads")
+    group.add_argument(
+        "--data",
+        metavar="DIR|URL",
+        help="images: a folder of JPEG files, a class per sub-folder; objects: a URL with an index.txt (default: a set made once in your cache folder)",
+    )
+    group.add_argument("--image-size", type=whole(8), metavar="PX", help="images, objects: side of the training crop")
+    group.add_argument("--model", metavar="NAME", help="images, objects: resnet18, resnet50 or small")
+    group.add_argument(
+        "--latency",
+        dest="latency_s",
+        type=duration_s,
+        metavar="TIME",
+        help="objects: the local server answers after this long (default 40ms)",
+    )
+
+
+def workload_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of a bundled workload that were given."""
+    names = ("data", "image_size", "model", "latency_s")
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def add_trial(parser: argparse.ArgumentParser) -> None:
+    """How one setting is measured."""
+    parser.add_argument(
+        "--max-trial-s",
+        type=checked(_positive),
+        default=20.0,
+        metavar="S",
+        help="wall time at most for one setting, set-up apart (default 20)",
+    )
+    parser.add_argument(
+        "--epoch-samples", type=whole(1), metavar="N", help="items in your real epoch (default: the dataset's length)"
+    )
+    parser.add_argument(
+        "--objective",
+        choices=("epoch", "steady"),
+        default="epoch",
+        help="rate over a whole epoch with its start-up, or between epoch boundaries (default epoch)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=whole(1),
+        metavar="N",
+        help="torch's threads in the trainer (default: what plain Python would have)",
+    )
+
+
+def _positive(text: str) -> float:
+    value = parse_duration_s(text)
+    if value <= 0:
+        raise ValueError("must be more than 0")
+    return value
+
+
+positive_s = checked(_positive)

@@ -1,0 +1,97 @@
+"""The `feedrate` command: finds the subcommand, prints errors, chooses the exit code. Nothing else does either.
+
+Exit codes: 0 done, 1 nothing that works was found, 2 wrong usage, 130 interrupted. Help is answered without importing
+torch or ray.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any, NoReturn, Protocol
+
+from feedrate.search.commands_analysis import Export, Report
+from feedrate.search.commands_search import Resume, Search
+from feedrate.search.commands_trial import Ceilings, Measure, Workloads
+from feedrate.search.options import NothingFound, UsageError
+
+DONE, NOTHING_FOUND, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+class Command(Protocol):
+    """One subcommand; its name is the class's name in lower case, its help the docstring."""
+
+    def prepare(self, parser: argparse.ArgumentParser) -> None:
+        """Add arguments."""
+
+    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
+        """Do the work; returns an exit code other than 0 where there is one. Raises UsageError, NothingFound, RunError."""
+
+
+COMMANDS: tuple[Command, ...] = (Search(), Resume(), Measure(), Ceilings(), Workloads(), Report(), Export())
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    try:
+        args = _parser().parse_args(argv)
+        return args.command.run(args, argv) or DONE
+    except KeyboardInterrupt as interrupt:
+        _say(str(interrupt) or "interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone; Python would complain about it at exit
+        return DONE
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        from feedrate.analysis.run_folder import RunError
+
+        if isinstance(error, NothingFound):
+            _say(str(error))
+            return NOTHING_FOUND
+        if isinstance(error, (UsageError, RunError)):
+            _say(f"feedrate: {error}")
+            return USAGE
+        _say(f"feedrate: unexpected {type(error).__name__}: {error}. This is a defect of feedrate; --debug shows where")
+        return NOTHING_FOUND
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="feedrate",
+        description="Finds the PyTorch DataLoader settings that keep an accelerator fed, by training your real model on your real data.",
+        epilog="Exit codes: 0 done, 1 nothing that works was found, 2 wrong usage, 130 interrupted.",
+    )
+    parser.add_argument("--version", action="version", version=f"feedrate {version('feedrate')}")
+    commands: Any = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        text = (command.__doc__ or "").strip()
+        child = commands.add_parser(
+            type(command).__name__.lower(),
+            help=text.splitlines()[0].rstrip("."),
+            description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        child.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.prepare(child)
+        child.set_defaults(command=command)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""`feedrate search` and `feedrate resume`: the main job."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from feedrate.search import arguments
+from feedrate.search.options import NothingFound, SearchOptions, UsageError
+
+
+class Search:
+    """Search DataLoader settings of a workload by training it.
+
+    Measures your own setting first, then searches num_workers, batch_size, pin_memory, prefetch_factor and
+    persistent_workers, and writes a run folder with best.json, whose "dataloader" goes straight into DataLoader(**...).
+
+      feedrate search images
+      feedrate search train.py:workload --time-budget 3m --batch-size 64
+      feedrate search my_project.train:workload --address auto --num-workers 0..24
+    """
+
+    def prepare(self, parser: argparse.ArgumentParser) -> None:
+        arguments.add_workload(parser)
+        space = parser.add_argument_group("what is searched: a range such as 0..32, a list such as 32,64, or one value")
+        for name, (example, text) in arguments.DIMENSIONS.items():
+            space.add_argument(f"--{name.replace('_', '-')}", metavar=example, help=text)
+        run = parser.add_argument_group("the search")
+        run.add_argument("--out", metavar="DIR", help="run folder (default: the next free feedrate-runs/NAME-N)")
+        run.add_argument("--force", action="store_true", help="replace a run that is in --out already")
+        run.add_argument(
+            "--time-budget",
+            dest="time_budget_s",
+            type=arguments.positive_s,
+            default=300.0,
+            metavar="TIME",
+            help="such as 90s, 5m, 1h (default 5m)",
+        )
+        run.add_argument("--max-trials", type=arguments.whole(1), metavar="N", help="settings tried at most")
+        run.add_argument(
+            "--baseline",
+            type=arguments.setting,
+            metavar="NAME=VALUE,...",
+            help="compare with this setting (default: your loader's, else torch's default)",
+        )
+        run.add_argument(
+            "--sampler", choices=("tpe", "random"), default="tpe", help="who proposes settings (default tpe)"
+        )
+        run.add_argument(
+            "--seed",
+            type=arguments.whole(0),
+            default=0,
+            metavar="N",
+            help="of the sampler, the data order and the model (default 0)",
+        )
+        run.add_argument("--quiet", action="store_true", help="print only the answer")
+        arguments.add_trial(parser)
+        place = parser.add_argument_group("where it runs")
+        place.add_argument(
+            "--address",
+            metavar="ADDR",
+            help="a running Ray cluster, such as auto or ray://head:10001 (default: a local Ray, started and stopped by the command)",
+        )
+        place.add_argument(
+            "--gpus-per-trial", type=arguments.whole(0), metavar="N", help="default 1 where there is any, else 0"
+        )
+        place.add_argument(
+            "--cpus-per-trial",
+            type=arguments.whole(1),
+            metavar="N",
+            help="default: the node's CPUs / its GPUs x GPUs asked",
+        )
+        place.add_argument(
+            "--storage",
+            metavar="URL",
+            help="Optuna database, such as sqlite:///studies.db (default: a journal file in the run folder)",
+        )
+
+    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
+        from feedrate.search.dimension import parse_dimension
+
+        try:
+            space = {
+                name: parse_dimension(name, getattr(args, name))
+                for name in arguments.DIMENSIONS
+                if getattr(args, name) is not None
+            }
+            options = SearchOptions(**{name: getattr(args, name) for name in SearchOptions.__dataclass_fields__})
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        from feedrate.search.run import run_search
+
+        return _finish(
+            lambda: run_search(
+                args.workload,
+                options=options,
+                space=space,
+                workload_options=arguments.workload_options(args),
+                out=args.out,
+                force=args.force,
+                quiet=args.quiet,
+                argv=argv,
+            )
+        )
+
+
+class Resume:
+    """Carry an interrupted search on, or extend a finished one.
+
+    feedrate resume feedrate-runs/images-1 --time-budget 5m
+    """
+
+    def prepare(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("run", metavar="RUN", help="the run folder")
+        parser.add_argument(
+            "--time-budget",
+            dest="time_budget_s",
+            type=arguments.positive_s,
+            metavar="TIME",
+            help="from now on (default: the run's own budget again)",
+        )
+        parser.add_argument(
+            "--max-trials", type=arguments.whole(1), metavar="N", help="settings in total, those of before included"
+        )
+        parser.add_argument("--storage", metavar="URL", help="the run's database again, where its URL holds a password")
+        parser.add_argument("--quiet", action="store_true", help="print only the answer")
+
+    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
+        from feedrate.search.run import resume_search
+
+        return _finish(
+            lambda: resume_search(
+                args.run,
+                time_budget_s=args.time_budget_s,
+                max_trials=args.max_trials,
+                storage=args.storage,
+                quiet=args.quiet,
+            )
+        )
+
+
+def _finish(search: Any) -> int | None:
+    from rich.console import Console
+
+    from feedrate.analysis.load import load_run
+    from feedrate.search.result import print_result
+
+    result = search()
+    run = load_run(result.folder)
+    from feedrate.analysis.page import write_page
+
+    write_page(run, result.folder / "report.html")
+    if result.best is None:
+        reasons = "; ".join(dict.fromkeys(result.failures["failure_message"].dropna()))
+        raise NothingFound(f"no setting worked in {result.folder}: {reasons or result.stop_reason}")
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    print_result(result, console, run.unit)
+    console.print(f"Report: {result.folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Saved: {result.best_path}", markup=False, highlight=False, soft_wrap=True)
+    return None

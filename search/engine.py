@@ -1,0 +1,145 @@
+"""Joins or starts a Ray cluster, and finds what a trial may use there.
+
+Differences that matter: Ray counts CPUs but does not enforce them (the supervisor sets the affinity); Ray workers run
+at nice 15 and with OMP_NUM_THREADS of the trial's CPUs (both undone, they would change what is measured); Ray's
+memory monitor kills whole runs (switched off on nodes that we start).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from feedrate.search.options import SearchOptions, UsageError
+
+OBJECT_STORE_BYTES = 100 * 1024**2
+_QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+_WORKERS = {"RAY_worker_niceness": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """What one trial reserves, and how many trials can run at once."""
+
+    cpus: int
+    gpus: int
+    trial_slot: bool
+    """Nodes declare the resource `trial_slot`, one a host."""
+    num_slots: int
+    where: str
+    """For people: host, CPUs and GPUs."""
+
+
+@contextmanager
+def cluster(options: SearchOptions, num_gpus: int) -> Iterator[None]:
+    """A Ray cluster for the length of a search: the one at `--address`, or a local one started and stopped here.
+
+    The local one listens with token authentication; the token is made anew, and lives in this process's environment
+    and those of its children only.
+
+    Raises:
+        UsageError: there is no Ray at the address.
+    """
+    before = dict(os.environ)
+    os.environ.update(_QUIET)
+    os.environ.update(_WORKERS)
+    if options.address is None:
+        os.environ.update(
+            {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_memory_monitor_refresh_ms": "0"}
+        )
+        os.environ.pop("RAY_ADDRESS", None)
+    import ray
+
+    try:
+        for name in ("ray", "ray.tune", "ray.train", "ray._private"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        if options.address is None:
+            ray.init(
+                num_cpus=len(os.sched_getaffinity(0)),
+                num_gpus=num_gpus,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+                _node_ip_address="127.0.0.1",
+            )
+        else:
+            try:
+                ray.init(
+                    options.address,
+                    log_to_driver=False,
+                    logging_level=logging.CRITICAL,
+                    runtime_env={"env_vars": _WORKERS},
+                )
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise UsageError(
+                    f"no Ray cluster answers at --address {options.address}: {str(error).splitlines()[0]}"
+                ) from None
+        yield
+    finally:
+        ray.shutdown()
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def place(options: SearchOptions) -> Placement:
+    """What a trial reserves on the connected cluster.
+
+    Raises:
+        UsageError: no node has what was asked for; the message says what there is.
+    """
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    most_gpus = max(int(node["Resources"].get("GPU", 0)) for node in nodes)
+    gpus = options.gpus_per_trial if options.gpus_per_trial is not None else min(1, most_gpus)
+    if gpus > most_gpus:
+        raise UsageError(
+            f"--gpus-per-trial {gpus}: the largest node has {most_gpus} GPU{'s' * (most_gpus != 1)}. Ask for fewer, or join a cluster with --address"
+        )
+    slots = any("trial_slot" in node["Resources"] for node in nodes)
+    fit = [
+        node
+        for node in nodes
+        if int(node["Resources"].get("GPU", 0)) >= gpus and (not slots or "trial_slot" in node["Resources"])
+    ]
+
+    def share(node: dict[str, Any]) -> int:
+        cpus, node_gpus = int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0))
+        return cpus * gpus // node_gpus if gpus else cpus
+
+    most_cpus = max(int(node["Resources"].get("CPU", 0)) for node in fit)
+    # one constant bundle for every trial, so that the smallest eligible node can run it (and actors are reused)
+    cpus = options.cpus_per_trial or max(min(share(node) for node in fit if share(node) > 0), 1)
+    if cpus > most_cpus:
+        raise UsageError(
+            f"--cpus-per-trial {cpus}: the largest node with {gpus} GPUs has {most_cpus} CPUs. Ask for fewer"
+        )
+    fit = [node for node in fit if int(node["Resources"].get("CPU", 0)) >= cpus]
+    first = fit[0]
+    total = int(first["Resources"].get("CPU", 0))
+    where = f"{first['NodeManagerHostname']} · " + (
+        f"{gpus} of {int(first['Resources'].get('GPU', 0))} GPUs" if gpus else "CPU only, no GPU is used"
+    )
+    where += f", {cpus} of {total} CPUs"
+    where += f" · {len(fit)} hosts" if len(fit) > 1 else ""
+    return Placement(
+        cpus=cpus,
+        gpus=gpus,
+        trial_slot=slots,
+        num_slots=len({node["NodeManagerHostname"] for node in fit}),
+        where=where,
+    )

@@ -1,0 +1,131 @@
+"""`SearchOptions`: how a search is run, apart from what is searched. No torch, no ray."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from feedrate.trainables.config import LoaderConfig
+
+OBJECTIVES = ("epoch", "steady")
+SAMPLERS = ("tpe", "random")
+
+
+class UsageError(Exception):
+    """What was asked cannot be done; the message says why and the way out. The command line exits with 2."""
+
+
+class NothingFound(Exception):
+    """The search ended without any setting that works; the message says why. The command line exits with 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchOptions:
+    """How a search is run.
+
+    Raises:
+        ValueError: a value that cannot work; the message names the option.
+    """
+
+    time_budget_s: float = 300.0
+    """Wall time for the search itself; making data and starting Ray are apart."""
+    max_trials: int | None = None
+    """Settings tried at most: complete, stopped early and failed ones together."""
+    max_trial_s: float = 20.0
+    """Wall time at most for loading and training in one trial."""
+    objective: str = "epoch"
+    """epoch: rate over the user's whole epoch, start-up included; steady: rate between epoch boundaries."""
+    epoch_samples: int | None = None
+    """Items in the user's real epoch; None asks the dataset."""
+    gpus_per_trial: int | None = None
+    """None: 1 where the cluster has any, else 0."""
+    cpus_per_trial: int | None = None
+    """None: the node's CPUs divided by its GPUs, times the GPUs asked."""
+    threads: int | None = None
+    """torch's intra-op threads in the trainer; None leaves it to torch."""
+    address: str | None = None
+    """A running Ray cluster; None starts a local one and stops it."""
+    storage: str | None = None
+    """Optuna database URL; None keeps a journal file in the run folder."""
+    baseline: LoaderConfig | None = None
+    """What speed-ups are measured against; None: the user's own loader, else torch's default."""
+    sampler: str = "tpe"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("time_budget_s", "max_trial_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"--{_flag(name)} must be more than 0")
+        for name, least in (
+            ("max_trials", 1),
+            ("epoch_samples", 1),
+            ("cpus_per_trial", 1),
+            ("threads", 1),
+            ("gpus_per_trial", 0),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"--{_flag(name)} must be {least} or more, not {value}")
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"--objective must be one of {', '.join(OBJECTIVES)}, not {self.objective!r}")
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"--sampler must be one of {', '.join(SAMPLERS)}, not {self.sampler!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object for search.json; a password in the storage URL is left out."""
+        fields = asdict(self)
+        fields["storage"] = without_password(self.storage) if self.storage else None
+        return fields
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> SearchOptions:
+        """The options inside a search.json; fields of newer versions are ignored."""
+        known = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
+        if known.get("baseline") is not None:
+            known["baseline"] = LoaderConfig.from_dict(known["baseline"])
+        return cls(**known)
+
+
+def _flag(name: str) -> str:
+    return name.removesuffix("_s").replace("_", "-")
+
+
+def without_password(url: str) -> str:
+    """The URL with its password replaced by ***."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))
+
+
+def parse_duration_s(text: str) -> float:
+    """Seconds in "90", "90s", "5m", "1.5h", "40ms".
+
+    Raises:
+        ValueError: the text is no duration.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|m|h)?", text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a duration: write 90s, 5m, 1h or 40ms")
+    return float(match[1]) * {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}[match[2] or "s"]
+
+
+def parse_config(text: str) -> LoaderConfig:
+    """A setting from "num_workers=4,prefetch_factor=2,pin_memory=true".
+
+    Raises:
+        ValueError: an unknown name or an impossible value; the message lists the names.
+    """
+    fields: dict[str, Any] = {}
+    known = LoaderConfig.__dataclass_fields__
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or name not in known:
+            raise ValueError(f"{part!r} is not a setting: write name=value with one of {', '.join(known)}")
+        words = {"true": True, "false": False, "none": None}
+        fields[name] = (
+            words[value.lower()] if value.lower() in words else int(value) if re.fullmatch(r"-?\d+", value) else value
+        )
+    return LoaderConfig(**{"batch_size": None, **fields})

@@ -1,0 +1,83 @@
+"""What happens before a search: the workload is described in a clean child, the run folder is claimed.
+
+Nothing is written here until `claim` is called; whatever is wrong with the request is said before that.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from feedrate.analysis.run_folder import RunFolder
+from feedrate.search.options import UsageError
+from feedrate.trainables.resolve import WorkloadRef
+from feedrate.trainables.supervise import Template
+
+DEFAULT_PARENT = Path("feedrate-runs")
+
+
+def describe_workload(ref: WorkloadRef) -> dict[str, Any]:
+    """Facts about the workload (trainables/child.py: describe), its data made or checked.
+
+    Raises:
+        UsageError: the workload cannot be made; a traceback in the message is the user's own.
+    """
+    template = Template(ref, show_output=True)
+    try:
+        for event in template.run({"op": "describe"}):
+            if event["event"] == "described":
+                return event
+            if event["event"] == "failure":
+                raise UsageError(
+                    event["failure_message"]
+                    + (f"\n{event['failure_traceback']}" if event.get("failure_traceback") else "")
+                )
+        raise UsageError("the workload could not be described")
+    finally:
+        template.close()
+
+
+def choose_folder(out: str | os.PathLike[str] | None, name: str, force: bool) -> RunFolder:
+    """The run folder, checked but not made: exactly `out`, else the next free feedrate-runs/<name>-N.
+
+    Raises:
+        UsageError: it exists (without force), or cannot be made.
+    """
+    if out is None:
+        safe = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name).strip(".-") or "run"
+        number = 1
+        while (DEFAULT_PARENT / f"{safe}-{number}").exists():
+            number += 1
+        folder = RunFolder(DEFAULT_PARENT / f"{safe}-{number}")
+    else:
+        folder = RunFolder(out)
+        if folder.path.exists() and not folder.path.is_dir():
+            raise UsageError(f"--out {out} is a file: name a folder")
+        if folder.path.exists() and any(folder.path.iterdir()) and not force:
+            raise UsageError(
+                f"--out {out} exists and is not empty: name another folder, or replace the run in it with --force"
+            )
+    parent = folder.path
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(f"--out {folder.path} cannot be written: {parent} is not a folder that you may write to")
+    return folder
+
+
+def claim(folder: RunFolder) -> None:
+    """Make the folder; an earlier run in it (--force) is removed, files of other kinds stay.
+
+    Raises:
+        UsageError: the file system refuses.
+    """
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        for file in (folder.search, folder.trials, folder.best, folder.report, *folder.path.glob("study.journal*")):
+            file.unlink(missing_ok=True)
+        if folder.tune.exists():
+            shutil.rmtree(folder.tune)
+    except OSError as error:
+        raise UsageError(f"--out {folder.path} cannot be written: {error.strerror}") from None

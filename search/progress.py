@@ -1,0 +1,132 @@
+"""What a search shows while it runs: a live panel on a terminal, plain lines elsewhere. Neither Ray nor Optuna."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from feedrate.analysis.estimate import Rate
+from feedrate.analysis.schema import status
+from feedrate.trainables.config import LoaderConfig
+
+
+class Display:
+    """Told what happens in a search; draws it.
+
+    Args:
+        console: where to draw; a terminal gets a live panel, anything else a line an event.
+        time_budget_s: for the time left.
+        quiet: draw nothing.
+        clock: seconds; tests pass their own.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        *,
+        time_budget_s: float,
+        unit: str = "samples",
+        quiet: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.console, self.time_budget_s, self.unit, self.quiet, self.clock = console, time_budget_s, unit, quiet, clock
+        self.begun = clock()
+        self.counts = {"complete": 0, "pruned": 0, "failed": 0}
+        self.best: tuple[LoaderConfig, Rate] | None = None
+        self.now = ""
+        self._live: Live | None = None
+
+    def begin(self) -> None:
+        """The search begins: start the clock and, on a terminal, the panel."""
+        self.begun = self.clock()
+        if self.console.is_terminal and not self.quiet:
+            self._live = Live(self._panel(), console=self.console, auto_refresh=False, transient=True)
+            self._live.start()
+
+    def end(self) -> None:
+        """Take the panel away."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if not self.quiet:
+            self.console.print(f"[{self._elapsed()}] {text}", markup=False, highlight=False, soft_wrap=True)
+
+    def tick(self) -> None:
+        """Redraw the panel; called a few times a second."""
+        if self._live is not None:
+            self._live.update(self._panel(), refresh=True)
+
+    def started(self, number: int, config: LoaderConfig, origin: str) -> None:
+        """A trial was asked for."""
+        self.now = f"measuring {config.short()}" + (f" ({origin})" if origin != "sampler" else "")
+        self.tick()
+
+    def waiting(self) -> None:
+        """Another trial holds this host."""
+        text = "waiting: another feedrate trial is measuring on this host"
+        if self.now != text:
+            self.now = text
+            self.say(text)
+
+    def ceiling(self, batch_size: int | None, sps: float, baseline: Rate | None) -> None:
+        """The step alone was timed; with the baseline's rate, also how much there is to gain."""
+        where = "" if batch_size is None else f" at b{batch_size}"
+        gain = "" if baseline is None else f"  at most {max(sps / baseline.sps, 1):.2f}x to gain"
+        self.say(f"ceiling{where} (no loading): {sps:,.0f} {self.unit}/s{gain}")
+
+    def finished(self, record: dict[str, Any], rate: Rate | None) -> None:
+        """A trial ended and its record is on disk."""
+        outcome = status(record)
+        self.counts[outcome] += 1
+        config = LoaderConfig.from_dict(record)
+        if rate is not None and outcome == "complete" and (self.best is None or rate.sps > self.best[1].sps):
+            self.best = (config, rate)
+        self.say(self._line(record, config, rate, outcome))
+        self.tick()
+
+    def _line(self, record: dict[str, Any], config: LoaderConfig, rate: Rate | None, outcome: str) -> str:
+        name = "yours" if record["origin"] == "baseline" else f"trial {record['number']}"
+        if outcome == "failed" or rate is None:
+            return f"{name}: {config.short()}  failed: {record.get('failure_message')}"
+        waits = sum(record["window_wait_s"]) / sum(record["window_duration_s"])
+        words = f"{name}: {config.short()}  {rate.sps:,.0f} {self.unit}/s ±{rate.half_width_fraction:.0%}"
+        words += "  stopped early" if outcome == "pruned" else ""
+        if record["origin"] == "baseline":
+            words += f"  waits for data {waits:.0%} of the time"
+        elif self.best is not None:
+            words += f"  (best {self.best[0].short()} {self.best[1].sps:,.0f})"
+        return words
+
+    def _elapsed(self) -> str:
+        seconds = int(self.clock() - self.begun)
+        return f"{seconds // 60}:{seconds % 60:02d}"
+
+    def _panel(self) -> Group:
+        left = max(self.time_budget_s - (self.clock() - self.begun), 0.0)
+        table = Table.grid(padding=(0, 2))
+        done = sum(self.counts.values())
+        table.add_row(
+            "settings", f"{done} tried · {self.counts['pruned']} stopped early · {self.counts['failed']} failed"
+        )
+        best = (
+            "none yet"
+            if self.best is None
+            else f"{escape(self.best[0].short())}  {self.best[1].sps:,.0f} {escape(self.unit)}/s"
+        )
+        table.add_row("best so far", best)
+        table.add_row("now", escape(self.now))
+        table.add_row("time left", f"{int(left) // 60}:{int(left) % 60:02d}")
+        return Group(
+            Text(), ProgressBar(total=self.time_budget_s, completed=self.time_budget_s - left, width=60), table
+        )

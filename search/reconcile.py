@@ -1,0 +1,84 @@
+"""Brings a study up to the records of `trials.jsonl`: what a crash kept from being told, or took from the study.
+
+Order of truth: a record is written before the study is told (DESIGN.md 1), so that after a crash
+  - a running trial with a record is told what the record says;
+  - a running trial without one is lost: its setting is enqueued as a new trial, then it is marked;
+  - a record that the study has no trial for (its journal was lost) is added under its own number.
+A crash inside reconcile leaves work that the next one finishes; doing it twice changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from optuna.trial import TrialState
+
+from feedrate.analysis.estimate import record_rate
+from feedrate.analysis.schema import status
+from feedrate.search.past import Reconciled
+from feedrate.search.pruner import LOW
+from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.failure import INFEASIBLE
+
+if TYPE_CHECKING:
+    from feedrate.search.study import Brain
+
+BLAMELESS = ("supervisor-died",)
+"""Failure kinds that are the machine's fault, not the setting's."""
+
+
+def reconcile(brain: Brain, records: Iterable[Mapping[str, Any]], objective: str) -> Reconciled:
+    """Tell the study what it does not know; see the module's first lines.
+
+    Args:
+        brain: of this study; trials of other run ids are left alone.
+        records: of the run folder, other studies and kinds among them; of several attempts the last counts.
+        objective: "epoch" or "steady".
+    """
+    name = brain.study.study_name
+    mine = {record["number"]: record for record in records if record["study"] == name and record["kind"] == "search"}
+    num_told = 0
+    for number in sorted(mine):
+        while len(brain.history()) <= number:
+            _add_missing(brain, mine.get(len(brain.history())))
+        if brain.history()[number].is_open:
+            tell_record(brain, mine[number], objective)
+            num_told += 1
+    return Reconciled(num_told, _requeue_lost(brain))
+
+
+def tell_record(brain: Brain, record: Mapping[str, Any], objective: str) -> None:
+    """Tell the study one record, as a live search does after writing it."""
+    number, rate = record["number"], record_rate(dict(record), objective)
+    outcome = status(dict(record))
+    if outcome == "failed" or rate is None:
+        kind = record.get("failure_kind") or "internal"
+        reason = record.get("failure_message") or "nothing was measured"
+        brain.tell_failed(number, reason, infeasible=kind in INFEASIBLE, blameless=kind in BLAMELESS)
+    elif outcome == "complete":
+        brain.tell_complete(number, rate.sps, {LOW: rate.low_sps})
+    else:
+        brain.report(number, len(record["window_duration_s"]), rate.sps)
+        brain.tell_pruned(number)
+
+
+def _add_missing(brain: Brain, record: Mapping[str, Any] | None) -> None:
+    """Make the next trial number: what was measured under it, or a place holder that keeps later numbers right."""
+    if record is None:
+        brain.add(TrialState.FAIL, None, "sampler", {"lost": True})
+    else:
+        brain.add(TrialState.RUNNING, LoaderConfig.from_dict(record), record["origin"])
+
+
+def _requeue_lost(brain: Brain) -> list[LoaderConfig]:
+    requeued = []
+    done = {past.requeue_of for past in brain.history()}
+    for past in brain.history():
+        if past.state != "running" or past.run_id != brain.run_id:
+            continue
+        if past.config is not None and past.number not in done:
+            brain.add(TrialState.WAITING, past.config, past.origin, {"requeue_of": past.number})
+            requeued.append(past.config)
+        brain.tell_failed(past.number, "the search ended while this trial ran", lost=True)
+    return requeued

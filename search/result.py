@@ -1,0 +1,259 @@
+"""`SearchResult`: what a search found, made from the records of its run folder, and the table that it prints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from feedrate.analysis.best import BEST_SCHEMA, python_snippet, write_best
+from feedrate.analysis.load import Run, load_run
+from feedrate.analysis.run_folder import RunFolder
+from feedrate.analysis.summary import best_by_batch_size, ranking
+from feedrate.trainables.config import LoaderConfig
+
+TIED_FRACTION = 0.02
+"""Settings this close to the fastest are as good; the cheapest of them is the answer."""
+COMPUTE_BOUND_FRACTION = 0.95
+BUSY_FRACTION = 0.85
+WAIT_FRACTION = 0.03
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchResult:
+    """What a search found; `best` is the content of best.json, None where nothing worked."""
+
+    folder: Path
+    best: dict[str, Any] | None
+    ranking: pd.DataFrame
+    """One row a setting, the fastest first; see feedrate.analysis.summary.ranking."""
+    failures: pd.DataFrame
+    """One row a failed trial."""
+    stop_reason: str | None
+    """Why the search ended; None when it was interrupted."""
+
+    @property
+    def dataloader(self) -> dict[str, Any]:
+        """Keyword arguments for DataLoader: `DataLoader(dataset, **result.dataloader)`.
+
+        Raises:
+            ValueError: nothing worked; see `failures`.
+        """
+        if self.best is None:
+            raise ValueError("no setting of this search worked; see .failures")
+        dataloader: dict[str, Any] = self.best["dataloader"]
+        return dataloader
+
+    @property
+    def best_path(self) -> Path:
+        """Where best.json lies."""
+        return RunFolder(self.folder).best
+
+    @property
+    def verdict(self) -> str | None:
+        """Where the time goes with the best setting."""
+        return self.best["verdict"] if self.best else None
+
+
+def conclude(folder: RunFolder, stop_reason: str | None) -> SearchResult:
+    """Read a run's records, choose the answer, and write best.json when there is one and the search is over."""
+    run = load_run(folder.path)
+    ranked = ranking(run)
+    complete = ranked[ranked["status"] == "complete"]
+    best = None if complete.empty else _best(run, complete, pick(complete))
+    if best is not None and stop_reason is not None:
+        write_best(folder.best, best)
+    return SearchResult(folder=folder.path, best=best, ranking=ranked, failures=run.failures, stop_reason=stop_reason)
+
+
+def pick(complete: pd.DataFrame) -> pd.Series[Any]:
+    """The cheapest setting within 2 % of the fastest, at the fastest one's batch size: fewest workers, then memory.
+
+    Choosing among equals this way, and not the luckiest measurement, also keeps noise from deciding.
+    """
+    fastest = complete.iloc[0]
+    same_size = _same(complete["batch_size"], fastest["batch_size"])
+    tied = complete[same_size & (complete["throughput_sps"] >= fastest["throughput_sps"] * (1 - TIED_FRACTION))]
+    cheapest_first = tied.sort_values(["num_workers", "prefetch_factor", "tree_pss_bytes"], kind="stable", na_position="first")
+    cheapest: pd.Series[Any] = cheapest_first.iloc[0]
+    return cheapest
+
+
+def _same(column: pd.Series[Any], value: Any) -> pd.Series[bool]:
+    return column.isna() if pd.isna(value) else (column == value).fillna(False).astype(bool)
+
+
+def _best(run: Run, complete: pd.DataFrame, chosen: pd.Series[Any]) -> dict[str, Any]:
+    trial = run.latest[run.latest["config"] == chosen["config"]].iloc[-1]
+    size = None if pd.isna(chosen["batch_size"]) else int(chosen["batch_size"])
+    ceiling_sps = run.ceilings.get(size)
+    same_size = complete[_same(complete["batch_size"], chosen["batch_size"])]
+    baseline = same_size[same_size["is_baseline"]]
+    tied = same_size[
+        (same_size["throughput_sps"] >= chosen["throughput_sps"] * (1 - TIED_FRACTION))
+        & (same_size["config"] != chosen["config"])
+    ]
+    workload, hardware = run.search.get("workload", {}), run.search.get("hardware", {})
+    fraction = None if ceiling_sps is None else float(trial["steady_sps"]) / ceiling_sps
+    return {
+        "schema": BEST_SCHEMA,
+        "dataloader": _kwargs(chosen),
+        "process": {},
+        "throughput": _throughput(chosen) | {"unit": workload.get("unit", "samples"), "per": "rank"},
+        "baseline": None if baseline.empty else _baseline(chosen, baseline.iloc[0]),
+        "ceiling": None
+        if ceiling_sps is None
+        else {"step_only_samples_per_second": ceiling_sps, "fraction_of_ceiling": fraction},
+        "verdict": verdict(fraction, _float(trial["wait_fraction"]), _float(trial["own_cpu_fraction"])),
+        "confirmed": False,
+        "tied_with": [_kwargs(row) for _, row in tied.iterrows()],
+        "best_by_batch_size": {
+            str(int(row["batch_size"])): {"dataloader": _kwargs(row), **_throughput(row)}
+            for _, row in best_by_batch_size(run).iterrows()
+            if not pd.isna(row["batch_size"])
+        },
+        "scope": {
+            "ranks_per_host": 1,
+            "world_size": 1,
+            "cpus_per_rank": run.search.get("placement", {}).get("cpus"),
+            "exclusive_host": (_float(trial["foreign_cpu_fraction"]) or 0.0) < 0.05,
+            "foreign_cpu_fraction": _float(trial["foreign_cpu_fraction"]),
+            "cache": "warm",
+        },
+        "measured_on": {
+            "hostname": _text(trial["hostname"]),
+            "device": _text(trial["device"]),
+            "device_name": _text(trial["device_name"]),
+            "num_cpus": hardware.get("num_cpus"),
+            "cpu_model": hardware.get("cpu_model"),
+            "start_method": _text(trial["start_method"]),
+            "versions": run.search.get("versions", {}),
+        },
+        "workload": workload,
+        "search": {
+            "study": run.search["study"],
+            "objective": run.search.get("objective", "epoch"),
+            "num_trials": len(run.latest),
+            "num_failed": len(run.failures),
+            "created_unix_s": run.search.get("created_unix_s"),
+        },
+    }
+
+
+def verdict(fraction_of_ceiling: float | None, wait_fraction: float | None, own_cpu_fraction: float | None) -> str:
+    """Where the time goes: compute-bound, loader-bound (CPU), loader-bound (waiting), or too noisy to say.
+
+    Compute-bound is a rate at the step-only ceiling, or a training step that is not kept waiting: on a CPU the workers
+    slow the step itself down, so that its ceiling cannot be reached.
+    """
+    if (fraction_of_ceiling or 0) >= COMPUTE_BOUND_FRACTION or (
+        wait_fraction is not None and wait_fraction < WAIT_FRACTION
+    ):
+        return "compute-bound"
+    if own_cpu_fraction is None:
+        return "too noisy to say"
+    return "loader-bound (CPU)" if own_cpu_fraction >= BUSY_FRACTION else "loader-bound (waiting)"
+
+
+def _kwargs(row: pd.Series[Any]) -> dict[str, Any]:
+    names = LoaderConfig.__dataclass_fields__
+    fields: dict[str, Any] = {name: None if pd.isna(row[name]) else row[name] for name in names}
+    for name in ("num_workers", "batch_size", "prefetch_factor"):
+        fields[name] = None if fields[name] is None else int(fields[name])
+    for name in ("pin_memory", "persistent_workers", "in_order"):
+        fields[name] = bool(fields[name])
+    return LoaderConfig(**fields).to_kwargs()
+
+
+def _throughput(row: pd.Series[Any]) -> dict[str, Any]:
+    low, high = float(row["throughput_low_sps"]), float(row["throughput_high_sps"])
+    return {"samples_per_second": float(row["throughput_sps"]), "ci95": [low, high]}
+
+
+def _baseline(chosen: pd.Series[Any], baseline: pd.Series[Any]) -> dict[str, Any]:
+    return {
+        "dataloader": _kwargs(baseline),
+        "samples_per_second": float(baseline["throughput_sps"]),
+        "speedup": float(chosen["speedup"]),
+        "speedup_ci95": [float(chosen["speedup_low"]), float(chosen["speedup_high"])],
+    }
+
+
+def _float(value: Any) -> float | None:
+    return None if pd.isna(value) else float(value)
+
+
+def _text(value: Any) -> str | None:
+    return None if pd.isna(value) else str(value)
+
+
+def print_result(result: SearchResult, console: Console, unit: str = "samples") -> None:
+    """The short table at the end of a search, why it is so, and what to paste."""
+    best = result.best
+    if best is None:
+        return
+    size = best["dataloader"].get("batch_size")
+    ranked = result.ranking
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, justify in (
+        ("", "left"),
+        ("setting", "left"),
+        (f"{unit}/s", "right"),
+        ("95 % interval", "right"),
+        ("vs yours", "right"),
+        ("memory", "right"),
+    ):
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    same = ranked[(ranked["status"] == "complete") & _same(ranked["batch_size"], size)]
+    chosen = _row_of(same, best["dataloader"])
+    tied = [_row_of(same, kwargs) for kwargs in best["tied_with"]]
+    rows = [("yours", row) for _, row in same[same["is_baseline"]].iterrows() if row["config"] != chosen["config"]]
+    rows += [("best" if not chosen["is_baseline"] else "best (yours)", chosen), *(("tied", row) for row in tied[:3])]
+    for name, row in rows:
+        memory = "" if pd.isna(row["tree_pss_bytes"]) else f"{row['tree_pss_bytes'] / 1e9:.1f} GB"
+        interval = f"{row['throughput_low_sps']:,.0f}-{row['throughput_high_sps']:,.0f}"
+        gain = "" if pd.isna(row["speedup"]) else f"{row['speedup']:.2f}x"
+        if name == "best" and gain:
+            gain += f" [{row['speedup_low']:.2f}-{row['speedup_high']:.2f}]"
+        table.add_row(name, row["config"], f"{row['throughput_sps']:,.0f}", interval, gain, memory)
+    console.print()
+    console.print(table)
+    console.print()
+    for line in explain(result):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def explain(result: SearchResult) -> list[str]:
+    """The sentences under the table."""
+    best = result.best
+    assert best is not None
+    lines = []
+    why = best["verdict"]
+    if best["ceiling"]:
+        why += f": {best['ceiling']['fraction_of_ceiling']:.0%} of the ceiling ({best['ceiling']['step_only_samples_per_second']:,.0f}/s without loading)"
+    lines.append(f"Why: {why}")
+    if best["verdict"] == "compute-bound" and best["baseline"] and best["baseline"]["speedup"] < 1.05:
+        lines.append("The training step is the limit here: no loader setting makes a real difference.")
+    elif best["baseline"] and best["baseline"]["speedup_ci95"][0] <= 1:
+        lines.append("No significant gain over yours was seen.")
+    by_size = best["best_by_batch_size"]
+    if len(by_size) > 1:
+        rates = " · ".join(f"b{size} {entry['samples_per_second']:,.0f}/s" for size, entry in by_size.items())
+        lines.append(f"Best by batch size: {rates} (batch size changes training: --batch-size N fixes it)")
+    for _, failure in result.failures.drop_duplicates("failure_message").head(3).iterrows():
+        lines.append(f"Failed: {failure['config']}: {failure['failure_message']}")
+    if result.stop_reason:
+        lines.append(f"Ended because {result.stop_reason}.")
+    lines.append("Not confirmed: one measurement a setting, so that the best one is a little flattered by luck.")
+    lines.append("Paste: " + python_snippet(best))
+    return lines
+
+
+def _row_of(rows: pd.DataFrame, kwargs: dict[str, Any]) -> pd.Series[Any]:
+    name = LoaderConfig(**{"batch_size": None, **kwargs}).short()
+    row: pd.Series[Any] = rows[rows["config"] == name].iloc[0]
+    return row

@@ -1,0 +1,310 @@
+"""`run_search` and `resume_search`: the main job from a workload's name to a `SearchResult`.
+
+What a crash at any moment leaves behind: a run folder whose `trials.jsonl` holds every finished trial, and a study
+that knows them or learns them when the search is resumed. No process survives the driver by more than seconds.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import platform
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from feedrate.analysis.load import SEARCH_SCHEMA
+from feedrate.analysis.run_folder import RunFolder, write_atomic
+from feedrate.search.dimension import Choice, Dimension
+from feedrate.search.engine import Placement, cluster, place
+from feedrate.search.options import SearchOptions, UsageError, without_password
+from feedrate.search.prepare import choose_folder, claim, describe_workload
+from feedrate.search.progress import Display
+from feedrate.search.result import SearchResult, conclude
+from feedrate.search.session import Session, baseline_configs, rules_of_thumb
+from feedrate.search.space import SearchSpace
+from feedrate.search.storage import BrainError
+from feedrate.search.study import Brain
+from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.host import cpu_model
+from feedrate.trainables.resolve import UnknownWorkload, WorkloadRef, make_ref
+
+SHORT_FORM_BATCH_SIZES = (32, 64, 128)
+
+
+def run_search(
+    workload: str | Callable[..., Any],
+    *,
+    options: SearchOptions | None = None,
+    space: Mapping[str, Any] | None = None,
+    workload_options: Mapping[str, Any] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    console: Console | None = None,
+    quiet: bool = False,
+    argv: Sequence[str] | None = None,
+) -> SearchResult:
+    """Search DataLoader settings of a workload by training it.
+
+    Args:
+        workload: a bundled name, "package.module:function", "path/to/file.py:function", or the function itself
+            (defined at the top level of an importable module).
+        options: budget, objective, resources; see `SearchOptions`.
+        space: dimension -> Ray Tune domain (`tune.randint(0, 33)`, `tune.choice([32, 64])`), `Range`, `Choice`, or one
+            value; dimensions left out have their default.
+        workload_options: keyword arguments of the workload's function.
+        out: run folder; None takes the next free feedrate-runs/<name>-N.
+        force: replace a run that is in `out` already.
+        console: where progress goes; None is standard error.
+        quiet: show no progress.
+        argv: the command line, for the record.
+
+    Raises:
+        UsageError: something asked for cannot be done; nothing was written.
+        KeyboardInterrupt: interrupted; what was measured is in the run folder, and `resume_search` carries on.
+    """
+    options = options or SearchOptions()
+    console = console or Console(stderr=True)
+    ref = _ref(workload, workload_options)
+    name = _run_name(ref)
+    folder = choose_folder(out, name, force)
+    described = describe_workload(ref)
+    given = _dimensions(space or {})
+    local_gpus = described["facts"]["num_gpus"]
+    if options.address is None and (options.gpus_per_trial or 0) > local_gpus:
+        raise UsageError(
+            f"--gpus-per-trial {options.gpus_per_trial}: this machine has {local_gpus} GPUs. Leave it out, or join a cluster with --address"
+        )
+    _note_without_effect(given, options, described, console, quiet)
+    with cluster(options, local_gpus):
+        placement = place(options)
+        space_ = _space(given, described, placement)
+        claim(folder)
+        search = {
+            "schema": SEARCH_SCHEMA,
+            "study": f"{name}-{os.urandom(4).hex()}",
+            "workload": {
+                **ref.to_json(),
+                "name": described["name"],
+                "unit": described["unit"],
+                "epoch_samples": options.epoch_samples or described["epoch_samples"],
+            },
+            "objective": options.objective,
+            "argv": [without_password(word) for word in argv or []],
+            "command": shlex.join(["feedrate", *(without_password(word) for word in argv)])
+            if argv
+            else "run_search(...)",
+            "created_unix_s": time.time(),
+            "finished": False,
+            "versions": _versions(described),
+            "hardware": {
+                "hostname": socket.gethostname(),
+                "cpu_model": cpu_model(),
+                "num_cpus": described["facts"]["num_cpus"],
+                "gpus": [described["facts"]["device_name"]] * local_gpus,
+            },
+            "placement": {"cpus": placement.cpus, "gpus": placement.gpus, "where": placement.where},
+            "space": space_.to_json(),
+            "baseline": _baseline(options, described, space_).to_dict(),
+            "options": options.to_json(),
+        }
+        write_atomic(folder.search, json.dumps(search, indent=2) + "\n")
+        return _search(folder, search, ref, options, placement, space_, console, quiet, described["notes"])
+
+
+def resume_search(
+    run: str | os.PathLike[str],
+    *,
+    time_budget_s: float | None = None,
+    max_trials: int | None = None,
+    storage: str | None = None,
+    console: Console | None = None,
+    quiet: bool = False,
+) -> SearchResult:
+    """Carry an interrupted search on, or extend a finished one.
+
+    The records are the truth: the study is first told what they know, then what was running is enqueued anew.
+
+    Args:
+        run: the run folder.
+        time_budget_s: wall time from now on; None is the run's own budget again.
+        max_trials: settings in total, those of before included; None is the run's own limit.
+        storage: the database URL again, where the run used one with a password (it is not stored).
+        console: where progress goes; None is standard error.
+        quiet: show no progress.
+
+    Raises:
+        RunError: the folder is no run.
+        UsageError: it cannot be carried on as asked.
+    """
+    console = console or Console(stderr=True)
+    folder = RunFolder(run)
+    search = folder.read_search()
+    options = SearchOptions.from_json(search["options"])
+    if storage is not None:
+        options = replace(options, storage=storage)
+    if options.storage is not None and ":***@" in options.storage:
+        raise UsageError(
+            f"the run's database needs its password, which is not stored: pass --storage again ({options.storage})"
+        )
+    options = replace(
+        options, time_budget_s=time_budget_s or options.time_budget_s, max_trials=max_trials or options.max_trials
+    )
+    fields = {name: search["workload"][name] for name in ("target", "options", "folder", "cwd")}
+    ref = WorkloadRef(**fields)
+    described = describe_workload(ref)
+    space = SearchSpace.from_json(search["space"])
+    with cluster(options, described["facts"]["num_gpus"]):
+        placement = place(options)
+        search["options"] = options.to_json()
+        search["finished"] = False
+        write_atomic(folder.search, json.dumps(search, indent=2) + "\n")
+        return _search(folder, search, ref, options, placement, space, console, quiet, described["notes"])
+
+
+def _search(
+    folder: RunFolder,
+    search: dict[str, Any],
+    ref: WorkloadRef,
+    options: SearchOptions,
+    placement: Placement,
+    space: SearchSpace,
+    console: Console,
+    quiet: bool,
+    notes: list[str],
+) -> SearchResult:
+    from feedrate.search.domains import to_tune
+    from feedrate.search.tuning import run_trials
+
+    try:
+        brain = Brain.open(
+            options.storage,
+            folder.journal,
+            study_name=search["study"],
+            space=space,
+            seed=options.seed,
+            sampler=options.sampler,
+        )
+    except BrainError as error:
+        raise UsageError(str(error)) from None
+    records, problems = folder.records()
+    brain.reconcile(records, options.objective)
+    display = Display(console, time_budget_s=options.time_budget_s, unit=search["workload"]["unit"], quiet=quiet)
+    display.begin()
+    try:
+        display.say(placement.where)
+        for note in [*notes, *problems]:
+            display.say(f"note: {note}")
+        baseline = LoaderConfig.from_dict(search["baseline"])
+        session = Session(
+            brain=brain,
+            folder=folder,
+            options=options,
+            study=search["study"],
+            baselines=baseline_configs(baseline, space.values("batch_size")),
+            seeds=[
+                config
+                for config in rules_of_thumb(baseline.batch_size, placement.cpus, placement.gpus > 0)
+                if space.contains(config)
+            ],
+            epoch_samples=search["workload"]["epoch_samples"],
+            display=display,
+        )
+        session.replay(records)
+        try:
+            complete = run_trials(session, placement, ref, options, str(folder.path.absolute()), to_tune(space))
+        finally:
+            session.abandon()
+    finally:
+        display.end()
+    if not complete:
+        raise KeyboardInterrupt
+    search["finished"] = True
+    write_atomic(folder.search, json.dumps(search, indent=2) + "\n")
+    return conclude(folder, session.stop_reason)
+
+
+def _ref(workload: str | Callable[..., Any], options: Mapping[str, Any] | None) -> WorkloadRef:
+    if callable(workload):
+        path = inspect.getsourcefile(workload)
+        if path is None or workload.__qualname__ != workload.__name__:
+            raise UsageError(
+                "the workload's function must be defined at the top level of a file, so that another process can import it"
+            )
+        workload = f"{Path(path).resolve()}:{workload.__name__}"
+    try:
+        return make_ref(workload, options)
+    except UnknownWorkload as error:
+        raise UsageError(str(error)) from None
+
+
+def _run_name(ref: WorkloadRef) -> str:
+    place, _, function = ref.target.rpartition(":")
+    return Path(place).stem if place.endswith(".py") else (place.rpartition(".")[2] or function)
+
+
+def _dimensions(space: Mapping[str, Any]) -> dict[str, Dimension]:
+    from feedrate.search.dimension import Range
+    from feedrate.search.domains import from_tune
+
+    given: dict[str, Dimension] = {name: value for name, value in space.items() if isinstance(value, Range | Choice)}
+    domains = {name: value for name, value in space.items() if name not in given}
+    try:
+        translated = from_tune(domains, num_cpus=1, has_accelerator=True) if domains else None
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return given | {name: getattr(translated, name) for name in domains}
+
+
+def _space(given: Mapping[str, Dimension], described: Mapping[str, Any], placement: Placement) -> SearchSpace:
+    given = dict(given)
+    if "batch_size" in described["fixed"]:
+        given["batch_size"] = Choice((None,))
+    elif "batch_size" not in given:
+        own = described["baseline"]
+        given["batch_size"] = Choice((own["batch_size"],) if own else SHORT_FORM_BATCH_SIZES)
+    try:
+        return SearchSpace.default(num_cpus=placement.cpus, has_accelerator=placement.gpus > 0, given=given)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _baseline(options: SearchOptions, described: Mapping[str, Any], space: SearchSpace) -> LoaderConfig:
+    config = options.baseline or LoaderConfig.from_dict(described["baseline"] or {"batch_size": None})
+    if not space.has_accelerator:
+        config = config.without_accelerator()
+    sizes = space.values("batch_size")
+    return config if config.batch_size in sizes else replace(config, batch_size=sizes[0])
+
+
+def _note_without_effect(
+    given: Mapping[str, Dimension], options: SearchOptions, described: Mapping[str, Any], console: Console, quiet: bool
+) -> None:
+    said = []
+    pin = given.get("pin_memory")
+    if pin is not None and True in pin.values and options.address is None and not described["facts"]["num_gpus"]:
+        said.append("--pin-memory has no effect: there is no accelerator here, torch ignores it")
+    if "batch_size" in given and "batch_size" in described["fixed"]:
+        said.append("--batch-size has no effect: the workload's own batch sampler decides")
+    if not quiet:
+        for text in said:
+            console.print(f"note: {text}", markup=False, highlight=False)
+
+
+def _versions(described: Mapping[str, Any]) -> dict[str, str]:
+    names = ("ray", "optuna")
+    return {
+        **described["facts"]["versions"],
+        **{name: version(name) for name in names},
+        "platform": platform.platform(),
+        "executable": Path(sys.executable).name,
+    }

@@ -1,0 +1,114 @@
+"""`SnappingSampler`: draws whole settings with Optuna's samplers and moves each to the nearest one not tried yet.
+
+Where the meanings differ from a plain TPESampler:
+  - a setting is drawn at once, made canonical and moved *before* Optuna records it, so that the study holds what was
+    measured and never the same setting twice;
+  - the draw for trial number n depends on (seed, n, history) alone: a restarted search, or the same measurements
+    replayed, gets the same suggestions;
+  - dimensions that exist only with workers are drawn from the trials that had workers. TPESampler(group=True) would
+    decompose the space alike, but keeps the ranges of the first trial for ever, so that a range cannot be extended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from copy import copy
+from typing import Any
+
+import numpy as np
+from optuna import Study
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from feedrate.search.domains import to_optuna
+from feedrate.search.space import ALWAYS, NAMES, SearchSpace, applicable
+from feedrate.trainables.config import LoaderConfig
+
+KINDS = ("tpe", "random")
+
+
+class SpaceExhaustedError(Exception):
+    """Every setting of the space was tried."""
+
+
+class SnappingSampler(BaseSampler):
+    """An Optuna sampler over one search space.
+
+    Args:
+        space: what may be drawn.
+        seed: of all draws.
+        kind: "tpe" or "random".
+        tried: the settings that must not be drawn again.
+    """
+
+    def __init__(
+        self, space: SearchSpace, *, seed: int, kind: str = "tpe", tried: Callable[[], AbstractSet[LoaderConfig]]
+    ) -> None:
+        if kind not in KINDS:
+            raise ValueError(f"--sampler must be {' or '.join(KINDS)}, not {kind!r}")
+        self._space = space
+        self._distributions = to_optuna(space)
+        self._seed = seed
+        self._kind = kind
+        self._tried = tried
+
+    def draw(self, study: Study, number: int) -> LoaderConfig | None:
+        """The setting of a trial number; None when every setting was tried. Writes nothing to the study."""
+        study = copy(study)  # has no cached trials yet: Optuna renews its cache only in ask and tell of the same thread
+        inner = self._inner(number)
+        drawn = self._draw_group(inner, study, ALWAYS)
+        if drawn["num_workers"]:
+            # all dimensions again, from the trials that had workers: how much to prefetch depends on how many there are
+            drawn = self._draw_group(inner, study, NAMES)
+        return self._space.nearest_untried(LoaderConfig(**drawn), self._tried())
+
+    def distributions(self, config: LoaderConfig) -> dict[str, BaseDistribution]:
+        """Distributions of the dimensions that a setting has and whose range holds its value; what a study records."""
+        return {
+            name: self._distributions[name]
+            for name in applicable(config)
+            if name in self._distributions and _holds(self._distributions[name], getattr(config, name))
+        }
+
+    # what Optuna calls when someone else asks the study: study.ask(), then trial.suggest_*
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._distributions
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        config = self.draw(study, trial.number)
+        if config is None:
+            raise SpaceExhaustedError("every setting of the search space was tried")
+        return {name: getattr(config, name) for name in self.distributions(config)}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._inner(trial.number).sample_independent(study, trial, param_name, param_distribution)
+
+    def _inner(self, number: int) -> BaseSampler:
+        seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
+        if self._kind == "random":
+            return RandomSampler(seed=seed)
+        # constant_liar would write to a trial that does not exist yet; running settings are in `tried` instead
+        return TPESampler(seed=seed, multivariate=True, constant_liar=False)
+
+    def _draw_group(self, inner: BaseSampler, study: Study, names: tuple[str, ...]) -> dict[str, Any]:
+        free = {name: self._distributions[name] for name in names if name in self._distributions}
+        free = {name: distribution for name, distribution in free.items() if not distribution.single()}
+        trial = create_trial(state=TrialState.RUNNING)  # a stand-in: no sampler used here looks at it
+        drawn = inner.sample_relative(study, trial, free)  # empty until enough trials are told
+        for name, distribution in free.items():
+            if name not in drawn:
+                drawn[name] = inner.sample_independent(study, trial, name, distribution)
+        return {name: self._space.values(name)[0] for name in names} | drawn
+
+
+def _holds(distribution: BaseDistribution, value: Any) -> bool:
+    if isinstance(distribution, IntDistribution):
+        return bool(distribution.low <= value <= distribution.high)
+    return isinstance(distribution, CategoricalDistribution) and value in distribution.choices

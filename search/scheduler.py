@@ -1,0 +1,55 @@
+"""Tune's `TrialScheduler` that lets the study's pruner stop trials which cannot win.
+
+Tune asks the scheduler before it tells the searcher, so the intermediate value is reported here. Scheduler state is
+never checkpointed by Tune, so none is kept: it lives in the study.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from feedrate.search.searcher import SessionSearcher
+
+
+class PruningScheduler(FIFOScheduler):
+    """First in, first out; stops a trial when the session says that it cannot win."""
+
+    _supports_buffered_results = False
+
+    def __init__(self, searcher: SessionSearcher) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.searcher = searcher
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        """The metric is the session's own."""
+        return True
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """CONTINUE or STOP."""
+        number = self.searcher.numbers.get(trial.trial_id)
+        if number is None:
+            return str(TrialScheduler.CONTINUE)
+        if result["waiting"]:
+            self.searcher.session.display.waiting()
+            return str(TrialScheduler.CONTINUE)
+        columns = json.loads(result["columns"])
+        if columns and self.searcher.session.should_stop(number, columns):
+            return str(TrialScheduler.STOP)
+        return str(TrialScheduler.CONTINUE)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Keep what Ray says of a lost supervisor; Tune tells the searcher next, without the reason."""
+        try:
+            lines = Path(trial.error_file).read_text().strip().splitlines()
+        except (OSError, TypeError):
+            lines = []
+        self.searcher.reasons[trial.trial_id] = lines[-1] if lines else ""
+        super().on_trial_error(tune_controller, trial)
+
+    def debug_string(self) -> str:
+        """For Tune's own log."""
+        return "Stops trials whose interval lies below the best one's."

@@ -1,0 +1,191 @@
+"""`SearchSpace`: which DataLoader settings a search may try, each canonical setting exactly once.
+
+Dimensions that need workers do not exist at 0 workers, and pin_memory does not exist without an accelerator, so that
+no setting can be spelled twice. Knows neither Ray nor Optuna.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from feedrate.search.dimension import LEAST, Choice, Dimension, Range, parse_dimension, problem
+from feedrate.trainables.config import LoaderConfig
+
+__all__ = ["Choice", "Dimension", "Range", "SearchSpace", "applicable", "parse_dimension"]
+
+ALWAYS = ("num_workers", "batch_size", "pin_memory")
+"""Dimensions of every setting."""
+WITH_WORKERS = ("prefetch_factor", "persistent_workers", "multiprocessing_context", "in_order")
+"""Dimensions that exist only with one worker or more."""
+NAMES = ALWAYS + WITH_WORKERS
+MAX_SIZE = 1_000_000
+_PYTHONS_OWN = Choice((None,))
+_SAMPLER_ORDER = Choice((True,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSpace:
+    """The settings of one search. `SearchSpace.default` fills in what was not asked for.
+
+    Raises:
+        ValueError: a dimension holds a value that cannot work, or there are more than a million settings.
+    """
+
+    num_workers: Dimension
+    batch_size: Dimension
+    """`Choice((None,))` where the workload's own batch sampler decides."""
+    pin_memory: Dimension
+    prefetch_factor: Dimension
+    persistent_workers: Dimension
+    multiprocessing_context: Dimension = _PYTHONS_OWN
+    in_order: Dimension = _SAMPLER_ORDER
+    has_accelerator: bool
+    """False folds pin_memory to False: torch ignores it without an accelerator."""
+    defaulted: frozenset[str] = frozenset()
+    """Dimensions that nobody asked for; a default range whose edge wins may be extended."""
+
+    def __post_init__(self) -> None:
+        for name in NAMES:
+            if said := problem(name, getattr(self, name)):
+                raise ValueError(f"{name}: {said}")
+        if not self.has_accelerator:
+            object.__setattr__(self, "pin_memory", Choice((False,)))
+        if self.size() > MAX_SIZE:
+            way_out = "list a few choices instead of a range, such as 32,64,128"
+            raise ValueError(f"the search space has {self.size():,} settings, more than {MAX_SIZE:,}: {way_out}")
+
+    @classmethod
+    def default(
+        cls, *, num_cpus: int, has_accelerator: bool, given: Mapping[str, Dimension] | None = None
+    ) -> SearchSpace:
+        """The space of a search that names only the dimensions in `given`.
+
+        More workers than cores win where samples are waited for, so that num_workers goes to at least 32.
+        """
+        given = dict(given or {})
+        if unknown := sorted(set(given) - set(NAMES)):
+            raise ValueError(f"no dimension of a search: {', '.join(unknown)}; these are: {', '.join(NAMES)}")
+        defaults: dict[str, Dimension] = {
+            "num_workers": Range(0, max(32, min(2 * num_cpus, 128))),
+            "batch_size": Choice((32, 64, 128)),
+            "pin_memory": Choice((True, False)),
+            "prefetch_factor": Choice((1, 2, 4, 8)),
+            "persistent_workers": Choice((True, False)),
+        }
+        defaulted = frozenset(defaults) - set(given)
+        return cls(has_accelerator=has_accelerator, defaulted=defaulted, **(defaults | given))
+
+    def values(self, name: str) -> tuple[Any, ...]:
+        """Every value of one dimension."""
+        dimension: Dimension = getattr(self, name)
+        return dimension.values
+
+    def size(self) -> int:
+        """Number of different settings."""
+        rest = math.prod(len(self.values(name)) for name in WITH_WORKERS)
+        with_workers = sum(rest if count else 1 for count in self.values("num_workers"))
+        return with_workers * len(self.values("batch_size")) * len(self.values("pin_memory"))
+
+    def configs(self) -> Iterator[LoaderConfig]:
+        """Every setting once, fewest workers first."""
+        return (self._config(row) for row in range(len(self._table)))
+
+    def contains(self, config: LoaderConfig) -> bool:
+        """Whether the search may try this setting."""
+        return all(getattr(config, name) in self.values(name) for name in applicable(config))
+
+    def nearest_untried(self, config: LoaderConfig, tried: AbstractSet[LoaderConfig]) -> LoaderConfig | None:
+        """The setting most like `config` that is not in `tried`; None when every setting was tried.
+
+        Distance is the sum over dimensions of the difference in position, each dimension's length being 1. Between a
+        setting with workers and one without, the dimensions that need workers count 1 together. Ties go to fewer
+        workers, then to earlier values.
+        """
+        difference = np.abs(self._scaled - self._position(config))
+        difference[self._is_single | (config.num_workers == 0), len(ALWAYS) :] = 0.0
+        difference[self._is_single != (config.num_workers == 0), len(ALWAYS)] = 1.0
+        distance = difference.sum(axis=1).round(9)  # rounded, so that equal sums of steps compare equal
+        for row in np.argsort(distance, kind="stable"):  # stable: ties stay in table order, fewest workers first
+            candidate = self._config(int(row))
+            if candidate not in tried:
+                return candidate
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, for `search.json`."""
+        saved: dict[str, Any] = {"has_accelerator": self.has_accelerator, "defaulted": sorted(self.defaulted)}
+        for name in NAMES:
+            match getattr(self, name):
+                case Range(low, high):
+                    saved[name] = {"range": [low, high]}
+                case Choice(values):
+                    saved[name] = {"choice": list(values)}
+        return saved
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> SearchSpace:
+        """The space that `to_json` wrote; keys of a later version are ignored."""
+        dimensions: dict[str, Dimension] = {
+            name: Range(*entry["range"]) if "range" in entry else Choice(tuple(entry["choice"]))
+            for name, entry in saved.items()
+            if name in NAMES
+        }
+        return cls(has_accelerator=saved["has_accelerator"], defaulted=frozenset(saved["defaulted"]), **dimensions)
+
+    # rows of the tables below are settings in the order of configs(), columns are dimensions in the order of NAMES
+
+    @cached_property
+    def _table(self) -> np.ndarray[Any, np.dtype[np.int32]]:
+        """Index of the value of each dimension, 0 where the dimension does not exist."""
+        lengths = [len(self.values(name)) for name in NAMES]
+        grid = np.indices(lengths, dtype=np.int32).reshape(len(NAMES), -1).T
+        is_single = np.asarray(self.values("num_workers"))[grid[:, 0]] == 0
+        is_spelled_twice = is_single & grid[:, len(ALWAYS) :].any(axis=1)
+        return np.ascontiguousarray(grid[~is_spelled_twice])
+
+    @cached_property
+    def _is_single(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which rows have 0 workers."""
+        return np.asarray(np.asarray(self.values("num_workers"))[self._table[:, 0]] == 0)
+
+    @cached_property
+    def _scaled(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Position in each dimension, 0 to 1."""
+        return np.asarray(self._table / [max(len(self.values(name)) - 1, 1) for name in NAMES])
+
+    @cached_property
+    def _made(self) -> dict[int, LoaderConfig]:
+        return {}
+
+    def _config(self, row: int) -> LoaderConfig:
+        if row not in self._made:
+            indices = self._table[row].tolist()
+            chosen = {name: self.values(name)[index] for name, index in zip(NAMES, indices, strict=True)}
+            self._made[row] = LoaderConfig(**chosen)
+        return self._made[row]
+
+    def _position(self, config: LoaderConfig) -> list[float]:
+        """Where a setting lies in each dimension, 0 to 1; numbers that are not listed lie between those that are."""
+        position = []
+        for name in NAMES:
+            values, value = self.values(name), getattr(config, name)
+            if value in values:
+                index = float(values.index(value))
+            elif name in LEAST and None not in (value, values[0]):
+                index = float(np.interp(value, values, range(len(values))))
+            else:
+                index = 0.0
+            position.append(index / max(len(values) - 1, 1))
+        return position
+
+
+def applicable(config: LoaderConfig) -> tuple[str, ...]:
+    """The dimensions that this setting has."""
+    return NAMES if config.num_workers else ALWAYS

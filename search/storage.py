@@ -1,0 +1,166 @@
+"""Opens a study where it is kept: in a journal file in the run folder, or in a database (`--storage URL`).
+
+A crash leaves whole journal entries and at most one torn last line, which is cut off at the next start: Optuna would
+append to it and could never read the file again. The journal's lock is the kernel's (flock), so that it ends with its
+process; Optuna's own lock files outlive a killed process by 30 s, or for ever where the path is relative.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote, quote_plus
+
+import optuna
+import sqlalchemy
+from optuna.distributions import BaseDistribution, CategoricalDistribution, check_distribution_compatibility
+from optuna.exceptions import OptunaError, StorageInternalError
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
+
+DATABASES = ("sqlite", "postgresql")
+RETRY_PAUSES_S = (0.1, 0.4, 1.6)
+
+T = TypeVar("T")
+
+
+class BrainError(Exception):
+    """The study cannot be used; the message says why and what to do instead, without the address's password."""
+
+
+class _FileLock(JournalFileOpenLock):
+    """Optuna's lock of a journal, held by an open file instead of by a file's existence."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._path = path + ".lock"
+        self._descriptor = -1
+
+    def acquire(self) -> bool:
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        return True
+
+    def release(self) -> None:
+        os.close(self._descriptor)
+
+
+def open_storage(storage_url: str | None, journal_path: str | os.PathLike[str]) -> BaseStorage:
+    """The storage at a database address, or the journal file where there is none; both are made when absent.
+
+    Raises:
+        BrainError: it cannot be opened. Correct the address or the path.
+    """
+    return _open_journal(Path(journal_path)) if storage_url is None else _open_database(storage_url)
+
+
+def open_study(
+    storage: BaseStorage,
+    name: str,
+    sampler: BaseSampler,
+    pruner: BasePruner,
+    distributions: Mapping[str, BaseDistribution],
+) -> optuna.Study:
+    """The study of this name, made when absent; it maximises.
+
+    Raises:
+        BrainError: it searched other choices, which Optuna could refuse only in the middle of a search.
+    """
+    way_out = "ask for the same, or start a new search"
+    if optuna.logging.get_verbosity() == optuna.logging.INFO:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # a line per trial would tear the live display
+    study = with_retry(
+        lambda: optuna.create_study(
+            storage=storage, study_name=name, direction="maximize", sampler=sampler, pruner=pruner, load_if_exists=True
+        )
+    )
+    for trial in study.get_trials(deepcopy=False):
+        for dimension, known in trial.distributions.items():
+            try:
+                check_distribution_compatibility(known, distributions[dimension])
+            except (KeyError, ValueError):
+                flag = f"--{dimension.replace('_', '-')}"
+                raise BrainError(f"this study searched other values of {flag}: {_values(known)}; {way_out}") from None
+    return study
+
+
+def with_retry(call: Callable[[], T]) -> T:
+    """Repeat a storage call that must not end a search because a database was busy or restarted for two seconds.
+
+    The call is made again from its start: it has to be one that may happen twice.
+
+    Raises:
+        BrainError: the database stayed away. Resume when it is back.
+    """
+    for pause_s in (*RETRY_PAUSES_S, None):
+        try:
+            return call()
+        except (OperationalError, StorageInternalError) as error:
+            database = error if isinstance(error, OperationalError) else error.__cause__
+            if not isinstance(database, OperationalError):
+                raise
+            if pause_s is None:
+                reason = str(database.orig).strip().splitlines()[0]
+                way_out = "resume the search when it is back"
+                raise BrainError(f"the study's database stopped answering ({reason}): {way_out}") from None
+            time.sleep(pause_s)
+    raise AssertionError("unreachable")
+
+
+def _values(distribution: BaseDistribution) -> str:
+    if isinstance(distribution, CategoricalDistribution):
+        return ",".join(str(choice).lower() for choice in distribution.choices)
+    return f"{getattr(distribution, 'low', '')}..{getattr(distribution, 'high', '')}"
+
+
+def _open_journal(path: Path) -> BaseStorage:
+    path = path.absolute()
+    try:
+        path.touch()
+        with path.open("rb+") as stream:
+            content_end = stream.read().rfind(b"\n") + 1
+            stream.truncate(content_end)
+        return JournalStorage(JournalFileBackend(str(path), lock_obj=_FileLock(str(path))))
+    except OSError as error:
+        raise BrainError(f"the study cannot be kept in {path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        way_out = "move it away, and resume rebuilds the study from trials.jsonl"
+        raise BrainError(f"{path} is damaged, or no journal of an Optuna study: {way_out}") from None
+
+
+def _open_database(url: str) -> BaseStorage:
+    way_out = "write sqlite:///FILE or postgresql://USER@HOST/DATABASE, or leave it out for a journal file"
+    try:
+        address = sqlalchemy.make_url(url)
+    except (ValueError, ArgumentError):  # its text would show the password
+        raise BrainError(f"--storage is not a database address; {way_out}") from None
+    backend = address.get_backend_name()
+    if backend not in DATABASES:
+        raise BrainError(f"--storage cannot use {backend}; {way_out}")
+    place = f"{backend} database {address.database or ''!r}" + (f" on {address.host}" if address.host else "")
+    # SQLite waits for another writer instead of failing; a pooled connection to a server is tested before use
+    options: dict[str, Any] = {"connect_args": {"timeout": 30}} if backend == "sqlite" else {"pool_pre_ping": True}
+    try:
+        return RDBStorage(url, engine_kwargs=options)
+    except ImportError as error:
+        driver = getattr(error.__cause__, "name", None) or "its driver"
+        raise BrainError(f"the {place} needs the Python package {driver}, which is not installed") from None
+    except (SQLAlchemyError, OptunaError, RuntimeError, AssertionError) as error:
+        cause = getattr(error, "orig", None) or error
+        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        raise BrainError(f"the {place} cannot be opened: {_without_secrets(reason, address)}") from None
+
+
+def _without_secrets(text: str, address: sqlalchemy.URL) -> str:
+    query = [str(value) for key, value in address.query.items() if "pass" in key.lower()]
+    for secret in filter(None, [str(address.password or ""), *query]):
+        for spelling in (secret, quote(secret), quote_plus(secret)):
+            text = text.replace(spelling, "***")
+    return text

@@ -1,0 +1,264 @@
+"""`Brain`: the Optuna study of one search, which setting comes next and what each one gave.
+
+Every trial is made by one write that holds its setting, origin, kind and run id, so that a crash at any moment leaves
+it waiting, running or told, never half made. One live Brain per study; searches that share a database have a study
+each. Tells are idempotent: a trial that was told once stays as it is.
+
+Where the meanings differ from Optuna's:
+  - a setting that does not fit the machine is PRUNED with a violated constraint, because TPE learns nothing from FAIL;
+    `counts()` has it as failed;
+  - a trial whose process vanished is FAIL with the attribute "lost": it is not counted and its setting may be drawn;
+  - a pruned trial's value is its last report; it is never COMPLETE.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+
+from feedrate.search.domains import to_optuna
+from feedrate.search.past import Ask, Counts, Past, Reconciled
+from feedrate.search.pruner import HALF_WIDTH, LOOKS, ConfidencePruner
+from feedrate.search.reconcile import reconcile
+from feedrate.search.sampler import SnappingSampler
+from feedrate.search.space import SearchSpace
+from feedrate.search.storage import BrainError, open_storage, open_study, with_retry
+from feedrate.trainables.config import LoaderConfig
+
+__all__ = ["Ask", "Brain", "BrainError", "Counts", "Past", "Reconciled"]
+
+KIND = "search"
+FITS = "fits"
+"""Name of the constraint that a setting violates which does not fit the machine."""
+SAMPLER = "sampler"
+"""Origin of the settings that the sampler drew."""
+
+
+class Brain:
+    """Use `Brain.open`."""
+
+    def __init__(self, storage: BaseStorage, study: optuna.Study, run_id: str, sampler: SnappingSampler) -> None:
+        self.study = study
+        """For reading: a dashboard, a test."""
+        self.run_id = run_id
+        self._storage = storage
+        self._sampler = sampler
+        self._study_id = storage.get_study_id_from_name(study.study_name)
+        self._trials: list[Past] = []  # position is the trial number
+        for frozen in study.get_trials(deepcopy=False):
+            self._remember(frozen)
+
+    @classmethod
+    def open(
+        cls,
+        storage_url: str | None,
+        journal_path: str | os.PathLike[str],
+        *,
+        study_name: str,
+        run_id: str | None = None,
+        space: SearchSpace,
+        seed: int = 0,
+        sampler: str = "tpe",
+    ) -> Brain:
+        """Open the study, or make it, at a database address or (None) in a journal file.
+
+        Args:
+            storage_url: `sqlite:///FILE` or `postgresql://...`; None for the journal.
+            journal_path: the journal file; not touched when there is an address.
+            study_name: unique in the storage.
+            run_id: marks the trials of this search, the same when it is resumed; None is the study's name.
+            space: what may be drawn.
+            seed: of the sampler.
+            sampler: "tpe" or "random".
+
+        Raises:
+            BrainError: the storage cannot be opened, or holds a study of another search space.
+        """
+        storage = open_storage(storage_url, journal_path)
+        brain: Brain
+        snapping = SnappingSampler(space, seed=seed, kind=sampler, tried=lambda: brain.tried())
+        study = open_study(storage, study_name, snapping, ConfidencePruner(), to_optuna(space))
+        return (brain := cls(storage, study, run_id or study_name, snapping))
+
+    def enqueue(self, config: LoaderConfig, origin: str) -> bool:
+        """Have a setting measured before anything that is drawn; False when it was tried or waits already."""
+        if config in self.tried():
+            return False
+        self.add(TrialState.WAITING, config, origin)
+        return True
+
+    def ask(self) -> Ask | None:
+        """The next setting: what was enqueued, in that order, else a draw; None when every setting was tried."""
+        waiting = next((past for past in self._trials if past.state == "waiting"), None)
+        if waiting is not None and waiting.config is not None:
+            self._start(waiting)
+            return Ask(waiting.number, waiting.config, waiting.origin)
+        config = with_retry(lambda: self._sampler.draw(self.study, len(self._trials)))
+        if config is None:
+            return None
+        past = self.add(TrialState.RUNNING, config, SAMPLER)
+        return Ask(past.number, config, SAMPLER)
+
+    def report(self, number: int, step: int, value_sps: float, half_width_fraction: float | None = None) -> None:
+        """What a running trial measured so far; a step that was reported already is ignored.
+
+        Args:
+            number: of the trial.
+            step: number of windows.
+            value_sps: rate over these windows.
+            half_width_fraction: half of the windows' own 95 % interval (`run_sd_fraction=0`) over the rate; without it
+                the trial is not stopped.
+        """
+        past = self._open(number)
+        if past is None or step <= past.last_step or not math.isfinite(value_sps):
+            return
+        if half_width_fraction is not None and step in LOOKS:
+            self._set_attrs(past, {HALF_WIDTH: half_width_fraction})
+        with_retry(lambda: self._storage.set_trial_intermediate_value(past.trial_id, step, value_sps))
+        past.last_step, past.value_sps = step, value_sps
+
+    def should_prune(self, number: int) -> bool:
+        """Whether a running trial can no longer be the best, as of its last report."""
+        past = self._open(number)
+        if past is None or past.last_step not in LOOKS:
+            return False
+        return with_retry(lambda: Trial(self.study, past.trial_id).should_prune())
+
+    def tell_complete(self, number: int, value_sps: float, user_attrs: Mapping[str, Any] | None = None) -> None:
+        """A finished measurement. Give `low_sps` (pruner.LOW) among the attributes, else it stops no other trial."""
+        if not math.isfinite(value_sps):
+            self.tell_failed(number, f"the rate is {value_sps}, not a number")
+        elif past := self._open(number):
+            self._finish(past, TrialState.COMPLETE, "complete", user_attrs, value_sps)
+
+    def tell_pruned(self, number: int, user_attrs: Mapping[str, Any] | None = None) -> None:
+        """A measurement that was stopped early: what was reported stays, as a partial value."""
+        if past := self._open(number):
+            self._finish(past, TrialState.PRUNED, "pruned", user_attrs)
+
+    def tell_failed(
+        self, number: int, reason: str, *, infeasible: bool = False, blameless: bool = False, lost: bool = False
+    ) -> None:
+        """A trial without a number.
+
+        Args:
+            number: of the trial.
+            reason: one sentence.
+            infeasible: the setting does not fit the machine's memory or limits: its neighbours are avoided.
+            blameless: the machine's fault; the setting may be drawn again, the second time counts as its own.
+            lost: nobody knows how it ended; not counted, and the setting may be drawn again.
+        """
+        past = self._open(number)
+        if past is None:
+            return
+        attrs = {"failure": reason} | {key: True for key, on in (("blameless", blameless), ("lost", lost)) if on}
+        past.is_blameless = blameless
+        if infeasible:
+            with_retry(lambda: _violate(Trial(self.study, past.trial_id)))
+        self._finish(past, TrialState.PRUNED if infeasible else TrialState.FAIL, "lost" if lost else "failed", attrs)
+
+    def reconcile(self, records: Iterable[Mapping[str, Any]], objective: str = "epoch") -> Reconciled:
+        """Bring the study up to the records of `trials.jsonl`, and enqueue anew what was running and has none."""
+        return reconcile(self, records, objective)
+
+    def counts(self) -> Counts:
+        """How many trials are in which state."""
+        return Counts(**Counter(past.state for past in self._trials))
+
+    def history(self) -> list[Past]:
+        """Every trial, in order of its number."""
+        return list(self._trials)
+
+    def tried(self) -> set[LoaderConfig]:
+        """Settings that are not drawn again: waiting, running and told ones."""
+        tried: set[LoaderConfig] = set()
+        forgiven: set[LoaderConfig] = set()
+        for past in self._trials:
+            if past.config is None or past.state == "lost":
+                continue
+            if past.is_blameless and past.config not in forgiven:
+                forgiven.add(past.config)
+            else:
+                tried.add(past.config)
+        return tried
+
+    def add(
+        self, state: TrialState, config: LoaderConfig | None, origin: str, attrs: Mapping[str, Any] | None = None
+    ) -> Past:
+        """Make a trial by one write; values outside the space are left out of its parameters, not of its config."""
+        known: dict[str, Any] = {"origin": origin, "kind": KIND, "run_id": self.run_id}
+        distributions = {} if config is None else self._sampler.distributions(config)
+        template = create_trial(
+            state=state,
+            params={name: getattr(config, name) for name in distributions},
+            distributions=distributions,
+            user_attrs=known | ({} if config is None else {"config": config.to_dict()}) | dict(attrs or {}),
+        )
+        trial_id = with_retry(lambda: self._storage.create_new_trial(self._study_id, template))
+        return self._remember(with_retry(lambda: self._storage.get_trial(trial_id)))
+
+    def _remember(self, frozen: FrozenTrial) -> Past:
+        attrs = frozen.user_attrs
+        past = Past(
+            number=frozen.number,
+            trial_id=frozen._trial_id,
+            config=LoaderConfig.from_dict(attrs["config"]) if "config" in attrs else None,
+            origin=attrs.get("origin", SAMPLER),
+            run_id=attrs.get("run_id", ""),
+            state=_state(frozen),
+            value_sps=frozen.value if frozen.last_step is None else frozen.intermediate_values[frozen.last_step],
+            is_blameless=attrs.get("blameless", False),
+            requeue_of=attrs.get("requeue_of"),
+            last_step=-1 if frozen.last_step is None else frozen.last_step,
+        )
+        self._trials.append(past)
+        return past
+
+    def _open(self, number: int) -> Past | None:
+        """The trial, running, when it is not told yet."""
+        if not 0 <= number < len(self._trials):
+            raise BrainError(f"the study {self.study.study_name} has no trial {number}")
+        past = self._trials[number]
+        if not past.is_open:
+            return None
+        if past.state == "waiting":  # a record of a trial whose start was forgotten
+            self._start(past)
+        return past
+
+    def _start(self, past: Past) -> None:
+        with_retry(lambda: self._storage.set_trial_state_values(past.trial_id, TrialState.RUNNING))
+        past.state = "running"
+
+    def _set_attrs(self, past: Past, attrs: Mapping[str, Any] | None) -> None:
+        for name, value in (attrs or {}).items():
+            with_retry(partial(self._storage.set_trial_user_attr, past.trial_id, name, value))
+
+    def _finish(
+        self, past: Past, state: TrialState, name: str, attrs: Mapping[str, Any] | None, value_sps: float | None = None
+    ) -> None:
+        self._set_attrs(past, attrs)  # before the tell: Optuna refuses to change a finished trial
+        with_retry(lambda: self.study.tell(past.number, value_sps, state=state, skip_if_finished=True))
+        past.state = name
+        if value_sps is not None:
+            past.value_sps = value_sps
+
+
+def _state(frozen: FrozenTrial) -> str:
+    if frozen.state == TrialState.FAIL:
+        return "lost" if frozen.user_attrs.get("lost") else "failed"
+    if any(violation > 0 for violation in frozen.constraints.values()):
+        return "failed"
+    return frozen.state.name.lower()
+
+
+def _violate(trial: Trial) -> None:
+    if not any(violation > 0 for violation in trial.constraints.values()):
+        trial.set_constraint(FITS, 1.0)

@@ -1,0 +1,112 @@
+"""The Tune trainable: a thin supervisor actor, reused from trial to trial, that runs each one in a clean child.
+
+Runs inside a Ray worker. Where Ray and a trial differ: a failed measurement is an ordinary result with a `failure`
+column, never a Ray error; a Ray error means that this supervisor itself was lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from ray import tune
+
+from feedrate.trainables.resolve import WorkloadRef
+from feedrate.trainables.supervise import Template
+
+LOOKS = (5, 8, 13, 20)
+"""Windows after which the scheduler is asked; few looks keep its confidence honest (MEASURING.md 3.1)."""
+
+
+class Supervisor(tune.Trainable):
+    """One trial after another on the resources that Ray gave this actor."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Start the template; the first trial begins with it."""
+        self._template: Template | None = None
+        self._events: Iterator[dict[str, Any]] | None = None
+        self._looked = 0
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """End the last trial's child, if it still runs, and take the next one."""
+        self._end()
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Wait for the trial's next news: a look at its windows, its end, or that it waits for the host."""
+        assert self._events is not None
+        columns: dict[str, Any] = {}
+        failure = None
+        for event in self._events:
+            kind = event["event"]
+            if kind == "waiting":
+                return self._result(waiting=True)
+            if kind == "progress":
+                columns = event["columns"]
+                if len(columns["window_duration_s"]) in LOOKS and len(columns["window_duration_s"]) > self._looked:
+                    self._looked = len(columns["window_duration_s"])
+                    return self._result(columns=columns)
+            elif kind == "result":
+                columns = event["columns"]
+            elif kind == "failure":
+                failure = {key: value for key, value in event.items() if key.startswith("failure_")}
+        self._end()
+        return self._result(columns=columns, failure=failure, done=True)
+
+    def cleanup(self) -> None:
+        """End the child and the template."""
+        self._end()
+        if self._template is not None:
+            self._template.close()
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        request = json.loads(config["request"])
+        if self._template is None:
+            self._template = Template(
+                WorkloadRef(**request.pop("workload")),
+                cpus=_affinity(request["cpus_per_trial"]),
+                threads=request["threads"],
+                environment=_user_environment(request["environment"], request["gpus_per_trial"]),
+            )
+        self._looked = 0
+        self._events = self._template.run(
+            {"op": "measure", "config": request["config"], "options": request["options"]},
+            max_s=request["options"]["max_trial_s"],
+        )
+
+    def _end(self) -> None:
+        if self._events is not None:
+            self._events.close()  # type: ignore[attr-defined]
+            self._events = None
+
+    def _result(
+        self,
+        *,
+        columns: dict[str, Any] | None = None,
+        failure: dict[str, Any] | None = None,
+        done: bool = False,
+        waiting: bool = False,
+    ) -> dict[str, Any]:
+        # JSON text, because Tune copies and flattens nested results on every report
+        return {
+            "columns": json.dumps(columns or {}),
+            "failure": json.dumps(failure),
+            "waiting": waiting,
+            "throughput_sps": 0.0,  # Tune wants its metric in every result; the session computes the real one
+            "done": done,
+        }
+
+
+def _affinity(num_cpus: int | None) -> set[int] | None:
+    """The first `num_cpus` CPUs of those allowed; None where that is all of them."""
+    allowed = sorted(os.sched_getaffinity(0))
+    return set(allowed[:num_cpus]) if num_cpus is not None and num_cpus < len(allowed) else None
+
+
+def _user_environment(environment: dict[str, str | None], gpus: int) -> dict[str, str | None]:
+    """What the user's own run would have: Ray sets OMP_NUM_THREADS, and leaves every GPU visible to a CPU trial."""
+    return environment if gpus else {**environment, "CUDA_VISIBLE_DEVICES": ""}

@@ -1,0 +1,103 @@
+"""Runs a session's trials with Ray Tune: one Tuner, our searcher and scheduler, a reused supervisor actor a host."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+from ray import tune
+
+from feedrate.search.engine import Placement
+from feedrate.search.options import SearchOptions
+from feedrate.search.scheduler import PruningScheduler
+from feedrate.search.searcher import SessionSearcher
+from feedrate.search.session import Request, Session
+from feedrate.search.trainable import Supervisor
+from feedrate.trainables.resolve import WorkloadRef
+
+USER_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""Ray sets the first of them in its workers; trials get the values of the user's own shell, absent ones too."""
+
+
+class Ticker(tune.Callback):
+    """Redraws the display while Tune waits. Tune pickles its callbacks: the session stays out."""
+
+    def __init__(self, session: Session) -> None:
+        self.session: Session | None = session
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"session": None}
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Called about ten times a second."""
+        if self.session is not None:
+            self.session.display.tick()
+
+
+def run_trials(
+    session: Session,
+    placement: Placement,
+    ref: WorkloadRef,
+    options: SearchOptions,
+    storage_path: str,
+    domains: dict[str, Any],
+) -> bool:
+    """Run trials until the session ends; True when it did, False when it was interrupted.
+
+    Args:
+        session: the search.
+        placement: what each trial reserves.
+        ref: the workload.
+        options: how each trial is measured.
+        storage_path: folder for Tune's own state.
+        domains: the search space as Tune domains, for Tune's own records.
+    """
+    searcher = SessionSearcher(session, _to_config(placement, ref, options))
+    bundle: dict[str, int | float] = {"CPU": placement.cpus, "GPU": placement.gpus} | ({"trial_slot": 1} if placement.trial_slot else {})
+    tuner = tune.Tuner(
+        tune.with_resources(Supervisor, tune.PlacementGroupFactory([bundle])),
+        param_space=domains,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=PruningScheduler(searcher),
+            num_samples=-1,
+            max_concurrent_trials=placement.num_slots,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=storage_path,
+            verbose=0,
+            callbacks=[Ticker(session)],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a supervisor has no state to keep
+            failure_config=tune.FailureConfig(max_failures=0),
+        ),
+    )
+    tuner.fit()
+    return session.stop_reason is not None and not session.running
+
+
+def _to_config(placement: Placement, ref: WorkloadRef, options: SearchOptions) -> Callable[[Request], dict[str, Any]]:
+    environment = {name: os.environ.get(name) for name in USER_THREADS}
+
+    def to_config(request: Request) -> dict[str, Any]:
+        body = {
+            "workload": ref.to_json(),
+            "config": request.config.to_dict(),
+            "options": {
+                "max_trial_s": options.max_trial_s,
+                "seed": options.seed * 1_000_003 + request.number,  # another place of the data in every trial
+                "measure_step": request.measure_step,
+                "epoch_samples": options.epoch_samples,
+            },
+            "cpus_per_trial": placement.cpus,
+            "gpus_per_trial": placement.gpus,
+            "threads": options.threads,
+            "environment": environment,
+        }
+        return {"request": json.dumps(body)}
+
+    return to_config

@@ -1,0 +1,164 @@
+"""analysis/best.py: the answer of a search goes straight into a DataLoader."""
+
+import copy
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from feedrate.analysis import load_best
+from feedrate.analysis.best import BEST_SCHEMA, best_schema, check_best, python_snippet, write_best
+from feedrate.analysis.run_folder import RunError
+from synthetic import DESIGN_BEST, design_best
+from torch.utils.data import DataLoader
+
+DATASET = list(range(100))
+
+
+def test_the_schema_in_the_package_describes_the_example() -> None:
+    """The JSON Schema is one, and the example of the design passes it."""
+    jsonschema.Draft202012Validator.check_schema(best_schema())
+    jsonschema.validate(DESIGN_BEST, best_schema(), jsonschema.Draft202012Validator)
+    assert best_schema()["properties"]["schema"]["const"] == BEST_SCHEMA
+
+
+def test_what_is_written_passes_the_schema(tmp_path: Path) -> None:
+    """Also with no baseline, no ceiling, and keys that only a later version knows."""
+    for best in (DESIGN_BEST, design_best(baseline=None, ceiling=None), design_best(later={"x": None})):
+        write_best(tmp_path / "best.json", best)
+        written = json.loads((tmp_path / "best.json").read_text())
+        assert written == best
+        jsonschema.validate(written, best_schema(), jsonschema.Draft202012Validator)
+
+
+def test_both_ways_feed_a_real_dataloader(tmp_path: Path) -> None:
+    """`load_best` and plain json give the same loader, and it loads."""
+    kwargs = {"batch_size": 32, "num_workers": 1, "prefetch_factor": 4, "pin_memory": False, "persistent_workers": True}
+    path = tmp_path / "best.json"
+    write_best(path, design_best(dataloader=kwargs))
+    for loader in (
+        DataLoader(DATASET, **load_best(path)),
+        DataLoader(DATASET, **json.loads(path.read_text())["dataloader"]),
+        eval(python_snippet(load_best(path)), {"DataLoader": DataLoader, "dataset": DATASET}),
+    ):
+        assert (loader.batch_size, loader.num_workers, loader.prefetch_factor) == (32, 1, 4)
+        assert [len(batch) for batch in loader] == [32, 32, 32, 4]
+
+
+def test_the_rest_of_the_file_is_at_hand(tmp_path: Path) -> None:
+    """Throughput, baseline, ceiling, verdict, process, where it was measured; also from the folder's path."""
+    write_best(tmp_path / "best.json", DESIGN_BEST)
+    best = load_best(tmp_path)
+    assert dict(best) == DESIGN_BEST["dataloader"]
+    assert best.throughput["ci95"] == [1821.0, 1866.1]
+    assert best.baseline is not None
+    assert best.baseline["speedup"] == 4.46
+    assert best.ceiling is not None
+    assert best.ceiling["fraction_of_ceiling"] == 0.965
+    assert (best.verdict, best.confirmed, best.process) == ("compute-bound", True, {})
+    assert (best.measured_on, best.workload) == ({}, {})
+    assert best.raw == DESIGN_BEST
+    assert "num_workers" in repr(best)
+
+
+def test_the_snippet_is_python() -> None:
+    """Readable, and it says what DataLoader alone does not set; no text of a user can leave its comment."""
+    assert python_snippet(DESIGN_BEST) == (
+        "DataLoader(dataset, batch_size=64, num_workers=6, prefetch_factor=4, pin_memory=True, persistent_workers=True)"
+    )
+    snippet = python_snippet(design_best(process={"torch_num_threads": 4, "a\nimport os": "b\nimport os"}))
+    assert [line[:1] for line in snippet.splitlines()] == ["#", "#", "D"]
+    assert "# the rate also needs torch_num_threads = 4" in snippet
+
+
+BROKEN: list[tuple[str, Any]] = [
+    *((key, ...) for key in DESIGN_BEST),
+    ("schema", "feedrate/best-config/2"),
+    ("dataloader", []),
+    ("dataloader", {"batch_size": 64}),
+    ("dataloader.num_workers", -1),
+    ("dataloader.num_workers", True),
+    ("dataloader.batch_size", 0),
+    ("dataloader.batch_size", None),
+    ("dataloader.prefetch_factor", 2.5),
+    ("dataloader.pin_memory", 1),
+    ("dataloader.multiprocessing_context", "thread"),
+    ("dataloader.torch_num_threads", 4),
+    ("dataloader", {"num_workers": 0, "prefetch_factor": 2}),
+    ("dataloader", {"num_workers": 0, "persistent_workers": True}),
+    ("dataloader", {"num_workers": 0, "multiprocessing_context": "fork"}),
+    ("process", None),
+    ("throughput", None),
+    ("throughput.samples_per_second", None),
+    ("throughput.samples_per_second", 0),
+    ("throughput.ci95", [1.0]),
+    ("throughput.ci95", [1.0, "2"]),
+    ("throughput.unit", ""),
+    ("throughput.per", ...),
+    ("baseline.samples_per_second", None),
+    ("baseline.dataloader", {}),
+    ("baseline.speedup_ci95", None),
+    ("ceiling.fraction_of_ceiling", None),
+    ("verdict", None),
+    ("confirmed", "yes"),
+    ("tied_with", [1]),
+    ("best_by_batch_size", []),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), BROKEN)
+def test_the_two_checks_refuse_the_same(path: str, value: Any, tmp_path: Path) -> None:
+    """What the JSON Schema refuses, the hand-written check refuses too, by the field's name; nothing is written."""
+    best = copy.deepcopy(DESIGN_BEST)
+    *parents, name = path.split(".")
+    holder = best[parents[0]] if parents else best
+    holder.pop(name, None)
+    if value is not ...:
+        holder[name] = value
+    with pytest.raises(ValueError, match=name):
+        check_best(best)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(best, best_schema(), jsonschema.Draft202012Validator)
+    with pytest.raises(ValueError, match=name):
+        write_best(tmp_path / "best.json", best)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_number_is_finite(value: float) -> None:
+    """JSON has no NaN."""
+    with pytest.raises(ValueError, match=r"throughput\.samples_per_second must be a number above 0"):
+        check_best(design_best(throughput=DESIGN_BEST["throughput"] | {"samples_per_second": value}))
+
+
+def test_an_interval_is_not_backwards() -> None:
+    """The low end comes first."""
+    with pytest.raises(ValueError, match=r"ci95 must be two numbers, low and high"):
+        check_best(design_best(throughput=DESIGN_BEST["throughput"] | {"ci95": [2.0, 1.0]}))
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "does not exist. A search writes best.json when it ends"),
+        ("", "cannot be read"),
+        ("[]", "does not hold a JSON object"),
+        (json.dumps(DESIGN_BEST)[:200], "cannot be read"),
+        (json.dumps(DESIGN_BEST | {"schema": "feedrate/best-config/2"}), "has schema 'feedrate/best-config/2'"),
+        (json.dumps({"dataloader": {}}), "has schema None"),
+        (json.dumps(DESIGN_BEST | {"verdict": 3}), "verdict must be a text, not '3'"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_told_in_one_sentence(tmp_path: Path, content: str | None, sentence: str) -> None:
+    """Missing, empty, torn, of another version, or wrong."""
+    path = tmp_path / "best.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(RunError) as caught:
+        load_best(path)
+    assert str(path) in str(caught.value)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)

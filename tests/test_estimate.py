@@ -1,0 +1,121 @@
+"""analysis/estimate.py: the rate that lasts, with an interval that holds what it promises."""
+
+import math
+
+import numpy as np
+import pytest
+from feedrate.analysis.estimate import (
+    epoch_factor,
+    naive_sps,
+    record_rate,
+    record_steady,
+    steady_rate,
+    step_only_sps,
+    t_quantile,
+)
+from synthetic import record
+
+
+def test_the_rate_of_exact_windows_is_exact() -> None:
+    """Three windows of the same rate: no spread of their own, only the run-to-run prior is left."""
+    rate = steady_rate([1.0, 2.0, 1.0], [640, 1280, 640], [10, 20, 10], [10, 20, 10])
+    assert rate.sps == 640.0
+    assert rate.half_width_fraction == pytest.approx(1.96 * 0.015)
+    exact = steady_rate([1.0, 2.0], [640, 1280], [10, 20], [10, 20], run_sd_fraction=0.0)
+    assert (exact.low_sps, exact.sps, exact.high_sps) == (640.0, 640.0, 640.0)
+
+
+def test_the_interval_is_that_of_the_ratio_estimator() -> None:
+    """Two windows worked by hand: mean 100, residuals +-10, standard error 10, t(1) = 12.706."""
+    rate = steady_rate([1.0, 1.0], [110, 90], [110, 90], [110, 90], run_sd_fraction=0.0)
+    assert rate.sps == pytest.approx(100.0)
+    assert rate.high_sps == pytest.approx(100.0 + 12.706 * 10.0)
+    assert rate.low_sps == 0.0
+
+
+def test_one_window_says_nothing_about_its_spread() -> None:
+    """Its interval reaches from nothing to twice the rate at least."""
+    rate = steady_rate([1.0], [100], [1], [1])
+    assert rate.low_sps == 0.0
+    assert rate.high_sps >= 200.0
+
+
+@pytest.mark.parametrize(
+    "windows",
+    [
+        ([], [], [], []),
+        ([0.0], [1], [1], [1]),
+        ([1.0], [0], [0], [0]),
+        ([1.0], [1], [1], [0]),
+        ([math.nan], [1], [1], [1]),
+    ],
+)
+def test_windows_without_a_rate_are_refused(windows: tuple[list[float], list[int], list[int], list[int]]) -> None:
+    """No window, no time, no batch, nothing produced: a sentence instead of a number."""
+    with pytest.raises(ValueError, match="window"):
+        steady_rate(*windows)
+
+
+def test_a_draining_queue_does_not_count_as_throughput() -> None:
+    """A loader of 100 batches/s, 64 ahead of a step of 400/s: naive reads four times too much, ours does not."""
+    load_s, step_s, queue = 1 / 100, 1 / 400, 64
+    window_batches, num_windows = 20, 4
+    finished = [0.0] * queue + [load_s * (n + 1) for n in range(200)]  # the queue was full when the clock started
+    now, consumed_at = 0.0, []
+    for each in finished[: window_batches * num_windows]:
+        now = max(now, each) + step_s
+        consumed_at.append(now)
+    edges = [0.0, *consumed_at[window_batches - 1 :: window_batches]]
+    durations = np.diff(edges)
+    made = [sum(0.0 < each <= edge for each in finished) for edge in edges]
+    batches = [window_batches] * num_windows
+    naive = naive_sps(durations[:3], [window_batches * 8] * 3) / 8
+    assert naive > 350
+    rate = steady_rate(durations[:3].tolist(), [160] * 3, batches[:3], np.diff(made)[:3].tolist())
+    assert rate.sps / 8 == pytest.approx(100.0, rel=0.1)
+
+
+def test_a_filling_queue_does_not_count_either() -> None:
+    """While the queue fills the loader is faster than it can last: the step is the limit."""
+    rate = steady_rate([1.0] * 4, [80] * 4, [10] * 4, [14, 12, 10, 10])
+    assert rate.sps == 80.0
+
+
+def test_the_interval_covers_the_truth_19_times_in_20() -> None:
+    """Batch means over 6 noisy windows, 2,000 seeded repetitions: between 93.5 % and 96.5 % hold the truth."""
+    generator = np.random.default_rng(7)
+    covered = 0
+    for durations in generator.normal(1.0, 0.05, size=(2000, 6)):
+        rate = steady_rate(durations.tolist(), [100] * 6, [10] * 6, [10] * 6, run_sd_fraction=0.0)
+        covered += rate.low_sps <= 100.0 <= rate.high_sps
+    assert 0.935 < covered / 2000 < 0.965
+
+
+@pytest.mark.parametrize(
+    ("degrees", "expected"),
+    [(1, 12.706), (2, 4.303), (10, 2.228), (30, 2.042), (31, 2.0395), (40, 2.0211), (60, 2.0003), (120, 1.9799)],
+)
+def test_the_t_quantile_is_the_table_s(degrees: int, expected: float) -> None:
+    """NIST's two-sided 95 % quantiles, exact to 30 degrees and within 0.001 beyond."""
+    assert t_quantile(degrees) == pytest.approx(expected, abs=0.001)
+    assert t_quantile(0) == math.inf
+
+
+def test_the_epoch_rate_counts_the_boundary() -> None:
+    """1,000 items at 100 a second and 2.5 s between epochs: 1,000 items in 12.5 s."""
+    assert 100 * epoch_factor(100.0, 2.5, 1000) == pytest.approx(80.0)
+    assert epoch_factor(100.0, 2.5, None) == 1.0
+    measured = record(0, rate_sps=100.0, boundary_s=2.5, epoch_samples=1000)
+    steady, epoch = record_steady(measured), record_rate(measured)
+    assert steady is not None
+    assert epoch is not None
+    assert epoch.sps == pytest.approx(80.0)
+    assert epoch.half_width_fraction == pytest.approx(steady.half_width_fraction)
+    assert record_rate(measured, "steady") == steady
+
+
+def test_a_failed_record_has_no_rate() -> None:
+    """A crash never becomes a number."""
+    assert record_rate(record(0, status="failed")) is None
+    assert step_only_sps(record(0)) is None
+    assert step_only_sps(record(0, step_only_sps=2000.0)) == pytest.approx(2000.0)

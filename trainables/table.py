@@ -1,0 +1,80 @@
+"""The bundled workload `table`: rows already in memory, where worker processes only cost.
+
+Nothing is left to load, so that sending batches between processes takes longer than making them: 0 workers wins.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset, default_collate
+
+from feedrate.trainables.workload import Workload, WorkloadError
+
+NUM_CLASSES = 10
+
+
+class TableRows(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """(row, label) pairs from memory: row float32 (num_features,), label int64 (), 0..NUM_CLASSES-1.
+
+    The label is the largest of NUM_CLASSES fixed random sums of the row, so that there is something to learn.
+    """
+
+    def __init__(self, num_rows: int, num_features: int, epoch_samples: int) -> None:
+        self.epoch_samples = epoch_samples
+        fixed = torch.Generator().manual_seed(1)
+        self.rows = torch.randn(num_rows, num_features, generator=fixed)
+        self.labels = (self.rows @ torch.randn(num_features, NUM_CLASSES, generator=fixed)).argmax(dim=1)
+
+    def __len__(self) -> int:
+        return self.epoch_samples
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if not 0 <= index < self.epoch_samples:
+            raise IndexError(index)
+        row = index % len(self.rows)
+        return self.rows[row], self.labels[row]
+
+    def __getitems__(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """A whole batch with one look-up each; the loader prefers it to one `__getitem__` a sample."""
+        which = torch.tensor(indices) % len(self.rows)
+        return self.rows[which], self.labels[which]
+
+
+def keep_batch(samples: Any) -> Any:
+    """Collates single samples as torch does, and leaves what `__getitems__` made as it is."""
+    return default_collate(samples) if isinstance(samples, list) else samples
+
+
+def table(*, num_rows: int = 200_000, num_features: int = 64, epoch_samples: int | None = None) -> Workload:
+    """The bundled workload `table`.
+
+    Args:
+        num_rows: rows in memory.
+        num_features: numbers in a row.
+        epoch_samples: samples in an epoch, the rows are cycled; None is every row once.
+
+    Raises:
+        WorkloadError: one of them is less than 1.
+    """
+    for name, value in (("num_rows", num_rows), ("num_features", num_features), ("epoch_samples", epoch_samples)):
+        if value is not None and value < 1:
+            raise WorkloadError(f"{name} must be 1 or more, not {value}")
+
+    @cache
+    def rows() -> TableRows:
+        return TableRows(num_rows, num_features, num_rows if epoch_samples is None else epoch_samples)
+
+    return Workload(
+        name="table",
+        dataset=rows,
+        model=lambda: nn.Sequential(
+            nn.Linear(num_features, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, NUM_CLASSES)
+        ),
+        loss=nn.CrossEntropyLoss(),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+        collate_fn=keep_batch,
+    )
