@@ -46,11 +46,8 @@ class Brain:
     """Use `Brain.open`."""
 
     def __init__(self, storage: BaseStorage, study: optuna.Study, run_id: str, sampler: SnappingSampler) -> None:
-        self.study = study
-        """For reading: a dashboard, a test."""
-        self.run_id = run_id
-        self._storage = storage
-        self._sampler = sampler
+        self.study, self.run_id = study, run_id
+        self._storage, self._sampler = storage, sampler
         self._study_id = storage.get_study_id_from_name(study.study_name)
         self._trials: list[Past] = []  # position is the trial number
         for frozen in study.get_trials(deepcopy=False):
@@ -75,9 +72,7 @@ class Brain:
             journal_path: the journal file; not touched when there is an address.
             study_name: unique in the storage.
             run_id: marks the trials of this search, the same when it is resumed; None is the study's name.
-            space: what may be drawn.
-            seed: of the sampler.
-            sampler: "tpe" or "random".
+            space, seed, sampler: see `SnappingSampler`.
 
         Raises:
             BrainError: the storage cannot be opened, or holds a study of another search space.
@@ -108,14 +103,10 @@ class Brain:
         return Ask(past.number, config, SAMPLER)
 
     def report(self, number: int, step: int, value_sps: float, half_width_fraction: float | None = None) -> None:
-        """What a running trial measured so far; a step that was reported already is ignored.
+        """What a running trial measured in its first `step` windows; a step that was reported already is ignored.
 
-        Args:
-            number: of the trial.
-            step: number of windows.
-            value_sps: rate over these windows.
-            half_width_fraction: half of the windows' own 95 % interval (`run_sd_fraction=0`) over the rate; without it
-                the trial is not stopped.
+        `half_width_fraction` is half of the windows' own 95 % interval (`run_sd_fraction=0`) over the rate; without
+        it the trial is not stopped.
         """
         past = self._open(number)
         if past is None or step <= past.last_step or not math.isfinite(value_sps):
@@ -128,9 +119,9 @@ class Brain:
     def should_prune(self, number: int) -> bool:
         """Whether a running trial can no longer be the best, as of its last report."""
         past = self._open(number)
-        if past is None or past.last_step not in LOOKS:
-            return False
-        return with_retry(lambda: Trial(self.study, past.trial_id).should_prune())
+        if past is not None and past.last_step in LOOKS:
+            return with_retry(lambda: Trial(self.study, past.trial_id).should_prune())
+        return False
 
     def tell_complete(self, number: int, value_sps: float, user_attrs: Mapping[str, Any] | None = None) -> None:
         """A finished measurement. Give `low_sps` (pruner.LOW) among the attributes, else it stops no other trial."""
@@ -152,8 +143,8 @@ class Brain:
         Args:
             number: of the trial.
             reason: one sentence.
-            infeasible: the setting does not fit the machine's memory or limits: its neighbours are avoided.
-            blameless: the machine's fault; the setting may be drawn again, the second time counts as its own.
+            infeasible: the setting does not fit the machine's memory or limits; its neighbours are avoided.
+            blameless: the machine's fault; the setting may be drawn again, once.
             lost: nobody knows how it ended; not counted, and the setting may be drawn again.
         """
         past = self._open(number)
@@ -161,8 +152,8 @@ class Brain:
             return
         attrs = {"failure": reason} | {key: True for key, on in (("blameless", blameless), ("lost", lost)) if on}
         past.is_blameless = blameless
-        if infeasible:
-            with_retry(lambda: _violate(Trial(self.study, past.trial_id)))
+        if infeasible and FITS not in with_retry(lambda: self._storage.get_trial(past.trial_id)).constraints:
+            with_retry(lambda: Trial(self.study, past.trial_id).set_constraint(FITS, 1.0))
         self._finish(past, TrialState.PRUNED if infeasible else TrialState.FAIL, "lost" if lost else "failed", attrs)
 
     def reconcile(self, records: Iterable[Mapping[str, Any]], objective: str = "epoch") -> Reconciled:
@@ -195,18 +186,18 @@ class Brain:
     ) -> Past:
         """Make a trial by one write; values outside the space are left out of its parameters, not of its config."""
         known: dict[str, Any] = {"origin": origin, "kind": KIND, "run_id": self.run_id}
-        distributions = {} if config is None else self._sampler.distributions(config)
+        distributions = self._sampler.distributions(config) if config else {}
         template = create_trial(
             state=state,
             params={name: getattr(config, name) for name in distributions},
             distributions=distributions,
-            user_attrs=known | ({} if config is None else {"config": config.to_dict()}) | dict(attrs or {}),
+            user_attrs=known | ({"config": config.to_dict()} if config else {}) | dict(attrs or {}),
         )
         trial_id = with_retry(lambda: self._storage.create_new_trial(self._study_id, template))
         return self._remember(with_retry(lambda: self._storage.get_trial(trial_id)))
 
     def _remember(self, frozen: FrozenTrial) -> Past:
-        attrs = frozen.user_attrs
+        attrs, last_step = frozen.user_attrs, frozen.last_step
         past = Past(
             number=frozen.number,
             trial_id=frozen._trial_id,
@@ -214,10 +205,10 @@ class Brain:
             origin=attrs.get("origin", SAMPLER),
             run_id=attrs.get("run_id", ""),
             state=_state(frozen),
-            value_sps=frozen.value if frozen.last_step is None else frozen.intermediate_values[frozen.last_step],
+            value_sps=frozen.value if last_step is None else frozen.intermediate_values[last_step],
             is_blameless=attrs.get("blameless", False),
             requeue_of=attrs.get("requeue_of"),
-            last_step=-1 if frozen.last_step is None else frozen.last_step,
+            last_step=-1 if last_step is None else last_step,
         )
         self._trials.append(past)
         return past
@@ -257,8 +248,3 @@ def _state(frozen: FrozenTrial) -> str:
     if any(violation > 0 for violation in frozen.constraints.values()):
         return "failed"
     return frozen.state.name.lower()
-
-
-def _violate(trial: Trial) -> None:
-    if not any(violation > 0 for violation in trial.constraints.values()):
-        trial.set_constraint(FITS, 1.0)

@@ -55,7 +55,9 @@ def run_trials(
         domains: the search space as Tune domains, for Tune's own records.
     """
     searcher = SessionSearcher(session, _to_config(placement, ref, options))
-    bundle: dict[str, int | float] = {"CPU": placement.cpus, "GPU": placement.gpus} | ({"trial_slot": 1} if placement.trial_slot else {})
+    bundle: dict[str, int | float] = {"CPU": placement.cpus, "GPU": placement.gpus}
+    if placement.trial_slot:
+        bundle["trial_slot"] = 1
     tuner = tune.Tuner(
         tune.with_resources(Supervisor, tune.PlacementGroupFactory([bundle])),
         param_space=domains,
