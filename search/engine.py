@@ -46,8 +46,8 @@ class Placement:
 def cluster(options: SearchOptions, num_gpus: int) -> Iterator[None]:
     """A Ray cluster for the length of a search: the one at `--address`, or a local one started and stopped here.
 
-    The local one listens with token authentication; the token is made anew, and lives in this process's environment
-    and those of its children only.
+    The local one listens with token authentication; the token is made here, unless there is one, and lives in the
+    environment of this process and its children only.
 
     Raises:
         UsageError: there is no Ray at the address.
@@ -56,12 +56,14 @@ def cluster(options: SearchOptions, num_gpus: int) -> Iterator[None]:
     os.environ.update(_QUIET)
     os.environ.update(_WORKERS)
     if options.address is None:
-        os.environ.update(
-            {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_memory_monitor_refresh_ms": "0"}
-        )
+        if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        os.environ.update({"RAY_AUTH_MODE": "token", "RAY_memory_monitor_refresh_ms": "0"})
         os.environ.pop("RAY_ADDRESS", None)
     import ray
+    from ray._raylet import Config
 
+    Config.initialize("")  # read the environment again: ray may have been imported before it said "token"
     try:
         for name in ("ray", "ray.tune", "ray.train", "ray._private"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -90,7 +92,8 @@ def cluster(options: SearchOptions, num_gpus: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-        for name in set(os.environ) - set(before):
+        # Ray keeps the first token of a process for ever: another search, or the user's own ray.init, needs the same
+        for name in set(os.environ) - set(before) - {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}:
             del os.environ[name]
         os.environ.update(before)
 

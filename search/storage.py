@@ -51,6 +51,12 @@ class _FileLock(JournalFileOpenLock):
     def release(self) -> None:
         os.close(self._descriptor)
 
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
 
 def open_storage(storage_url: str | None, journal_path: str | os.PathLike[str]) -> BaseStorage:
     """The storage at a database address, or the journal file where there is none; both are made when absent.
@@ -124,10 +130,10 @@ def _open_journal(path: Path) -> BaseStorage:
     path = path.absolute()
     try:
         path.touch()
-        with path.open("rb+") as stream:
-            content_end = stream.read().rfind(b"\n") + 1
-            stream.truncate(content_end)
-        return JournalStorage(JournalFileBackend(str(path), lock_obj=_FileLock(str(path))))
+        lock = _FileLock(str(path))
+        with lock, path.open("rb+") as stream:
+            stream.truncate(stream.read().rfind(b"\n") + 1)
+        return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
     except OSError as error:
         raise BrainError(f"the study cannot be kept in {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):

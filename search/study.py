@@ -99,8 +99,7 @@ class Brain:
         config = with_retry(lambda: self._sampler.draw(self.study, len(self._trials)))
         if config is None:
             return None
-        past = self.add(TrialState.RUNNING, config, SAMPLER)
-        return Ask(past.number, config, SAMPLER)
+        return Ask(self.add(TrialState.RUNNING, config, SAMPLER).number, config, SAMPLER)
 
     def report(self, number: int, step: int, value_sps: float, half_width_fraction: float | None = None) -> None:
         """What a running trial measured in its first `step` windows; a step that was reported already is ignored.
@@ -194,7 +193,11 @@ class Brain:
             user_attrs=known | ({"config": config.to_dict()} if config else {}) | dict(attrs or {}),
         )
         trial_id = with_retry(lambda: self._storage.create_new_trial(self._study_id, template))
-        return self._remember(with_retry(lambda: self._storage.get_trial(trial_id)))
+        made = with_retry(lambda: self._storage.get_trial(trial_id))
+        if made.number != len(self._trials):  # a write that was repeated had succeeded after all
+            for frozen in self.study.get_trials(deepcopy=False)[len(self._trials) : made.number]:
+                self._remember(frozen)
+        return self._remember(made)
 
     def _remember(self, frozen: FrozenTrial) -> Past:
         attrs, last_step = frozen.user_attrs, frozen.last_step
@@ -205,7 +208,7 @@ class Brain:
             origin=attrs.get("origin", SAMPLER),
             run_id=attrs.get("run_id", ""),
             state=_state(frozen),
-            value_sps=frozen.value if last_step is None else frozen.intermediate_values[last_step],
+            value_sps=frozen.intermediate_values.get(last_step or -1) if frozen.value is None else frozen.value,
             is_blameless=attrs.get("blameless", False),
             requeue_of=attrs.get("requeue_of"),
             last_step=-1 if last_step is None else last_step,
@@ -237,14 +240,10 @@ class Brain:
     ) -> None:
         self._set_attrs(past, attrs)  # before the tell: Optuna refuses to change a finished trial
         with_retry(lambda: self.study.tell(past.number, value_sps, state=state, skip_if_finished=True))
-        past.state = name
-        if value_sps is not None:
-            past.value_sps = value_sps
+        past.state, past.value_sps = name, past.value_sps if value_sps is None else value_sps
 
 
 def _state(frozen: FrozenTrial) -> str:
     if frozen.state == TrialState.FAIL:
         return "lost" if frozen.user_attrs.get("lost") else "failed"
-    if any(violation > 0 for violation in frozen.constraints.values()):
-        return "failed"
-    return frozen.state.name.lower()
+    return "failed" if any(violation > 0 for violation in frozen.constraints.values()) else frozen.state.name.lower()

@@ -1,4 +1,4 @@
-"""images.py: the workload `images` on real files, with real loader workers."""
+"""images.py and image_samples.py: the workload `images` on real files, with real loader workers."""
 
 import io
 import logging
@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from feedrate.trainables.images import ImageFolder, augment, images
+from feedrate.trainables.image_samples import augment
+from feedrate.trainables.images import ImageFolder, images
 from feedrate.trainables.step import StepContext
 from feedrate.trainables.workload import WorkloadError
 
@@ -83,7 +84,7 @@ def test_augmentation_normalises_as_imagenet_does():
 
 
 def test_training_stays_finite(folder, monkeypatch):
-    """Thirty steps of a bundled model at the bundled learning rate."""
+    """Fifteen steps of a bundled model at the bundled learning rate."""
     losses, loss = [], torch.nn.CrossEntropyLoss.forward
 
     def record(self, scores, labels):
@@ -91,11 +92,11 @@ def test_training_stays_finite(folder, monkeypatch):
         return losses[-1]
 
     monkeypatch.setattr(torch.nn.CrossEntropyLoss, "forward", record)
-    workload = images(data=str(folder), image_size=64, model="small", epoch_samples=240)
+    workload = images(data=str(folder), image_size=64, model="small", epoch_samples=120)
     step = workload.make_step(StepContext(device=torch.device("cpu"), batch_size=8))
     for batch in workload.make_loader(batch_size=8):
         step(batch)
-    assert len(losses) == 30
+    assert len(losses) == 15
     assert all(loss.isfinite() for loss in losses)
 
 

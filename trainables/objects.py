@@ -18,7 +18,8 @@ from typing import Any, BinaryIO
 from urllib.parse import quote, urlsplit
 
 from feedrate.trainables import object_server
-from feedrate.trainables.images import EXTENSIONS, BadImageError, ImageSamples, image_workload
+from feedrate.trainables.image_samples import BadImageError, ImageSamples
+from feedrate.trainables.images import EXTENSIONS, image_workload
 from feedrate.trainables.photos import photo_folder
 from feedrate.trainables.workload import Workload, WorkloadError
 

@@ -49,6 +49,12 @@ def keep_batch(samples: Any) -> Any:
     return default_collate(samples) if isinstance(samples, list) else samples
 
 
+def _mlp(num_features: int) -> nn.Module:
+    """Narrow: wider layers are split over threads, which wait milliseconds for each other on a busy machine."""
+    hidden = (nn.Linear(num_features, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU())
+    return nn.Sequential(*hidden, nn.Linear(32, NUM_CLASSES))
+
+
 def table(*, num_rows: int = 200_000, num_features: int = 64, epoch_samples: int | None = None) -> Workload:
     """The bundled workload `table`.
 
@@ -71,9 +77,7 @@ def table(*, num_rows: int = 200_000, num_features: int = 64, epoch_samples: int
     return Workload(
         name="table",
         dataset=rows,
-        model=lambda: nn.Sequential(
-            nn.Linear(num_features, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, NUM_CLASSES)
-        ),
+        model=lambda: _mlp(num_features),
         loss=nn.CrossEntropyLoss(),
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
         collate_fn=keep_batch,

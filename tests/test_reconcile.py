@@ -1,0 +1,129 @@
+"""Tests of search/reconcile.py."""
+
+import pytest
+
+from feedrate.analysis.estimate import record_rate
+from feedrate.analysis.schema import SCHEMA, check_record
+from feedrate.search.space import SearchSpace
+from feedrate.search.study import Brain, Counts
+from feedrate.trainables.config import LoaderConfig
+
+SPACE = SearchSpace.default(num_cpus=8, has_accelerator=True)
+BASELINE = LoaderConfig(num_workers=0, batch_size=32)
+
+
+@pytest.fixture(params=["journal", "sqlite"])
+def opened(request, tmp_path):
+    url = f"sqlite:///{tmp_path}/study.db" if request.param == "sqlite" else None
+
+    def open_brain(**options):
+        return Brain.open(url, tmp_path / "study.journal", **{"study_name": "s", "space": SPACE, "seed": 1} | options)
+
+    return open_brain
+
+
+def record(number, config, rate_sps=100.0, **columns):
+    made = {
+        "schema": SCHEMA, "study": "s", "number": number, "attempt": 1, "kind": "search", "origin": "sampler",
+        **config.to_dict(), "stopped_early": False, "window_duration_s": [1.0, 1.0, 1.0],
+        "window_num_batches": [10] * 3, "window_num_items": [int(rate_sps)] * 3, "window_produced_batches": [10] * 3,
+    } | columns  # fmt: skip
+    check_record({name: value for name, value in made.items() if value is not None})
+    return made
+
+
+def test_records_are_told(opened):
+    """What was recorded but not told is told as it was: measured, stopped early, failed, does not fit."""
+    asks = [opened().ask() for _ in range(1)] + [(brain := opened()).ask(), brain.ask(), brain.ask()]
+    unmeasured = dict.fromkeys(
+        ("window_duration_s", "window_num_batches", "window_num_items", "window_produced_batches")
+    )
+    records = [
+        record(0, asks[0].config, 200),
+        record(1, asks[1].config, 50, stopped_early=True),
+        record(2, asks[2].config, **unmeasured, failure_kind="user-code", failure_message="it raised"),
+        record(3, asks[3].config, **unmeasured, failure_kind="shm-full", failure_message="too small"),
+    ]
+    brain = opened()
+    result = brain.reconcile(records)
+    assert (result.num_told, result.requeued) == (4, [])
+    assert brain.counts() == Counts(complete=1, pruned=1, failed=2)
+    trials = opened().study.trials
+    assert trials[0].value == 200.0
+    assert trials[0].user_attrs["low_sps"] == record_rate(records[0]).low_sps
+    assert trials[1].intermediate_values == {3: 50.0}
+    assert trials[2].user_attrs["failure"] == "it raised"
+    assert trials[3].constraints == {"fits": 1.0}
+    assert opened().reconcile(records).num_told == 0
+
+
+def test_running_without_record_is_measured_anew(opened):
+    """A trial that nobody recorded is marked lost and its setting waits under a new number; once."""
+    brain = opened()
+    brain.enqueue(BASELINE, "baseline")
+    brain.ask()
+    brain = opened()
+    assert brain.reconcile([]).requeued == [BASELINE]
+    assert brain.counts() == Counts(lost=1, waiting=1)
+    assert opened().reconcile([]).requeued == []
+    ask = opened().ask()
+    assert (ask.number, ask.config, ask.origin) == (1, BASELINE, "baseline")
+
+
+def test_crash_inside_reconcile(opened):
+    """A crash between enqueueing a lost setting and marking its trial does not enqueue it twice."""
+    brain = opened()
+    config = brain.ask().config
+    brain.tell_failed = lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        brain.reconcile([])
+    brain = opened()
+    assert brain.counts() == Counts(running=1, waiting=1)
+    assert brain.reconcile([]).requeued == []
+    assert brain.counts() == Counts(lost=1, waiting=1)
+    assert brain.tried() == {config}
+
+
+def test_trials_of_another_run_are_left_alone(opened):
+    """Running trials that carry another run id are not ours to end."""
+    opened(run_id="theirs").ask()
+    brain = opened(run_id="ours")
+    assert brain.reconcile([]).requeued == []
+    assert brain.counts().running == 1
+
+
+def test_lost_study_is_rebuilt(opened):
+    """Without its journal a study is rebuilt from the records, numbers kept, later draws go on from there."""
+    configs = list(SPACE.configs())
+    records = [
+        record(0, configs[5], 100),
+        record(3, configs[900], 300, origin="seed"),
+        record(1, configs[7], 70, stopped_early=True),
+        record(2, configs[9], 1, study="another"),
+        record(2, configs[9], 1, kind="confirm", round=1, position=0),
+    ]
+    brain = opened()
+    assert brain.reconcile(records).num_told == 3
+    assert brain.counts() == Counts(complete=2, pruned=1, lost=1)
+    assert [past.config for past in brain.history()] == [configs[5], configs[7], None, configs[900]]
+    assert brain.history()[3].origin == "seed"
+    assert brain.study.best_value == 300.0
+    assert brain.ask().number == 4
+    assert opened().tried() >= {configs[5], configs[7], configs[900]}
+
+
+def test_last_attempt_counts(opened):
+    """Of several records of one trial the last one is the truth."""
+    config = opened().ask().config
+    brain = opened()
+    brain.reconcile([record(0, config, 100), record(0, config, 150, attempt=2)])
+    assert brain.study.best_value == 150.0
+
+
+def test_told_after_reconcile(opened):
+    """A straggler that tells a trial which reconcile already marked changes nothing."""
+    opened().ask()
+    brain = opened()
+    brain.reconcile([])
+    brain.tell_complete(0, 5.0)
+    assert brain.counts() == Counts(lost=1, waiting=1)

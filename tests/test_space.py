@@ -1,0 +1,129 @@
+"""Tests of search/space.py."""
+
+import time
+
+import pytest
+
+from feedrate.search.space import Choice, Range, SearchSpace
+from feedrate.trainables.config import LoaderConfig
+
+TINY = {
+    "num_workers": Range(0, 2),
+    "batch_size": Choice((32, 64)),
+    "pin_memory": Choice((False,)),
+    "prefetch_factor": Choice((2, 4)),
+    "persistent_workers": Choice((True, False)),
+}
+
+
+def space(**given):
+    return SearchSpace.default(num_cpus=4, has_accelerator=given.pop("has_accelerator", True), given=given)
+
+
+def test_defaults():
+    """Nothing asked for: at least 0..32 workers, more on a big machine, and what was defaulted is known."""
+    small = SearchSpace.default(num_cpus=2, has_accelerator=True)
+    assert small.num_workers == Range(0, 32)
+    assert SearchSpace.default(num_cpus=48, has_accelerator=True).num_workers == Range(0, 96)
+    assert SearchSpace.default(num_cpus=512, has_accelerator=True).num_workers == Range(0, 128)
+    assert small.batch_size == Choice((32, 64, 128))
+    assert "num_workers" in small.defaulted
+    assert "num_workers" not in space(num_workers=Range(0, 4)).defaulted
+
+
+def test_every_setting_once():
+    """configs() gives each canonical setting once, size() counts them, contains() knows them."""
+    tiny = space(**TINY)
+    configs = list(tiny.configs())
+    assert len(configs) == len(set(configs)) == tiny.size() == 2 * (1 + 2 * 4)
+    assert all(tiny.contains(config) for config in configs)
+    assert not tiny.contains(LoaderConfig(num_workers=3, batch_size=32))
+    assert not tiny.contains(LoaderConfig(num_workers=2, batch_size=32, prefetch_factor=3))
+    assert tiny.contains(LoaderConfig(num_workers=0, batch_size=32))
+
+
+def test_no_accelerator_no_pinning():
+    """Without an accelerator pin_memory is not searched."""
+    assert space(has_accelerator=False).pin_memory == Choice((False,))
+    assert space(has_accelerator=False).size() * 2 == space().size()
+
+
+def test_own_batch_sampler():
+    """A batch size of None is one fixed value."""
+    configs = list(space(**TINY | {"batch_size": Choice((None,))}).configs())
+    assert {config.batch_size for config in configs} == {None}
+
+
+def test_json_round_trip():
+    """A space survives search.json."""
+    for one in (space(), space(**TINY), space(multiprocessing_context=Choice((None, "spawn")))):
+        assert SearchSpace.from_json(one.to_json()) == one
+
+
+@pytest.mark.parametrize(
+    ("name", "dimension", "words"),
+    [
+        ("num_workers", Range(-1, 4), "must be 0 or more"),
+        ("prefetch_factor", Choice((0,)), "must be 1 or more"),
+        ("batch_size", Choice((32, None)), "not a whole number"),
+        ("pin_memory", Choice((1,)), "not one of true, false"),
+        ("num_workers", Choice((True,)), "not a whole number"),
+        ("workers", Range(0, 4), "these are: num_workers"),
+    ],
+)
+def test_impossible_spaces(name, dimension, words):
+    """A space that cannot work is refused when it is made, naming the dimension."""
+    with pytest.raises(ValueError, match=words) as caught:
+        space(**{name: dimension})
+    assert name in str(caught.value)
+
+
+def test_too_many_settings():
+    """A space too large to enumerate is refused with the way out."""
+    with pytest.raises(ValueError, match="list a few choices"):
+        space(batch_size=Range(1, 50_000))
+
+
+def test_nearest_is_itself():
+    """An untried setting is its own nearest one; a value that is not listed goes to a listed neighbour."""
+    whole = space()
+    config = LoaderConfig(num_workers=5, batch_size=64, prefetch_factor=4)
+    assert whole.nearest_untried(config, set()) == config
+    unlisted = LoaderConfig(num_workers=5, batch_size=64, prefetch_factor=5)
+    assert whole.nearest_untried(unlisted, set()) == config
+
+
+def test_nearest_ties_go_to_fewer_workers():
+    """One worker less and one more are equally near: the cheaper one is taken, then the other."""
+    whole = space()
+    config = LoaderConfig(num_workers=5, batch_size=64, prefetch_factor=4)
+    fewer = whole.nearest_untried(config, {config})
+    more = whole.nearest_untried(config, {config, fewer})
+    assert (fewer.num_workers, more.num_workers) == (4, 6)
+
+
+def test_no_workers_is_far_from_one_worker():
+    """Losing the worker processes is a large step, although it is one step in num_workers."""
+    whole = space(num_workers=Range(0, 32))
+    config = LoaderConfig(num_workers=1, batch_size=64, prefetch_factor=4)
+    assert whole.nearest_untried(config, {config}).num_workers == 2
+
+
+def test_exhaustion_visits_every_setting():
+    """Asking again and again gives every setting once, then None."""
+    tiny, tried = space(**TINY), set()
+    while (config := tiny.nearest_untried(LoaderConfig(num_workers=1, batch_size=32), tried)) is not None:
+        assert config not in tried
+        tried.add(config)
+    assert tried == set(tiny.configs())
+
+
+def test_nearest_is_fast():
+    """The nearest untried setting of the default space is found in a few milliseconds, half of it tried."""
+    whole = space()
+    configs = list(whole.configs())
+    tried = set(configs[:800])
+    start = time.perf_counter()
+    for config in configs[:100]:
+        assert whole.nearest_untried(config, tried) not in tried
+    assert (time.perf_counter() - start) / 100 < 0.02  # 1 to 2 ms on a quiet machine

@@ -1,0 +1,120 @@
+"""Tests of search/storage.py."""
+
+import os
+import subprocess
+import sys
+import time
+
+import optuna
+import pytest
+import sqlalchemy
+from optuna.distributions import CategoricalDistribution, IntDistribution
+from optuna.exceptions import StorageInternalError
+from optuna.trial import create_trial
+
+from feedrate.search.storage import BrainError, open_storage, open_study, with_retry
+
+
+def test_torn_journal_line_is_cut(tmp_path):
+    """A journal whose last line was torn by a crash opens, and can be read again after more was written."""
+    path = tmp_path / "study.journal"
+    study = optuna.create_study(storage=open_storage(None, path), study_name="s")
+    study.add_trial(create_trial(value=1.0))
+    with path.open("ab") as stream:
+        stream.write(b'{"op_code": 4, "worker')
+    study = optuna.load_study(storage=open_storage(None, path), study_name="s")
+    study.add_trial(create_trial(value=2.0))
+    assert len(optuna.load_study(storage=open_storage(None, path), study_name="s").trials) == 2
+
+
+def test_lock_ends_with_its_process(tmp_path, monkeypatch):
+    """A process killed while it holds the journal's lock delays nobody, with a relative path too."""
+    monkeypatch.chdir(tmp_path)
+    open_storage(None, "study.journal")
+    code = (
+        "import os, signal; from feedrate.search.storage import _FileLock\n"
+        f"_FileLock({str(tmp_path / 'study.journal')!r}).acquire(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    start = time.monotonic()
+    optuna.create_study(storage=open_storage(None, "study.journal"), study_name="s")
+    assert time.monotonic() - start < 5
+
+
+def test_damaged_journal(tmp_path):
+    """A file that is no journal is refused with the way out."""
+    path = tmp_path / "study.journal"
+    path.write_text("hello\nworld\n")
+    with pytest.raises(BrainError, match="resume rebuilds the study"):
+        open_storage(None, path)
+
+
+def test_journal_in_a_missing_folder(tmp_path):
+    """The path that cannot be written is named."""
+    with pytest.raises(BrainError, match=r"none/study\.journal: No such file"):
+        open_storage(None, tmp_path / "none" / "study.journal")
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("not-a-url secret", "not a database address"),
+        ("mysql://user:secret@host/db", "cannot use mysql"),
+        ("sqlite:////nowhere/at/all.db", "cannot be opened: unable to open database file"),
+        ("postgresql+nosuchdriver://user:secret@host/db", "cannot be opened"),
+        ("postgresql://user:secret@127.0.0.1:1/db?password=secret", "postgresql database 'db' on 127.0.0.1"),
+    ],
+)
+def test_bad_addresses(tmp_path, url, words):
+    """An address that cannot be used gives one sentence, without its password, and touches no file."""
+    with pytest.raises(BrainError, match=words) as caught:
+        open_storage(url, tmp_path / "study.journal")
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None  # nor does --debug show it
+    assert not os.listdir(tmp_path)
+
+
+def test_database_of_another_program(tmp_path):
+    """A SQLite file that is no database is refused."""
+    (tmp_path / "x.db").write_text("hello world, this is no database\n" * 100)
+    with pytest.raises(BrainError, match="not a database"):
+        open_storage(f"sqlite:///{tmp_path}/x.db", tmp_path / "study.journal")
+
+
+def test_other_choices_are_refused(tmp_path):
+    """A study that searched other choices is refused at once; a longer range is not."""
+    storage = open_storage(None, tmp_path / "study.journal")
+    sampler, pruner = optuna.samplers.RandomSampler(), optuna.pruners.NopPruner()
+    known = {"batch_size": CategoricalDistribution((32, 64)), "num_workers": IntDistribution(0, 8)}
+    study = open_study(storage, "s", sampler, pruner, known)
+    study.add_trial(create_trial(params={"batch_size": 32, "num_workers": 4}, distributions=known, value=1.0))
+    open_study(storage, "s", sampler, pruner, known | {"num_workers": IntDistribution(0, 32)})
+    with pytest.raises(BrainError, match="other values of --batch-size: 32,64; ask for the same"):
+        open_study(storage, "s", sampler, pruner, known | {"batch_size": CategoricalDistribution((32,))})
+
+
+def failing(times, error):
+    left = [error] * times
+
+    def call():
+        if left:
+            raise left.pop()
+        return "done"
+
+    return call
+
+
+def test_busy_database_is_asked_again(monkeypatch):
+    """A call that fails because the database is away is repeated; then the error says to resume."""
+    pauses = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    away = sqlalchemy.exc.OperationalError("select", {}, Exception("server closed the connection"))
+    wrapped = StorageInternalError("commit failed")
+    wrapped.__cause__ = away
+    assert with_retry(failing(3, away)) == with_retry(failing(2, wrapped)) == "done"
+    assert pauses == [0.1, 0.4, 1.6, 0.1, 0.4]
+    with pytest.raises(BrainError, match=r"server closed the connection.*resume"):
+        with_retry(failing(4, away))
+    with pytest.raises(KeyError):
+        with_retry(failing(1, KeyError("a defect")))
