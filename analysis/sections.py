@@ -38,7 +38,12 @@ def headline(run: Run, ranked: pd.DataFrame) -> str:
         rate = run.best["throughput"]["samples_per_second"]
         text = f"{config_text(run.best['dataloader'])} trains {number(rate)} {run.unit}/s"
         baseline = run.best["baseline"]
-        return text + (f", {baseline['speedup']:.2f}x the baseline" if baseline else "")
+        if baseline is None:
+            return text
+        if baseline["dataloader"] == run.best["dataloader"]:
+            return text + ": the baseline is the best"
+        gain = f"{baseline['speedup']:.2f}x the baseline"
+        return f"{text}, {gain}" if baseline["speedup_ci95"][0] > 1 else f"{text}: no significant gain ({gain})"
     if not ranked.empty:
         first = ranked.iloc[0]
         so_far = " so far" if run.unfinished else ""

@@ -18,6 +18,11 @@ from feedrate.analysis.schema import status
 from feedrate.trainables.config import LoaderConfig
 
 
+def _spread(rate: Rate) -> str:
+    half = rate.half_width_fraction
+    return f"±{half:.0%}" if half < 1 else "± more than itself"
+
+
 class Display:
     """Told what happens in a search; draws it.
 
@@ -100,7 +105,7 @@ class Display:
         if outcome == "failed" or rate is None:
             return f"{name}: {config.short()}  failed: {record.get('failure_message')}"
         waits = sum(record["window_wait_s"]) / sum(record["window_duration_s"])
-        words = f"{name}: {config.short()}  {rate.sps:,.0f} {self.unit}/s ±{rate.half_width_fraction:.0%}"
+        words = f"{name}: {config.short()}  {rate.sps:,.0f} {self.unit}/s {_spread(rate)}"
         words += "  stopped early" if outcome == "pruned" else ""
         if record["origin"] == "baseline":
             words += f"  waits for data {waits:.0%} of the time"

@@ -21,6 +21,7 @@ TIED_FRACTION = 0.02
 COMPUTE_BOUND_FRACTION = 0.95
 BUSY_FRACTION = 0.85
 WAIT_FRACTION = 0.03
+SHARED_FRACTION = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,9 +74,9 @@ def conclude(folder: RunFolder, stop_reason: str | None) -> SearchResult:
 def pick(complete: pd.DataFrame) -> pd.Series[Any]:
     """The cheapest setting within 2 % of the fastest, at the fastest one's batch size: fewest workers, then memory.
 
-    Choosing among equals this way, and not the luckiest measurement, also keeps noise from deciding.
+    The fastest is the one with the highest lower bound, not the luckiest value.
     """
-    fastest = complete.iloc[0]
+    fastest = complete.loc[complete["throughput_low_sps"].idxmax()]
     same_size = _same(complete["batch_size"], fastest["batch_size"])
     tied = complete[same_size & (complete["throughput_sps"] >= fastest["throughput_sps"] * (1 - TIED_FRACTION))]
     cheapest_first = tied.sort_values(["num_workers", "prefetch_factor", "tree_pss_bytes"], kind="stable", na_position="first")
@@ -120,7 +121,7 @@ def _best(run: Run, complete: pd.DataFrame, chosen: pd.Series[Any]) -> dict[str,
             "ranks_per_host": 1,
             "world_size": 1,
             "cpus_per_rank": run.search.get("placement", {}).get("cpus"),
-            "exclusive_host": (_float(trial["foreign_cpu_fraction"]) or 0.0) < 0.05,
+            "exclusive_host": (_float(trial["foreign_cpu_fraction"]) or 0.0) < SHARED_FRACTION,
             "foreign_cpu_fraction": _float(trial["foreign_cpu_fraction"]),
             "cache": "warm",
         },
@@ -246,6 +247,9 @@ def explain(result: SearchResult) -> list[str]:
         lines.append(f"Best by batch size: {rates} (batch size changes training: --batch-size N fixes it)")
     for _, failure in result.failures.drop_duplicates("failure_message").head(3).iterrows():
         lines.append(f"Failed: {failure['config']}: {failure['failure_message']}")
+    foreign = best["scope"]["foreign_cpu_fraction"]
+    if foreign is not None and foreign >= SHARED_FRACTION:
+        lines.append(f"Shared host: other processes took {foreign:.0%} of the CPUs meanwhile; on a quiet one the rates differ.")
     if result.stop_reason:
         lines.append(f"Ended because {result.stop_reason}.")
     lines.append("Not confirmed: one measurement a setting, so that the best one is a little flattered by luck.")

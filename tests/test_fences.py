@@ -25,7 +25,6 @@ RAY_FILES = {
 }
 OPTUNA_FILES = {
     "search/domains.py",
-    "search/past.py",
     "search/pruner.py",
     "search/reconcile.py",
     "search/sampler.py",
@@ -34,7 +33,6 @@ OPTUNA_FILES = {
 }
 RAY_AND_OPTUNA_FILES = {
     "search/domains.py",
-    "search/past.py",
     "search/pruner.py",
     "search/reconcile.py",
     "search/sampler.py",

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from feedrate.trainables import host
 from feedrate.trainables.config import LoaderConfig
@@ -74,11 +74,19 @@ def _measure(request: dict[str, Any], send: Send) -> None:
     workload = load(WorkloadRef(**request["workload"]))
     config = LoaderConfig.from_dict(request["config"])
     facts = host_facts()
-    measurement = None
-    for measurement in measure(
-        workload, config, MeasureOptions(**request["options"]), lambda phase: send({"event": "phase", "phase": phase})
-    ):
-        send({"event": "progress", "columns": measurement.columns()})
+    phase, measurement = "setup", None
+
+    def on_phase(name: str) -> None:
+        nonlocal phase
+        phase = name
+        send({"event": "phase", "phase": name})
+
+    try:
+        for measurement in measure(workload, config, MeasureOptions(**request["options"]), on_phase):
+            send({"event": "progress", "columns": measurement.columns()})
+    except Exception:
+        if phase != "teardown":  # a worker that crashes while it is stopped does not change what was measured
+            raise
     assert measurement is not None  # measure() yields at least once or raises
     send({"event": "result", "columns": measurement.columns() | facts})
 
@@ -114,6 +122,10 @@ def describe(workload: Workload) -> dict[str, Any]:
         fixed = ["batch_size"] if "batch_sampler" in workload.loader_kwargs else []
     else:
         loader = workload.make_loader()
+        if not isinstance(loader, DataLoader):
+            raise WorkloadError(
+                f"make_loader of workload {workload.name!r} returned {type(loader).__name__}, not a torch DataLoader"
+            )
         dataset, baseline = loader.dataset, read_baseline(loader).to_dict()
         fixed = ["batch_size"] if loader.batch_size is None else []
     owned = owned_generators(dataset)

@@ -38,6 +38,9 @@ class LoaderConfig:
         _whole("num_workers", self.num_workers, 0, "0 loads in the training process")
         if self.batch_size is not None:
             _whole("batch_size", self.batch_size, 1, "a batch holds at least one item")
+        for name in ("pin_memory", "persistent_workers", "in_order"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}")
         if self.multiprocessing_context not in (None, *START_METHODS):
             raise ValueError(
                 f"multiprocessing_context must be one of {', '.join(START_METHODS)}, not {self.multiprocessing_context!r}"

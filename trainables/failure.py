@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
+import signal
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_OURS = str(Path(__file__).parent)
+_OURS = str(Path(__file__).parent) + os.sep
+_SIGNALS = {signal.strsignal(number): number.name for number in signal.Signals}
 
 KINDS = {
     "user-code": "an exception in the workload's own code",
@@ -98,8 +101,8 @@ def classify(error: BaseException, phase: str) -> Failure:
     return Failure(
         kind=kind,
         phase=phase,
-        message=message or _first_line(error),
-        cause=tuple(f"{type(link).__name__}: {_last_line(text)}" for link, text in zip(links, texts, strict=True)),
+        message=message or sentence(error),
+        cause=tuple(sentence(link) for link in links),
         traceback=user_traceback(error),
     )
 
@@ -124,7 +127,9 @@ def _kind(error: BaseException, text: str) -> tuple[str, str]:
     ):
         return "out-of-memory", "the machine's memory was exhausted: use fewer workers or a smaller batch"
     if match := re.search(r"killed by signal: (.+?)\.(?:\s|$)", text):
-        return "worker-killed", f"a loader worker was killed by a signal: {match[1]}"
+        name = _SIGNALS.get(match[1], match[1])
+        hint = ": the kernel does so when memory runs out" if name == "SIGKILL" else ""
+        return "worker-killed", f"a loader worker was killed by {name}{hint}"
     if "exited unexpectedly" in text:
         return (
             "worker-killed",
@@ -135,14 +140,14 @@ def _kind(error: BaseException, text: str) -> tuple[str, str]:
     return "user-code", ""
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error)
-    if "Original Traceback" in text:  # torch re-raises a worker's exception with its traceback inside the message
-        return _last_line(text)
-    lines = text.strip().splitlines()
+def sentence(error: BaseException) -> str:
+    """Type and first line of an exception; of the original one where torch re-raised a loader worker's.
+
+    torch puts the worker's whole traceback into the message, whose first line that is not indented is the one.
+    """
+    text = str(error).strip()
+    _, original, trace = text.rpartition("Traceback (most recent call last):\n")
+    if original:
+        return next((line for line in trace.splitlines() if line[:1].strip()), type(error).__name__)
+    lines = text.splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def _last_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[-1].strip() if lines else ""

@@ -48,6 +48,7 @@ class HostLock:
             descriptor = os.open(self.path, flags)
         except FileNotFoundError:
             descriptor = os.open(self.path, flags | os.O_CREAT, 0o644)
+            os.fchmod(descriptor, 0o644)  # others must be able to open it, whatever our umask
         self._descriptor = descriptor
         waited = False
         while True:

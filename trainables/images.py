@@ -60,7 +60,9 @@ def image_workload(
     return Workload(
         name=name,
         dataset=samples,
-        model=lambda: make_model(model or ("resnet18" if torch.cuda.is_available() else "small"), samples().num_classes),
+        model=lambda: make_model(
+            model or ("resnet18" if torch.cuda.is_available() else "small"), samples().num_classes
+        ),
         loss=nn.CrossEntropyLoss(),
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
         check=lambda: samples().check(),

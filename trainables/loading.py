@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -53,15 +55,14 @@ def build_loader(workload: Workload, config: LoaderConfig, *, seed: int) -> Data
     The short form gets an endless sampler unless it names its own; the general form is the user's loader as it is.
 
     Raises:
-        TrialFailed: the built loader does not show a setting that was asked for (kind override-ignored).
+        TrialFailed: the dataset is empty, or the built loader does not show a setting that was asked for (kind
+            override-ignored).
     """
     kwargs = config.to_kwargs()
+    seed_everything(seed)  # what draws from the global generators must not depend on how many steps warmed the model
     generator = torch.Generator().manual_seed(seed)
     if not workload.is_short:
-        loader = workload.make_loader(**kwargs)
-        if not isinstance(loader, DataLoader):
-            message = f"make_loader of {workload.name!r} returned {type(loader).__name__}, not a torch DataLoader"
-            raise TrialFailed(Failure(kind="user-code", phase="loader", message=message))
+        loader = _general_loader(workload, config)
         check_overrides(loader, config)
         if loader.generator is None:
             loader.generator = generator
@@ -71,8 +72,46 @@ def build_loader(workload: Workload, config: LoaderConfig, *, seed: int) -> Data
         kwargs.pop("batch_size", None)
     elif not isinstance(workload.dataset, IterableDataset) and "sampler" not in fixed:
         shuffle = bool(fixed.pop("shuffle", True))
-        fixed["sampler"] = EndlessSampler(len(workload.dataset), shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
+        num_samples = len(workload.dataset)  # type: ignore[arg-type]
+        if num_samples == 0:
+            raise no_batch(0)
+        fixed["sampler"] = EndlessSampler(num_samples, shuffle=shuffle, seed=seed)
     return DataLoader(workload.dataset, collate_fn=workload.collate_fn, **fixed, **kwargs)
+
+
+def no_batch(consumed: int) -> TrialFailed:
+    """The failure of a loader that is at its end at once.
+
+    Args:
+        consumed: batches that came in earlier epochs.
+    """
+    if consumed:
+        message = (
+            f"the loader gave {consumed} batches and then empty epochs: it must start again with every iter(loader)"
+        )
+    else:
+        message = "the loader gives no batch at all: its dataset or sampler is empty, or drop_last drops the only batch"
+    return TrialFailed(Failure(kind="user-code", phase="loader", message=message))
+
+
+def _general_loader(workload: Workload, config: LoaderConfig) -> DataLoader[Any]:
+    """The user's own loader with this setting.
+
+    With 0 workers the options that need workers are passed as torch's defaults, because `DataLoader(...,
+    **(mine | overrides))` keeps its own otherwise, which torch refuses.
+    """
+    overrides = config.to_kwargs()
+    if config.num_workers == 0:
+        own: dict[str, Any] = {"prefetch_factor": None, "persistent_workers": False, "multiprocessing_context": None}
+        taken = inspect.signature(workload.make_loader).parameters.values()
+        if not any(each.kind is each.VAR_KEYWORD for each in taken):
+            own = {name: value for name, value in own.items() if name in {each.name for each in taken}}
+        overrides |= own
+    loader = workload.make_loader(**overrides)
+    if not isinstance(loader, DataLoader):
+        message = f"make_loader of {workload.name!r} returned {type(loader).__name__}, not a torch DataLoader"
+        raise TrialFailed(Failure(kind="user-code", phase="loader", message=message))
+    return loader
 
 
 def check_overrides(loader: DataLoader[Any], config: LoaderConfig) -> None:
@@ -112,23 +151,33 @@ def cached_batch(workload: Workload, config: LoaderConfig) -> Any:
 
     The short form reads at most 8 samples and repeats them: fetching a whole batch can cost seconds. The general
     form (and an iterable dataset) takes the first batch of a loader without workers.
+
+    Raises:
+        TrialFailed: there is no batch.
     """
+    fixed = workload.loader_kwargs
     iterable = workload.is_short and isinstance(workload.dataset, IterableDataset)
-    if (
-        workload.is_short
-        and not iterable
-        and config.batch_size is not None
-        and "batch_sampler" not in workload.loader_kwargs
-    ):
-        size = min(8, config.batch_size, len(workload.dataset))  # type: ignore[arg-type]
-        samples = [workload.dataset[index] for index in range(size)]
+    if workload.is_short and not iterable and config.batch_size is not None and "batch_sampler" not in fixed:
+        dataset: Any = workload.dataset
+        indices = list(itertools.islice(fixed.get("sampler", range(len(dataset))), min(8, config.batch_size)))
+        if not indices:
+            raise no_batch(0)
         collate = workload.collate_fn or torch.utils.data.default_collate
-        return collate([samples[index % size] for index in range(config.batch_size)])
+        if getattr(dataset, "__getitems__", None):  # torch hands what it returns to collate_fn as it is
+            return collate(dataset.__getitems__([indices[i % len(indices)] for i in range(config.batch_size)]))
+        samples = [dataset[index] for index in indices]
+        return collate([samples[i % len(samples)] for i in range(config.batch_size)])
     alone = LoaderConfig(num_workers=0, batch_size=config.batch_size)
-    kwargs = alone.to_kwargs()
-    if "batch_sampler" in workload.loader_kwargs:
-        kwargs.pop("batch_size", None)
-    return next(iter(workload.make_loader(**kwargs)))
+    if workload.is_short:
+        kwargs = alone.to_kwargs()
+        if "batch_sampler" in fixed:
+            kwargs.pop("batch_size", None)
+        loader = workload.make_loader(**kwargs)
+    else:
+        loader = _general_loader(workload, alone)
+    for batch in loader:
+        return batch
+    raise no_batch(0)
 
 
 def owned_generators(dataset: object) -> list[str]:

@@ -16,10 +16,11 @@ from torch.utils.data import DataLoader
 
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.counting import CountingCollate, count_batches
-from feedrate.trainables.loading import build_loader, cached_batch, seed_everything
+from feedrate.trainables.failure import Failure, TrialFailed
+from feedrate.trainables.loading import build_loader, cached_batch, no_batch, seed_everything
 from feedrate.trainables.measurement import Measurement
 from feedrate.trainables.process import CpuClock, shm_used_bytes, tree_memory
-from feedrate.trainables.step import Step, StepContext, count_items, to_device
+from feedrate.trainables.step import Step, StepContext, count_items, count_samples, to_device
 from feedrate.trainables.workload import Workload
 
 CYCLES_PER_WINDOW = 4
@@ -29,6 +30,7 @@ MIN_WINDOWS = 5
 MAX_WINDOWS = 13
 ENOUGH_FRACTION = 0.015
 """A half-width of the windows' interval below this ends a measurement: the run-to-run spread is larger."""
+_END = object()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,13 +81,10 @@ def measure(
     on_phase("setup")
     seed_everything(options.seed)
     device = pick_device(options.device)
-    step: Step = workload.make_step(StepContext(device=device, batch_size=config.batch_size))
+    step = workload.make_step(StepContext(device=device, batch_size=config.batch_size))
     result = Measurement(unit=workload.unit)
     if options.loader_only:
-
-        def step(batch: Any) -> None:
-            to_device(batch, device)
-
+        step = _loading_step(workload, config, step, device)
     else:
         batch = to_device(cached_batch(workload, config), device)
         on_phase("warm")
@@ -105,27 +104,30 @@ def measure(
     on_phase("measure")
     run.settle()
     clock = CpuClock.read()
-    try:
-        while not run.finished():
-            run.window()
-            now = CpuClock.read()
-            result.foreign_cpu_fraction = now.foreign_fraction_since(clock)
-            result.own_cpu_fraction = now.own_fraction_since(clock, sum(result.windows.window_duration_s))
-            if len(result.windows) >= MIN_WINDOWS:
-                result.settled = run.steady()
-                yield result
-        memory = tree_memory()
-        if memory is not None:
-            result.tree_pss_bytes, result.tree_uss_bytes = memory.pss_bytes, memory.uss_bytes
-        shm_after = shm_used_bytes()
-        if shm_before is not None and shm_after is not None:
-            result.shm_bytes = max(shm_after - shm_before, 0)
-        if device.type == "cuda":
-            result.gpu_peak_bytes = torch.cuda.max_memory_allocated(device)
-        result.settled = run.steady()
-        yield result
-    finally:
-        on_phase("teardown")
+    while not run.finished():
+        run.window()
+        now = CpuClock.read()
+        result.foreign_cpu_fraction = now.foreign_fraction_since(clock)
+        result.own_cpu_fraction = now.own_fraction_since(clock, sum(result.windows.window_duration_s))
+        if len(result.windows) >= MIN_WINDOWS and run.has_rate():
+            result.settled = run.steady()
+            yield result
+    if not run.has_rate():
+        message = (
+            f"the loader finished no batch in {options.max_trial_s:g} s after those of its start: raise --max-trial-s"
+        )
+        raise TrialFailed(Failure(kind="hang", phase="measure", message=message))
+    memory = tree_memory()
+    if memory is not None:
+        result.tree_pss_bytes, result.tree_uss_bytes = memory.pss_bytes, memory.uss_bytes
+    shm_after = shm_used_bytes()
+    if shm_before is not None and shm_after is not None:
+        result.shm_bytes = max(shm_after - shm_before, 0)
+    if device.type == "cuda":
+        result.gpu_peak_bytes = torch.cuda.max_memory_allocated(device)
+    result.settled = run.steady()
+    yield result
+    on_phase("teardown")
 
 
 class _Run:
@@ -200,7 +202,13 @@ class _Run:
             return True
         if count < MIN_WINDOWS:
             return False
-        return count >= MAX_WINDOWS or self.result.windows.rate().half_width_fraction < ENOUGH_FRACTION
+        if count >= MAX_WINDOWS:
+            return True
+        return self.has_rate() and self.result.windows.rate().half_width_fraction < ENOUGH_FRACTION
+
+    def has_rate(self) -> bool:
+        """Something was produced inside the windows; a few slow batches can all have been ready before."""
+        return sum(self.result.windows.window_produced_batches) > 0
 
     def steady(self) -> bool:
         """Enough whole windows, and the two halves of them agree within 5 %."""
@@ -217,12 +225,13 @@ class _Run:
 
     def _next(self) -> Any:
         begin = time.perf_counter()
-        try:
-            batch = next(self.iterator)
-        except StopIteration:
+        batch = next(self.iterator, _END)
+        if batch is _END:
             self.iterator = iter(self.loader)
-            batch = next(self.iterator)
+            batch = next(self.iterator, _END)
             self.boundaries_s.append(time.perf_counter() - begin)
+            if batch is _END:
+                raise no_batch(self.consumed)
         self.wait_s += time.perf_counter() - begin
         return batch
 
@@ -231,7 +240,8 @@ class _Run:
         self.consumed += 1
 
     def _ready(self) -> int:
-        return self.counter.produced() - self.consumed if self.counter else 0
+        """Batches finished but not consumed; 0 where the loader started its workers before it could be counted."""
+        return max(self.counter.produced() - self.consumed, 0) if self.counter else 0
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -251,6 +261,21 @@ class _Run:
         if self.loader.persistent_workers and result.windows:
             batches_per_s = sum(result.windows.window_num_batches) / sum(result.windows.window_duration_s)
             result.boundary_s = min(result.first_batch_s, workers / batches_per_s)
+
+
+def _loading_step(workload: Workload, config: LoaderConfig, step: Step, device: torch.device) -> Step:
+    """A step that only copies to the device, and counts items in the unit in which the real step does."""
+    per_sample: float | None = None
+    if not workload.is_short:
+        batch = cached_batch(workload, config)
+        items = step(batch)
+        per_sample = None if items is None else items / count_samples(batch)
+
+    def load(batch: Any) -> int | None:
+        to_device(batch, device)
+        return None if per_sample is None else round(per_sample * count_samples(batch))
+
+    return load
 
 
 def _warm(step: Step, batch: Any, device: torch.device) -> None:

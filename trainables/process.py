@@ -69,4 +69,4 @@ class CpuClock:
 
     def own_fraction_since(self, earlier: CpuClock, wall_s: float) -> float:
         """CPU time of this tree since `earlier`, of what the CPUs it may use could have given (0..1)."""
-        return min((self.own_s - earlier.own_s) / (wall_s * len(os.sched_getaffinity(0))), 1.0)
+        return min(max((self.own_s - earlier.own_s) / (wall_s * len(os.sched_getaffinity(0))), 0.0), 1.0)

@@ -6,7 +6,7 @@ The step of the general form is the user's own; it moves its batch itself.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -74,12 +74,21 @@ def count_items(batch: Any, returned: int | None) -> int:
     """
     if returned is not None:
         return int(returned)
+    if next(tensors(batch), None) is None:
+        raise ValueError(
+            "the batch holds no tensor to count items by: let step(batch) return how many items it trained"
+        )
+    return count_samples(batch)
+
+
+def count_samples(batch: Any) -> int:
+    """The first tensor's first dimension; 1 where there is none."""
     for tensor in tensors(batch):
         return int(tensor.shape[0]) if tensor.ndim else 1
-    raise ValueError("the batch holds no tensor to count items by: let step(batch) return how many items it trained")
+    return 1
 
 
-def tensors(batch: Any) -> Iterable[torch.Tensor]:
+def tensors(batch: Any) -> Iterator[torch.Tensor]:
     """Every tensor in a nested batch, in order."""
     if isinstance(batch, torch.Tensor):
         yield batch

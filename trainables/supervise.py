@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from typing import Any
 
 from feedrate.trainables.failure import Failure
 from feedrate.trainables.resolve import WorkloadRef
-from feedrate.trainables.template import MARKER, kill_group, kill_marked
+from feedrate.trainables.template import MARKER, kill_group, sweep
 
 SETUP_TIMEOUT_S = 300.0
 """Longest silence before a trial's timed part: making the dataset and the model, first CUDA use."""
@@ -55,6 +56,8 @@ class Template:
         self._show_output = show_output
         self._process: subprocess.Popen[bytes] | None = None
         self._marker = ""
+        self._spare: set[int] = set()
+        self._temp: str | None = None
 
     def run(self, request: dict[str, Any], *, max_s: float = SETUP_TIMEOUT_S) -> Iterator[dict[str, Any]]:
         """Run one request in a fresh child and yield its events (see child.py), the last one always an end.
@@ -68,9 +71,10 @@ class Template:
         """
         try:
             self._start()
-        except (OSError, EOFError):
+        except (OSError, EOFError) as error:
+            failure = self._not_started(error)
             self.close()
-            yield _failure("internal", "setup", f"the trial's template process did not start{self._tail()}")
+            yield failure
             return
         reading, writing = os.pipe()
         try:
@@ -78,8 +82,9 @@ class Template:
             socket.send_fds(self._control, [data], [writing])
         except OSError:
             os.close(reading)
+            failure = _failure("trainer-killed", "setup", f"the trial's template process was killed{self._tail()}")
             self.close()
-            yield _failure("trainer-killed", "setup", f"the trial's template process was killed{self._tail()}")
+            yield failure
             return
         finally:
             os.close(writing)
@@ -97,8 +102,12 @@ class Template:
         self._control.close()
         self._process.kill()
         self._process.wait()
-        kill_marked(self._marker, spare={os.getpid()})
+        sweep(self._marker, spare={os.getpid()})
         self._process = None
+        self._log.close()
+        if self._temp is not None:
+            shutil.rmtree(self._temp, ignore_errors=True)
+            self._temp = None
 
     def _start(self) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -128,7 +137,8 @@ class Template:
             )
         self._control.sendall(json.dumps(self._hello).encode() + b"\n")
         self._messages = b""
-        self.clean = self._message(time.monotonic() + SETUP_TIMEOUT_S)["clean"]
+        ready = self._message(time.monotonic() + SETUP_TIMEOUT_S)
+        self._spare, self._temp, self.clean = {os.getpid(), *ready["spare"]}, ready["temp"], ready["clean"]
 
     def _message(self, deadline: float) -> dict[str, Any]:
         """The template's next message.
@@ -146,9 +156,19 @@ class Template:
         message: dict[str, Any] = json.loads(line)
         return message
 
+    def _not_started(self, error: Exception) -> dict[str, Any]:
+        """Why there is no template: it imports torch and the workload's module."""
+        if isinstance(error, TimeoutError):
+            message = f"importing the workload's module took more than {SETUP_TIMEOUT_S:.0f} s"
+            return _failure("hang", "setup", message + self._tail())
+        if isinstance(error, EOFError) and self._process is not None:
+            message = _how_ended(self._process.wait(), "while the workload's module was imported")
+            return _failure("trainer-killed", "setup", message + self._tail())
+        return _failure("internal", "setup", f"the trial's template process did not start: {error}{self._tail()}")
+
     def _tail(self) -> str:
         """The last lines of the workload's output, for a failure's sentence."""
-        if self._show_output or (self._process is None and not hasattr(self, "_log")):
+        if self._show_output or self._process is None:
             return ""
         size = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(size - 1500, 0))
@@ -162,6 +182,7 @@ class _Child:
     def __init__(self, template: Template, reading: int, max_s: float) -> None:
         self.template, self.reading, self.max_s = template, reading, max_s
         self.pid: int | None = None
+        self.ended = False
         self.phase = "setup"
         self.buffer = b""
 
@@ -171,7 +192,6 @@ class _Child:
         poll.register(self.reading, select.POLLIN)
         poll.register(control, select.POLLIN)
         deadline: float | None = time.monotonic() + SETUP_TIMEOUT_S
-        status: int | None = None
         while True:
             timeout_ms = None if deadline is None else max(deadline - time.monotonic(), 0) * 1000
             ready = {number for number, _ in poll.poll(timeout_ms)}
@@ -212,8 +232,9 @@ class _Child:
             if "started" in message:
                 self.pid = message["started"]
             elif "ended" in message:
-                status = message["ended"]
-                yield self._ended(status)
+                self.ended = True
+                message = _how_ended(os.waitstatus_to_exitcode(message["ended"]), f"in phase {self.phase}")
+                yield _failure("trainer-killed", self.phase, message + self.template._tail())
                 return
 
     def _split(self, data: bytes) -> Iterator[dict[str, Any]]:
@@ -222,39 +243,28 @@ class _Child:
             line, _, self.buffer = self.buffer.partition(b"\n")
             yield json.loads(line)
 
-    def _ended(self, status: int) -> dict[str, Any]:
-        if os.WIFSIGNALED(status):
-            name = signal.Signals(os.WTERMSIG(status)).name
-            return _failure(
-                "trainer-killed",
-                self.phase,
-                f"the training process was killed by {name} in phase {self.phase}{self.template._tail()}",
-            )
-        return _failure(
-            "trainer-killed",
-            self.phase,
-            f"the training process ended by itself in phase {self.phase}: look for os._exit in the workload{self.template._tail()}",
-        )
-
     def end(self) -> None:
-        """Kill the child's process group, wait for the template's word, then sweep up strays."""
+        """Kill the child and all that came from it, and wait for the template's word that the child is gone."""
         template = self.template
-        process = template._process
-        if process is None:
+        if template._process is None:
             return
         try:
             while self.pid is None:
-                message = template._message(time.monotonic() + 10)
-                self.pid = message.get("started")
-            kill_group(self.pid)
-            while "ended" not in template._message(time.monotonic() + 10):
-                pass
+                self.pid = template._message(time.monotonic() + 10).get("started")
+            sweep(template._marker, group=self.pid, spare=template._spare)
+            while not self.ended:
+                self.ended = "ended" in template._message(time.monotonic() + 10)
         except (OSError, EOFError):
             if self.pid is not None:
                 kill_group(self.pid)
             template.close()
-            return
-        kill_marked(template._marker, spare={os.getpid(), process.pid})
+
+
+def _how_ended(code: int, when: str) -> str:
+    """A sentence about a process that ended without a word; `code` as subprocess gives it."""
+    if code < 0:
+        return f"the training process was killed by {signal.Signals(-code).name} {when}"
+    return f"the training process ended by itself (exit status {code}) {when}: look for os._exit in the workload"
 
 
 def _failure(kind: str, phase: str, message: str) -> dict[str, Any]:

@@ -2,9 +2,8 @@
 
 A forked child runs user code 30 ms after it was asked for, where a new interpreter pays seconds for `import torch`
 (RAY_OPTUNA.md 8). Started by `feedrate.trainables.supervise` as `python -m feedrate.trainables.template FD`, where FD
-is one end of a socket pair: requests come in with the pipe for their events, {"started": pid}, {"ended": wait status}
-and {"stray_threads": names} go out. When the other end closes, however its owner died, the template ends every child
-and then itself.
+is one end of a socket pair: requests come in with the pipe for their events, {"started": pid} and {"ended": wait
+status} go out. When the other end closes, however its owner died, the template ends every child and then itself.
 
 Top-level imports stay light: a spawned loader worker imports this module again as its `__main__`.
 """
@@ -13,17 +12,24 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import json
+import multiprocessing
 import os
 import select
 import signal
 import socket
 import subprocess
 import sys
+import time
+from multiprocessing import resource_tracker, util
+from pathlib import Path
 from typing import Any
 
 MARKER = "FEEDRATE_TEMPLATE"
 """Environment variable that every process of a trial inherits from its template: how strays are found."""
+HELPERS = (b"multiprocessing.resource_tracker", b"torch_shm_manager")
+"""Words in the command lines of processes that clean up after killed ones and then end by themselves."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -34,25 +40,40 @@ def main(argv: list[str]) -> None:
     once = "--once" in argv
     if hello.get("cpus"):
         os.sched_setaffinity(0, hello["cpus"])
-    threads_before = _num_threads()
-    if not once:
-        threads_before = _import_everything(hello)
-    stray = _num_threads() - threads_before
-    clean = stray <= 0 and not _cuda_touched()
-    control.sendall(json.dumps({"ready": True, "clean": clean}).encode() + b"\n")
+    if once:
+        _run_once(control, hello)
+        return
+    # Both are made here, so that they outlive killed children: the tracker unlinks their semaphores, and every
+    # loader worker puts its sockets into this folder instead of one of its own.
+    resource_tracker.ensure_running()
+    hello["temp"] = util.get_temp_dir()
+    threads_before = _end_with_owner(control, hello)
+    clean = _num_threads() <= threads_before and not _cuda_touched()
+    spare = {os.getpid(), *marked(os.environ[MARKER])}
+    ready = {"ready": True, "clean": clean, "temp": hello["temp"], "spare": sorted(spare)}
+    control.sendall(json.dumps(ready).encode() + b"\n")
     while True:
         line, descriptors = _receive_request(control)
         if not line:
+            sweep(os.environ[MARKER], spare={os.getpid()}, helpers_s=0)
             return
-        request, pipe = json.loads(line), descriptors[0]
-        if once:
-            control.sendall(json.dumps({"started": os.getpid()}).encode() + b"\n")
-            _become_child(os.getppid(), hello)
-            from feedrate.trainables.child import run_request
+        _serve(control, json.loads(line), descriptors[0], hello, clean)
 
-            run_request(request, pipe)
-            os._exit(0)
-        _serve(control, request, pipe, hello, clean)
+
+def _run_once(control: socket.socket, hello: dict[str, Any]) -> None:
+    """Serve one request in this process, which was executed for it."""
+    multiprocessing.current_process()._config["tempdir"] = hello["temp"]  # type: ignore[attr-defined]
+    control.sendall(b"{}\n")
+    line, descriptors = _receive_request(control)
+    if not line:
+        return
+    resource_tracker.ensure_running()  # still in the template's process group, which is not killed
+    _become_child(os.getppid(), hello)
+    control.sendall(b"{}\n")
+    from feedrate.trainables.child import run_request
+
+    run_request(json.loads(line), descriptors[0])
+    os._exit(0)
 
 
 def _serve(control: socket.socket, request: dict[str, Any], pipe: int, hello: dict[str, Any], clean: bool) -> None:
@@ -68,9 +89,8 @@ def _serve(control: socket.socket, request: dict[str, Any], pipe: int, hello: di
         while True:
             ready = dict(poll.poll())
             if control.fileno() in ready:
-                kill_group(pid)
+                sweep(os.environ[MARKER], group=pid, spare={os.getpid()}, helpers_s=0)
                 os.waitpid(pid, 0)
-                kill_marked(os.environ[MARKER], spare={os.getpid()})
                 sys.exit(0)
             if watch in ready:
                 _, status = os.waitpid(pid, 0)
@@ -103,12 +123,12 @@ def _spawn(request: dict[str, Any], pipe: int, hello: dict[str, Any]) -> int:
         child = subprocess.Popen(
             [sys.executable, "-m", "feedrate.trainables.template", str(theirs.fileno()), "--once"],
             pass_fds=[theirs.fileno()],
-            process_group=0,
         )
+        theirs.close()
         ours.sendall(json.dumps(hello).encode() + b"\n")
+        _receive_line(ours)  # it has started
         socket.send_fds(ours, [json.dumps(request).encode() + b"\n"], [pipe])
-        _receive_line(ours)  # ready
-        _receive_line(ours)  # started: it holds the request now
+        _receive_line(ours)  # it leads its own process group
     child.returncode = 0  # waited for by pid
     return child.pid
 
@@ -125,6 +145,24 @@ def _become_child(parent: int, hello: dict[str, Any]) -> None:
         import torch
 
         torch.set_num_threads(hello["threads"])
+
+
+def _end_with_owner(control: socket.socket, hello: dict[str, Any]) -> int:
+    """Import everything, ended by SIGIO if the owner dies meanwhile: an import may take minutes, or forever.
+
+    Nothing is sent to the template before it is ready, so the only event on the socket is its end.
+    """
+    flags = fcntl.fcntl(control, fcntl.F_GETFL)
+    fcntl.fcntl(control, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(control, fcntl.F_SETFL, flags | os.O_ASYNC)
+    try:
+        poll = select.poll()
+        poll.register(control, select.POLLRDHUP)
+        if poll.poll(0):
+            sys.exit(0)
+        return _import_everything(hello)
+    finally:
+        fcntl.fcntl(control, fcntl.F_SETFL, flags)
 
 
 def _import_everything(hello: dict[str, Any]) -> int:
@@ -173,26 +211,52 @@ def kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def kill_marked(marker: str, *, spare: set[int]) -> int:
-    """SIGKILL every process whose environment carries this marker, and return how many there were.
+def marked(marker: str) -> dict[int, bool]:
+    """Every process whose environment carries this marker, and whether it is one of `HELPERS`.
 
     Finds processes that left the trial's process group; the marker was in the environment that the template was
     executed with, so forked and executed descendants have it.
     """
     wanted = f"{MARKER}={marker}".encode()
-    killed = 0
+    found = {}
     for entry in os.listdir("/proc"):
-        if not entry.isdigit() or int(entry) in spare:
+        if not entry.isdigit():
             continue
         try:
-            with open(f"/proc/{entry}/environ", "rb") as stream:
-                if wanted not in stream.read().split(b"\0"):
-                    continue
-            os.kill(int(entry), signal.SIGKILL)
-            killed += 1
+            if wanted in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0"):
+                command = Path(f"/proc/{entry}/cmdline").read_bytes()
+                found[int(entry)] = any(word in command for word in HELPERS)
         except OSError:
             continue
-    return killed
+    return found
+
+
+def sweep(marker: str, *, spare: set[int], group: int | None = None, helpers_s: float = 1.0) -> None:
+    """SIGKILL a process group and every process with this marker, and wait until they are gone (5 s at most).
+
+    Helpers get `helpers_s` to end by themselves; 0 leaves them to do so later. A loader worker killed while it makes
+    a batch leaves the batch's file in /dev/shm: it is found by the worker's pid.
+    """
+    killed = set(marked(marker)) - spare if group is not None else set()
+    if group is not None:
+        kill_group(group)
+    begin = time.monotonic()
+    while time.monotonic() < begin + 5:
+        found = {pid: helper for pid, helper in marked(marker).items() if pid not in spare}
+        if not helpers_s:
+            found = {pid: helper for pid, helper in found.items() if not helper}
+        if not found:
+            break
+        for pid, helper in found.items():
+            if not helper or time.monotonic() > begin + helpers_s:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+        killed |= found.keys()
+        time.sleep(0.01)
+    for pid in killed:
+        for path in Path("/dev/shm").glob(f"torch_{pid}_*"):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 if __name__ == "__main__":
