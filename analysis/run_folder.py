@@ -31,6 +31,7 @@ class RunFolder:
         self.best = self.path / "best.json"
         self.report = self.path / "report.html"
         self.tune = self.path / "tune"
+        self.lock = self.path / "search.lock"
 
     def read_search(self) -> dict[str, Any]:
         """What was asked, on what: the content of `search.json`.

@@ -1,12 +1,15 @@
 """What happens before a search: the workload is described in a clean child, the run folder is claimed.
 
-Nothing is written here until `claim` is called; whatever is wrong with the request is said before that.
+Nothing is written until `held` is entered; whatever is wrong with the request is said before that.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +70,36 @@ def choose_folder(out: str | os.PathLike[str] | None, name: str, force: bool) ->
     return folder
 
 
-def claim(folder: RunFolder) -> None:
-    """Make the folder; an earlier run in it (--force) is removed, files of other kinds stay.
+@contextmanager
+def held(folder: RunFolder) -> Iterator[None]:
+    """Make the folder if it is not there, and let one driver at a time use it, as long as its process lives.
+
+    Raises:
+        UsageError: another process is searching into this folder, or the file system refuses.
+    """
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        stream = folder.lock.open("w")
+    except OSError as error:
+        raise UsageError(f"--out {folder.path} cannot be written: {error.strerror}") from None
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{folder.path} is in use: another feedrate is searching into it. Stop it first") from None
+        yield
+
+
+def clear(folder: RunFolder) -> None:
+    """Remove an earlier run (--force); files of other kinds stay.
 
     Raises:
         UsageError: the file system refuses.
     """
     try:
-        folder.path.mkdir(parents=True, exist_ok=True)
         for file in (folder.search, folder.trials, folder.best, folder.report, *folder.path.glob("study.journal*")):
             file.unlink(missing_ok=True)
         if folder.tune.exists():
             shutil.rmtree(folder.tune)
     except OSError as error:
-        raise UsageError(f"--out {folder.path} cannot be written: {error.strerror}") from None
+        raise UsageError(f"--out {folder.path} cannot be replaced: {error.strerror}") from None

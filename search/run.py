@@ -27,7 +27,7 @@ from feedrate.analysis.run_folder import RunFolder, write_atomic
 from feedrate.search.dimension import Choice, Dimension
 from feedrate.search.engine import Placement, cluster, place
 from feedrate.search.options import SearchOptions, UsageError, without_password
-from feedrate.search.prepare import choose_folder, claim, describe_workload
+from feedrate.search.prepare import choose_folder, clear, describe_workload, held
 from feedrate.search.progress import Display
 from feedrate.search.result import SearchResult, conclude
 from feedrate.search.session import Session, baseline_configs, rules_of_thumb
@@ -88,7 +88,6 @@ def run_search(
     with cluster(options, local_gpus):
         placement = place(options)
         space_ = _space(given, described, placement)
-        claim(folder)
         search = {
             "schema": SEARCH_SCHEMA,
             "study": f"{name}-{os.urandom(4).hex()}",
@@ -117,8 +116,10 @@ def run_search(
             "baseline": _baseline(options, described, space_).to_dict(),
             "options": options.to_json(),
         }
-        write_atomic(folder.search, json.dumps(search, indent=2) + "\n")
-        return _search(folder, search, ref, options, placement, space_, console, quiet, described["notes"])
+        with held(folder):
+            clear(folder)
+            write_atomic(folder.search, json.dumps(search, indent=2) + "\n")
+            return _search(folder, search, ref, options, placement, space_, console, quiet, described["notes"])
 
 
 def resume_search(
@@ -163,7 +164,7 @@ def resume_search(
     ref = WorkloadRef(**fields)
     described = describe_workload(ref)
     space = SearchSpace.from_json(search["space"])
-    with cluster(options, described["facts"]["num_gpus"]):
+    with held(folder), cluster(options, described["facts"]["num_gpus"]):
         placement = place(options)
         search["options"] = options.to_json()
         search["finished"] = False

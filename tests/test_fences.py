@@ -31,14 +31,7 @@ OPTUNA_FILES = {
     "search/storage.py",
     "search/study.py",
 }
-RAY_AND_OPTUNA_FILES = {
-    "search/domains.py",
-    "search/pruner.py",
-    "search/reconcile.py",
-    "search/sampler.py",
-    "search/storage.py",
-    "search/study.py",
-}  # translates Tune's domains into Optuna's distributions
+RAY_AND_OPTUNA_FILES = {"search/domains.py"}  # translates Tune's domains into Optuna's distributions
 
 # What each part never imports.
 BANNED = {

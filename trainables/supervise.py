@@ -233,8 +233,8 @@ class _Child:
                 self.pid = message["started"]
             elif "ended" in message:
                 self.ended = True
-                message = _how_ended(os.waitstatus_to_exitcode(message["ended"]), f"in phase {self.phase}")
-                yield _failure("trainer-killed", self.phase, message + self.template._tail())
+                text = _how_ended(os.waitstatus_to_exitcode(message["ended"]), f"in phase {self.phase}")
+                yield _failure("trainer-killed", self.phase, text + self.template._tail())
                 return
 
     def _split(self, data: bytes) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,113 @@
+"""step.py: nested batches reach the device, items are counted, and the short form's step learns."""
+
+import dataclasses
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import nn
+
+from feedrate.trainables.step import StepContext, count_items, count_samples, short_step, tensors, to_device
+
+
+class Pair(NamedTuple):
+    image: torch.Tensor
+    label: torch.Tensor
+
+
+@dataclasses.dataclass
+class Record:
+    tokens: torch.Tensor
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    tokens: torch.Tensor
+
+
+IMAGE, LABEL = torch.zeros(5, 3), torch.ones(5)
+NESTED = [
+    IMAGE,
+    {"image": IMAGE, "deeper": {"label": LABEL}},
+    [IMAGE, LABEL],
+    (IMAGE, LABEL, "path"),
+    Pair(IMAGE, LABEL),
+    Record(IMAGE, "a cat"),
+    Frozen(IMAGE),
+    [{"pair": Pair(IMAGE, LABEL)}, (Record(IMAGE, "a cat"), None, 3)],
+]
+
+
+@pytest.mark.parametrize("batch", NESTED, ids=lambda batch: type(batch).__name__)
+def test_every_tensor_of_a_nested_batch_moves(batch):
+    """A batch of dicts, lists, tuples, named tuples and dataclasses keeps its shape and types on the other device."""
+    moved = to_device(batch, torch.device("meta"))
+    assert type(moved) is type(batch)
+    assert [each.shape for each in tensors(moved)] == [each.shape for each in tensors(batch)]
+    assert {each.device.type for each in tensors(moved)} == {"meta"}
+    assert {each.device.type for each in tensors(batch)} == {"cpu"}
+
+
+def test_what_is_not_a_tensor_stays():
+    """Text and numbers inside a batch are left alone."""
+    moved = to_device(Record(IMAGE, "a cat"), torch.device("meta"))
+    assert moved.text == "a cat"
+    assert to_device({"path": "x", "n": 3}, torch.device("meta")) == {"path": "x", "n": 3}
+
+
+@pytest.mark.parametrize("batch", NESTED, ids=lambda batch: type(batch).__name__)
+def test_items_are_the_first_tensors_first_dimension(batch):
+    """Without a word from the step, a batch has as many items as its first tensor has rows."""
+    assert count_items(batch, None) == count_samples(batch) == 5
+
+
+def test_the_steps_own_count_wins():
+    """What the step returned is the number of items, 0 included."""
+    assert count_items((IMAGE, LABEL), 640) == 640
+    assert count_items((IMAGE, LABEL), 0) == 0
+    assert count_items("no tensor", torch.tensor(7)) == 7
+
+
+def test_a_number_is_one_item():
+    """A tensor without dimensions is one item."""
+    assert count_items(torch.tensor(3.0), None) == 1
+
+
+def test_a_batch_that_cannot_be_counted_says_what_to_do():
+    """A batch without tensors, trained by a step that returns nothing, is refused with the way out."""
+    with pytest.raises(ValueError, match=r"let step\(batch\) return how many items it trained"):
+        count_items(["a", "b"], None)
+
+
+def test_the_short_step_trains():
+    """Repeated on one batch, the short form's step lowers the loss; its model is in training mode."""
+    torch.manual_seed(0)
+    inputs = torch.randn(32, 4)
+    batch = (inputs, (inputs.sum(dim=1) > 0).long())
+    made, losses = [], []
+
+    def model():
+        made.append(nn.Sequential(nn.Linear(4, 2), nn.Dropout(0.0)).eval())
+        return made[-1]
+
+    def loss(output, target):
+        losses.append(nn.functional.cross_entropy(output, target))
+        return losses[-1]
+
+    step = short_step(model, loss, lambda parameters: torch.optim.SGD(parameters, lr=0.5))(
+        StepContext(device=torch.device("cpu"), batch_size=32)
+    )
+    for _ in range(20):
+        assert step(batch) is None
+    assert losses[-1] < losses[0] / 2
+    assert made[0].training
+
+
+def test_a_loss_with_weights_moves_too():
+    """A loss that is a module moves to the device with the model, so that class weights meet the output there."""
+    context = StepContext(device=torch.device("meta"), batch_size=5)
+    loss = nn.CrossEntropyLoss(weight=torch.ones(2))
+    step = short_step(lambda: nn.Linear(3, 2), loss, lambda parameters: torch.optim.SGD(parameters, lr=0.1))(context)
+    step((IMAGE, torch.zeros(5, dtype=torch.long)))
+    assert loss.weight.device.type == "meta"
