@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 from feedrate.search.options import SearchOptions, UsageError
 
 OBJECT_STORE_BYTES = 100 * 1024**2
+PROBE_S = 5.0
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
@@ -27,6 +29,13 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 _WORKERS = {"RAY_worker_niceness": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+# Without "clusters" Ray takes 127.0.0.1 as the node's address, and so binds every socket to it; it would listen on all
+# interfaces otherwise, whatever _node_ip_address says
+_LOCAL = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_memory_monitor_refresh_ms": "0",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,28 +55,32 @@ class Placement:
 def cluster(options: SearchOptions, num_gpus: int) -> Iterator[None]:
     """A Ray cluster for the length of a search: the one at `--address`, or a local one started and stopped here.
 
-    The local one listens with token authentication; the token is made here, unless there is one, and lives in the
-    environment of this process and its children only.
+    The local one listens on the loopback interface alone, and with token authentication; the token is made anew, and
+    lives in the environment of this process and its children only.
 
     Raises:
-        UsageError: there is no Ray at the address.
+        UsageError: there is no Ray at the address, or this process is connected to one already.
     """
     before = dict(os.environ)
     os.environ.update(_QUIET)
     os.environ.update(_WORKERS)
     if options.address is None:
-        if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        os.environ.update({"RAY_AUTH_MODE": "token", "RAY_memory_monitor_refresh_ms": "0"})
+        os.environ.update(_LOCAL)
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         os.environ.pop("RAY_ADDRESS", None)
     import ray
-    from ray._raylet import Config
+    from ray._private import ray_constants
 
-    Config.initialize("")  # read the environment again: ray may have been imported before it said "token"
+    if ray.is_initialized():
+        _restore(before)
+        raise UsageError("this process is connected to a Ray already: call ray.shutdown() first")
+    has_clusters = ray_constants.ENABLE_RAY_CLUSTER
     try:
+        _forget_authentication()
         for name in ("ray", "ray.tune", "ray.train", "ray._private"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         if options.address is None:
+            ray_constants.ENABLE_RAY_CLUSTER = False  # as in _LOCAL, where ray was imported before
             ray.init(
                 num_cpus=len(os.sched_getaffinity(0)),
                 num_gpus=num_gpus,
@@ -75,27 +88,70 @@ def cluster(options: SearchOptions, num_gpus: int) -> Iterator[None]:
                 object_store_memory=OBJECT_STORE_BYTES,
                 log_to_driver=False,
                 logging_level=logging.CRITICAL,
-                _node_ip_address="127.0.0.1",
             )
         else:
-            try:
-                ray.init(
-                    options.address,
-                    log_to_driver=False,
-                    logging_level=logging.CRITICAL,
-                    runtime_env={"env_vars": _WORKERS},
-                )
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                raise UsageError(
-                    f"no Ray cluster answers at --address {options.address}: {str(error).splitlines()[0]}"
-                ) from None
+            _join(options.address)
         yield
     finally:
         ray.shutdown()
-        # Ray keeps the first token of a process for ever: another search, or the user's own ray.init, needs the same
-        for name in set(os.environ) - set(before) - {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}:
-            del os.environ[name]
-        os.environ.update(before)
+        ray_constants.ENABLE_RAY_CLUSTER = has_clusters
+        _restore(before)
+        _forget_authentication()
+
+
+def _join(address: str) -> None:
+    import ray
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+
+    if address == "local":
+        raise UsageError("--address local: leave it out, a local Ray is then started and stopped by the command")
+    if address.startswith("ray://"):
+        raise UsageError(
+            f"--address {address}: Ray Client would run the search elsewhere; run feedrate on a node of the cluster, with --address auto"
+        )
+    try:
+        host, _, port = canonicalize_bootstrap_address_or_die(address).rpartition(":")
+        if not port.isdecimal() or not 0 < int(port) < 65536:
+            raise ValueError(f"{port!r} is not a port")
+        _probe(host.strip("[]"), int(port))
+        ray.init(
+            address,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+            runtime_env={"env_vars": _WORKERS},
+        )
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(
+            f"no Ray cluster answers at --address {address} ({reason}): start one there with `ray start --head`, or leave --address out for a local one"
+        ) from None
+
+
+def _probe(host: str, port: int) -> None:
+    """See in seconds whether something there speaks HTTP/2, as Ray does; ray.init would try for many minutes.
+
+    Raises:
+        OSError: nothing does.
+    """
+    with socket.create_connection((host, port), timeout=PROBE_S) as connection:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))  # empty SETTINGS
+        head = connection.recv(9, socket.MSG_WAITALL)
+    if len(head) < 9 or head[3] != 4:
+        raise OSError("what listens there is not Ray")
+
+
+def _forget_authentication() -> None:
+    """Have Ray read token and mode from the environment again; it keeps the first ones of a process otherwise."""
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    AuthenticationTokenLoader.instance().reset_cache()
+    Config.initialize("")
+
+
+def _restore(environment: dict[str, str]) -> None:
+    for name in set(os.environ) - set(environment):
+        del os.environ[name]
+    os.environ.update(environment)
 
 
 def place(options: SearchOptions) -> Placement:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, dataclass
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from feedrate.trainables.config import LoaderConfig
 
@@ -89,15 +88,16 @@ class SearchOptions:
 
 
 def _flag(name: str) -> str:
-    return name.removesuffix("_s").replace("_", "-")
+    return "time-budget" if name == "time_budget_s" else name.replace("_", "-")
 
 
-def without_password(url: str) -> str:
-    """The URL with its password replaced by ***."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))
+HIDDEN = "***"
+
+
+def without_password(text: str) -> str:
+    """A URL, or an argument that holds one, with its password replaced by ***; one in the query (?password=) too."""
+    text = re.sub(r"(://[^:/@\s]*):\S*@", rf"\1:{HIDDEN}@", text)
+    return re.sub(r"(?i)([?&][^=&\s]*pass[^=&\s]*=)[^&\s]*", rf"\1{HIDDEN}", text)
 
 
 def parse_duration_s(text: str) -> float:
@@ -125,6 +125,8 @@ def parse_config(text: str) -> LoaderConfig:
         if not equals or name not in known:
             raise ValueError(f"{part!r} is not a setting: write name=value with one of {', '.join(known)}")
         words = {"true": True, "false": False, "none": None}
+        if isinstance(known[name].default, bool) and value.lower() not in ("true", "false"):
+            raise ValueError(f"{name} is true or false, not {value!r}")
         fields[name] = (
             words[value.lower()] if value.lower() in words else int(value) if re.fullmatch(r"-?\d+", value) else value
         )

@@ -54,7 +54,7 @@ class Display:
         self.begun = self.clock()
         if self.console.is_terminal and not self.quiet:
             self._live = Live(self._panel(), console=self.console, auto_refresh=False, transient=True)
-            self._live.start()
+            self._live.start(refresh=True)
 
     def end(self) -> None:
         """Take the panel away."""

@@ -26,7 +26,7 @@ from feedrate.analysis.load import SEARCH_SCHEMA
 from feedrate.analysis.run_folder import RunFolder, write_atomic
 from feedrate.search.dimension import Choice, Dimension
 from feedrate.search.engine import Placement, cluster, place
-from feedrate.search.options import SearchOptions, UsageError, without_password
+from feedrate.search.options import HIDDEN, SearchOptions, UsageError, without_password
 from feedrate.search.prepare import choose_folder, clear, describe_workload, held
 from feedrate.search.progress import Display
 from feedrate.search.result import SearchResult, conclude
@@ -153,7 +153,7 @@ def resume_search(
     options = SearchOptions.from_json(search["options"])
     if storage is not None:
         options = replace(options, storage=storage)
-    if options.storage is not None and ":***@" in options.storage:
+    if options.storage is not None and HIDDEN in options.storage:
         raise UsageError(
             f"the run's database needs its password, which is not stored: pass --storage again ({options.storage})"
         )

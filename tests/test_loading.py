@@ -1,5 +1,6 @@
 """loading.py: the loader of one setting is seeded, endless, and honours what the user fixed."""
 
+import itertools
 import random
 
 import numpy as np
@@ -51,7 +52,7 @@ def test_without_shuffling_the_order_is_kept_from_a_seeded_place():
     starts = set()
     for seed in range(20):
         drawn = take(EndlessSampler(10, shuffle=False, seed=seed), 25)
-        assert all((after - before) % 10 == 1 for before, after in zip(drawn, drawn[1:], strict=False))
+        assert all((after - before) % 10 == 1 for before, after in itertools.pairwise(drawn))
         starts.add(drawn[0])
     assert len(starts) > 4
 
@@ -123,7 +124,7 @@ def test_an_own_sampler_decides():
 def test_unshuffled_stays_unshuffled():
     """shuffle=False is honoured: rows come in their order, from a seeded place on."""
     rows = order(short(Rows(), loader_kwargs={"shuffle": False}), SETTINGS[1], seed=0)
-    assert all((after - before) % 64 == 1 for before, after in zip(rows, rows[1:], strict=False))
+    assert all((after - before) % 64 == 1 for before, after in itertools.pairwise(rows))
 
 
 def test_an_own_generator_is_kept():

@@ -159,7 +159,8 @@ def cached_batch(workload: Workload, config: LoaderConfig) -> Any:
     iterable = workload.is_short and isinstance(workload.dataset, IterableDataset)
     if workload.is_short and not iterable and config.batch_size is not None and "batch_sampler" not in fixed:
         dataset: Any = workload.dataset
-        indices = list(itertools.islice(fixed.get("sampler", range(len(dataset))), min(8, config.batch_size)))
+        sampler = fixed["sampler"] if "sampler" in fixed else range(len(dataset))
+        indices = list(itertools.islice(sampler, min(8, config.batch_size)))
         if not indices:
             raise no_batch(0)
         collate = workload.collate_fn or torch.utils.data.default_collate

@@ -24,8 +24,10 @@ from feedrate.trainables.step import Step, StepContext, count_items, count_sampl
 from feedrate.trainables.workload import Workload
 
 CYCLES_PER_WINDOW = 4
-"""Production is periodic in num_workers batches; windows of at least 4 periods have an honest spread (MEASURING.md 2.3)."""
+"""Production is periodic in num_workers batches. Windows are whole periods: 4 of them, fewer (with a spread that is up to
+a fifth too wide, MEASURING.md 2.3) where they take long."""
 MIN_WINDOW_S = 0.35
+LONG_WINDOW_S = 1.0
 MIN_WINDOWS = 5
 MAX_WINDOWS = 13
 ENOUGH_FRACTION = 0.015
@@ -174,18 +176,19 @@ class _Run:
         self._set_boundary()
 
     def window(self) -> None:
-        """One window: at least CYCLES_PER_WINDOW production cycles and MIN_WINDOW_S, cut where time runs out."""
-        wanted = CYCLES_PER_WINDOW * max(self.loader.num_workers, 1)
+        """One window: whole production cycles of LONG_WINDOW_S, or enough of them; cut where time runs out."""
+        cycle = max(self.loader.num_workers, 1)
         begin, wait, items, consumed = time.perf_counter(), self.wait_s, self.items, self.consumed
         ready = self._ready()
         until = begin + self.max_s / (MIN_WINDOWS + 1)
         while True:
             self._train(self._next())
             now = time.perf_counter()
-            if (self.consumed - consumed >= wanted and now - begin >= MIN_WINDOW_S) or now >= until:
+            elapsed, num = now - begin, self.consumed - consumed
+            enough = elapsed >= MIN_WINDOW_S and (num >= CYCLES_PER_WINDOW * cycle or elapsed >= LONG_WINDOW_S)
+            if (enough and num % cycle == 0) or now >= until:
                 break
         self._synchronize()
-        num = self.consumed - consumed
         self.result.windows.add(
             duration_s=time.perf_counter() - begin,
             num_batches=num,
@@ -213,7 +216,7 @@ class _Run:
     def steady(self) -> bool:
         """Enough whole windows, and the two halves of them agree within 5 %."""
         windows = self.result.windows
-        whole = CYCLES_PER_WINDOW * max(self.loader.num_workers, 1)
+        whole = max(self.loader.num_workers, 1)
         half = len(windows) // 2
         if len(windows) < MIN_WINDOWS or min(windows.window_num_batches) < whole:
             return False

@@ -1,0 +1,259 @@
+"""measure.py: real training with real loader workers; rates are checked against sleeps, generously."""
+
+import dataclasses
+import itertools
+import time
+
+import psutil
+import pytest
+import torch
+from census import eventually
+from torch.utils.data import DataLoader
+from workloads import Rows, Stream, general, mine, short
+
+from feedrate.analysis.estimate import naive_sps, record_rate, step_only_sps
+from feedrate.analysis.schema import COLUMNS
+from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.failure import TrialFailed
+from feedrate.trainables.measure import MAX_WINDOWS, MIN_WINDOWS, MeasureOptions, measure
+from feedrate.trainables.measurement import Windows
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*use of fork:DeprecationWarning")
+WINDOW_LISTS = [each.name for each in dataclasses.fields(Windows)]
+
+
+def run(workload, setting, phases=None, **options):
+    """The last measurement."""
+    options = MeasureOptions(**{"max_trial_s": 2.0, "measure_step": False} | options)
+    *_, last = measure(workload, setting, options, (phases if phases is not None else []).append)
+    return last
+
+
+def loader_workers():
+    return psutil.Process().children()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_measurement_is_complete(num_workers):
+    """Every observation of a trial on this machine is there, and they fit together."""
+    phases = []
+    setting = LoaderConfig(batch_size=4, num_workers=num_workers)
+    begin = time.perf_counter()
+    result = run(short(Rows(50, 0.001)), setting, phases, max_trial_s=2.5, measure_step=True)
+    wall_s = time.perf_counter() - begin
+    assert phases == ["setup", "warm", "loader", "measure", "teardown"]
+    columns = result.columns()
+    assert columns.keys() <= {column.name for column in COLUMNS}
+    expected = {"gpu_peak_bytes"} | (set() if num_workers else {"start_method"})
+    assert {name for name, value in columns.items() if value is None} == expected
+    assert len({len(columns[name]) for name in WINDOW_LISTS}) == 1
+    count = len(result.windows)
+    assert 1 <= count <= MAX_WINDOWS
+    assert columns["window_num_items"] == [4 * batches for batches in columns["window_num_batches"]]
+    if num_workers:
+        in_flight = num_workers * setting.prefetch_factor + 1
+        assert abs(sum(columns["window_produced_batches"]) - sum(columns["window_num_batches"])) <= in_flight
+    else:
+        assert columns["window_produced_batches"] == columns["window_num_batches"]
+    for wait_s, duration_s in zip(columns["window_wait_s"], columns["window_duration_s"], strict=True):
+        assert 0 <= wait_s <= duration_s
+    timed = result.iter_s + result.first_batch_s + result.settle_s + sum(columns["window_duration_s"])
+    assert result.setup_s + timed < wall_s
+    assert result.epoch_samples == 50
+    assert result.tree_pss_bytes >= result.tree_uss_bytes > 10e6
+    assert 0 <= result.foreign_cpu_fraction <= 1
+    assert 0 <= result.own_cpu_fraction <= 1
+    assert (result.boundary_s == 0) == (num_workers == 0)
+    assert step_only_sps(columns) > result.throughput("steady").sps
+    rate = result.throughput()
+    assert 0 < rate.low_sps <= rate.sps <= rate.high_sps
+    assert rate.sps == pytest.approx(record_rate(columns).sps)
+
+
+def test_a_measurement_grows():
+    """One and the same measurement is yielded from the fifth window on, longer each time, until it is sure."""
+    sizes, same = [], set()
+    for measurement in measure(
+        short(Rows(sleep_s=0.001)), LoaderConfig(batch_size=4, num_workers=2), MeasureOptions(max_trial_s=8)
+    ):
+        sizes.append(len(measurement.windows))
+        same.add(id(measurement))
+    assert len(same) == 1
+    assert sizes[:-1] == list(range(MIN_WINDOWS, sizes[-1] + 1))
+    assert sizes[-1] == sizes[-2]  # the last one adds what is known at the end: memory
+    assert measurement.tree_pss_bytes is not None
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_closing_early_ends_the_workers(persistent):
+    """Whoever has seen enough closes the generator, and no loader worker is left."""
+    setting = LoaderConfig(batch_size=4, num_workers=2, persistent_workers=persistent)
+    measurements = measure(short(Rows(sleep_s=0.001)), setting, MeasureOptions(measure_step=False))
+    next(measurements)
+    assert len(loader_workers()) == 2
+    measurements.close()
+    assert eventually(lambda: not loader_workers())
+
+
+SAMPLED, BATCHED = {"sampler": [1, 2, 3, 4, 5]}, {"batch_sampler": [[0, 1, 2], [3], [4, 5]]}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "setting", "fixed", "epochs_end"),
+    [
+        (Rows(3), LoaderConfig(batch_size=4, num_workers=2), {}, False),
+        (Rows(3), LoaderConfig(batch_size=4, num_workers=1), {"drop_last": True}, False),
+        (Rows(64), LoaderConfig(batch_size=2, num_workers=2), SAMPLED, True),
+        (Rows(64), LoaderConfig(batch_size=2, num_workers=2, persistent_workers=True), SAMPLED, True),
+        (Rows(64), LoaderConfig(batch_size=None, num_workers=1), BATCHED, True),
+        (Stream(7), LoaderConfig(batch_size=4, num_workers=2), {}, True),
+        (Stream(200), LoaderConfig(batch_size=4, num_workers=0), {}, True),
+    ],
+    ids=["few-rows", "fewer-than-a-batch", "sampler", "persistent", "batch_sampler", "stream", "stream-0"],
+)
+def test_short_epochs_are_measured(dataset, setting, fixed, epochs_end):
+    """Epochs of a few batches follow one another; boundaries that the windows contain are not paid for twice."""
+    result = run(short(dataset, loader_kwargs=fixed), setting, max_trial_s=1.2)
+    assert sum(result.windows.window_num_batches) > 3
+    assert result.epoch_samples == (None if isinstance(dataset, Stream) else len(dataset))
+    assert (result.boundary_s == 0) == epochs_end
+    assert result.throughput().sps > 0
+
+
+def test_batches_of_different_sizes_are_counted_item_by_item():
+    """Items are what was in the batches, not batch_size times their number."""
+    workload = short(Rows(), loader_kwargs={"batch_sampler": [[0], [1, 2, 3]]})
+    result = run(workload, LoaderConfig(batch_size=None), max_trial_s=0.8)
+    items, batches = sum(result.windows.window_num_items), sum(result.windows.window_num_batches)
+    assert abs(items - 2 * batches) <= len(result.windows)
+
+
+def test_tokens_are_what_the_step_returns():
+    """In the general form the unit is the step's own, trained or only loaded."""
+
+    def step(batch):
+        return 100 * len(batch[0])
+
+    workload = general(lambda **overrides: DataLoader(Rows(), **overrides), step, unit="tokens")
+    for loader_only in (False, True):
+        result = run(workload, LoaderConfig(batch_size=4), max_trial_s=0.6, loader_only=loader_only)
+        assert result.unit == "tokens"
+        assert sum(result.windows.window_num_items) == 400 * sum(result.windows.window_num_batches)
+
+
+def test_nothing_is_trained_when_only_the_loader_is_measured():
+    """`loader_only` loads and copies: the step does not run, and has no rate."""
+    trained = []
+    workload = general(lambda **overrides: DataLoader(Rows(), **overrides), trained.append)
+    result = run(workload, LoaderConfig(batch_size=4), max_trial_s=0.6, loader_only=True, measure_step=True)
+    assert len(trained) == 1  # asks the step once how it counts
+    assert result.step_only_duration_s is None
+    assert sum(result.windows.window_num_batches) > 100
+
+
+def test_the_general_form_is_measured_with_and_without_workers():
+    """A loader with defaults of its own is measured in every setting."""
+    for setting in (LoaderConfig(batch_size=4), LoaderConfig(batch_size=8, num_workers=2, persistent_workers=True)):
+        assert run(mine(persistent=True), setting, max_trial_s=0.8).epoch_samples == 64
+
+
+class Ready(DataLoader):
+    """Starts its workers in its constructor and keeps them, as loaders in well-known projects do."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.kept = super().__iter__()
+
+    def __iter__(self):
+        for _ in range(len(self)):
+            try:
+                yield next(self.kept)
+            except StopIteration:
+                self.kept = super().__iter__()
+                yield next(self.kept)
+
+
+def test_a_loader_whose_workers_cannot_be_counted_is_measured():
+    """Workers that run before they can be counted give the rate of consumption instead of none."""
+    workload = general(lambda **overrides: Ready(Rows(4000), **overrides), lambda batch: None)
+    result = run(workload, LoaderConfig(batch_size=4, num_workers=2), max_trial_s=1.2)
+    assert result.windows.window_produced_batches == result.windows.window_num_batches
+
+
+def test_a_slow_step_is_the_rate():
+    """Where the step is slower than the loader the queue is full, and the rate is the step's."""
+    workload = general(lambda **overrides: DataLoader(Rows(4000), **overrides), lambda batch: time.sleep(0.02))
+    result = run(workload, LoaderConfig(batch_size=4, num_workers=2), max_trial_s=3, measure_step=True)
+    assert 100 < result.throughput("steady").sps <= 200
+    assert 100 < step_only_sps(result.columns()) <= 200
+    assert sum(result.windows.window_wait_s) < sum(result.windows.window_duration_s) / 2
+
+
+def test_a_burst_of_prefetched_batches_is_not_the_rate():
+    """After a pause the ready batches drain at the step's speed; the estimate is the loader's, a stopwatch's is not."""
+    steps = itertools.count()
+
+    def step(batch):
+        time.sleep(1.9 if next(steps) == 3 else 0.01)  # three steps warm it; then the queue of 80 batches fills
+
+    workload = general(lambda **overrides: DataLoader(Rows(4000, 0.01), **overrides), step)
+    setting = LoaderConfig(batch_size=4, num_workers=2, prefetch_factor=40)
+    result = run(workload, setting, max_trial_s=3.8)
+    loader_sps = 2 / 0.010  # two workers, one item at a time
+    assert result.throughput("steady").sps == pytest.approx(loader_sps, rel=0.25)
+    assert naive_sps(result.windows.window_duration_s, result.windows.window_num_items) > 1.3 * loader_sps
+
+
+def test_a_trial_ends_near_its_time():
+    """Batches that take most of a trial's time end it with what there is, and it says that it did not settle."""
+    workload = short(Rows(sleep_s=0.2))
+    begin = time.perf_counter()
+    result = run(workload, LoaderConfig(batch_size=4), max_trial_s=2)
+    assert time.perf_counter() - begin < 10
+    assert not result.settled
+    assert 1 <= len(result.windows) < MIN_WINDOWS
+    assert 0 < result.throughput("steady").sps <= 5
+
+
+def test_a_loader_without_batches_is_a_clear_failure():
+    """A loader that is at its end at once, or from the second epoch on, is said to be; nothing loops for ever."""
+    once = iter(range(8))
+    loaders = {
+        "no batch at all": lambda **overrides: DataLoader(Rows(3), drop_last=True, **overrides),
+        "gave .* batches and then empty epochs": lambda **overrides: DataLoader(Rows(), sampler=once, **overrides),
+    }
+    for said, make_loader in loaders.items():
+        with pytest.raises(TrialFailed, match=said) as raised:
+            run(general(make_loader, lambda batch: None), LoaderConfig(batch_size=4))
+        assert raised.value.failure.kind == "user-code"
+    with pytest.raises(TrialFailed, match="no batch at all"):
+        run(short(Rows(0)), LoaderConfig(batch_size=4))
+
+
+def test_what_user_code_raises_comes_through_in_its_phase():
+    """An exception of the step or the dataset ends the generator as it is, and the last phase is where it happened."""
+    phases, seen = [], itertools.count()
+
+    def step(batch):
+        if next(seen) == 20:
+            raise KeyError("label")
+
+    workload = general(lambda **overrides: DataLoader(Rows(), **overrides), step)
+    with pytest.raises(KeyError, match="label") as raised:
+        run(workload, LoaderConfig(batch_size=4), phases)
+    assert phases == ["setup", "warm", "loader", "measure"]
+    assert raised.value.__context__ is None
+
+
+def test_epoch_samples_can_be_told():
+    """The user's real epoch counts, where it is not the dataset's length."""
+    assert run(short(Rows(64)), LoaderConfig(batch_size=4), max_trial_s=0.5, epoch_samples=10**6).epoch_samples == 10**6
+
+
+def test_the_context_of_a_step_is_the_setting():
+    """make_step is told the device and the batch size."""
+    contexts = []
+    workload = general(lambda **overrides: DataLoader(Rows(), **overrides), None)
+    workload.make_step = lambda context: contexts.append(context) or (lambda batch: None)
+    run(workload, LoaderConfig(batch_size=8), max_trial_s=0.5)
+    assert (contexts[0].batch_size, contexts[0].device, contexts[0].world_size) == (8, torch.device("cpu"), 1)
