@@ -82,6 +82,7 @@ def cluster(options: SearchOptions, num_gpus: int) -> Iterator[None]:
         if options.address is None:
             ray_constants.ENABLE_RAY_CLUSTER = False  # as in _LOCAL, where ray was imported before
             ray.init(
+                "local",  # without it Ray joins a cluster that somebody else started on this machine
                 num_cpus=len(os.sched_getaffinity(0)),
                 num_gpus=num_gpus,
                 include_dashboard=False,

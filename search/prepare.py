@@ -90,12 +90,14 @@ def held(folder: RunFolder) -> Iterator[None]:
         yield
 
 
-def clear(folder: RunFolder) -> None:
+def clear(folder: RunFolder, force: bool) -> None:
     """Remove an earlier run (--force); files of other kinds stay.
 
     Raises:
-        UsageError: the file system refuses.
+        UsageError: there is a run that came after `choose_folder` looked, and no force; or the file system refuses.
     """
+    if folder.search.exists() and not force:
+        raise UsageError(f"{folder.path} was taken by another search meanwhile: start this one again")
     try:
         for file in (folder.search, folder.trials, folder.best, folder.report, *folder.path.glob("study.journal*")):
             file.unlink(missing_ok=True)

@@ -90,14 +90,17 @@ class Display:
         gain = "" if baseline is None else f"  at most {max(sps / baseline.sps, 1):.2f}x to gain"
         self.say(f"ceiling{where} (no loading): {sps:,.0f} {self.unit}/s{gain}")
 
-    def finished(self, record: dict[str, Any], rate: Rate | None) -> None:
-        """A trial ended and its record is on disk."""
+    def learn(self, record: dict[str, Any], rate: Rate | None) -> None:
+        """Count a trial, also one of an earlier driver."""
         outcome = status(record)
         self.counts[outcome] += 1
-        config = LoaderConfig.from_dict(record)
         if rate is not None and outcome == "complete" and (self.best is None or rate.sps > self.best[1].sps):
-            self.best = (config, rate)
-        self.say(self._line(record, config, rate, outcome))
+            self.best = (LoaderConfig.from_dict(record), rate)
+
+    def finished(self, record: dict[str, Any], rate: Rate | None) -> None:
+        """A trial ended and its record is on disk."""
+        self.learn(record, rate)
+        self.say(self._line(record, LoaderConfig.from_dict(record), rate, status(record)))
         self.tick()
 
     def _line(self, record: dict[str, Any], config: LoaderConfig, rate: Rate | None, outcome: str) -> str:

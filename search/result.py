@@ -89,7 +89,7 @@ def _same(column: pd.Series[Any], value: Any) -> pd.Series[bool]:
 
 
 def _best(run: Run, complete: pd.DataFrame, chosen: pd.Series[Any]) -> dict[str, Any]:
-    trial = run.latest[run.latest["config"] == chosen["config"]].iloc[-1]
+    trial = run.latest[(run.latest["config"] == chosen["config"]) & (run.latest["status"] == "complete")].iloc[-1]
     size = None if pd.isna(chosen["batch_size"]) else int(chosen["batch_size"])
     ceiling_sps = run.ceilings.get(size)
     same_size = complete[_same(complete["batch_size"], chosen["batch_size"])]

@@ -117,7 +117,7 @@ def run_search(
             "options": options.to_json(),
         }
         with held(folder):
-            clear(folder)
+            clear(folder, force)
             write_atomic(folder.search, json.dumps(search, indent=2) + "\n")
             return _search(folder, search, ref, options, placement, space_, console, quiet, described["notes"])
 

@@ -79,6 +79,7 @@ class Session:
         """Take over what an earlier driver of this run has recorded; its time does not count against the budget."""
         for record in records:
             self._learn(record)
+            self.display.learn(record, record_rate(record, self.options.objective))
 
     def next(self) -> Request | None:
         """The next measurement, or None when the search is over; `stop_reason` then says why."""

@@ -1,5 +1,6 @@
 """host.py: one trial at a time on a host, and what the host is."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -48,10 +49,8 @@ def is_free():
         waits.append(1)
         raise Busy
 
-    try:
+    with contextlib.suppress(Busy):
         lock.acquire(give_up)
-    except Busy:
-        pass
     lock.release()
     return not waits
 

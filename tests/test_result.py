@@ -1,0 +1,227 @@
+"""result.py: the answer of a search, made from the records of its run folder."""
+
+import io
+import json
+
+import jsonschema
+import pytest
+from rich.console import Console
+from synthetic import record, small_run, write_run
+from torch.utils.data import DataLoader
+
+from feedrate.analysis.best import best_schema, check_best, load_best
+from feedrate.analysis.run_folder import RunFolder
+from feedrate.search.result import conclude, explain, print_result, verdict
+
+OVER = "12 settings were tried (--max-trials)"
+
+
+@pytest.fixture
+def concluded(tmp_path):
+    """Concludes a search with these records."""
+
+    def conclude_records(records, stop_reason=OVER, **search):
+        return conclude(RunFolder(write_run(tmp_path / "run", records, **search)), stop_reason)
+
+    return conclude_records
+
+
+def baseline(rate_sps=400.0, **columns):
+    return record(0, num_workers=0, rate_sps=rate_sps, origin="baseline", **{"step_only_sps": 2000.0} | columns)
+
+
+def printed(result, unit="samples"):
+    text = io.StringIO()
+    print_result(result, Console(file=text, width=160), unit)
+    return text.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_best_json_says_what_was_found(concluded):
+    """It fits the shipped schema, feeds a real DataLoader, and is not called confirmed."""
+    result = concluded(small_run())
+    written = json.loads(result.best_path.read_text())
+    check_best(written)
+    jsonschema.validate(written, best_schema(), jsonschema.Draft202012Validator)
+    assert written == result.best
+    assert result.dataloader["num_workers"] == 5
+    assert result.dataloader == dict(load_best(result.folder))
+    assert DataLoader(list(range(100)), **result.dataloader).num_workers == 5
+    assert written["confirmed"] is False
+    assert written["throughput"]["samples_per_second"] == pytest.approx(1410, rel=0.01)
+    assert written["baseline"]["dataloader"] == {"batch_size": 64, "num_workers": 0, "pin_memory": False}
+    assert written["ceiling"]["step_only_samples_per_second"] == pytest.approx(2000.0)
+    assert written["best_by_batch_size"].keys() == {"32", "64"}
+    assert written["best_by_batch_size"]["32"]["dataloader"]["num_workers"] == 2
+    assert written["search"]["num_failed"] == 2
+    assert result.stop_reason == OVER
+    assert len(result.failures) == 2
+
+
+def test_the_cheapest_of_equals_is_the_answer(concluded):
+    """Within 2 % of the fastest: fewest workers, then fewest batches in flight; the others are named as tied."""
+    records = [
+        baseline(),
+        record(1, num_workers=12, rate_sps=1010.0),
+        record(2, num_workers=6, rate_sps=1005.0, prefetch_factor=8),
+        record(3, num_workers=6, rate_sps=1000.0, prefetch_factor=2),
+        record(4, num_workers=5, rate_sps=900.0),
+    ]
+    result = concluded(records)
+    assert (result.dataloader["num_workers"], result.dataloader["prefetch_factor"]) == (6, 2)
+    tied = [(kwargs["num_workers"], kwargs["prefetch_factor"]) for kwargs in result.best["tied_with"]]
+    assert sorted(tied) == [(6, 8), (12, 2)]
+
+
+def test_the_answer_keeps_the_batch_size_of_the_fastest(concluded):
+    """A cheaper setting at another batch size is not the same training."""
+    result = concluded(
+        [baseline(), record(1, num_workers=8, rate_sps=1000.0), record(2, num_workers=1, rate_sps=999.0, batch_size=32)]
+    )
+    assert (result.dataloader["batch_size"], result.dataloader["num_workers"]) == (64, 8)
+
+
+def test_a_lucky_value_with_a_wide_interval_is_not_the_fastest(concluded):
+    """What is surely fast wins over what may be faster."""
+    lucky = record(1, num_workers=12, rate_sps=1200.0, num_windows=2, noise_fraction=0.3)
+    result = concluded([baseline(), lucky, record(2, num_workers=4, rate_sps=1100.0)])
+    assert result.dataloader["num_workers"] == 4
+
+
+def test_a_setting_that_was_stopped_early_is_never_the_answer(concluded):
+    """Its windows say that it cannot win, not how fast it is."""
+    pruned = record(1, num_workers=2, rate_sps=5000.0, status="pruned", num_windows=5)
+    assert concluded([baseline(), pruned]).dataloader["num_workers"] == 0
+
+
+def test_the_speed_up_has_an_interval(concluded):
+    """The ratio of two rates, each of which has one."""
+    result = concluded([baseline(500.0), record(1, num_workers=4, rate_sps=1000.0)])
+    best = result.best["baseline"]
+    low, high = best["speedup_ci95"]
+    assert best["speedup"] == pytest.approx(2.0, rel=0.001)
+    assert 1.8 < low < 1.97
+    assert 2.03 < high < 2.2
+    rate = result.best["throughput"]
+    assert rate["ci95"][0] < rate["samples_per_second"] < rate["ci95"][1]
+
+
+def test_without_a_baseline_at_the_batch_size_there_is_no_speed_up(concluded):
+    """Rates at different batch sizes are not compared; the baseline may also have failed."""
+    other = baseline(batch_size=32)
+    failed = record(1, num_workers=0, origin="baseline", status="failed")
+    result = concluded([other, failed, record(2, num_workers=4, rate_sps=1000.0)])
+    check_best(result.best)
+    assert result.best["baseline"] is None
+    assert result.best["ceiling"] is None
+    assert not any(line.startswith("yours") for line in printed(result).splitlines())
+
+
+def test_the_batch_size_may_be_the_users_own(concluded):
+    """With a batch sampler it is neither in the answer nor in the table of batch sizes."""
+    own = {"batch_size": None}
+    result = concluded([baseline(**own), record(1, num_workers=4, rate_sps=1000.0, **own)])
+    check_best(result.best)
+    assert "batch_size" not in result.dataloader
+    assert result.best["best_by_batch_size"] == {}
+    assert result.best["baseline"]["speedup"] == pytest.approx(2.5, rel=0.001)
+    assert "best" in printed(result)
+
+
+def test_a_trial_that_failed_once_and_then_worked_counts(concluded):
+    """A setting whose supervisor was lost is measured again; its facts are those of the trial that worked."""
+    records = [
+        baseline(),
+        record(1, num_workers=4, rate_sps=1000.0, hostname="node-7"),
+        record(2, num_workers=4, status="failed"),
+    ]
+    result = concluded(records)
+    check_best(result.best)
+    assert result.dataloader["num_workers"] == 4
+    assert result.best["measured_on"]["hostname"] == "node-7"
+
+
+@pytest.mark.parametrize("records", [[], [record(0, num_workers=0, status="failed"), record(1, status="failed")]])
+def test_nothing_that_works_is_no_answer(concluded, records):
+    """No best.json is written, and asking for the setting says where to look."""
+    result = concluded(records)
+    assert result.best is None
+    assert result.verdict is None
+    assert not result.best_path.exists()
+    assert len(result.failures) == len(records)
+    with pytest.raises(ValueError, match=r"no setting of this search worked; see \.failures"):
+        _ = result.dataloader
+    assert printed(result) == ""
+
+
+def test_an_interrupted_search_has_an_answer_but_writes_none(concluded):
+    """best.json belongs to a search that is over."""
+    result = concluded(small_run(), stop_reason=None)
+    assert result.dataloader["num_workers"] == 5
+    assert not result.best_path.exists()
+
+
+@pytest.mark.parametrize(
+    ("fraction", "wait", "cpu", "expected"),
+    [
+        (0.97, 0.2, 0.5, "compute-bound"),
+        (0.6, 0.01, 0.99, "compute-bound"),
+        (None, 0.01, None, "compute-bound"),
+        (0.6, 0.4, 0.95, "loader-bound (CPU)"),
+        (0.6, 0.4, 0.30, "loader-bound (waiting)"),
+        (None, None, 0.30, "loader-bound (waiting)"),
+        (0.6, 0.4, None, "too noisy to say"),
+    ],
+)
+def test_the_verdict_says_where_the_time_goes(fraction, wait, cpu, expected):
+    """At the ceiling or never kept waiting; busy processors; or neither."""
+    assert verdict(fraction, wait, cpu) == expected
+
+
+def test_the_table_compares_with_yours(concluded):
+    """Yours, the best with its gain and interval, up to three that are tied, and what to paste."""
+    records = [baseline()] + [record(n, num_workers=n, rate_sps=1000.0 + n) for n in range(4, 9)]
+    text = printed(concluded([*records, record(20, num_workers=16, status="failed", failure_message="[/shm] full")]))
+    lines = [line.split() for line in text.splitlines() if line.strip()]
+    assert [line[0] for line in lines[1:6]] == ["yours", "best", "tied", "tied", "tied"]
+    assert lines[1][1:4] == ["b64", "w0", "400"]
+    assert lines[2][1:4] == ["b64", "w4", "p2"]
+    assert "2.51x" in lines[2]
+    assert "0.5 GB" in text
+    assert "Failed: b64 w16 p2: [/shm] full" in text
+    assert f"Ended because {OVER}." in text
+    assert "Not confirmed" in text
+    paste = next(line for line in text.splitlines() if line.startswith("Paste: "))
+    assert "DataLoader(dataset, batch_size=64, num_workers=4, " in paste
+
+
+def test_the_table_names_the_users_unit(concluded):
+    """Tokens are not samples."""
+    assert "tokens/s" in printed(concluded(small_run()), "tokens")
+
+
+def test_yours_may_be_the_best(concluded):
+    """Then it has one row, and no gain is claimed."""
+    result = concluded([baseline(1000.0), record(1, num_workers=4, rate_sps=500.0)])
+    text = printed(result)
+    assert "best (yours)" in text
+    assert "1.00x" in text
+    assert "No significant gain over yours was seen." in explain(result)
+
+
+def test_a_compute_bound_training_is_told_so(concluded):
+    """No loader setting makes a difference: that is an answer."""
+    result = concluded([baseline(1960.0), record(1, num_workers=4, rate_sps=1970.0)])
+    assert result.verdict == "compute-bound"
+    lines = explain(result)
+    assert lines[0].startswith("Why: compute-bound: 98% of the ceiling (2,000/s without loading)")
+    assert "The training step is the limit here: no loader setting makes a real difference." in lines
+
+
+def test_a_busy_machine_is_named(concluded):
+    """The rates would differ on a quiet one, and best.json says that the host was shared."""
+    result = concluded([baseline(foreign_cpu_fraction=0.4)])
+    assert result.best["scope"]["exclusive_host"] is False
+    assert any(line.startswith("Shared host: other processes took 40% of the CPUs") for line in explain(result))
+    quiet = concluded([baseline(foreign_cpu_fraction=0.01)])
+    assert quiet.best["scope"]["exclusive_host"] is True

@@ -1,0 +1,366 @@
+"""session.py: one search as plain logic, with a real study on a journal file, synthetic measurements and its own clock."""
+
+import io
+
+import pytest
+from rich.console import Console
+from synthetic import record
+
+from feedrate.analysis.estimate import record_rate
+from feedrate.analysis.run_folder import RunFolder
+from feedrate.analysis.schema import check_record, status
+from feedrate.search.options import SearchOptions
+from feedrate.search.progress import Display
+from feedrate.search.session import Session, baseline_configs, rules_of_thumb
+from feedrate.search.space import Choice, Range, SearchSpace
+from feedrate.search.study import Brain
+from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.failure import Failure
+
+SPACE = SearchSpace.default(
+    num_cpus=8, has_accelerator=False, given={"num_workers": Range(0, 16), "batch_size": Choice((32, 64))}
+)
+FOUR = SearchSpace.default(
+    num_cpus=8,
+    has_accelerator=False,
+    given={
+        "num_workers": Range(0, 3),
+        "batch_size": Choice((64,)),
+        "prefetch_factor": Choice((2,)),
+        "persistent_workers": Choice((True,)),
+    },
+)
+TORCH_DEFAULT = LoaderConfig(num_workers=0, batch_size=64)
+NOT_MEASURED = {
+    "schema", "study", "number", "attempt", "kind", "origin", "stopped_early", "started_unix_s", "finished_unix_s",
+    *LoaderConfig.__dataclass_fields__,
+}  # fmt: skip
+
+
+class Clock:
+    """Seconds since 1970 that pass when told to."""
+
+    now = 1_700_000_000.0
+
+    def __call__(self):
+        return self.now
+
+
+def rate_of(config):
+    """Samples per second of a setting in this made-up world: eight workers are best."""
+    return 400.0 + 250.0 * min(config.num_workers, 8) - 30.0 * max(config.num_workers - 8, 0) + config.batch_size
+
+
+def measured(request, *, rate_sps=None, num_windows=20):
+    """What a trial reports of the setting that was asked for; the step alone is timed where that was asked too."""
+    config, step_only_sps = request.config, 3000.0 if request.measure_step else None
+    rate_sps = rate_of(config) if rate_sps is None else rate_sps
+    made = record(
+        request.number, batch_size=config.batch_size, rate_sps=rate_sps, num_windows=num_windows,
+        step_only_sps=step_only_sps,
+    )  # fmt: skip
+    return {name: value for name, value in made.items() if name not in NOT_MEASURED}
+
+
+class Search:
+    """A search in a folder: opened as the driver does it, and run without Ray."""
+
+    def __init__(self, path, *, space=SPACE, brain=Brain, seeds=(), seed=1, text=None, **options):
+        self.clock = Clock()
+        self.folder = RunFolder(path)
+        path.mkdir(exist_ok=True)
+        self.brain = brain.open(None, self.folder.journal, study_name="s", space=space, seed=seed)
+        records, _ = self.folder.records()
+        self.reconciled = self.brain.reconcile(records)
+        console = Console(file=text or io.StringIO(), width=200)
+        self.session = Session(
+            brain=self.brain,
+            folder=self.folder,
+            options=SearchOptions(**{"time_budget_s": 1e6, "seed": seed} | options),
+            study="s",
+            baselines=baseline_configs(TORCH_DEFAULT, space.values("batch_size")),
+            seeds=list(seeds),
+            epoch_samples=50_000,
+            display=Display(console, time_budget_s=300.0),
+            clock=self.clock,
+        )
+        self.session.replay(records)
+        self.asked = []
+
+    def ask(self):
+        request = self.session.next()
+        if request is not None:
+            self.asked.append(request)
+        return request
+
+    def one(self, **measurement):
+        """Ask for a measurement and make it; None when the search is over."""
+        request = self.ask()
+        if request is not None:
+            self.clock.now += 10.0
+            self.session.completed(request.number, measured(request, **measurement), None)
+        return request
+
+    def run(self):
+        while self.one() is not None:
+            pass
+        return [request.config for request in self.asked]
+
+    def records(self):
+        records, problems = self.folder.records()
+        assert not problems
+        return records
+
+
+@pytest.fixture
+def search(tmp_path):
+    """Opens the search of this test, again and again."""
+    return lambda **more: Search(tmp_path / "run", **more)
+
+
+def test_baselines_are_first_at_every_batch_size_then_the_rules_of_thumb(search):
+    """The user's own batch size first; then the seeds in their order; then what the sampler draws."""
+    seeds = [config for config in rules_of_thumb(64, 4, accelerator=False) if SPACE.contains(config)]
+    asked = search(seeds=seeds, max_trials=8)
+    asked.run()
+    first = [(request.config.batch_size, request.config.num_workers, request.origin) for request in asked.asked]
+    assert first[:2] == [(64, 0, "baseline"), (32, 0, "baseline")]
+    # 0 workers is the baseline itself and is not measured a second time
+    assert first[2:6] == [(64, 4, "seed"), (64, 8, "seed"), (64, 2, "seed"), (64, 16, "seed")]
+    assert [origin for _, _, origin in first[6:]] == ["sampler", "sampler"]
+    assert len({request.config for request in asked.asked}) == 8
+
+
+def test_the_step_alone_is_timed_once_for_each_batch_size(search):
+    """With the first trial of that size; again when that trial gave nothing; not again by a resumed search."""
+    first = search()
+    request = first.ask()
+    assert request.measure_step
+    failure = Failure(kind="user-code", phase="warm", message="it raised").columns()
+    first.session.completed(request.number, {}, failure)
+    second, third, fourth = first.one(), first.one(), first.one()
+    assert (second.config.batch_size, second.measure_step) == (32, True)
+    again = next(request for request in (third, fourth, first.one()) if request.config.batch_size == 64)
+    assert again.measure_step
+    while {32, 64} - first.session.ceilings.keys():
+        first.one()
+    assert not first.one().measure_step
+    assert first.session.ceilings == {32: pytest.approx(3000.0), 64: pytest.approx(3000.0)}
+    assert not search().ask().measure_step
+
+
+def test_a_record_holds_the_setting_the_measurement_and_who_asked(search):
+    """It passes the schema's check, and its times are the clock's."""
+    done = search(max_trials=3)
+    done.run()
+    first, _, third = done.records()
+    for number, kept in enumerate(done.records()):
+        check_record(kept)
+        assert (kept["number"], kept["study"], kept["kind"], kept["attempt"]) == (number, "s", "search", 1)
+        assert kept["finished_unix_s"] - kept["started_unix_s"] == 10.0
+        assert LoaderConfig.from_dict(kept) == done.asked[number].config
+    assert (first["origin"], third["origin"]) == ("baseline", "sampler")
+    assert record_rate(first).sps == pytest.approx(rate_of(TORCH_DEFAULT))
+    assert done.brain.history()[0].value_sps == pytest.approx(rate_of(TORCH_DEFAULT))
+
+
+class CrashesBeforeTheTell(Brain):
+    """A study whose driver is killed when a record is on disk and the study is not told yet."""
+
+    def tell_complete(self, number, value_sps, user_attrs=None):
+        if number == 2:
+            raise ConnectionAbortedError("killed here")
+        super().tell_complete(number, value_sps, user_attrs)
+
+
+def test_a_crash_between_record_and_study_loses_nothing(search):
+    """The record was written before; the next driver tells the study, and never measures the setting again."""
+    crashed = search(brain=CrashesBeforeTheTell)
+    crashed.one()
+    crashed.one()
+    with pytest.raises(ConnectionAbortedError):
+        crashed.one()
+    assert len(crashed.records()) == 3
+    again = search(max_trials=6)
+    assert (again.reconciled.num_told, again.reconciled.requeued) == (1, [])
+    assert again.brain.counts().complete == 3
+    assert again.brain.history()[2].value_sps == pytest.approx(rate_of(crashed.asked[2].config))
+    later = again.run()
+    assert len(later) == 3
+    assert not set(later) & {request.config for request in crashed.asked}
+    assert [kept["number"] for kept in again.records()] == list(range(6))
+
+
+class CrashesInTheRecord(RunFolder):
+    def append(self, record):
+        raise OSError(28, "No space left on device")
+
+
+def test_a_record_that_cannot_be_written_is_not_told(search):
+    """The study never knows more than the records."""
+    broken = search()
+    broken.session.folder = CrashesInTheRecord(broken.folder.path)
+    with pytest.raises(OSError, match="No space left"):
+        broken.one()
+    assert broken.records() == []
+    assert broken.brain.counts().told == 0
+    again = search(max_trials=1)
+    assert again.reconciled.requeued == [TORCH_DEFAULT]
+
+
+def test_max_trials_counts_all_that_were_tried(search):
+    """Complete, stopped early and failed ones, those of before a resume too; what still runs is counted as well."""
+    stopped = search(max_trials=4)
+    stopped.one()
+    request = stopped.ask()
+    stopped.session.completed(request.number, {}, Failure(kind="hang", phase="measure", message="it hung").columns())
+    running = [stopped.ask(), stopped.ask()]
+    assert stopped.ask() is None
+    assert stopped.session.stop_reason == "4 settings were tried (--max-trials)"
+    for request in running:
+        stopped.session.completed(request.number, measured(request), None)
+    assert search(max_trials=4).ask() is None
+    assert len(search(max_trials=6).run()) == 2
+
+
+def test_no_trial_begins_that_would_overrun_the_time_budget(search):
+    """The last trials tell how long the next will take."""
+    timed = search(time_budget_s=65.0)
+    timed.run()
+    assert len(timed.asked) == 6
+    assert timed.session.stop_reason == "the time budget is spent (--time-budget)"
+    assert timed.session.seconds_left() == pytest.approx(5.0)
+    assert timed.ask() is None
+
+
+def test_a_resumed_search_has_its_own_time_budget(search):
+    """What earlier drivers spent does not count."""
+    search(time_budget_s=35.0).run()
+    resumed = search(time_budget_s=35.0)
+    resumed.clock.now += 1e6
+    resumed.session.started_unix_s = resumed.clock.now
+    assert len(resumed.run()) == 3
+
+
+def test_an_exhausted_space_ends_the_search(search):
+    """Every setting once, then a reason."""
+    small = search(space=FOUR)
+    assert sorted(config.num_workers for config in small.run()) == [0, 1, 2, 3]
+    assert small.session.stop_reason == "every setting of the space has been tried"
+
+
+def test_a_trial_that_cannot_win_is_stopped_and_its_record_says_so(search):
+    """Stopped at a look, recorded with the windows it had, told as pruned; the baseline always finishes."""
+    pruned = search()
+    baseline = pruned.ask()
+    assert not pruned.session.should_stop(baseline.number, measured(baseline, num_windows=5))
+    pruned.session.completed(baseline.number, measured(baseline, rate_sps=2000.0), None)
+    slow_baseline = pruned.ask()
+    assert slow_baseline.origin == "baseline"
+    assert not pruned.session.should_stop(slow_baseline.number, measured(slow_baseline, rate_sps=1.0, num_windows=5))
+    pruned.session.completed(slow_baseline.number, measured(slow_baseline, rate_sps=1.0), None)
+    slow = pruned.ask()
+    assert not pruned.session.should_stop(slow.number, measured(slow, rate_sps=100.0, num_windows=6))
+    seen = measured(slow, rate_sps=100.0, num_windows=8)
+    assert pruned.session.should_stop(slow.number, seen)
+    pruned.session.completed(slow.number, seen, None)
+    kept = pruned.records()[-1]
+    assert status(kept) == "pruned"
+    assert len(kept["window_duration_s"]) == 8
+    assert pruned.brain.history()[slow.number].state == "pruned"
+    fast = pruned.ask()
+    assert not pruned.session.should_stop(fast.number, measured(fast, rate_sps=2100.0, num_windows=8))
+
+
+def test_a_failure_is_recorded_and_told(search):
+    """It never becomes a number; one that is met after an early stop was asked for is a failure all the same."""
+    failed = search()
+    failed.one()
+    failed.one()
+    request = failed.ask()
+    assert failed.session.should_stop(request.number, measured(request, rate_sps=1.0, num_windows=5))
+    failure = Failure(kind="shm-full", phase="measure", message="/dev/shm is too small", cause=("OSError",)).columns()
+    failed.session.completed(request.number, {}, failure)
+    kept = failed.records()[-1]
+    assert (status(kept), kept["failure_kind"], kept["stopped_early"]) == ("failed", "shm-full", False)
+    assert record_rate(kept) is None
+    assert failed.brain.counts().failed == 1
+    assert request.config in failed.brain.tried()
+
+
+def test_a_lost_supervisor_is_a_failure_and_the_setting_is_tried_once_more(search):
+    """Once: a setting that takes its supervisor with it twice is not tried a third time."""
+    losing = search(space=FOUR)
+    request = losing.ask()
+    losing.session.lost(request.number, "ActorDiedError: the worker was killed")
+    kept = losing.records()[-1]
+    assert (kept["failure_kind"], kept["failure_cause"]) == (
+        "supervisor-died",
+        ["ActorDiedError: the worker was killed"],
+    )
+    again = next(other for other in iter(losing.ask, None) if other.config == request.config)
+    assert (again.origin, again.number != request.number) == (request.origin, True)
+    losing.session.lost(again.number)
+    assert all(other.config != request.config for other in iter(losing.ask, None))
+    assert losing.brain.counts().failed == 2
+
+
+def test_a_trial_that_ended_stays_as_it_is(search):
+    """Completed or lost again, it changes nothing: one record, one tell, no new trial."""
+    once = search(max_trials=5)
+    request = once.one()
+    history = once.brain.history()
+    once.session.completed(request.number, measured(request, rate_sps=1.0), None)
+    once.session.lost(request.number)
+    once.session.completed(999, {}, None)
+    assert len(once.records()) == 1
+    assert once.brain.history() == history
+
+
+def test_what_runs_when_the_search_is_interrupted_is_measured_by_the_resumed_one(search):
+    """No trial stays running in the study; the setting is asked for again, as what it was."""
+    interrupted = search()
+    interrupted.one()
+    request = interrupted.ask()
+    interrupted.session.abandon()
+    assert interrupted.session.running == []
+    assert interrupted.brain.counts().running == 0
+    assert len(interrupted.records()) == 1
+    resumed = search(max_trials=4)
+    again = resumed.ask()
+    assert (again.config, again.origin) == (request.config, "baseline")
+    resumed.session.completed(again.number, measured(again), None)
+    resumed.run()
+    numbers = [kept["number"] for kept in resumed.records()]
+    assert len(numbers) == len(set(numbers)) == 4
+
+
+def test_the_same_measurements_give_the_same_suggestions(tmp_path):
+    """With the same seed; also when the search was resumed in the middle; not with another seed."""
+    whole = Search(tmp_path / "whole", max_trials=24).run()
+    assert Search(tmp_path / "again", max_trials=24).run() == whole
+    halves = Search(tmp_path / "halves", max_trials=13).run()
+    halves += Search(tmp_path / "halves", max_trials=24).run()
+    assert halves == whole
+    assert Search(tmp_path / "other", max_trials=24, seed=2).run() != whole
+
+
+def test_the_ceiling_is_said_with_what_there_is_to_gain(search):
+    """Right after the baseline at that batch size."""
+    text = io.StringIO()
+    said = search(text=text)
+    said.one(rate_sps=500.0)
+    lines = text.getvalue().splitlines()
+    assert "yours: b64 w0  500 samples/s" in lines[0]
+    assert "ceiling at b64 (no loading): 3,000 samples/s  at most 6.00x to gain" in lines[1]
+
+
+def test_a_resumed_search_shows_what_was_found_before(search):
+    """The trials of before are counted, and the best of them is the best so far, without a line for each again."""
+    before = search(max_trials=4)
+    before.run()
+    text = io.StringIO()
+    resumed = search(text=text)
+    assert resumed.session.display.counts == {"complete": 4, "pruned": 0, "failed": 0}
+    assert resumed.session.display.best == before.session.display.best
+    assert text.getvalue() == ""
