@@ -164,18 +164,17 @@ def place(options: SearchOptions) -> Placement:
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    slots = any("trial_slot" in node["Resources"] for node in nodes)
+    nodes = [node for node in nodes if node["Resources"].get("CPU") and (not slots or "trial_slot" in node["Resources"])]
+    if not nodes:
+        raise UsageError("no node of the cluster has a CPU for a trial: add one, or search on this machine alone")
     most_gpus = max(int(node["Resources"].get("GPU", 0)) for node in nodes)
     gpus = options.gpus_per_trial if options.gpus_per_trial is not None else min(1, most_gpus)
     if gpus > most_gpus:
         raise UsageError(
             f"--gpus-per-trial {gpus}: the largest node has {most_gpus} GPU{'s' * (most_gpus != 1)}. Ask for fewer, or join a cluster with --address"
         )
-    slots = any("trial_slot" in node["Resources"] for node in nodes)
-    fit = [
-        node
-        for node in nodes
-        if int(node["Resources"].get("GPU", 0)) >= gpus and (not slots or "trial_slot" in node["Resources"])
-    ]
+    fit = [node for node in nodes if int(node["Resources"].get("GPU", 0)) >= gpus]
 
     def share(node: dict[str, Any]) -> int:
         cpus, node_gpus = int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0))
@@ -183,10 +182,10 @@ def place(options: SearchOptions) -> Placement:
 
     most_cpus = max(int(node["Resources"].get("CPU", 0)) for node in fit)
     # one constant bundle for every trial, so that the smallest eligible node can run it (and actors are reused)
-    cpus = options.cpus_per_trial or max(min(share(node) for node in fit if share(node) > 0), 1)
+    cpus = options.cpus_per_trial or max(min(share(node) for node in fit), 1)
     if cpus > most_cpus:
         raise UsageError(
-            f"--cpus-per-trial {cpus}: the largest node with {gpus} GPUs has {most_cpus} CPUs. Ask for fewer"
+            f"--cpus-per-trial {cpus}: the largest node{' with that many GPUs' * (gpus > 1)} has {most_cpus} CPUs. Ask for fewer"
         )
     fit = [node for node in fit if int(node["Resources"].get("CPU", 0)) >= cpus]
     first = fit[0]

@@ -14,7 +14,8 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 from rich.console import Console
 
 from feedrate.analysis.load import SEARCH_SCHEMA
-from feedrate.analysis.run_folder import RunFolder, write_atomic
+from feedrate.analysis.run_folder import RunError, RunFolder, write_atomic
 from feedrate.search.dimension import Choice, Dimension
 from feedrate.search.engine import Placement, cluster, place
 from feedrate.search.options import HIDDEN, SearchOptions, UsageError, without_password
@@ -85,7 +86,7 @@ def run_search(
             f"--gpus-per-trial {options.gpus_per_trial}: this machine has {local_gpus} GPUs. Leave it out, or join a cluster with --address"
         )
     _note_without_effect(given, options, described, console, quiet)
-    with cluster(options, local_gpus):
+    with _resumable(folder), cluster(options, local_gpus):
         placement = place(options)
         space_ = _space(given, described, placement)
         search = {
@@ -150,6 +151,8 @@ def resume_search(
     console = console or Console(stderr=True)
     folder = RunFolder(run)
     search = folder.read_search()
+    if search.get("schema") != SEARCH_SCHEMA:
+        raise RunError(f"{folder.search} has schema {search.get('schema')!r}, this feedrate resumes {SEARCH_SCHEMA!r} only")
     options = SearchOptions.from_json(search["options"])
     if storage is not None:
         options = replace(options, storage=storage)
@@ -164,12 +167,24 @@ def resume_search(
     ref = WorkloadRef(**fields)
     described = describe_workload(ref)
     space = SearchSpace.from_json(search["space"])
-    with held(folder), cluster(options, described["facts"]["num_gpus"]):
+    with _resumable(folder), held(folder), cluster(options, described["facts"]["num_gpus"]):
         placement = place(options)
         search["options"] = options.to_json()
         search["finished"] = False
         write_atomic(folder.search, json.dumps(search, indent=2) + "\n")
         return _search(folder, search, ref, options, placement, space, console, quiet, described["notes"])
+
+
+@contextmanager
+def _resumable(folder: RunFolder) -> Iterator[None]:
+    """Make an interrupt say how to carry on, once there is a run to carry on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if folder.search.exists():
+            command = shlex.join(["feedrate", "resume", str(folder.path)])
+            raise KeyboardInterrupt(f"interrupted; what was measured is kept. Carry on with: {command}") from None
+        raise
 
 
 def _search(

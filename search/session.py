@@ -22,6 +22,7 @@ from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import Failure
 
 FIRST_TRIAL_GUESS_S = 10.0
+SHORTEST_TRIAL_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +33,7 @@ class Request:
     config: LoaderConfig
     origin: str
     measure_step: bool
+    max_trial_s: float
     asked_unix_s: float
 
 
@@ -96,6 +98,8 @@ class Session:
             config=ask.config,
             origin=ask.origin,
             measure_step=ask.config.batch_size not in self.ceilings,
+            # a trial that would outlast the budget is cut short rather than not begun
+            max_trial_s=min(self.options.max_trial_s, max(self.seconds_left(), SHORTEST_TRIAL_S)),
             asked_unix_s=self.clock(),
         )
         self._running[request.number] = request

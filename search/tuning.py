@@ -90,7 +90,7 @@ def _to_config(placement: Placement, ref: WorkloadRef, options: SearchOptions) -
             "workload": ref.to_json(),
             "config": request.config.to_dict(),
             "options": {
-                "max_trial_s": options.max_trial_s,
+                "max_trial_s": request.max_trial_s,
                 "seed": options.seed * 1_000_003 + request.number,  # another place of the data in every trial
                 "measure_step": request.measure_step,
                 "epoch_samples": options.epoch_samples,

@@ -1,41 +1,29 @@
-"""Counts what trials leave behind: processes, files in /dev/shm, folders of multiprocessing."""
+"""Counts what trials leave behind: processes, files in /dev/shm and in temporary folders."""
 
 import os
-import tempfile
 import time
 from pathlib import Path
 
-from feedrate.trainables.template import MARKER
+TAG = "FEEDRATE_TEST_TAG"
+"""Environment variable that tells the processes of one test from those of other searches on this machine."""
 
 
-def marked(since=frozenset()):
-    """pids of all processes with a template's marker in their environment, without those in `since`."""
-    found = set()
+def tagged(tag):
+    """pids of all processes that inherited this tag, except this one."""
+    wanted, found = f"{TAG}={tag}".encode(), set()
     for entry in os.listdir("/proc"):
         try:
-            if entry.isdigit() and f"\0{MARKER}=".encode() in b"\0" + Path(f"/proc/{entry}/environ").read_bytes():
+            if entry.isdigit() and wanted in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0"):
                 found.add(int(entry))
         except OSError:
             continue
-    return found - since
+    return found - {os.getpid()}
 
 
-def children_of(marker):
-    """pids of all processes with exactly this marker."""
-    found = set()
-    for pid in marked():
-        try:
-            if f"{MARKER}={marker}".encode() in Path(f"/proc/{pid}/environ").read_bytes():
-                found.add(pid)
-        except OSError:
-            continue
-    return found
-
-
-def files():
-    """Files that torch and multiprocessing make in shared memory, and their folders of sockets."""
+def files(*folders):
+    """Files that torch and multiprocessing make in shared memory, and whatever is in these folders."""
     names = {path for pattern in ("torch_*", "sem.*", "pym-*") for path in Path("/dev/shm").glob(pattern)}
-    return names | set(Path(tempfile.gettempdir()).glob("pymp-*"))
+    return names.union(*(folder.iterdir() for folder in folders))
 
 
 def eventually(condition, within_s=10.0):

@@ -6,6 +6,7 @@ its socket, the child dies with the template, and what escaped is found by the m
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
@@ -76,6 +77,7 @@ class Template:
             self.close()
             yield failure
             return
+        os.ftruncate(self._log.fileno(), 0)
         reading, writing = os.pipe()
         try:
             data = json.dumps({**request, "workload": self.ref.to_json()}).encode() + b"\n"
@@ -122,6 +124,7 @@ class Template:
                 environment[key] = value
         environment[MARKER] = self._marker
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the template
+        fcntl.fcntl(self._log, fcntl.F_SETFL, os.O_APPEND)  # emptied for every request
         output = None if self._show_output else self._log
         self._control, theirs = socket.socketpair()
         with theirs:
@@ -130,7 +133,7 @@ class Template:
                 pass_fds=[theirs.fileno()],
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=sys.stderr.fileno() if output is None else output,
+                stdout=2 if output is None else output,  # a notebook's sys.stderr has no descriptor
                 stderr=output,
                 cwd=self.ref.cwd if self.ref.cwd and os.path.isdir(self.ref.cwd) else None,
                 start_new_session=True,  # Ctrl-C in the terminal is for the driver alone
@@ -167,12 +170,11 @@ class Template:
         return _failure("internal", "setup", f"the trial's template process did not start: {error}{self._tail()}")
 
     def _tail(self) -> str:
-        """The last lines of the workload's output, for a failure's sentence."""
+        """The last lines of this request's output, for a failure's sentence."""
         if self._show_output or self._process is None:
             return ""
-        size = self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(size - 1500, 0))
-        text = self._log.read().decode(errors="replace").strip()
+        log = self._log.fileno()
+        text = os.pread(log, 1500, max(os.fstat(log).st_size - 1500, 0)).decode(errors="replace").strip()
         return f"; its last output: {text}" if text else ""
 
 

@@ -17,12 +17,14 @@ import json
 import multiprocessing
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from multiprocessing import resource_tracker, util
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -43,26 +45,25 @@ def main(argv: list[str]) -> None:
     if once:
         _run_once(control, hello)
         return
-    # Both are made here, so that they outlive killed children: the tracker unlinks their semaphores, and every
-    # loader worker puts its sockets into this folder instead of one of its own.
-    resource_tracker.ensure_running()
-    hello["temp"] = util.get_temp_dir()
+    pass  # here, so that it outlives killed children and unlinks their semaphores
     threads_before = _end_with_owner(control, hello)
     clean = _num_threads() <= threads_before and not _cuda_touched()
+    hello["temp"] = tempfile.mkdtemp(prefix="feedrate-")
+    _use_folder(hello["temp"])
     spare = {os.getpid(), *marked(os.environ[MARKER])}
     ready = {"ready": True, "clean": clean, "temp": hello["temp"], "spare": sorted(spare)}
     control.sendall(json.dumps(ready).encode() + b"\n")
     while True:
         line, descriptors = _receive_request(control)
         if not line:
-            sweep(os.environ[MARKER], spare={os.getpid()}, helpers_s=0)
+            _last_sweep(hello)
             return
         _serve(control, json.loads(line), descriptors[0], hello, clean)
 
 
 def _run_once(control: socket.socket, hello: dict[str, Any]) -> None:
     """Serve one request in this process, which was executed for it."""
-    multiprocessing.current_process()._config["tempdir"] = hello["temp"]  # type: ignore[attr-defined]
+    _use_folder(hello["temp"])
     control.sendall(b"{}\n")
     line, descriptors = _receive_request(control)
     if not line:
@@ -74,6 +75,17 @@ def _run_once(control: socket.socket, hello: dict[str, Any]) -> None:
 
     run_request(json.loads(line), descriptors[0])
     os._exit(0)
+
+
+def _use_folder(path: str) -> None:
+    """Let loader workers, however they start, put their sockets into one folder: a killed one leaves its own behind."""
+    multiprocessing.current_process()._config["tempdir"] = path  # type: ignore[attr-defined]
+
+
+def _last_sweep(hello: dict[str, Any], group: int | None = None) -> None:
+    """End everything but this process, when there is nobody else to do it."""
+    sweep(os.environ[MARKER], group=group, spare={os.getpid()}, helpers_s=0)
+    shutil.rmtree(hello["temp"], ignore_errors=True)
 
 
 def _serve(control: socket.socket, request: dict[str, Any], pipe: int, hello: dict[str, Any], clean: bool) -> None:
@@ -89,7 +101,7 @@ def _serve(control: socket.socket, request: dict[str, Any], pipe: int, hello: di
         while True:
             ready = dict(poll.poll())
             if control.fileno() in ready:
-                sweep(os.environ[MARKER], group=pid, spare={os.getpid()}, helpers_s=0)
+                _last_sweep(hello, group=pid)
                 os.waitpid(pid, 0)
                 sys.exit(0)
             if watch in ready:
