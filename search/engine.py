@@ -103,6 +103,7 @@ def cluster(options: SearchOptions, num_gpus: int) -> Iterator[None]:
 def _join(address: str) -> None:
     import ray
     from ray._private.services import canonicalize_bootstrap_address_or_die
+    from ray._raylet import GcsClient
 
     if address == "local":
         raise UsageError("--address local: leave it out, a local Ray is then started and stopped by the command")
@@ -115,12 +116,17 @@ def _join(address: str) -> None:
         if not port.isdecimal() or not 0 < int(port) < 65536:
             raise ValueError(f"{port!r} is not a port")
         _probe(host.strip("[]"), int(port))
+        GcsClient(address=f"{host}:{port}")  # tries once, where ray.init tries for 20 s and does not say why
         ray.init(
             address,
             log_to_driver=False,
             logging_level=logging.CRITICAL,
             runtime_env={"env_vars": _WORKERS},
         )
+    except ray.exceptions.AuthenticationError:
+        raise UsageError(
+            f"the Ray cluster at --address {address} refuses the token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, to its own"
+        ) from None
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(

@@ -72,13 +72,6 @@ def _add_missing(brain: Brain, record: Mapping[str, Any] | None) -> None:
 
 
 def _requeue_lost(brain: Brain) -> list[LoaderConfig]:
-    requeued = []
-    done = {past.requeue_of for past in brain.history()}
-    for past in brain.history():
-        if past.state != "running" or past.run_id != brain.run_id:
-            continue
-        if past.config is not None and past.number not in done:
-            brain.add(TrialState.WAITING, past.config, past.origin, {"requeue_of": past.number})
-            requeued.append(past.config)
-        brain.tell_failed(past.number, "the search ended while this trial ran", lost=True)
-    return requeued
+    lost = [past.number for past in brain.history() if past.state == "running" and past.run_id == brain.run_id]
+    given_up = [brain.give_up(number, "the search ended while this trial ran") for number in lost]
+    return [config for config in given_up if config is not None]

@@ -23,6 +23,8 @@ from feedrate.trainables.failure import Failure
 
 FIRST_TRIAL_GUESS_S = 10.0
 SHORTEST_TRIAL_S = 5.0
+EARLY_SEEDS = 2
+SAME_FAILURES = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,9 +74,11 @@ class Session:
         self._running: dict[int, Request] = {}
         self._stopped: set[int] = set()
         self._spent_s: list[float] = []
-        for origin, configs in (("baseline", baselines), ("seed", seeds)):
-            for config in configs:
-                brain.enqueue(config, origin)
+        # a few others before the baselines of further batch sizes: a short budget must not measure baselines only
+        seeds = [config for config in seeds if config not in baselines]
+        queue = [*baselines[:1], *seeds[:EARLY_SEEDS], *baselines[1:], *seeds[EARLY_SEEDS:]]
+        for config in queue:
+            brain.enqueue(config, "baseline" if config in baselines else "seed")
         self.started_unix_s = clock()
 
     def replay(self, records: Sequence[dict[str, Any]]) -> None:
@@ -182,8 +186,7 @@ class Session:
         """The search was interrupted: what still runs is given up, and waits for `resume`."""
         for request in self.running:
             self._running.pop(request.number)
-            self.brain.tell_failed(request.number, "the search was interrupted", lost=True)
-            self.brain.enqueue(request.config, request.origin)
+            self.brain.give_up(request.number, "the search was interrupted")
 
     @property
     def running(self) -> list[Request]:
@@ -198,6 +201,9 @@ class Session:
         tried = self.brain.counts().told + len(self._running)
         if self.options.max_trials is not None and tried >= self.options.max_trials:
             return f"{self.options.max_trials} settings were tried (--max-trials)"
+        last = [record.get("failure_message") for record in self.records[-SAME_FAILURES:]]
+        if len(last) == SAME_FAILURES and last[0] is not None and len(set(last)) == 1:
+            return f"the last {SAME_FAILURES} settings failed for the same reason"
         recent = self._spent_s[-5:]
         expected_s = sum(recent) / len(recent) if recent else min(FIRST_TRIAL_GUESS_S, self.options.time_budget_s / 3)
         if self._spent_s and self.seconds_left() < expected_s:

@@ -92,7 +92,7 @@ class Brain:
 
     def ask(self) -> Ask | None:
         """The next setting: what was enqueued, in that order, else a draw; None when every setting was tried."""
-        waiting = next((past for past in self._trials if past.state == "waiting"), None)
+        waiting = min((past for past in self._trials if past.state == "waiting"), key=self._place, default=None)
         if waiting is not None and waiting.config is not None:
             self._start(waiting)
             return Ask(waiting.number, waiting.config, waiting.origin)
@@ -154,6 +154,24 @@ class Brain:
         if infeasible and FITS not in with_retry(lambda: self._storage.get_trial(past.trial_id)).constraints:
             with_retry(lambda: Trial(self.study, past.trial_id).set_constraint(FITS, 1.0))
         self._finish(past, TrialState.PRUNED if infeasible else TrialState.FAIL, "lost" if lost else "failed", attrs)
+
+    def give_up(self, number: int, reason: str) -> LoaderConfig | None:
+        """A running trial that nobody measures any more: its setting waits anew, in its old place; None if it did."""
+        past = self._open(number)
+        if past is None:
+            return None
+        requeued = None
+        if past.config is not None and all(other.requeue_of != number for other in self._trials):
+            self.add(TrialState.WAITING, past.config, past.origin, {"requeue_of": number})
+            requeued = past.config
+        self.tell_failed(number, reason, lost=True)
+        return requeued
+
+    def _place(self, past: Past) -> int:
+        """The number under which a setting was first asked for: what was interrupted is not put at the end."""
+        while past.requeue_of is not None:
+            past = self._trials[past.requeue_of]
+        return past.number
 
     def reconcile(self, records: Iterable[Mapping[str, Any]], objective: str = "epoch") -> Reconciled:
         """Bring the study up to the records of `trials.jsonl`, and enqueue anew what was running and has none."""

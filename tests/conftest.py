@@ -90,7 +90,7 @@ class Command:
         """Wait until `condition()` is true, as long as the command runs, and return its last value."""
         end = time.monotonic() + within_s
         while not (value := condition()) and time.monotonic() < end and self.process.poll() is None:
-            time.sleep(0.02)
+            time.sleep(0.1)
         assert value, f"this did not come true within {within_s} s; stderr: {self.stderr}"
         return value
 

@@ -118,15 +118,15 @@ def search(tmp_path):
     return lambda **more: Search(tmp_path / "run", **more)
 
 
-def test_baselines_are_first_at_every_batch_size_then_the_rules_of_thumb(search):
-    """The user's own batch size first; then the seeds in their order; then what the sampler draws."""
+def test_the_baseline_is_first_and_a_few_others_come_before_those_of_other_batch_sizes(search):
+    """The baseline at the user's own batch size; two seeds; the other baselines and seeds; then the sampler's draws."""
     seeds = [config for config in rules_of_thumb(64, 4, accelerator=False) if SPACE.contains(config)]
     asked = search(seeds=seeds, max_trials=8)
     asked.run()
     first = [(request.config.batch_size, request.config.num_workers, request.origin) for request in asked.asked]
-    assert first[:2] == [(64, 0, "baseline"), (32, 0, "baseline")]
     # 0 workers is the baseline itself and is not measured a second time
-    assert first[2:6] == [(64, 4, "seed"), (64, 8, "seed"), (64, 2, "seed"), (64, 16, "seed")]
+    assert first[:3] == [(64, 0, "baseline"), (64, 4, "seed"), (64, 8, "seed")]
+    assert first[3:6] == [(32, 0, "baseline"), (64, 2, "seed"), (64, 16, "seed")]
     assert [origin for _, _, origin in first[6:]] == ["sampler", "sampler"]
     assert len({request.config for request in asked.asked}) == 8
 
@@ -364,3 +364,24 @@ def test_a_resumed_search_shows_what_was_found_before(search):
     assert resumed.session.display.counts == {"complete": 4, "pruned": 0, "failed": 0}
     assert resumed.session.display.best == before.session.display.best
     assert text.getvalue() == ""
+
+
+def test_an_interrupted_setting_keeps_its_place(search):
+    """What ran when a search was interrupted is asked for first when it is resumed, the baseline too."""
+    seeds = rules_of_thumb(64, 4, accelerator=False)
+    begun = search(seeds=seeds)
+    begun.session.next()
+    begun.session.abandon()
+    again = search(seeds=seeds, max_trials=2)
+    first = again.session.next()
+    assert (first.config.batch_size, first.config.num_workers, first.origin) == (64, 0, "baseline")
+
+
+def test_the_same_failure_again_and_again_ends_the_search(search):
+    """Where every setting fails for one reason, no more of them are tried, and the reason is named."""
+    broken = search(max_trials=100)
+    failure = Failure(kind="user-code", phase="loader", message="TypeError: no").columns()
+    while (request := broken.session.next()) is not None:
+        broken.session.completed(request.number, {}, failure)
+    assert len(broken.records()) == 8
+    assert "for the same reason" in broken.session.stop_reason

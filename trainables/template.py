@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     if once:
         _run_once(control, hello)
         return
-    pass  # here, so that it outlives killed children and unlinks their semaphores
+    resource_tracker.ensure_running()  # here, so that it outlives killed children and unlinks their semaphores
     threads_before = _end_with_owner(control, hello)
     clean = _num_threads() <= threads_before and not _cuda_touched()
     hello["temp"] = tempfile.mkdtemp(prefix="feedrate-")
