@@ -133,7 +133,10 @@ def record_rate(record: dict[str, Any], objective: str = "epoch") -> Rate | None
 
 
 def step_only_sps(record: dict[str, Any]) -> float | None:
-    """Items per second of the training step alone, on a cached batch; None where it was not measured."""
+    """Items per second of the training step alone, on a cached batch; None where it was not measured.
+
+    The median over blocks of steps: a foreign burst of load in one of them must not lower the ceiling.
+    """
     if not record.get("step_only_duration_s"):
         return None
-    return float(record["step_only_num_items"] / record["step_only_duration_s"])
+    return float(np.median(np.divide(record["step_only_num_items"], record["step_only_duration_s"])))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.parquet
+
 from feedrate.analysis import sections
 from feedrate.analysis.load import Run
 from feedrate.analysis.run_folder import RunError, write_atomic

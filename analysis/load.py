@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
 from feedrate.analysis.best import check_best
 from feedrate.analysis.clean import WINDOW_COLUMNS, clean, label, printable
 from feedrate.analysis.estimate import Rate, naive_sps, record_rate, record_steady, step_only_sps
@@ -63,11 +64,10 @@ class Run:
 
     @property
     def ceilings(self) -> dict[int | None, float]:
-        """Batch size -> items per second of the training step alone; all of its measurements together."""
+        """Batch size -> items per second of the training step alone; the median of its measurements."""
         known = self.latest.dropna(subset=["step_only_sps"])
-        rates = known.groupby("batch_size", dropna=False)
-        sums = rates["step_only_num_items"].sum() / rates["step_only_duration_s"].sum()
-        return {None if pd.isna(size) else int(size): float(rate) for size, rate in sums.items()}  # type: ignore[call-overload]
+        rates = known.groupby("batch_size", dropna=False)["step_only_sps"].median()
+        return {None if pd.isna(size) else int(size): float(rate) for size, rate in rates.items()}  # type: ignore[call-overload]
 
     @property
     def unit(self) -> str:

@@ -17,6 +17,7 @@ from string import Template
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io
+
 from feedrate.analysis import sections
 from feedrate.analysis.figures import throughput_figure, timeline_figure
 from feedrate.analysis.load import Run
@@ -99,7 +100,7 @@ def _plot(name: str, heading: str, figure: go.Figure, alt: str, caption: str, *,
         include_plotlyjs=with_script,
         full_html=False,
         div_id=f"plot-{name}",
-        config={"displaylogo": False, "responsive": True},
+        config={"displayModeBar": False, "responsive": True},
     )
     return [
         "<section>",

@@ -73,8 +73,8 @@ COLUMNS: tuple[Column, ...] = (
     _C("boundary_s", "float", "s", "time one epoch boundary costs"),
     _C("epoch_samples", "int", "items", "items in the user's real epoch; null when unknown"),
     _C("unit", "str", "", "what an item is: samples, or what the user's step counts"),
-    _C("step_only_num_items", "int", "items", "items trained on a cached batch, no loading; null when not measured"),
-    _C("step_only_duration_s", "float", "s", "time that took"),
+    _C("step_only_num_items", "list[int]", "items", "items trained on a cached batch, no loading, in each block of steps"),
+    _C("step_only_duration_s", "list[float]", "s", "time of each block; null when the step alone was not measured"),
     # memory and machine
     _C("tree_pss_bytes", "int", "bytes", "proportional set size of trainer and workers, end of trial"),
     _C("tree_uss_bytes", "int", "bytes", "memory of trainer and workers shared with nobody"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
 from feedrate.analysis.best import python_snippet
 from feedrate.analysis.load import Run, config_text
 
@@ -41,7 +42,8 @@ def headline(run: Run, ranked: pd.DataFrame) -> str:
         if baseline is None:
             return text
         if baseline["dataloader"] == run.best["dataloader"]:
-            return text + ": the baseline is the best"
+            only = ranked.empty or bool(ranked["is_baseline"].all())
+            return text + (": only the baseline was measured" if only else ": the baseline is the best")
         gain = f"{baseline['speedup']:.2f}x the baseline"
         return f"{text}, {gain}" if baseline["speedup_ci95"][0] > 1 else f"{text}: no significant gain ({gain})"
     if not ranked.empty:

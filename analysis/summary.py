@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+
 from feedrate.analysis.estimate import Rate
 from feedrate.analysis.load import TRIAL_DTYPES, Run
 

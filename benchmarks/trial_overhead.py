@@ -12,6 +12,7 @@ more than a quarter. The first trial of each side, which starts the actor, is sh
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -68,17 +69,17 @@ def stock(trials: int) -> list[float]:
         results = tuner.fit()
         ray.shutdown()
     rows = sorted((result.metrics["started"], result.metrics["paid_s"]) for result in results)
-    return [after[0] - before[0] - before[1] for before, after in zip(rows, rows[1:], strict=False)]
+    return [after[0] - before[0] - before[1] for before, after in itertools.pairwise(rows)]
 
 
 def _stock_trial(config: dict[str, Any]) -> None:
     started = time.time()
     import torch
+    from ray import tune
     from torch.utils.data import DataLoader
 
     from feedrate.trainables.step import StepContext
     from feedrate.trainables.table import table
-    from ray import tune
 
     workload = table()
     step = workload.make_step(StepContext(device=torch.device("cpu"), batch_size=64))

@@ -46,6 +46,13 @@ def whole(least: int) -> Callable[[str], int]:
     return checked(parse)
 
 
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(f"{text!r} is neither true nor false")
+    return text.lower() == "true"
+
+
+truth = checked(_truth)
 duration_s = checked(parse_duration_s)
 setting = checked(parse_config)
 

@@ -44,7 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     try:
-        args = _parser().parse_args(argv)
+        args, unknown = _parser().parse_known_args(argv)
+        if unknown:
+            name = type(args.command).__name__.lower()
+            raise UsageError(f"unknown argument {unknown[0]} (see feedrate {name} --help)")
         return args.command.run(args, argv) or DONE
     except KeyboardInterrupt as interrupt:
         _say(str(interrupt) or "interrupted")
@@ -58,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from feedrate.analysis.run_folder import RunError
 
         if isinstance(error, NothingFound):
-            _say(str(error))
+            _say(f"feedrate: {error}")
             return NOTHING_FOUND
         if isinstance(error, (UsageError, RunError)):
             _say(f"feedrate: {error}")

@@ -61,7 +61,7 @@ class Search:
         place.add_argument(
             "--address",
             metavar="ADDR",
-            help="a running Ray cluster, such as auto or ray://head:10001 (default: a local Ray, started and stopped by the command)",
+            help="a running Ray cluster, such as auto or HOST:6379 (default: a local Ray, started and stopped by the command)",
         )
         place.add_argument(
             "--gpus-per-trial", type=arguments.whole(0), metavar="N", help="default 1 where there is any, else 0"
@@ -70,7 +70,7 @@ class Search:
             "--cpus-per-trial",
             type=arguments.whole(1),
             metavar="N",
-            help="default: the node's CPUs / its GPUs x GPUs asked",
+            help="default: the node's CPUs, or their share for the GPUs asked",
         )
         place.add_argument(
             "--storage",

@@ -80,7 +80,7 @@ class Ceilings:
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         from feedrate.analysis.estimate import record_steady, step_only_sps
-        from feedrate.search.result import verdict
+        from feedrate.search.result import busy_fraction, verdict
 
         config = _setting(args)
         together, failure = _trial(args, config, {})
@@ -98,7 +98,11 @@ class Ceilings:
         loader = record_steady(alone)
         assert loader is not None
         wait = sum(together["window_wait_s"]) / sum(together["window_duration_s"])
-        answer = verdict(steady.sps / step, wait, together["own_cpu_fraction"])
+        answer = verdict(
+            steady.sps / step,
+            wait,
+            busy_fraction(together["own_cpu_fraction"], together["num_cpus"], config.num_workers),
+        )
         stall = max(1 - steady.sps / step, 0.0)
         if args.json:
             print(
@@ -116,7 +120,8 @@ class Ceilings:
             )
             return None
         print(f"loader alone  {loader.sps:12,.1f} {unit}/s  with {config.short()}, warm cache")
-        print(f"{answer}: {stall:.0%} of the time is lost to data, at most {max(step / steady.sps, 1):.2f}x to gain")
+        turns = "" if config.num_workers else " (with 0 workers loading and training take turns)"
+        print(f"{answer}{turns}: {stall:.0%} of the time is lost to data, at most {max(step / steady.sps, 1):.2f}x to gain")
         return None
 
 
@@ -144,8 +149,8 @@ def _add_setting(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=arguments.whole(1), metavar="N", help="default 32 where the workload has none of its own"
     )
     group.add_argument("--prefetch-factor", type=arguments.whole(1), metavar="N")
-    group.add_argument("--pin-memory", action=argparse.BooleanOptionalAction, default=None)
-    group.add_argument("--persistent-workers", action=argparse.BooleanOptionalAction, default=None)
+    group.add_argument("--pin-memory", type=arguments.truth, metavar="true|false")
+    group.add_argument("--persistent-workers", type=arguments.truth, metavar="true|false")
     group.add_argument("--multiprocessing-context", choices=START_METHODS)
     parser.add_argument("--seed", type=arguments.whole(0), default=0, metavar="N")
 

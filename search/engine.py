@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,6 +64,7 @@ def cluster(options: SearchOptions, num_gpus: int) -> Iterator[None]:
         UsageError: there is no Ray at the address, or this process is connected to one already.
     """
     before = dict(os.environ)
+    folder = tempfile.mkdtemp(prefix="feedrate-ray-")
     os.environ.update(_QUIET)
     os.environ.update(_WORKERS)
     if options.address is None:
@@ -73,6 +76,7 @@ def cluster(options: SearchOptions, num_gpus: int) -> Iterator[None]:
 
     if ray.is_initialized():
         _restore(before)
+        shutil.rmtree(folder)
         raise UsageError("this process is connected to a Ray already: call ray.shutdown() first")
     has_clusters = ray_constants.ENABLE_RAY_CLUSTER
     try:
@@ -89,6 +93,7 @@ def cluster(options: SearchOptions, num_gpus: int) -> Iterator[None]:
                 object_store_memory=OBJECT_STORE_BYTES,
                 log_to_driver=False,
                 logging_level=logging.CRITICAL,
+                _temp_dir=folder,  # Ray leaves its logs and sockets behind; here they end with the search
             )
         else:
             _join(options.address)
@@ -98,12 +103,13 @@ def cluster(options: SearchOptions, num_gpus: int) -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = has_clusters
         _restore(before)
         _forget_authentication()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _join(address: str) -> None:
     import ray
     from ray._private.services import canonicalize_bootstrap_address_or_die
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
     if address == "local":
         raise UsageError("--address local: leave it out, a local Ray is then started and stopped by the command")
@@ -149,7 +155,7 @@ def _probe(host: str, port: int) -> None:
 
 def _forget_authentication() -> None:
     """Have Ray read token and mode from the environment again; it keeps the first ones of a process otherwise."""
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     AuthenticationTokenLoader.instance().reset_cache()
     Config.initialize("")

@@ -6,12 +6,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
 
 from feedrate.analysis.estimate import Rate
 from feedrate.analysis.schema import status
@@ -20,7 +19,7 @@ from feedrate.trainables.config import LoaderConfig
 
 def _spread(rate: Rate) -> str:
     half = rate.half_width_fraction
-    return f"±{half:.0%}" if half < 1 else "± more than itself"
+    return f"±{half:.0%}" if half < 1 else "±100 % or more"
 
 
 class Display:
@@ -29,6 +28,7 @@ class Display:
     Args:
         console: where to draw; a terminal gets a live panel, anything else a line an event.
         time_budget_s: for the time left.
+        max_trials: for how many are left; None where time alone is the limit.
         quiet: draw nothing.
         clock: seconds; tests pass their own.
     """
@@ -38,12 +38,14 @@ class Display:
         console: Console,
         *,
         time_budget_s: float,
+        max_trials: int | None = None,
         unit: str = "samples",
         quiet: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.console, self.time_budget_s, self.unit, self.quiet, self.clock = console, time_budget_s, unit, quiet, clock
         self.begun = clock()
+        self.max_trials = max_trials
         self.counts = {"complete": 0, "pruned": 0, "failed": 0}
         self.best: tuple[LoaderConfig, Rate] | None = None
         self.now = ""
@@ -120,21 +122,20 @@ class Display:
         seconds = int(self.clock() - self.begun)
         return f"{seconds // 60}:{seconds % 60:02d}"
 
-    def _panel(self) -> Group:
-        left = max(self.time_budget_s - (self.clock() - self.begun), 0.0)
-        table = Table.grid(padding=(0, 2))
+    def _panel(self) -> Table:
+        spent = self.clock() - self.begun
+        left = int(max(self.time_budget_s - spent, 0.0))
         done = sum(self.counts.values())
-        table.add_row(
-            "settings", f"{done} tried · {self.counts['pruned']} stopped early · {self.counts['failed']} failed"
-        )
-        best = (
-            "none yet"
-            if self.best is None
-            else f"{escape(self.best[0].short())}  {self.best[1].sps:,.0f} {escape(self.unit)}/s"
-        )
+        of = "" if self.max_trials is None else f" of {self.max_trials}"
+        best = "none yet"
+        if self.best is not None:
+            best = f"{escape(self.best[0].short())}  {self.best[1].sps:,.0f} {escape(self.unit)}/s"
+        table = Table.grid(padding=(0, 2))
+        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True)
+        table.add_row("settings", f"{done}{of} tried, {self.counts['pruned']} stopped early, {self.counts['failed']} failed")
         table.add_row("best so far", best)
         table.add_row("now", escape(self.now))
-        table.add_row("time left", f"{int(left) // 60}:{int(left) % 60:02d}")
-        return Group(
-            Text(), ProgressBar(total=self.time_budget_s, completed=self.time_budget_s - left, width=60), table
-        )
+        table.add_row("time left", f"{left // 60}:{left % 60:02d}" if left else "over, the last trial is ending")
+        table.add_row("", ProgressBar(total=self.time_budget_s, completed=min(spent, self.time_budget_s), width=40))
+        return table

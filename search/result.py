@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ COMPUTE_BOUND_FRACTION = 0.95
 BUSY_FRACTION = 0.85
 WAIT_FRACTION = 0.03
 SHARED_FRACTION = 0.05
+IMPOSSIBLE_FRACTION = 1.1
+"""A rate this far above the training step alone: one of the two was disturbed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +79,7 @@ def pick(complete: pd.DataFrame) -> pd.Series[Any]:
 
     The fastest is the one with the highest lower bound, not the luckiest value.
     """
-    fastest = complete.loc[complete["throughput_low_sps"].idxmax()]
+    fastest = complete.sort_values("throughput_low_sps", ascending=False, kind="stable").iloc[0]
     same_size = _same(complete["batch_size"], fastest["batch_size"])
     tied = complete[same_size & (complete["throughput_sps"] >= fastest["throughput_sps"] * (1 - TIED_FRACTION))]
     cheapest_first = tied.sort_values(["num_workers", "prefetch_factor", "tree_pss_bytes"], kind="stable", na_position="first")
@@ -109,7 +112,11 @@ def _best(run: Run, complete: pd.DataFrame, chosen: pd.Series[Any]) -> dict[str,
         "ceiling": None
         if ceiling_sps is None
         else {"step_only_samples_per_second": ceiling_sps, "fraction_of_ceiling": fraction},
-        "verdict": verdict(fraction, _float(trial["wait_fraction"]), _float(trial["own_cpu_fraction"])),
+        "verdict": verdict(
+            fraction,
+            _float(trial["wait_fraction"]),
+            busy_fraction(_float(trial["own_cpu_fraction"]), _float(trial["num_cpus"]), int(chosen["num_workers"])),
+        ),
         "confirmed": False,
         "tied_with": [_kwargs(row) for _, row in tied.iterrows()],
         "best_by_batch_size": {
@@ -145,19 +152,28 @@ def _best(run: Run, complete: pd.DataFrame, chosen: pd.Series[Any]) -> dict[str,
     }
 
 
-def verdict(fraction_of_ceiling: float | None, wait_fraction: float | None, own_cpu_fraction: float | None) -> str:
+def busy_fraction(own_cpu_fraction: float | None, num_cpus: float | None, num_workers: int) -> float | None:
+    """CPU time of a trial, of what its loading processes could have used at once (0..1)."""
+    if own_cpu_fraction is None or num_cpus is None:
+        return None
+    return min(own_cpu_fraction * num_cpus / min(num_cpus, max(num_workers, 1)), 1.0)
+
+
+def verdict(fraction_of_ceiling: float | None, wait_fraction: float | None, busy: float | None) -> str:
     """Where the time goes: compute-bound, loader-bound (CPU), loader-bound (waiting), or too noisy to say.
 
     Compute-bound is a rate at the step-only ceiling, or a training step that is not kept waiting: on a CPU the workers
     slow the step itself down, so that its ceiling cannot be reached.
     """
+    if fraction_of_ceiling is not None and fraction_of_ceiling > IMPOSSIBLE_FRACTION:
+        return "too noisy to say"
     if (fraction_of_ceiling or 0) >= COMPUTE_BOUND_FRACTION or (
         wait_fraction is not None and wait_fraction < WAIT_FRACTION
     ):
         return "compute-bound"
-    if own_cpu_fraction is None:
+    if busy is None:
         return "too noisy to say"
-    return "loader-bound (CPU)" if own_cpu_fraction >= BUSY_FRACTION else "loader-bound (waiting)"
+    return "loader-bound (CPU)" if busy >= BUSY_FRACTION else "loader-bound (waiting)"
 
 
 def _kwargs(row: pd.Series[Any]) -> dict[str, Any]:
@@ -237,7 +253,11 @@ def explain(result: SearchResult) -> list[str]:
     if best["ceiling"]:
         why += f": {best['ceiling']['fraction_of_ceiling']:.0%} of the ceiling ({best['ceiling']['step_only_samples_per_second']:,.0f}/s without loading)"
     lines.append(f"Why: {why}")
-    if best["verdict"] == "compute-bound" and best["baseline"] and best["baseline"]["speedup"] < 1.05:
+    others = result.ranking[(result.ranking["status"] == "complete") & ~result.ranking["is_baseline"]]
+    if others.empty:
+        command = shlex.join(["feedrate", "resume", str(result.folder)])
+        lines.append(f"Only your own setting was measured: nothing is known about others. Try some with: {command}")
+    elif best["verdict"] == "compute-bound" and best["baseline"] and best["baseline"]["speedup"] < 1.05:
         lines.append("The training step is the limit here: no loader setting makes a real difference.")
     elif best["baseline"] and best["baseline"]["speedup_ci95"][0] <= 1:
         lines.append("No significant gain over yours was seen.")

@@ -33,7 +33,7 @@ from feedrate.search.progress import Display
 from feedrate.search.result import SearchResult, conclude
 from feedrate.search.session import Session, baseline_configs, rules_of_thumb
 from feedrate.search.space import SearchSpace
-from feedrate.search.storage import BrainError
+from feedrate.search.storage import BrainError, check_address
 from feedrate.search.study import Brain
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.host import cpu_model
@@ -76,9 +76,17 @@ def run_search(
     options = options or SearchOptions()
     console = console or Console(stderr=True)
     ref = _ref(workload, workload_options)
-    name = _run_name(ref)
-    folder = choose_folder(out, name, force)
+    if out is not None:
+        choose_folder(out, "", force)  # what is wrong with it is said before the data are made
+    if options.storage is not None:
+        try:
+            check_address(options.storage)
+        except BrainError as error:
+            raise UsageError(str(error)) from None
+    _say(console, quiet, f"feedrate {version('feedrate')}: looking at {ref.target}")
     described = describe_workload(ref)
+    name = described["name"]
+    folder = choose_folder(out, name, force)
     given = _dimensions(space or {})
     local_gpus = described["facts"]["num_gpus"]
     if options.address is None and (options.gpus_per_trial or 0) > local_gpus:
@@ -86,12 +94,13 @@ def run_search(
             f"--gpus-per-trial {options.gpus_per_trial}: this machine has {local_gpus} GPUs. Leave it out, or join a cluster with --address"
         )
     _note_without_effect(given, options, described, console, quiet)
+    _say(console, quiet, "starting a local Ray" if options.address is None else f"joining the Ray at {options.address}")
     with _resumable(folder), cluster(options, local_gpus):
         placement = place(options)
         space_ = _space(given, described, placement)
         search = {
             "schema": SEARCH_SCHEMA,
-            "study": f"{name}-{os.urandom(4).hex()}",
+            "study": f"{folder.path.name}-{os.urandom(4).hex()}",
             "workload": {
                 **ref.to_json(),
                 "name": described["name"],
@@ -175,6 +184,11 @@ def resume_search(
         return _search(folder, search, ref, options, placement, space, console, quiet, described["notes"])
 
 
+def _say(console: Console, quiet: bool, text: str) -> None:
+    if not quiet:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def _resumable(folder: RunFolder) -> Iterator[None]:
     """Make an interrupt say how to carry on, once there is a run to carry on."""
@@ -183,7 +197,8 @@ def _resumable(folder: RunFolder) -> Iterator[None]:
     except KeyboardInterrupt:
         if folder.search.exists():
             command = shlex.join(["feedrate", "resume", str(folder.path)])
-            raise KeyboardInterrupt(f"interrupted; what was measured is kept. Carry on with: {command}") from None
+            kept = "what was measured is kept" if folder.trials.exists() else "nothing was measured yet"
+            raise KeyboardInterrupt(f"interrupted; {kept}. Carry on with: {command}") from None
         raise
 
 
@@ -214,7 +229,13 @@ def _search(
         raise UsageError(str(error)) from None
     records, problems = folder.records()
     brain.reconcile(records, options.objective)
-    display = Display(console, time_budget_s=options.time_budget_s, unit=search["workload"]["unit"], quiet=quiet)
+    display = Display(
+        console,
+        time_budget_s=options.time_budget_s,
+        max_trials=options.max_trials,
+        unit=search["workload"]["unit"],
+        quiet=quiet,
+    )
     display.begin()
     try:
         display.say(placement.where)
@@ -263,11 +284,6 @@ def _ref(workload: str | Callable[..., Any], options: Mapping[str, Any] | None) 
         raise UsageError(str(error)) from None
 
 
-def _run_name(ref: WorkloadRef) -> str:
-    place, _, function = ref.target.rpartition(":")
-    return Path(place).stem if place.endswith(".py") else (place.rpartition(".")[2] or function)
-
-
 def _dimensions(space: Mapping[str, Any]) -> dict[str, Dimension]:
     from feedrate.search.dimension import Range
     from feedrate.search.domains import from_tune
@@ -311,9 +327,8 @@ def _note_without_effect(
         said.append("--pin-memory has no effect: there is no accelerator here, torch ignores it")
     if "batch_size" in given and "batch_size" in described["fixed"]:
         said.append("--batch-size has no effect: the workload's own batch sampler decides")
-    if not quiet:
-        for text in said:
-            console.print(f"note: {text}", markup=False, highlight=False)
+    for text in said:
+        _say(console, quiet, f"note: {text}")
 
 
 def _versions(described: Mapping[str, Any]) -> dict[str, str]:

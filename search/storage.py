@@ -141,7 +141,12 @@ def _open_journal(path: Path) -> BaseStorage:
         raise BrainError(f"{path} is damaged, or no journal of an Optuna study: {way_out}") from None
 
 
-def _open_database(url: str) -> BaseStorage:
+def check_address(url: str) -> sqlalchemy.URL:
+    """Read a database address; nothing is opened.
+
+    Raises:
+        BrainError: it is none, or of a database that is not supported.
+    """
     way_out = "write sqlite:///FILE or postgresql://USER@HOST/DATABASE, or leave it out for a journal file"
     try:
         address = sqlalchemy.make_url(url)
@@ -150,6 +155,12 @@ def _open_database(url: str) -> BaseStorage:
     backend = address.get_backend_name()
     if backend not in DATABASES:
         raise BrainError(f"--storage cannot use {backend}; {way_out}")
+    return address
+
+
+def _open_database(url: str) -> BaseStorage:
+    address = check_address(url)
+    backend = address.get_backend_name()
     place = f"{backend} database {address.database or ''!r}" + (f" on {address.host}" if address.host else "")
     # SQLite waits for another writer instead of failing; a pooled connection to a server is tested before use
     options: dict[str, Any] = {"connect_args": {"timeout": 30}} if backend == "sqlite" else {"pool_pre_ping": True}

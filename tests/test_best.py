@@ -9,11 +9,12 @@ from typing import Any
 
 import jsonschema
 import pytest
+from synthetic import DESIGN_BEST, design_best
+from torch.utils.data import DataLoader
+
 from feedrate.analysis import load_best
 from feedrate.analysis.best import BEST_SCHEMA, best_schema, check_best, python_snippet, write_best
 from feedrate.analysis.run_folder import RunError
-from synthetic import DESIGN_BEST, design_best
-from torch.utils.data import DataLoader
 
 DATASET = list(range(100))
 

@@ -100,7 +100,7 @@ def says(capfd):
         ("search mine.py:workload --time-budget soon", "argument --time-budget: 'soon' is not a duration: write 90s"),
         ("search mine.py:workload --baseline workers=4", "argument --baseline: 'workers=4' is not a setting: write"),
         ("search mine.py:workload --sampler grid", "argument --sampler: invalid choice: 'grid'"),
-        ("search mine.py:workload --cpu-count 4", "unrecognized arguments: --cpu-count"),
+        ("search mine.py:workload --cpu-count 4", "unknown argument --cpu-count (see feedrate search --help)"),
         ("search", "the following arguments are required: WORKLOAD"),
         ("sarch images", "argument COMMAND: invalid choice: 'sarch' (choose from"),
         ("", "the following arguments are required: COMMAND"),
@@ -159,7 +159,7 @@ def test_what_only_the_workload_can_tell_is_one_sentence_too(refused, tmp_path, 
 def test_the_users_own_traceback_is_shown_when_their_function_raises(refused):
     """Theirs, not ours."""
     lines = refused("search", "mine.py:raises").splitlines()
-    assert lines[0] == "the workload's function raises raised:"
+    assert lines[0] == "the workload's function 'raises' raised:"
     assert lines[1] == "Traceback (most recent call last):"
     assert lines[-1] == "RuntimeError: the disk is not mounted"
     assert len([line for line in lines if line.startswith("  File ")]) == 1

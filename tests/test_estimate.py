@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from synthetic import record
+
 from feedrate.analysis.estimate import (
     epoch_factor,
     naive_sps,
@@ -13,7 +15,6 @@ from feedrate.analysis.estimate import (
     step_only_sps,
     t_quantile,
 )
-from synthetic import record
 
 
 def test_the_rate_of_exact_windows_is_exact() -> None:

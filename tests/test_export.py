@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from synthetic import design_best, record, small_run, write_run
+
 from feedrate.analysis import load_run
 from feedrate.analysis.export import FORMATS, export_tables, markdown
 from feedrate.analysis.run_folder import RunError
-from synthetic import design_best, record, small_run, write_run
 
 
 def test_every_format_is_written_and_read_back(tmp_path: Path) -> None:

@@ -8,15 +8,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import feedrate.analysis
 import pandas as pd
 import pytest
+from synthetic import DESIGN_BEST, record, small_run, write_run
+
+import feedrate.analysis
 from feedrate.analysis import load_run
 from feedrate.analysis.load import TRIAL_DTYPES, WINDOW_DTYPES, config_text
 from feedrate.analysis.run_folder import RunError
 from feedrate.analysis.schema import COLUMNS
 from feedrate.trainables.config import LoaderConfig
-from synthetic import DESIGN_BEST, record, small_run, write_run
 
 
 def test_every_record_is_a_row_with_its_rates(tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from synthetic import design_best, record, small_run, write_run
+
 from feedrate.analysis import load_run
 from feedrate.analysis.figures import throughput_figure, timeline_figure
 from feedrate.analysis.page import render_page, write_page
 from feedrate.analysis.run_folder import RunError
 from feedrate.analysis.summary import ranking
-from synthetic import design_best, record, small_run, write_run
 
 HOSTILE = """</script><script>alert(1)</script><img src=x onerror=alert(2)> " ' & $title ${body} --> <!-- %{x} </td>"""
 VOID = {"meta", "br", "img", "link", "input", "hr"}

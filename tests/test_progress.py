@@ -74,7 +74,7 @@ def test_a_line_for_every_event_where_there_is_no_terminal(clock):
 
 def test_a_terminal_gets_a_panel_that_is_taken_away(clock):
     """It shows what was tried, the best setting with its rate, what runs, and the time left; lines stay above it."""
-    shown, text = display(clock, terminal=True)
+    shown, text = display(clock, terminal=True, max_trials=20)
     shown.begin()
     assert "none yet" in text.getvalue()
     assert "5:00" in text.getvalue()
@@ -85,7 +85,7 @@ def test_a_terminal_gets_a_panel_that_is_taken_away(clock):
     empty(text)
     shown.started(3, LoaderConfig(num_workers=5, batch_size=64), "seed")
     panel = text.getvalue()
-    assert "3 tried · 1 stopped early · 1 failed" in panel
+    assert "3 of 20 tried, 1 stopped early, 1 failed" in panel
     assert re.search(r"b64 w2 p2  \d\d\d samples/s", panel)
     assert "measuring b64 w5 p2 (seed)" in panel
     assert "3:58" in panel
@@ -97,14 +97,17 @@ def test_a_terminal_gets_a_panel_that_is_taken_away(clock):
 
 
 def test_a_panel_never_counts_below_zero(clock):
-    """A trial that overruns the budget leaves 0:00."""
+    """When the budget is over while a trial ends, it says so; without a limit of trials none is shown."""
     shown, text = display(clock, terminal=True)
     shown.begin()
     clock.now = 400.0
     empty(text)
     shown.tick()
+    panel = text.getvalue()
     shown.end()
-    assert "0:00" in text.getvalue()
+    assert "over, the last trial is ending" in panel
+    assert "0 tried" in panel
+    assert "-" not in re.sub("\x1b.*?[A-Za-z]", "", panel)
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 
 import optuna
@@ -41,12 +42,13 @@ def test_a_search_prints_its_answer_and_leaves_a_run_folder(finished):
 
 def test_progress_comes_on_stderr_the_baseline_first(finished):
     """Where it runs, what the user's own setting gives and the ceiling, then the trials: a line each."""
-    lines = [line.split("] ", 1)[1] for line in finished.stderr.splitlines() if line.startswith("[")]
-    assert lines == [line.split("] ", 1)[-1] for line in finished.stderr.splitlines()]
-    assert "CPU" in lines[0]
-    assert lines[1].startswith("yours: b16 w0")
-    assert lines[2].startswith("ceiling at b16 (no loading): ")
-    assert [line.split(":")[0] for line in lines[3:]] == ["trial 1", "trial 2", "trial 3"]
+    lines = finished.stderr.splitlines()
+    timed = [line.split("] ", 1)[1] for line in lines if re.match(r"\[\d+:\d\d\] ", line)]
+    assert lines[-len(timed) :] == [line for line in lines if line.startswith("[")]
+    assert "CPU" in timed[0]
+    assert timed[1].startswith("yours: b16 w0")
+    assert timed[2].startswith("ceiling at b16 (no loading): ")
+    assert [line.split(":")[0] for line in timed[3:]] == ["trial 1", "trial 2", "trial 3"]
 
 
 def test_best_json_goes_into_a_dataloader(finished):
@@ -184,8 +186,8 @@ def test_nothing_that_works_is_exit_code_1(feedrate, tmp_path):
     """With the reason in one sentence; the failures are recorded, and there is no best.json."""
     command = feedrate("search", "mixed.py:hopeless", *QUICK, "--max-trials", "2", "--quiet")
     assert command.code == 1
-    run = tmp_path / "feedrate-runs" / "mixed-1"
-    assert command.stderr == "no setting worked in feedrate-runs/mixed-1: RuntimeError: no model today\n"
+    run = tmp_path / "feedrate-runs" / "toy-1"  # named as the workload is
+    assert command.stderr == "feedrate: no setting worked in feedrate-runs/toy-1: RuntimeError: no model today\n"
     assert [status(record) for record in records(run)] == ["failed", "failed"]
     assert not (run / "best.json").exists()
     assert (run / "report.html").exists()

@@ -5,8 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
-from feedrate.analysis.run_folder import RunError, RunFolder, read_object, write_atomic
 from synthetic import record, write_run
+
+from feedrate.analysis.run_folder import RunError, RunFolder, read_object, write_atomic
 
 
 def test_what_is_appended_is_read_back(tmp_path: Path) -> None:

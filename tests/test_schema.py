@@ -1,8 +1,9 @@
 """analysis/schema.py: a record that another feedrate could not read is refused when it is written."""
 
 import pytest
-from feedrate.analysis.schema import COLUMNS, STATUSES, check_record, fits, status
 from synthetic import record
+
+from feedrate.analysis.schema import COLUMNS, STATUSES, check_record, fits, status
 
 
 def test_every_column_is_defined_once_and_has_a_meaning() -> None:

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from synthetic import record, small_run, write_run
+
 from feedrate.analysis import load_run
 from feedrate.analysis.estimate import Rate
 from feedrate.analysis.summary import RANKING_DTYPES, best_by_batch_size, pool, ranking
-from synthetic import record, small_run, write_run
 
 
 def test_settings_are_ranked_and_replicates_pooled(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_a_trial_gets_what_was_asked_for_it(monkeypatch, tag, tmp_path):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("raises", "function raises raised:\n.*, in raises\n.*no such folder on this machine"),
+        ("raises", "function 'raises' raised:\n.*, in raises\n.*no such folder on this machine"),
         ("raises_in_dataset", "cannot be built:\n.*, in make\n.*the disk is not mounted"),
         ("empty", "the dataset of workload 'rows' is empty"),
         ("not_a_loader", "make_loader of workload 'mine' returned list, not a torch DataLoader"),
@@ -178,7 +178,7 @@ def test_options_that_do_not_fit_are_usage(template):
     """An option that the workload does not take ends in a usage failure, measured too."""
     failure = last(run(template, "rows", "measure", latency_s=3))
     assert failure["usage"]
-    assert "does not take these options: got an unexpected keyword argument 'latency_s'" in failure["failure_message"]
+    assert "does not take --latency: leave it out" in failure["failure_message"]
 
 
 def test_an_error_while_measuring_is_classified(template):

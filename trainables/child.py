@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from feedrate.trainables import host
 from feedrate.trainables.config import LoaderConfig
-from feedrate.trainables.failure import classify, user_traceback
-from feedrate.trainables.loading import owned_generators, read_baseline
+from feedrate.trainables.failure import TrialFailed, classify, user_traceback
+from feedrate.trainables.loading import build_loader, owned_generators, read_baseline
 from feedrate.trainables.measure import MeasureOptions, measure, pick_device
-from feedrate.trainables.resolve import UnknownWorkload, WorkloadRef, load
+from feedrate.trainables.resolve import UnknownWorkload, WorkloadRef, load, preload
 from feedrate.trainables.workload import Workload, WorkloadError
 
 Send = Callable[[dict[str, Any]], None]
@@ -95,13 +95,16 @@ def _describe(request: dict[str, Any], send: Send) -> None:
     """Say what the workload is, without training: its baseline, its size, what its data check found."""
     ref = WorkloadRef(**request["workload"])
     send({"event": "phase", "phase": "setup"})
+    place, _, name = ref.target.rpartition(":")
+    doing = f"{place or name} cannot be imported"
     try:
+        preload(ref)
+        doing = f"the workload's function {name!r} raised"
         workload = load(ref)
     except (UnknownWorkload, WorkloadError):
         raise
     except Exception as error:
-        place = ref.target.rpartition(":")[2]
-        raise WorkloadError(f"the workload's function {place} raised:\n{user_traceback(error)}".rstrip()) from None
+        raise WorkloadError(f"{doing}:\n{user_traceback(error)}".rstrip()) from None
     try:
         described = describe(workload)
     except WorkloadError:
@@ -126,8 +129,10 @@ def describe(workload: Workload) -> dict[str, Any]:
             raise WorkloadError(
                 f"make_loader of workload {workload.name!r} returned {type(loader).__name__}, not a torch DataLoader"
             )
-        dataset, baseline = loader.dataset, read_baseline(loader).to_dict()
+        own = read_baseline(loader)
+        dataset, baseline = loader.dataset, own.to_dict()
         fixed = ["batch_size"] if loader.batch_size is None else []
+        _try_override(workload, own)
     owned = owned_generators(dataset)
     if owned:
         notes.append(
@@ -150,6 +155,24 @@ def describe(workload: Workload) -> dict[str, Any]:
         "fixed": fixed,
         "notes": notes,
     }
+
+
+def _try_override(workload: Workload, own: LoaderConfig) -> None:
+    """Find out now, not in every trial, whether make_loader passes on what it is asked for.
+
+    Raises:
+        WorkloadError: it does not.
+    """
+    other = LoaderConfig(num_workers=own.num_workers + 1, batch_size=own.batch_size)
+    try:
+        build_loader(workload, other, seed=0)
+    except TrialFailed as error:
+        raise WorkloadError(error.failure.message) from None
+    except TypeError as error:
+        raise WorkloadError(
+            f"make_loader of workload {workload.name!r} must take DataLoader's arguments, as in "
+            f"`def make_loader(**overrides)`, and pass them on: {error}"
+        ) from None
 
 
 def host_facts() -> dict[str, Any]:

@@ -53,8 +53,8 @@ class Measurement:
     boundary_s: float = 0.0
     epoch_samples: int | None = None
     unit: str = "samples"
-    step_only_num_items: int | None = None
-    step_only_duration_s: float | None = None
+    step_only_num_items: list[int] | None = None
+    step_only_duration_s: list[float] | None = None
     tree_pss_bytes: int | None = None
     tree_uss_bytes: int | None = None
     shm_bytes: int | None = None

@@ -52,6 +52,8 @@ def make_ref(text: str, options: Mapping[str, Any] | None = None, cwd: Path | No
     if text in BUNDLED:
         return WorkloadRef(target=text, options=dict(options or {}), cwd=str(cwd))
     place, colon, function = text.rpartition(":")
+    if not colon and text.endswith(".py") and (cwd / text).is_file():
+        raise UnknownWorkload(f"{text} holds functions: name the one that returns the workload, as in {text}:workload")
     if not colon or not place or not function.isidentifier():
         known = ", ".join(BUNDLED)
         raise UnknownWorkload(
@@ -103,14 +105,24 @@ def load(ref: WorkloadRef) -> Any:
     from feedrate.trainables.workload import Workload
 
     function = preload(ref)
-    try:
-        inspect.signature(function).bind(**ref.options)
-    except TypeError as error:
-        raise UnknownWorkload(f"workload {ref.target} does not take these options: {error}") from None
+    _check_options(ref, inspect.signature(function))
     workload = function(**ref.options)
     if not isinstance(workload, Workload):
         raise UnknownWorkload(f"{ref.target} returned {type(workload).__name__}, not a feedrate.trainables.Workload")
     return workload
+
+
+def _check_options(ref: WorkloadRef, signature: inspect.Signature) -> None:
+    name = ref.target.rpartition(":")[2]
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values())
+    for option in ref.options:
+        if option not in signature.parameters and not takes_any:
+            flag = option.removesuffix("_s").replace("_", "-")
+            raise UnknownWorkload(f"workload {name} does not take --{flag}: leave it out")
+    try:
+        signature.bind(**ref.options)
+    except TypeError as error:
+        raise UnknownWorkload(f"the workload's function {name!r} is called without arguments, but there is a {error}") from None
 
 
 def _from_name(name: str) -> ModuleType:
