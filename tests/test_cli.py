@@ -57,10 +57,17 @@ def refused(tmp_path, capfd):
         assert code == 2, printed.err
         assert printed.out == ""
         assert after == before
-        assert printed.err.startswith("feedrate: ")
-        return printed.err.removeprefix("feedrate: ").removesuffix("\n")
+        return complaint(printed.err)
 
     return run
+
+
+def complaint(stderr):
+    """What is wrong, without the lines before it that tell what is going on."""
+    progress, found, said = f"\n{stderr}".partition("\nfeedrate: ")
+    assert found
+    assert all(line.startswith((f"feedrate {version('feedrate')}: ", "joining ")) for line in progress.split("\n")[1:])
+    return said.removesuffix("\n")
 
 
 @pytest.fixture
@@ -172,9 +179,9 @@ def test_an_address_without_ray_is_refused_soon(feedrate, tmp_path):
             search = ("search", "toy.py:workload", "--address", f"127.0.0.1:{port}")
             command = feedrate(*search, timeout_s=60, RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")  # 127.0.0.1 as it is
             assert command.code == 2
-            assert command.stderr == (
-                f"feedrate: no Ray cluster answers at --address 127.0.0.1:{port} ({reason}): start one there with "
-                "`ray start --head`, or leave --address out for a local one\n"
+            assert complaint(command.stderr) == (
+                f"no Ray cluster answers at --address 127.0.0.1:{port} ({reason}): start one there with "
+                "`ray start --head`, or leave --address out for a local one"
             )
     assert not (tmp_path / "feedrate-runs").exists()
 

@@ -157,9 +157,10 @@ def test_a_helper_of_the_module_lives_as_long_as_the_template(made, tag):
     """A process that the import started serves every trial, and ends with the template."""
     template = made("helper = subprocess.Popen(['sleep', '1000'], start_new_session=True)")
     for _ in range(2):
-        assert last(template.run(REQUEST))["event"] == "result"
-        helpers = [pid for pid in tagged(tag) if psutil.Process(pid).name() == "sleep"]
-        assert len(helpers) == 1
+        end = last(template.run(REQUEST))
+        assert end["event"] == "result", end
+        names = [psutil.Process(pid).name() for pid in tagged(tag)]
+        assert names.count("sleep") == 1, names
     template.close()
     assert not tagged(tag)
 

@@ -83,7 +83,7 @@ def _measure(request: dict[str, Any], send: Send) -> None:
 
     try:
         for measurement in measure(workload, config, MeasureOptions(**request["options"]), on_phase):
-            send({"event": "progress", "columns": measurement.columns()})
+            send({"event": "progress", "columns": measurement.columns() | facts})
     except Exception:
         if phase != "teardown":  # a worker that crashes while it is stopped does not change what was measured
             raise
