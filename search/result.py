@@ -21,6 +21,7 @@ TIED_FRACTION = 0.02
 """Settings this close to the fastest are as good; the cheapest of them is the answer."""
 COMPUTE_BOUND_FRACTION = 0.95
 BUSY_FRACTION = 0.85
+NEAR_FRACTION = 0.8
 WAIT_FRACTION = 0.03
 SHARED_FRACTION = 0.05
 IMPOSSIBLE_FRACTION = 1.1
@@ -162,14 +163,17 @@ def busy_fraction(own_cpu_fraction: float | None, num_cpus: float | None, num_wo
 def verdict(fraction_of_ceiling: float | None, wait_fraction: float | None, busy: float | None) -> str:
     """Where the time goes: compute-bound, loader-bound (CPU), loader-bound (waiting), or too noisy to say.
 
-    Compute-bound is a rate at the step-only ceiling, or a training step that is not kept waiting: on a CPU the workers
-    slow the step itself down, so that its ceiling cannot be reached.
+    Compute-bound is a rate at the step-only ceiling, or near it with a training step that is not kept waiting: on a
+    CPU the workers slow the step itself down, so that its ceiling cannot be reached.
     """
     if fraction_of_ceiling is not None and fraction_of_ceiling > IMPOSSIBLE_FRACTION:
         return "too noisy to say"
-    if (fraction_of_ceiling or 0) >= COMPUTE_BOUND_FRACTION or (
-        wait_fraction is not None and wait_fraction < WAIT_FRACTION
-    ):
+    waits = wait_fraction is None or wait_fraction >= WAIT_FRACTION
+    if fraction_of_ceiling is None:
+        at_ceiling = not waits
+    else:
+        at_ceiling = fraction_of_ceiling >= (COMPUTE_BOUND_FRACTION if waits else NEAR_FRACTION)
+    if at_ceiling:
         return "compute-bound"
     if busy is None:
         return "too noisy to say"

@@ -165,7 +165,9 @@ def test_an_interrupted_search_has_an_answer_but_writes_none(concluded):
     ("fraction", "wait", "cpu", "expected"),
     [
         (0.97, 0.2, 0.5, "compute-bound"),
-        (0.6, 0.01, 0.99, "compute-bound"),
+        (0.85, 0.01, 0.99, "compute-bound"),
+        (0.16, 0.01, 0.99, "loader-bound (CPU)"),  # workers starve a step on the CPU, which then never waits
+        (1.8, 0.01, 0.99, "too noisy to say"),
         (None, 0.01, None, "compute-bound"),
         (0.6, 0.4, 0.95, "loader-bound (CPU)"),
         (0.6, 0.4, 0.30, "loader-bound (waiting)"),

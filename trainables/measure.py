@@ -31,6 +31,8 @@ LONG_WINDOW_S = 1.0
 STEP_BLOCKS = 9
 MIN_WINDOWS = 5
 MAX_WINDOWS = 13
+ENOUGH_S = 6.0
+"""Wall time of windows after which MIN_WINDOWS of them are enough, sure or not."""
 ENOUGH_FRACTION = 0.015
 """A half-width of the windows' interval below this ends a measurement: the run-to-run spread is larger."""
 _END = object()
@@ -206,7 +208,7 @@ class _Run:
             return True
         if count < MIN_WINDOWS:
             return False
-        if count >= MAX_WINDOWS:
+        if count >= MAX_WINDOWS or sum(self.result.windows.window_duration_s) >= ENOUGH_S:
             return True
         return self.has_rate() and self.result.windows.rate().half_width_fraction < ENOUGH_FRACTION
 
