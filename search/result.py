@@ -257,8 +257,7 @@ def explain(result: SearchResult) -> list[str]:
     if best["ceiling"]:
         why += f": {best['ceiling']['fraction_of_ceiling']:.0%} of the ceiling ({best['ceiling']['step_only_samples_per_second']:,.0f}/s without loading)"
     lines.append(f"Why: {why}")
-    others = result.ranking[(result.ranking["status"] == "complete") & ~result.ranking["is_baseline"]]
-    if others.empty:
+    if result.ranking["is_baseline"].all():
         command = shlex.join(["feedrate", "resume", str(result.folder)])
         lines.append(f"Only your own setting was measured: nothing is known about others. Try some with: {command}")
     elif best["verdict"] == "compute-bound" and best["baseline"] and best["baseline"]["speedup"] < 1.05:

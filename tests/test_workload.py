@@ -13,9 +13,8 @@ from feedrate.trainables.workload import TUNED
 
 @pytest.mark.parametrize("name", TUNED)
 def test_what_is_searched_cannot_be_fixed(name):
-    """`loader_kwargs` that fixes a searched option is refused, and the flag of the same name is shown."""
-    flag = name.replace("_", "-")
-    with pytest.raises(ValueError, match=f"fixes {name}, which is searched: leave it out and pass --{flag}"):
+    """`loader_kwargs` that fixes a searched option is refused, with the way to compare with it."""
+    with pytest.raises(ValueError, match=f"fixes {name}, which is searched: leave it out and pass --baseline {name}="):
         short(Rows(), loader_kwargs={"drop_last": True, name: 4})
 
 

@@ -150,7 +150,7 @@ def describe(workload: Workload) -> dict[str, Any]:
         "unit": workload.unit,
         "is_short": workload.is_short,
         "iterable": isinstance(dataset, IterableDataset),
-        "epoch_samples": epoch_samples,
+        "epoch_samples": epoch_samples if workload.unit == "samples" else None,
         "baseline": baseline,
         "fixed": fixed,
         "notes": notes,

@@ -29,6 +29,9 @@ def host_id() -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+PATIENCE_S = 1.0
+
+
 class HostLock:
     """One measuring trial at a time on a host, also between searches and users.
 
@@ -42,7 +45,7 @@ class HostLock:
         self._descriptor: int | None = None
 
     def acquire(self, on_wait: Callable[[], None]) -> None:
-        """Take the lock, however long it takes; `on_wait` is called once if somebody else has it."""
+        """Take the lock, however long it takes; `on_wait` is called once if somebody else keeps it for a second."""
         flags = os.O_RDONLY | os.O_NOFOLLOW
         try:
             descriptor = os.open(self.path, flags)
@@ -50,13 +53,14 @@ class HostLock:
             descriptor = os.open(self.path, flags | os.O_CREAT, 0o644)
             os.fchmod(descriptor, 0o644)  # others must be able to open it, whatever our umask
         self._descriptor = descriptor
-        waited = False
+        begun, waited = time.monotonic(), False
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except BlockingIOError:
-                if not waited:
+                # the last trial's own workers may still be ending
+                if not waited and time.monotonic() - begun > PATIENCE_S:
                     on_wait()
                     waited = True
                 time.sleep(0.05)

@@ -99,7 +99,9 @@ def measure(
         del batch
     on_phase("loader")
     loader = build_loader(workload, config, seed=options.seed)
-    result.epoch_samples = options.epoch_samples or _num_samples(loader)
+    result.epoch_samples = options.epoch_samples
+    if result.epoch_samples is None and workload.unit == "samples":  # a dataset's length counts samples, not tokens
+        result.epoch_samples = _num_samples(loader)
     shm_before = shm_used_bytes()
     counter = count_batches(loader)
     result.setup_s = time.perf_counter() - started

@@ -56,9 +56,8 @@ class Workload:
         fixed = dict(loader_kwargs or {})
         searched = [key for key in fixed if key in TUNED]
         if searched:
-            flag = searched[0].replace("_", "-")
             raise ValueError(
-                f"loader_kwargs of workload {name!r} fixes {searched[0]}, which is searched: leave it out and pass --{flag} or --baseline {searched[0]}=..."
+                f"loader_kwargs of workload {name!r} fixes {searched[0]}, which is searched: leave it out and pass --baseline {searched[0]}=... or the flag of its name"
             )
         self.name = name
         self.unit = "samples"
