@@ -22,10 +22,7 @@ class Measure:
     """
 
     def prepare(self, parser: argparse.ArgumentParser) -> None:
-        arguments.add_workload(parser)
-        _add_setting(parser)
-        arguments.add_trial(parser)
-        parser.add_argument("--json", action="store_true", help="print one JSON object")
+        _add_arguments(parser)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         config = _setting(args)
@@ -73,10 +70,7 @@ class Ceilings:
     """
 
     def prepare(self, parser: argparse.ArgumentParser) -> None:
-        arguments.add_workload(parser)
-        _add_setting(parser)
-        arguments.add_trial(parser)
-        parser.add_argument("--json", action="store_true", help="print one JSON object")
+        _add_arguments(parser)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         from feedrate.analysis.estimate import record_steady, step_only_sps
@@ -140,6 +134,13 @@ class Workloads:
             "\nYour own: package.module:function or path/to/file.py:function, returning a feedrate.trainables.Workload"
         )
         return None
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    arguments.add_workload(parser)
+    _add_setting(parser)
+    arguments.add_trial(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _add_setting(parser: argparse.ArgumentParser) -> None:
