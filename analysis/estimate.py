@@ -140,3 +140,8 @@ def step_only_sps(record: dict[str, Any]) -> float | None:
     if not record.get("step_only_duration_s"):
         return None
     return float(np.median(np.divide(record["step_only_num_items"], record["step_only_duration_s"])))
+
+
+def wait_fraction(record: dict[str, Any]) -> float:
+    """Share of the windows' time that the training step spent waiting inside next(loader) (0..1)."""
+    return float(np.sum(record["window_wait_s"]) / np.sum(record["window_duration_s"]))

@@ -17,7 +17,7 @@ import pandas as pd
 
 from feedrate.analysis.best import check_best
 from feedrate.analysis.clean import WINDOW_COLUMNS, clean, label, printable
-from feedrate.analysis.estimate import Rate, naive_sps, record_rate, record_steady, step_only_sps
+from feedrate.analysis.estimate import Rate, naive_sps, record_rate, record_steady, step_only_sps, wait_fraction
 from feedrate.analysis.run_folder import RunError, RunFolder, read_object
 from feedrate.analysis.schema import COLUMN, COLUMNS, status
 
@@ -163,7 +163,7 @@ def _derived(record: dict[str, Any], objective: str, problems: list[str]) -> dic
     duration_s = record["window_duration_s"]
     derived["naive_sps"] = naive_sps(duration_s, record["window_num_items"])
     if record["window_wait_s"]:
-        derived["wait_fraction"] = sum(record["window_wait_s"]) / sum(duration_s)
+        derived["wait_fraction"] = wait_fraction(record)
     return derived
 
 

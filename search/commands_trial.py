@@ -29,11 +29,11 @@ class Measure:
         columns, failure = _trial(args, config, {})
         if failure is not None:
             return _print_failure(args.json, config, failure)
-        from feedrate.analysis.estimate import naive_sps, record_rate, record_steady, step_only_sps
+        from feedrate.analysis.estimate import naive_sps, record_rate, record_steady, step_only_sps, wait_fraction
 
         rate, steady = record_rate(columns, args.objective), record_steady(columns)
         assert rate is not None and steady is not None
-        wait = sum(columns["window_wait_s"]) / sum(columns["window_duration_s"])
+        wait = wait_fraction(columns)
         facts = {
             "throughput": rate.sps,
             "ci95": [rate.low_sps, rate.high_sps],
@@ -73,7 +73,7 @@ class Ceilings:
         _add_arguments(parser)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
-        from feedrate.analysis.estimate import record_steady, step_only_sps
+        from feedrate.analysis.estimate import record_steady, step_only_sps, wait_fraction
         from feedrate.search.result import busy_fraction, verdict
 
         config = _setting(args)
@@ -91,7 +91,7 @@ class Ceilings:
             return _print_failure(args.json, config, failure)
         loader = record_steady(alone)
         assert loader is not None
-        wait = sum(together["window_wait_s"]) / sum(together["window_duration_s"])
+        wait = wait_fraction(together)
         answer = verdict(
             steady.sps / step,
             wait,
@@ -164,15 +164,7 @@ def _setting(args: argparse.Namespace) -> LoaderConfig:
     for note in described["notes"]:
         print(f"note: {note}", file=sys.stderr)
     own = described["baseline"] or {"batch_size": None if "batch_size" in described["fixed"] else 32}
-    names = (
-        "num_workers",
-        "batch_size",
-        "prefetch_factor",
-        "pin_memory",
-        "persistent_workers",
-        "multiprocessing_context",
-    )
-    asked = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    asked = {name: getattr(args, name) for name in arguments.DIMENSIONS if getattr(args, name) is not None}
     without = [name for name in ("prefetch_factor", "persistent_workers", "multiprocessing_context") if asked.get(name)]
     config = LoaderConfig(**{**own, **asked})
     if without and config.num_workers == 0:

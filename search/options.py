@@ -10,6 +10,8 @@ from feedrate.trainables.config import LoaderConfig
 
 OBJECTIVES = ("epoch", "steady")
 SAMPLERS = ("tpe", "random")
+LOOKS = (5, 8, 13, 20)
+"""Numbers of windows after which a trial may be stopped; few looks keep its confidence honest (MEASURING.md 3.1)."""
 
 
 class UsageError(Exception):

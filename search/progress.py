@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from feedrate.analysis.estimate import Rate
+from feedrate.analysis.estimate import Rate, wait_fraction
 from feedrate.analysis.schema import status
 from feedrate.trainables.config import LoaderConfig
 
@@ -109,7 +109,7 @@ class Display:
         name = "yours" if record["origin"] == "baseline" else f"trial {record['number']}"
         if outcome == "failed" or rate is None:
             return f"{name}: {config.short()}  failed: {record.get('failure_message')}"
-        waits = sum(record["window_wait_s"]) / sum(record["window_duration_s"])
+        waits = wait_fraction(record)
         words = f"{name}: {config.short()}  {rate.sps:,.0f} {self.unit}/s {_spread(rate)}"
         words += "  stopped early" if outcome == "pruned" else ""
         if record["origin"] == "baseline":

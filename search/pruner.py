@@ -18,9 +18,8 @@ from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState
 
 from feedrate.analysis.estimate import RUN_SD_FRACTION
+from feedrate.search.options import LOOKS
 
-LOOKS = (5, 8, 13, 20)
-"""Numbers of windows after which a trial may be stopped."""
 LOW = "low_sps"
 """User attribute of a completed trial: lower end of its 95 % interval, run-to-run spread included."""
 HALF_WIDTH = "half_width_fraction"

@@ -71,6 +71,7 @@ class Session:
         self.stop_reason: str | None = None
         self.ceilings: dict[int | None, float] = {}
         self.records: list[dict[str, Any]] = []
+        self._num_replayed = 0
         self._running: dict[int, Request] = {}
         self._stopped: set[int] = set()
         self._spent_s: list[float] = []
@@ -86,6 +87,7 @@ class Session:
         for record in records:
             self._learn(record)
             self.display.learn(record, record_rate(record, self.options.objective))
+        self._num_replayed = len(self.records)
 
     def next(self) -> Request | None:
         """The next measurement, or None when the search is over; `stop_reason` then says why."""
@@ -201,7 +203,8 @@ class Session:
         tried = self.brain.counts().told + len(self._running)
         if self.options.max_trials is not None and tried >= self.options.max_trials:
             return f"{self.options.max_trials} settings were tried (--max-trials)"
-        last = [record.get("failure_message") for record in self.records[-SAME_FAILURES:]]
+        mine = self.records[self._num_replayed :]  # a resumed search may follow a repair of the workload
+        last = [record.get("failure_message") for record in mine[-SAME_FAILURES:]]
         if len(last) == SAME_FAILURES and last[0] is not None and len(set(last)) == 1:
             return f"the last {SAME_FAILURES} settings failed for the same reason"
         recent = self._spent_s[-5:]

@@ -25,8 +25,9 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from feedrate.search.domains import to_optuna
+from feedrate.search.options import LOOKS
 from feedrate.search.past import Ask, Counts, Past, Reconciled
-from feedrate.search.pruner import HALF_WIDTH, LOOKS, ConfidencePruner
+from feedrate.search.pruner import HALF_WIDTH, ConfidencePruner
 from feedrate.search.reconcile import reconcile
 from feedrate.search.sampler import SnappingSampler
 from feedrate.search.space import SearchSpace

@@ -13,11 +13,9 @@ from typing import Any
 
 from ray import tune
 
+from feedrate.search.options import LOOKS
 from feedrate.trainables.resolve import WorkloadRef
 from feedrate.trainables.supervise import Template
-
-LOOKS = (5, 8, 13, 20)
-"""Windows after which the scheduler is asked; few looks keep its confidence honest (MEASURING.md 3.1)."""
 
 
 class Supervisor(tune.Trainable):

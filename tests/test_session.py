@@ -287,3 +287,4 @@ def test_the_same_failure_again_and_again_ends_the_search(search):
         broken.session.completed(request.number, {}, failure)
     assert len(broken.records()) == 8
     assert "for the same reason" in broken.session.stop_reason
+    assert search(max_trials=100).session.next() is not None  # resumed, perhaps with a repaired workload
