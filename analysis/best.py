@@ -40,6 +40,10 @@ _LOADER = {
     "persistent_workers": "true or false", "in_order": "true or false",
     "multiprocessing_context": "fork, forkserver or spawn",
 }  # fmt: skip
+_PROCESS = {
+    "sharing_strategy": "file_descriptor or file_system", "trainer_cpus": "a whole number, 1 or more",
+    "torch_num_threads": "a whole number, 1 or more",
+}  # fmt: skip
 
 
 class BestConfig(Mapping[str, Any]):
@@ -125,15 +129,59 @@ def check_best(best: Mapping[str, Any]) -> None:
             raise ValueError(f"{path} must be {_WORDS[kind.rstrip('?')]}, not {str(value)[:40]!r}")
         if kind == "loader":
             _check_loader(path, value)
+    for path, process in (("process", best["process"]), ("baseline.process", (best["baseline"] or {}).get("process", {}))):
+        if not isinstance(process, dict):
+            raise ValueError(f"{path} must be an object, not {str(process)[:40]!r}")
+        for name, value in process.items():
+            if name in _PROCESS and not _fits_process(name, value):
+                raise ValueError(f"{path}.{name} must be {_PROCESS[name]}, not {str(value)[:40]!r}")
 
 
 def python_snippet(best: Mapping[str, Any]) -> str:
-    """Text to paste into a program; `best` is the content of best.json or a `BestConfig`."""
+    """Text to paste into a program; `best` is the content of best.json or a `BestConfig`.
+
+    One line, unless `process` is not empty: then what the process must do comes before it.
+    """
     raw = best.raw if isinstance(best, BestConfig) else best
     arguments = "".join(f", {name}={value!r}" for name, value in raw["dataloader"].items())
-    process = raw.get("process", {}).items()
-    also = [f"# the rate also needs {' '.join(name.split())} = {json.dumps(value)}\n" for name, value in process]
-    return "".join(also) + f"DataLoader(dataset{arguments})"
+    process: dict[str, Any] = raw.get("process", {})
+    known = {name: value for name, value in process.items() if name in _PROCESS and _fits_process(name, value)}
+    also = [
+        f"# the rate also needs {' '.join(name.split())} = {json.dumps(value)}"
+        for name, value in process.items()
+        if name not in known
+    ]
+    before, worker_init_fn = _process_lines(**known) if known else ([], None)
+    if worker_init_fn:
+        arguments += f", worker_init_fn={worker_init_fn}"
+    return "\n".join([*also, *before, f"DataLoader(dataset{arguments})"])
+
+
+def _process_lines(
+    sharing_strategy: str | None = None, trainer_cpus: int | None = None, torch_num_threads: int | None = None
+) -> tuple[list[str], str | None]:
+    """What comes before the DataLoader, and its worker_init_fn."""
+    imports, now, in_worker, worker_init_fn = ["import torch"], [], [], None
+    if sharing_strategy is not None:
+        in_worker.append(f"torch.multiprocessing.set_sharing_strategy({sharing_strategy!r})")
+        now, worker_init_fn = list(in_worker), "init_worker"
+    if torch_num_threads is not None or trainer_cpus is not None:
+        now.append(f"torch.set_num_threads({torch_num_threads or f'min(torch.get_num_threads(), {trainer_cpus})'})")
+    if trainer_cpus is not None:
+        imports = ["import functools", "import os", "", *imports]
+        in_worker.append("os.sched_setaffinity(0, cpus)")
+        now += [
+            "cpus = sorted(os.sched_getaffinity(0))",
+            'for thread in os.listdir("/proc/self/task"):  # before the workers start; those of torch run already',
+            f"    os.sched_setaffinity(int(thread), cpus[:{trainer_cpus}])",
+        ]
+        worker_init_fn = f"functools.partial(init_worker, cpus[{trainer_cpus}:])"
+    lines = [*imports, ""]
+    if worker_init_fn:
+        parameters = "worker_id" if trainer_cpus is None else "cpus, worker_id"
+        lines += ["", f"def init_worker({parameters}):  # then call your own worker_init_fn, if you have one"]
+        lines += [*(f"    {line}" for line in in_worker), "", ""]
+    return lines + now, worker_init_fn
 
 
 def best_schema() -> dict[str, Any]:
@@ -155,6 +203,12 @@ def _fits(value: Any, kind: str) -> bool:
 
 def _finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _fits_process(name: str, value: Any) -> bool:
+    if name == "sharing_strategy":
+        return value in ("file_descriptor", "file_system")
+    return type(value) is int and value >= 1
 
 
 def _check_loader(path: str, kwargs: Mapping[str, Any]) -> None:

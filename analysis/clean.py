@@ -9,6 +9,8 @@ from typing import Any
 from feedrate.analysis.schema import COLUMN, COLUMNS, Column, fits
 
 WINDOW_COLUMNS = tuple(column.name for column in COLUMNS if column.name.startswith("window_"))
+_OPTIONAL = ("window_wait_s", "window_step_s")
+"""Columns of windows that a record may lack."""
 
 
 def clean(record: dict[str, Any], position: int, problems: list[str]) -> dict[str, Any] | None:
@@ -27,7 +29,7 @@ def clean(record: dict[str, Any], position: int, problems: list[str]) -> dict[st
     unknown = sorted(set(record) - set(COLUMN))
     if unknown:
         problems.append(f"{name}: unknown columns were ignored: {', '.join(map(printable, unknown))}")
-    windows = {column: kept[column] for column in WINDOW_COLUMNS if column != "window_wait_s" or kept[column]}
+    windows = {column: kept[column] for column in WINDOW_COLUMNS if column not in _OPTIONAL or kept[column]}
     if len({len(values or ()) for values in windows.values()}) > 1:
         problems.append(f"{name}: its windows do not fit together and were left out")
         kept |= dict.fromkeys(WINDOW_COLUMNS)
@@ -35,11 +37,11 @@ def clean(record: dict[str, Any], position: int, problems: list[str]) -> dict[st
 
 
 def _sensible(value: Any, column: Column) -> bool:
-    """The right type, finite, and not negative (niceness alone may be)."""
+    """The right type, finite, and not negative (niceness and growth alone may be)."""
     if not fits(value, column.dtype):
         return False
     numbers = value if isinstance(value, list) else [value]
-    least = -20 if column.name == "nice" else 0
+    least = {"nice": -20, "tree_uss_growth_bytes_per_batch": -(2**63)}.get(column.name, 0)
     return all(
         least <= number < 2**63 and math.isfinite(number) for number in numbers if isinstance(number, (int, float))
     )

@@ -107,6 +107,27 @@ def epoch_factor(steady_sps: float, boundary_s: float, epoch_samples: int | None
     return epoch_samples / (epoch_samples + boundary_s * steady_sps)
 
 
+def epochs_rate(
+    duration_s: Sequence[float] | None,
+    num_items: Sequence[int] | None,
+    epoch_samples: int | None,
+    run_sd_fraction: float = 0.0,
+) -> Rate | None:
+    """Rate over whole epochs that were timed one by one; None where fewer than 5 were, or they were cut short.
+
+    Args:
+        duration_s: from the first batch of one epoch to that of the next, shape (epochs,).
+        num_items: items trained in each, shape (epochs,).
+        epoch_samples: items of a whole epoch.
+        run_sd_fraction: run-to-run standard deviation to add to the interval.
+    """
+    if duration_s is None or num_items is None or len(duration_s) < 5 or not epoch_samples:
+        return None
+    if np.mean(num_items) < 0.99 * epoch_samples:
+        return None
+    return steady_rate(duration_s, num_items, num_items, num_items, run_sd_fraction=run_sd_fraction)
+
+
 def record_steady(record: dict[str, Any]) -> Rate | None:
     """Steady rate of one trial record; None where it holds no window (failed)."""
     if not record.get("window_duration_s"):
@@ -129,6 +150,11 @@ def record_rate(record: dict[str, Any], objective: str = "epoch") -> Rate | None
     steady = record_steady(record)
     if steady is None or objective == "steady":
         return steady
+    whole = epochs_rate(
+        record.get("epoch_duration_s"), record.get("epoch_num_items"), record.get("epoch_samples"), RUN_SD_FRACTION
+    )
+    if whole is not None:
+        return whole
     return steady.scaled(epoch_factor(steady.sps, record.get("boundary_s") or 0.0, record.get("epoch_samples")))
 
 
@@ -142,6 +168,34 @@ def step_only_sps(record: dict[str, Any]) -> float | None:
     return float(np.median(np.divide(record["step_only_num_items"], record["step_only_duration_s"])))
 
 
+def copy_only_sps(record: dict[str, Any]) -> float | None:
+    """Items per second of copying cached batches to the accelerator, alone; None where it was not measured."""
+    if not record.get("copy_only_duration_s"):
+        return None
+    return float(np.median(np.divide(record["copy_only_num_items"], record["copy_only_duration_s"])))
+
+
+def epoch_memory_bytes(record: dict[str, Any]) -> float | None:
+    """Memory of trainer and workers at the end of the user's epoch, extrapolated along the growth in the windows.
+
+    Forked workers copy a dataset's pages as they touch them, so that a short trial sees a part of what a whole epoch
+    takes (MEASURING.md 5). The growth ends when everything is copied: this is what it comes to if it does not. A
+    shrinking tree is extrapolated as if it stayed.
+
+    Returns:
+        Bytes; None where memory, its growth or the epoch's length is not known.
+    """
+    used, growth = record.get("tree_uss_bytes"), record.get("tree_uss_growth_bytes_per_batch")
+    epoch_samples, batches = record.get("epoch_samples"), record.get("window_num_batches")
+    if used is None or growth is None or not epoch_samples or not batches or not sum(record["window_num_items"]):
+        return None
+    in_epoch = epoch_samples * sum(batches) / sum(record["window_num_items"])
+    return float(used + max(growth, 0.0) * max(in_epoch - sum(batches), 0.0))
+
+
 def wait_fraction(record: dict[str, Any]) -> float:
-    """Share of the windows' time that the training step spent waiting inside next(loader) (0..1)."""
+    """Share of the windows' time that the training step was kept waiting (0..1): by the accelerator's own clock where
+    there is one, since the host runs ahead of it; else the time inside next(loader)."""
+    if record.get("window_step_s"):
+        return float(max(1 - np.sum(record["window_step_s"]) / np.sum(record["window_duration_s"]), 0.0))
     return float(np.sum(record["window_wait_s"]) / np.sum(record["window_duration_s"]))

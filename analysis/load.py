@@ -17,7 +17,16 @@ import pandas as pd
 
 from feedrate.analysis.best import check_best
 from feedrate.analysis.clean import WINDOW_COLUMNS, clean, label, printable
-from feedrate.analysis.estimate import Rate, naive_sps, record_rate, record_steady, step_only_sps, wait_fraction
+from feedrate.analysis.estimate import (
+    Rate,
+    copy_only_sps,
+    epoch_memory_bytes,
+    naive_sps,
+    record_rate,
+    record_steady,
+    step_only_sps,
+    wait_fraction,
+)
 from feedrate.analysis.run_folder import RunError, RunFolder, read_object
 from feedrate.analysis.schema import COLUMN, COLUMNS, status
 
@@ -28,7 +37,8 @@ _DERIVED = {
     "status": "str", "config": "str", "superseded": "bool",
     "steady_sps": "float64", "steady_low_sps": "float64", "steady_high_sps": "float64", "naive_sps": "float64",
     "throughput_sps": "float64", "throughput_low_sps": "float64", "throughput_high_sps": "float64",
-    "wait_fraction": "float64", "step_only_sps": "float64",
+    "wait_fraction": "float64", "step_only_sps": "float64", "copy_only_sps": "float64",
+    "epoch_memory_bytes": "float64",
 }  # fmt: skip
 TRIAL_DTYPES = {column.name: _DTYPES[column.dtype] for column in COLUMNS if column.dtype in _DTYPES} | _DERIVED
 _WINDOW = {name.removeprefix("window_"): _DTYPES[COLUMN[name].dtype[5:-1]] for name in WINDOW_COLUMNS}
@@ -68,6 +78,16 @@ class Run:
         known = self.latest.dropna(subset=["step_only_sps"])
         rates = known.groupby("batch_size", dropna=False)["step_only_sps"].median()
         return {None if pd.isna(size) else int(size): float(rate) for size, rate in rates.items()}  # type: ignore[call-overload]
+
+    @property
+    def copies(self) -> dict[tuple[int | None, bool], float]:
+        """Batch size and pin_memory -> items per second of copying batches to the accelerator alone; the median."""
+        known = self.latest.dropna(subset=["copy_only_sps"])
+        rates = known.groupby(["batch_size", "pin_memory"], dropna=False)["copy_only_sps"].median().reset_index()
+        return {
+            (None if pd.isna(row["batch_size"]) else int(row["batch_size"]), bool(row["pin_memory"])): float(row["copy_only_sps"])
+            for _, row in rates.iterrows()
+        }
 
     @property
     def unit(self) -> str:
@@ -124,8 +144,9 @@ def config_text(setting: Mapping[str, Any]) -> str:
     parts += ["pin"] if setting.get("pin_memory") else []
     parts += ["pers"] if setting.get("persistent_workers") else []
     parts += ["any-order"] if setting.get("in_order") is False else []
-    context = setting.get("multiprocessing_context")
-    return " ".join([*parts, context] if context else parts)
+    parts += [setting[name] for name in ("multiprocessing_context", "sharing_strategy") if setting.get(name)]
+    trainer_cpus = setting.get("trainer_cpus")
+    return " ".join(parts if trainer_cpus is None else [*parts, f"trainer_cpus={trainer_cpus}"])
 
 
 def _current(records: list[dict[str, Any]], problems: list[str]) -> set[int]:
@@ -150,6 +171,8 @@ def _derived(record: dict[str, Any], objective: str, problems: list[str]) -> dic
     derived: dict[str, Any] = {"status": status(record), "config": config_text(record)}
     if record["step_only_num_items"] is not None:
         derived["step_only_sps"] = step_only_sps(record)
+    if record["copy_only_num_items"] is not None:
+        derived["copy_only_sps"] = copy_only_sps(record)
     if derived["status"] == "failed" or not record["window_duration_s"]:
         return derived
     try:
@@ -164,6 +187,7 @@ def _derived(record: dict[str, Any], objective: str, problems: list[str]) -> dic
     derived["naive_sps"] = naive_sps(duration_s, record["window_num_items"])
     if record["window_wait_s"]:
         derived["wait_fraction"] = wait_fraction(record)
+    derived["epoch_memory_bytes"] = epoch_memory_bytes(record)
     return derived
 
 

@@ -37,11 +37,11 @@ def headline(run: Run, ranked: pd.DataFrame) -> str:
     """The answer in one sentence; `ranked` is `summary.ranking(run)`."""
     if run.best is not None:
         rate = run.best["throughput"]["samples_per_second"]
-        text = f"{config_text(run.best['dataloader'])} trains {number(rate)} {run.unit}/s"
+        text = f"{_setting(run.best)} trains {number(rate)} {run.unit}/s"
         baseline = run.best["baseline"]
         if baseline is None:
             return text
-        if baseline["dataloader"] == run.best["dataloader"]:
+        if _setting(baseline) == _setting(run.best):
             only = ranked.empty or bool(ranked["is_baseline"].all())
             return text + (": only the baseline was measured" if only else ": the baseline is the best")
         gain = f"{baseline['speedup']:.2f}x the baseline"
@@ -79,7 +79,7 @@ def answer(run: Run, ranked: pd.DataFrame) -> Section:
 
 
 def paste(run: Run) -> str | None:
-    """The line of code to paste; None while there is no best.json."""
+    """The code to paste, usually a line; None while there is no best.json."""
     return None if run.best is None else python_snippet(run.best)
 
 
@@ -165,14 +165,19 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
+def _setting(entry: Mapping[str, Any]) -> str:
+    """The setting of best.json, its baseline or an entry of tied_with, in a few characters."""
+    return config_text({**entry.get("process", {}), **entry.get("dataloader", entry)})
+
+
 def _best_rows(best: Mapping[str, Any], unit: str) -> list[tuple[str, str]]:
     throughput, baseline, ceiling = best["throughput"], best["baseline"], best["ceiling"]
     low, high = throughput["ci95"]
     rate = f"{number(throughput['samples_per_second'])} {unit}/s (95 % interval {number(low)}-{number(high)})"
-    rows = [("Setting", config_text(best["dataloader"]))]
+    rows = [("Setting", _setting(best))]
     if baseline:
         low, high = baseline["speedup_ci95"]
-        against = f"{config_text(baseline['dataloader'])} at {number(baseline['samples_per_second'])} {unit}/s"
+        against = f"{_setting(baseline)} at {number(baseline['samples_per_second'])} {unit}/s"
         rows.append(("Speed-up", f"{baseline['speedup']:.2f}x [{low:.2f}-{high:.2f}] the baseline {against}"))
     else:
         rows.append(("Speed-up", "unknown: no baseline was measured"))
@@ -180,11 +185,12 @@ def _best_rows(best: Mapping[str, Any], unit: str) -> list[tuple[str, str]]:
     if ceiling:
         step_only = f"{number(ceiling['step_only_samples_per_second'])} {unit}/s of the training step alone"
         rows.append(("Ceiling", f"{ceiling['fraction_of_ceiling']:.0%} of the {step_only}"))
-    rows.append(("Verdict", best["verdict"]))
+    evidence = [str(clause) for clause in best.get("verdict_evidence") or ()]
+    rows.append(("Verdict", best["verdict"] + (f": {'; '.join(evidence)}" if evidence else "")))
     again = "yes, measured again against the baseline" if best["confirmed"] else "no, measured in the search only"
     rows.append(("Confirmed", again))
     if best["tied_with"]:
-        rows.append(("Tied with", ", ".join(config_text(tied.get("dataloader", tied)) for tied in best["tied_with"])))
+        rows.append(("Tied with", ", ".join(map(_setting, best["tied_with"]))))
     if best["process"]:
         rows.append(("Also needed", "the DataLoader arguments alone do not reproduce the rate: " + "; ".join(
             f"{name} = {value}" for name, value in best["process"].items())))  # fmt: skip

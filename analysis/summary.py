@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from feedrate.analysis.load import TRIAL_DTYPES, Run
 
 SETTING = (
     "batch_size", "num_workers", "prefetch_factor", "pin_memory", "persistent_workers", "multiprocessing_context",
-    "in_order",
+    "in_order", "sharing_strategy", "trainer_cpus",
 )  # fmt: skip
 _NAMES = (
     "config", *SETTING, "status", "throughput_sps", "throughput_low_sps", "throughput_high_sps", "num_trials",
@@ -51,9 +52,15 @@ def ranking(run: Run) -> pd.DataFrame:
 def best_by_batch_size(run: Run) -> pd.DataFrame:
     """The first row of `ranking` at each batch size, ordered by batch size; settings that ran to the end go first."""
     ranked = ranking(run)
-    ranked = ranked.sort_values("status", kind="stable")  # complete before pruned
+    ranked = ranked[may_win(run, ranked)].sort_values("status", kind="stable")  # complete before pruned
     best = ranked.drop_duplicates("batch_size")
     return best.sort_values("batch_size", kind="stable").reset_index(drop=True)
+
+
+def may_win(run: Run, ranked: pd.DataFrame) -> pd.Series[bool]:
+    """Which rows can be the answer: all but those whose workers repeat data (`disqualified` in search.json)."""
+    most = (run.search.get("disqualified") or {}).get("max_num_workers")
+    return ranked["num_workers"].le(sys.maxsize if most is None else most).astype(bool)
 
 
 def pool(rates: Sequence[Rate]) -> Rate:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from feedrate.search.options import parse_config, parse_duration_s
+from feedrate.search.options import PRECISIONS, parse_config, parse_duration_s
 
 WORKLOAD_HELP = "a bundled name (see `feedrate workloads`), package.module:function, or path/to/file.py:function"
 DIMENSIONS = {
@@ -16,6 +16,9 @@ DIMENSIONS = {
     "prefetch_factor": ("1,2,4,8", "batches in flight per worker"),
     "persistent_workers": ("true,false", "workers survive the epoch"),
     "multiprocessing_context": ("fork,forkserver,spawn", "how workers start; searched only when given"),
+    "in_order": ("true,false", "false: batches as they are ready, in no order; searched only when given"),
+    "sharing_strategy": ("file_descriptor,file_system", "how workers hand tensors over; searched only when given"),
+    "trainer_cpus": ("none,1,2", "CPUs kept for the trainer alone; searched only when given"),
 }
 
 
@@ -107,6 +110,9 @@ def add_trial(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="torch's threads in the trainer (default: what plain Python would have)",
     )
+    group = parser.add_argument_group("the training step of the short form (a step of your own has its own)")
+    group.add_argument("--amp", choices=PRECISIONS, help="forward and loss under autocast (default: the model's own)")
+    group.add_argument("--compile", action="store_true", help="torch.compile the model; compiling is not timed")
 
 
 def _positive(text: str) -> float:

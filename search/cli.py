@@ -14,8 +14,10 @@ from importlib.metadata import version
 from typing import Any, NoReturn, Protocol
 
 from feedrate.search.commands_analysis import Export, Report
+from feedrate.search.commands_ceilings import Ceilings
+from feedrate.search.commands_check import Check
 from feedrate.search.commands_search import Resume, Search
-from feedrate.search.commands_trial import Ceilings, Measure, Workloads
+from feedrate.search.commands_trial import Measure, Workloads
 from feedrate.search.options import NothingFound, UsageError
 
 DONE, NOTHING_FOUND, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -31,7 +33,7 @@ class Command(Protocol):
         """Do the work; returns an exit code other than 0 where there is one. Raises UsageError, NothingFound, RunError."""
 
 
-COMMANDS: tuple[Command, ...] = (Search(), Resume(), Measure(), Ceilings(), Workloads(), Report(), Export())
+COMMANDS: tuple[Command, ...] = (Search(), Resume(), Measure(), Ceilings(), Check(), Workloads(), Report(), Export())
 
 
 class _Parser(argparse.ArgumentParser):

@@ -55,6 +55,11 @@ class Search:
             metavar="N",
             help="of the sampler, the data order and the model (default 0)",
         )
+        run.add_argument(
+            "--allow-duplicates",
+            action="store_true",
+            help="search settings that repeat data, too (see feedrate check); their rates count what is repeated",
+        )
         run.add_argument("--quiet", action="store_true", help="print only the answer")
         arguments.add_trial(parser)
         place = parser.add_argument_group("where it runs")
@@ -154,6 +159,13 @@ def _finish(search: Any) -> int | None:
     write_page(run, result.folder / "report.html")
     if result.best is None:
         reasons = "; ".join(dict.fromkeys(result.failures["failure_message"].dropna()))
+        left_out = run.search.get("disqualified")
+        if left_out and not result.ranking.empty:
+            most = left_out["max_num_workers"]
+            raise NothingFound(
+                f"only settings that repeat data were measured in {result.folder}: with more than {most} worker, "
+                f"{left_out['reason']}. Fix the dataset (feedrate check shows how), or pass --allow-duplicates"
+            )
         raise NothingFound(f"no setting worked in {result.folder}: {reasons or result.stop_reason}")
     console = Console(width=None if sys.stdout.isatty() else 160)
     print_result(result, console, run.unit)

@@ -1,16 +1,16 @@
-"""`feedrate measure`, `ceilings` and `workloads`: one setting or one workload, without Ray."""
+"""`feedrate measure` and `workloads`: one setting or one workload, without Ray; what `ceilings` shares with them."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from feedrate.search import arguments
-from feedrate.search.options import UsageError
-from feedrate.trainables.config import START_METHODS, LoaderConfig
+from feedrate.search.options import ANY_ORDER, OWN_STEP, UsageError
+from feedrate.trainables.config import SHARING_STRATEGIES, START_METHODS, LoaderConfig
 
 FAILED = 1
 
@@ -44,6 +44,7 @@ class Measure:
             "step_only_sps": step_only_sps(columns),
             "wait_fraction": wait,
             "dataloader": config.to_kwargs(),
+            "process": config.to_process(args.threads),
             "measurement": columns,
         }
         if args.json:
@@ -60,62 +61,6 @@ class Measure:
         print(
             f"  memory {(columns['tree_pss_bytes'] or 0) / 1e9:.2f} GB · {columns['device']} ({columns['device_name']}), {columns['num_cpus']} CPUs ({columns['num_cpus_source']})"
         )
-        return None
-
-
-class Ceilings:
-    """How fast the training step and the loader are each alone, and which of them is the limit. Without Ray.
-
-    feedrate ceilings train.py:workload
-    """
-
-    def prepare(self, parser: argparse.ArgumentParser) -> None:
-        _add_arguments(parser)
-
-    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
-        from feedrate.analysis.estimate import record_steady, step_only_sps, wait_fraction
-        from feedrate.search.result import busy_fraction, verdict
-
-        config = _setting(args)
-        together, failure = _trial(args, config, {})
-        if failure is not None:
-            return _print_failure(args.json, config, failure)
-        steady, step = record_steady(together), step_only_sps(together)
-        assert steady is not None and step is not None
-        unit = together["unit"]
-        if not args.json:
-            print(f"step alone    {step:12,.1f} {unit}/s")
-            print(f"both together {steady.sps:12,.1f} {unit}/s  with {config.short()}", flush=True)
-        alone, failure = _trial(args, config, {"loader_only": True})
-        if failure is not None:
-            return _print_failure(args.json, config, failure)
-        loader = record_steady(alone)
-        assert loader is not None
-        wait = wait_fraction(together)
-        answer = verdict(
-            steady.sps / step,
-            wait,
-            busy_fraction(together["own_cpu_fraction"], together["num_cpus"], config.num_workers),
-        )
-        stall = max(1 - steady.sps / step, 0.0)
-        if args.json:
-            print(
-                json.dumps(
-                    {
-                        "step_only_sps": step,
-                        "loader_only_sps": loader.sps,
-                        "together_sps": steady.sps,
-                        "data_stall_fraction": stall,
-                        "verdict": answer,
-                        "unit": unit,
-                        "dataloader": config.to_kwargs(),
-                    }
-                )
-            )
-            return None
-        print(f"loader alone  {loader.sps:12,.1f} {unit}/s  with {config.short()}, warm cache")
-        turns = "" if config.num_workers else " (with 0 workers loading and training take turns)"
-        print(f"{answer}{turns}: {stall:.0%} of the time is lost to data, at most {max(step / steady.sps, 1):.2f}x to gain")
         return None
 
 
@@ -153,22 +98,32 @@ def _add_setting(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--pin-memory", type=arguments.truth, metavar="true|false")
     group.add_argument("--persistent-workers", type=arguments.truth, metavar="true|false")
     group.add_argument("--multiprocessing-context", choices=START_METHODS)
+    group.add_argument("--in-order", type=arguments.truth, metavar="true|false")
+    group.add_argument("--sharing-strategy", choices=SHARING_STRATEGIES)
+    group.add_argument(
+        "--trainer-cpus", type=arguments.whole(1), metavar="N", help="CPUs kept for the trainer alone (default: none)"
+    )
     parser.add_argument("--seed", type=arguments.whole(0), default=0, metavar="N")
 
 
 def _setting(args: argparse.Namespace) -> LoaderConfig:
     """What was asked over the workload's own setting."""
     from feedrate.search.prepare import describe_workload
+    from feedrate.search.space import WITH_WORKERS
 
     described = describe_workload(_ref(args))
     for note in described["notes"]:
         print(f"note: {note}", file=sys.stderr)
     own = described["baseline"] or {"batch_size": None if "batch_size" in described["fixed"] else 32}
     asked = {name: getattr(args, name) for name in arguments.DIMENSIONS if getattr(args, name) is not None}
-    without = [name for name in ("prefetch_factor", "persistent_workers", "multiprocessing_context") if asked.get(name)]
+    if not described["is_short"] and (args.amp or args.compile):
+        raise UsageError(f"--{'amp' if args.amp else 'compile'} {OWN_STEP}")
     config = LoaderConfig(**{**own, **asked})
-    if without and config.num_workers == 0:
-        print(f"note: --{without[0].replace('_', '-')} has no effect with 0 workers", file=sys.stderr)
+    for name in WITH_WORKERS if config.num_workers == 0 else ():
+        if name in asked:
+            print(f"note: --{name.replace('_', '-')} has no effect with 0 workers", file=sys.stderr)
+    if "in_order" in asked and not config.in_order:
+        print(f"note: {ANY_ORDER}", file=sys.stderr)
     if config.pin_memory and not described["facts"]["num_gpus"]:
         print("note: --pin-memory has no effect: there is no accelerator here", file=sys.stderr)
         config = config.without_accelerator()
@@ -185,19 +140,33 @@ def _ref(args: argparse.Namespace) -> Any:
 
 
 def _trial(
-    args: argparse.Namespace, config: LoaderConfig, more: dict[str, Any]
+    args: argparse.Namespace,
+    config: LoaderConfig,
+    more: dict[str, Any],
+    on_columns: Callable[[dict[str, Any]], None] = lambda columns: None,
+    template: Any = None,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Columns of one measurement, or of its failure."""
+    """Columns of one measurement, or of its failure; `on_columns` is shown what is known meanwhile.
+
+    Args:
+        args: what was asked for.
+        config: the setting.
+        more: options of the measurement that no argument sets.
+        on_columns: called with the columns so far.
+        template: to measure in, left open; None makes one and closes it.
+    """
     from feedrate.trainables.supervise import Template
 
-    template = Template(_ref(args), threads=args.threads, show_output=True)
-    options = {"max_trial_s": args.max_trial_s, "seed": args.seed, "epoch_samples": args.epoch_samples, **more}
+    own = Template(_ref(args), threads=args.threads, show_output=True) if template is None else None
+    names = ("max_trial_s", "seed", "objective", "epoch_samples", "amp", "compile")
+    options = {**{name: getattr(args, name) for name in names}, **more}
+    request = {"op": "measure", "config": config.to_dict(), "options": options}
     try:
-        for event in template.run(
-            {"op": "measure", "config": config.to_dict(), "options": options}, max_s=args.max_trial_s
-        ):
+        for event in (own or template).run(request, max_s=args.max_trial_s):
             if event["event"] == "waiting":
                 print("waiting: another feedrate trial is measuring on this host", file=sys.stderr)
+            elif event["event"] == "progress":
+                on_columns(event["columns"])
             elif event["event"] == "result":
                 return event["columns"], None
             elif event["event"] == "failure":
@@ -205,7 +174,8 @@ def _trial(
                     raise UsageError(event["failure_message"])
                 return {}, event
     finally:
-        template.close()
+        if own is not None:
+            own.close()
     raise AssertionError("a trial's last event is its end")
 
 
@@ -213,7 +183,7 @@ def _print_failure(as_json: bool, config: LoaderConfig, failure: dict[str, Any])
     if as_json:
         body = {
             name.removeprefix("failure_"): failure[name]
-            for name in ("failure_kind", "failure_phase", "failure_message", "failure_cause", "failure_traceback")
+            for name in ("failure_kind", "failure_phase", "failure_message", "failure_cause", "failure_traceback", "failure_stacks")
         }
         print(json.dumps({"failure": body, "dataloader": config.to_kwargs()}))
     else:
@@ -221,6 +191,7 @@ def _print_failure(as_json: bool, config: LoaderConfig, failure: dict[str, Any])
             f"{config.short()} failed in phase {failure['failure_phase']} ({failure['failure_kind']}): {failure['failure_message']}",
             file=sys.stderr,
         )
-        if failure["failure_traceback"]:
-            print(failure["failure_traceback"], file=sys.stderr)
+        for name in ("failure_traceback", "failure_stacks"):
+            if failure[name]:
+                print(failure[name], file=sys.stderr)
     return FAILED

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from feedrate.trainables.config import START_METHODS
+from feedrate.trainables.config import SHARING_STRATEGIES, START_METHODS
 
 LEAST = {
     "num_workers": (0, "0 loads in the training process"),
@@ -13,6 +13,13 @@ LEAST = {
     "prefetch_factor": (1, "torch fails at iteration otherwise"),
 }
 """Dimensions that are numbers: the smallest that works, and why."""
+WORDS: dict[str, dict[str, Any]] = {
+    "multiprocessing_context": {"default": None} | {method: method for method in START_METHODS},
+    "sharing_strategy": dict(zip(SHARING_STRATEGIES, (None, "file_system"), strict=True)),
+    "trainer_cpus": {"none": None},
+}
+"""Dimensions whose choices have names: what is meant by each. trainer_cpus takes whole numbers beside."""
+_TRUTH: dict[str, Any] = {"true": True, "false": False}
 MAX_VALUES = 100_000
 
 
@@ -78,9 +85,9 @@ def problem(name: str, dimension: Dimension) -> str | None:
         return "the list is empty; name at least one value"
     if name in LEAST:
         return None if name == "batch_size" and dimension.values == (None,) else _number_problem(name, dimension.values)
-    allowed: dict[str, Any] = {"true": True, "false": False}
-    if name == "multiprocessing_context":
-        allowed = {"default": None} | {method: method for method in START_METHODS}
+    if name == "trainer_cpus":
+        return _number_problem(name, tuple(value for value in dimension.values if value is not None))
+    allowed = WORDS.get(name, _TRUTH)
     for value in dimension.values:
         if (type(value), value) not in {(type(good), good) for good in allowed.values()}:
             return f"{value!r} is not one of {', '.join(allowed)}"
@@ -88,7 +95,7 @@ def problem(name: str, dimension: Dimension) -> str | None:
 
 
 def _number_problem(name: str, values: tuple[Any, ...]) -> str | None:
-    least, why = LEAST[name]
+    least, why = LEAST.get(name) or (1, "none lets the workers run on every CPU")
     for value in values:
         if type(value) is not int:
             return f"{value!r} is not a whole number"
@@ -104,7 +111,9 @@ def _parse(name: str, text: str) -> Dimension:
     words = [word.strip() for word in text.split(",") if word.strip()]
     if name in LEAST:
         return Choice(tuple(_number(word) for word in words))
-    names: dict[str, Any] = {"default": None} if name == "multiprocessing_context" else {"true": True, "false": False}
+    names = WORDS.get(name, _TRUTH)
+    if name == "trainer_cpus":
+        return Choice(tuple(None if word.lower() in names else _number(word) for word in words))
     return Choice(tuple(names.get(word.lower(), word) for word in words))
 
 

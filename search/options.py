@@ -10,6 +10,9 @@ from feedrate.trainables.config import LoaderConfig
 
 OBJECTIVES = ("epoch", "steady")
 SAMPLERS = ("tpe", "random")
+PRECISIONS = ("bf16",)
+OWN_STEP = "is for the short form of a workload: in a step of your own (from_loader) it belongs to make_step"
+ANY_ORDER = "--in-order false: batches come as they are ready, no longer in the order of the sampler, and each run sees another order"
 LOOKS = (5, 8, 13, 20)
 """Numbers of windows after which a trial may be stopped; few looks keep its confidence honest (MEASURING.md 3.1)."""
 
@@ -52,6 +55,12 @@ class SearchOptions:
     """Optuna database URL; None keeps a journal file in the run folder."""
     baseline: LoaderConfig | None = None
     """What speed-ups are measured against; None: the user's own loader, else torch's default."""
+    amp: str | None = None
+    """Precision of the short form's step: bf16 runs forward and loss under autocast; None leaves the model's own."""
+    compile: bool = False
+    """Compile the short form's model with torch.compile; compiling is not timed."""
+    allow_duplicates: bool = False
+    """Search settings that repeat data, too (duplicates.py)."""
     sampler: str = "tpe"
     seed: int = 0
 
@@ -69,6 +78,8 @@ class SearchOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"--{_flag(name)} must be {least} or more, not {value}")
+        if self.amp not in (None, *PRECISIONS):
+            raise ValueError(f"--amp must be one of {', '.join(PRECISIONS)}, not {self.amp!r}")
         if self.objective not in OBJECTIVES:
             raise ValueError(f"--objective must be one of {', '.join(OBJECTIVES)}, not {self.objective!r}")
         if self.sampler not in SAMPLERS:

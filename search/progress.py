@@ -29,6 +29,7 @@ class Display:
         console: where to draw; a terminal gets a live panel, anything else a line an event.
         time_budget_s: for the time left.
         max_trials: for how many are left; None where time alone is the limit.
+        max_num_workers: settings with more repeat data and are not the best so far; None where none does.
         quiet: draw nothing.
         clock: seconds; tests pass their own.
     """
@@ -39,13 +40,14 @@ class Display:
         *,
         time_budget_s: float,
         max_trials: int | None = None,
+        max_num_workers: int | None = None,
         unit: str = "samples",
         quiet: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.console, self.time_budget_s, self.unit, self.quiet, self.clock = console, time_budget_s, unit, quiet, clock
         self.begun = clock()
-        self.max_trials = max_trials
+        self.max_trials, self.max_num_workers = max_trials, max_num_workers
         self.counts = {"complete": 0, "pruned": 0, "failed": 0}
         self.best: tuple[LoaderConfig, Rate] | None = None
         self.now = ""
@@ -96,6 +98,8 @@ class Display:
         """Count a trial, also one of an earlier driver."""
         outcome = status(record)
         self.counts[outcome] += 1
+        if self.max_num_workers is not None and record["num_workers"] > self.max_num_workers:
+            return
         if rate is not None and outcome == "complete" and (self.best is None or rate.sps > self.best[1].sps):
             self.best = (LoaderConfig.from_dict(record), rate)
 

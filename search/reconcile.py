@@ -57,7 +57,9 @@ def tell_record(brain: Brain, record: Mapping[str, Any], objective: str) -> None
         reason = record.get("failure_message") or "nothing was measured"
         brain.tell_failed(number, reason, infeasible=kind in INFEASIBLE, blameless=kind in BLAMELESS)
     elif outcome == "complete":
-        brain.tell_complete(number, rate.sps, {LOW: rate.low_sps})
+        most = brain.max_num_workers
+        stops_others = most is None or record["num_workers"] <= most  # not by a rate that counts repeated data
+        brain.tell_complete(number, rate.sps, {LOW: rate.low_sps} if stops_others else None)
     else:
         brain.report(number, len(record["window_duration_s"]), rate.sps)
         brain.tell_pruned(number)

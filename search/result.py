@@ -14,18 +14,15 @@ from rich.table import Table
 from feedrate.analysis.best import BEST_SCHEMA, python_snippet, write_best
 from feedrate.analysis.load import Run, load_run
 from feedrate.analysis.run_folder import RunFolder
-from feedrate.analysis.summary import best_by_batch_size, ranking
+from feedrate.analysis.summary import best_by_batch_size, may_win, ranking
+from feedrate.analysis.verdict import judge
 from feedrate.trainables.config import LoaderConfig
 
 TIED_FRACTION = 0.02
 """Settings this close to the fastest are as good; the cheapest of them is the answer."""
-COMPUTE_BOUND_FRACTION = 0.95
-BUSY_FRACTION = 0.85
-NEAR_FRACTION = 0.8
-WAIT_FRACTION = 0.03
 SHARED_FRACTION = 0.05
-IMPOSSIBLE_FRACTION = 1.1
-"""A rate this far above the training step alone: one of the two was disturbed."""
+GROWN_BYTES = 1e9
+"""Memory at the end of an epoch below this is not worth a line."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +65,7 @@ def conclude(folder: RunFolder, stop_reason: str | None) -> SearchResult:
     """Read a run's records, choose the answer, and write best.json when there is one and the search is over."""
     run = load_run(folder.path)
     ranked = ranking(run)
-    complete = ranked[ranked["status"] == "complete"]
+    complete = ranked[(ranked["status"] == "complete") & may_win(run, ranked)]
     best = None if complete.empty else _best(run, complete, pick(complete))
     if best is not None and stop_reason is not None:
         write_best(folder.best, best)
@@ -103,25 +100,26 @@ def _best(run: Run, complete: pd.DataFrame, chosen: pd.Series[Any]) -> dict[str,
         & (same_size["config"] != chosen["config"])
     ]
     workload, hardware = run.search.get("workload", {}), run.search.get("hardware", {})
+    options = run.search.get("options", {})
+    threads = options.get("threads")
     fraction = None if ceiling_sps is None else float(trial["steady_sps"]) / ceiling_sps
+    verdict = judge(_facts(trial) | {"copy_only_sps": run.copies.get((size, bool(chosen["pin_memory"])))}, ceiling_sps)
     return {
         "schema": BEST_SCHEMA,
-        "dataloader": _kwargs(chosen),
-        "process": {},
+        "dataloader": _config(chosen).to_kwargs(),
+        "process": _config(chosen).to_process(threads),
         "throughput": _throughput(chosen) | {"unit": workload.get("unit", "samples"), "per": "rank"},
-        "baseline": None if baseline.empty else _baseline(chosen, baseline.iloc[0]),
+        "baseline": None if baseline.empty else _baseline(chosen, baseline.iloc[0], threads),
         "ceiling": None
         if ceiling_sps is None
         else {"step_only_samples_per_second": ceiling_sps, "fraction_of_ceiling": fraction},
-        "verdict": verdict(
-            fraction,
-            _float(trial["wait_fraction"]),
-            busy_fraction(_float(trial["own_cpu_fraction"]), _float(trial["num_cpus"]), int(chosen["num_workers"])),
-        ),
+        "verdict": verdict.name,
+        "verdict_evidence": list(verdict.evidence),
+        "memory": {"pss_bytes": _float(trial["tree_pss_bytes"]), "end_of_epoch_bytes": _float(trial["epoch_memory_bytes"])},
         "confirmed": False,
-        "tied_with": [_kwargs(row) for _, row in tied.iterrows()],
+        "tied_with": [_config(row).to_kwargs() | _needs(_config(row), threads) for _, row in tied.iterrows()],
         "best_by_batch_size": {
-            str(int(row["batch_size"])): {"dataloader": _kwargs(row), **_throughput(row)}
+            str(int(row["batch_size"])): _entry(row, threads) | _throughput(row)
             for _, row in best_by_batch_size(run).iterrows()
             if not pd.isna(row["batch_size"])
         },
@@ -131,7 +129,7 @@ def _best(run: Run, complete: pd.DataFrame, chosen: pd.Series[Any]) -> dict[str,
             "cpus_per_rank": run.search.get("placement", {}).get("cpus"),
             "exclusive_host": (_float(trial["foreign_cpu_fraction"]) or 0.0) < SHARED_FRACTION,
             "foreign_cpu_fraction": _float(trial["foreign_cpu_fraction"]),
-            "cache": "warm",
+            "cache": _text(trial["cache_state"]),
         },
         "measured_on": {
             "hostname": _text(trial["hostname"]),
@@ -146,6 +144,9 @@ def _best(run: Run, complete: pd.DataFrame, chosen: pd.Series[Any]) -> dict[str,
         "search": {
             "study": run.search["study"],
             "objective": run.search.get("objective", "epoch"),
+            "amp": options.get("amp"),
+            "compile": options.get("compile", False),
+            "disqualified": run.search.get("disqualified"),
             "num_trials": len(run.latest),
             "num_failed": len(run.failures),
             "created_unix_s": run.search.get("created_unix_s"),
@@ -153,41 +154,32 @@ def _best(run: Run, complete: pd.DataFrame, chosen: pd.Series[Any]) -> dict[str,
     }
 
 
-def busy_fraction(own_cpu_fraction: float | None, num_cpus: float | None, num_workers: int) -> float | None:
-    """CPU time of a trial, of what its loading processes could have used at once (0..1)."""
-    if own_cpu_fraction is None or num_cpus is None:
-        return None
-    return min(own_cpu_fraction * num_cpus / min(num_cpus, max(num_workers, 1)), 1.0)
+def _facts(trial: pd.Series[Any]) -> dict[str, Any]:
+    """What the verdict looks at, None where it is not known."""
+    names = (
+        "steady_sps", "step_only_sps", "wait_fraction", "own_cpu_fraction", "num_cpus", "num_workers",
+        "throttled_fraction", "steal_fraction", "psi_io_fraction",
+    )  # fmt: skip
+    return {name: _float(trial[name]) for name in names} | {"cache_state": _text(trial["cache_state"])}
 
 
-def verdict(fraction_of_ceiling: float | None, wait_fraction: float | None, busy: float | None) -> str:
-    """Where the time goes: compute-bound, loader-bound (CPU), loader-bound (waiting), or too noisy to say.
-
-    Compute-bound is a rate at the step-only ceiling, or near it with a training step that is not kept waiting: on a
-    CPU the workers slow the step itself down, so that its ceiling cannot be reached.
-    """
-    if fraction_of_ceiling is not None and fraction_of_ceiling > IMPOSSIBLE_FRACTION:
-        return "too noisy to say"
-    waits = wait_fraction is None or wait_fraction >= WAIT_FRACTION
-    if fraction_of_ceiling is None:
-        at_ceiling = not waits
-    else:
-        at_ceiling = fraction_of_ceiling >= (COMPUTE_BOUND_FRACTION if waits else NEAR_FRACTION)
-    if at_ceiling:
-        return "compute-bound"
-    if busy is None:
-        return "too noisy to say"
-    return "loader-bound (CPU)" if busy >= BUSY_FRACTION else "loader-bound (waiting)"
-
-
-def _kwargs(row: pd.Series[Any]) -> dict[str, Any]:
+def _config(row: pd.Series[Any]) -> LoaderConfig:
     names = LoaderConfig.__dataclass_fields__
     fields: dict[str, Any] = {name: None if pd.isna(row[name]) else row[name] for name in names}
-    for name in ("num_workers", "batch_size", "prefetch_factor"):
+    for name in ("num_workers", "batch_size", "prefetch_factor", "trainer_cpus"):
         fields[name] = None if fields[name] is None else int(fields[name])
     for name in ("pin_memory", "persistent_workers", "in_order"):
         fields[name] = bool(fields[name])
-    return LoaderConfig(**fields).to_kwargs()
+    return LoaderConfig(**fields)
+
+
+def _entry(row: pd.Series[Any], threads: int | None) -> dict[str, Any]:
+    return {"dataloader": _config(row).to_kwargs()} | _needs(_config(row), threads)
+
+
+def _needs(config: LoaderConfig, threads: int | None) -> dict[str, Any]:
+    process = config.to_process(threads)
+    return {"process": process} if process else {}
 
 
 def _throughput(row: pd.Series[Any]) -> dict[str, Any]:
@@ -195,9 +187,9 @@ def _throughput(row: pd.Series[Any]) -> dict[str, Any]:
     return {"samples_per_second": float(row["throughput_sps"]), "ci95": [low, high]}
 
 
-def _baseline(chosen: pd.Series[Any], baseline: pd.Series[Any]) -> dict[str, Any]:
+def _baseline(chosen: pd.Series[Any], baseline: pd.Series[Any], threads: int | None) -> dict[str, Any]:
     return {
-        "dataloader": _kwargs(baseline),
+        **_entry(baseline, threads),
         "samples_per_second": float(baseline["throughput_sps"]),
         "speedup": float(chosen["speedup"]),
         "speedup_ci95": [float(chosen["speedup_low"]), float(chosen["speedup_high"])],
@@ -230,8 +222,8 @@ def print_result(result: SearchResult, console: Console, unit: str = "samples") 
     ):
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     same = ranked[(ranked["status"] == "complete") & _same(ranked["batch_size"], size)]
-    chosen = _row_of(same, best["dataloader"])
-    tied = [_row_of(same, kwargs) for kwargs in best["tied_with"]]
+    chosen = _row_of(same, best["process"] | best["dataloader"])
+    tied = [_row_of(same, entry.get("process", {}) | entry) for entry in best["tied_with"]]
     rows = [("yours", row) for _, row in same[same["is_baseline"]].iterrows() if row["config"] != chosen["config"]]
     rows += [("best" if not chosen["is_baseline"] else "best (yours)", chosen), *(("tied", row) for row in tied[:3])]
     for name, row in rows:
@@ -253,11 +245,15 @@ def explain(result: SearchResult) -> list[str]:
     best = result.best
     assert best is not None
     lines = []
-    why = best["verdict"]
-    if best["ceiling"]:
-        why += f": {best['ceiling']['fraction_of_ceiling']:.0%} of the ceiling ({best['ceiling']['step_only_samples_per_second']:,.0f}/s without loading)"
-    lines.append(f"Why: {why}")
-    if result.ranking["is_baseline"].all():
+    why = "; ".join(best.get("verdict_evidence", ()))
+    lines.append(f"Why: {best['verdict']}" + (f": {why}" if why else ""))
+    left_out = best["search"].get("disqualified")
+    if left_out is not None:
+        most, ranked = left_out["max_num_workers"], result.ranking
+        lines.append(f"Left out: settings with more than {most} worker, where {left_out['reason']}; see feedrate check.")
+        if (ranked["is_baseline"] & (ranked["num_workers"] > most)).any():
+            lines.append("Yours is one of them: its rate counts repeated data, so that it cannot be the answer.")
+    if result.ranking["is_baseline"].all() and left_out is None:
         command = shlex.join(["feedrate", "resume", str(result.folder)])
         lines.append(f"Only your own setting was measured: nothing is known about others. Try some with: {command}")
     elif best["verdict"] == "compute-bound" and best["baseline"] and best["baseline"]["speedup"] < 1.05:
@@ -270,17 +266,27 @@ def explain(result: SearchResult) -> list[str]:
         lines.append(f"Best by batch size: {rates} (batch size changes training: --batch-size N fixes it)")
     for _, failure in result.failures.drop_duplicates("failure_message").head(3).iterrows():
         lines.append(f"Failed: {failure['config']}: {failure['failure_message']}")
+    memory = best["memory"]["end_of_epoch_bytes"]
+    if memory is not None and memory >= 1.2 * (best["memory"]["pss_bytes"] or 0) and memory >= GROWN_BYTES:
+        grown = "a dataset of Python objects is copied by every worker that reads it"
+        lines.append(f"Memory grows: {memory / 1e9:.1f} GB at the end of an epoch if it goes on as in the trial ({grown}).")
     foreign = best["scope"]["foreign_cpu_fraction"]
     if foreign is not None and foreign >= SHARED_FRACTION:
         lines.append(f"Shared host: other processes took {foreign:.0%} of the CPUs meanwhile; on a quiet one the rates differ.")
+    step = [name for name, on in (("bfloat16 autocast", best["search"]["amp"]), ("torch.compile", best["search"]["compile"])) if on]
+    if step:
+        lines.append(f"The training step ran with {' and '.join(step)}: without, the ceiling and these rates are others.")
     if result.stop_reason:
         lines.append(f"Ended because {result.stop_reason}.")
     lines.append("Not confirmed: one measurement a setting, so that the best one is a little flattered by luck.")
-    lines.append("Paste: " + python_snippet(best))
+    if best["process"]:
+        names = ", ".join(best["process"])
+        lines.append(f"`dataloader` alone does not reproduce this rate: the process needs {names} too, as below.")
+    lines.append(("Paste:\n" if best["process"] else "Paste: ") + python_snippet(best))
     return lines
 
 
-def _row_of(rows: pd.DataFrame, kwargs: dict[str, Any]) -> pd.Series[Any]:
-    name = LoaderConfig(**{"batch_size": None, **kwargs}).short()
+def _row_of(rows: pd.DataFrame, setting: dict[str, Any]) -> pd.Series[Any]:
+    name = LoaderConfig.from_dict({"batch_size": None, **setting}).short()
     row: pd.Series[Any] = rows[rows["config"] == name].iloc[0]
     return row

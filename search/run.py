@@ -6,40 +6,45 @@ that knows them or learns them when the search is resumed. No process survives t
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
-import platform
 import shlex
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from feedrate.analysis.load import SEARCH_SCHEMA
 from feedrate.analysis.run_folder import RunError, RunFolder, write_atomic
-from feedrate.search.dimension import Choice, Dimension
+from feedrate.search.duplicates import disqualification, restricted
+from feedrate.search.duplicates import remarks as duplicate_remarks
 from feedrate.search.engine import Placement, cluster, place
 from feedrate.search.options import HIDDEN, SearchOptions, UsageError, without_password
 from feedrate.search.prepare import choose_folder, clear, describe_workload, held
 from feedrate.search.progress import Display
+from feedrate.search.request import (
+    baseline_of,
+    check_step_options,
+    given_dimensions,
+    make_workload_ref,
+    remarks,
+    search_space,
+    seed_configs,
+    versions,
+)
 from feedrate.search.result import SearchResult, conclude
-from feedrate.search.session import Session, baseline_configs, rules_of_thumb
+from feedrate.search.session import Session, baseline_configs
 from feedrate.search.space import SearchSpace
 from feedrate.search.storage import BrainError, check_address
 from feedrate.search.study import Brain
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.host import cpu_model
-from feedrate.trainables.resolve import UnknownWorkload, WorkloadRef, make_ref
-
-SHORT_FORM_BATCH_SIZES = (32, 64, 128)
+from feedrate.trainables.resolve import WorkloadRef
 
 
 def run_search(
@@ -75,7 +80,7 @@ def run_search(
     """
     options = options or SearchOptions()
     console = console or Console(stderr=True)
-    ref = _ref(workload, workload_options)
+    ref = make_workload_ref(workload, workload_options)
     if out is not None:
         choose_folder(out, "", force)  # what is wrong with it is said before the data are made
     if options.storage is not None:
@@ -85,19 +90,22 @@ def run_search(
             raise UsageError(str(error)) from None
     _say(console, quiet, f"feedrate {version('feedrate')}: looking at {ref.target}")
     described = describe_workload(ref)
+    check_step_options(options, described)
     name = described["name"]
     folder = choose_folder(out, name, force)
-    given = _dimensions(space or {})
+    disqualified = disqualification(described, options)
+    given = restricted(given_dimensions(space or {}), disqualified)
     local_gpus = described["facts"]["num_gpus"]
     if options.address is None and (options.gpus_per_trial or 0) > local_gpus:
         raise UsageError(
             f"--gpus-per-trial {options.gpus_per_trial}: this machine has {local_gpus} GPUs. Leave it out, or join a cluster with --address"
         )
-    _note_without_effect(given, options, described, console, quiet)
+    for text in [*remarks(given, options, described), *duplicate_remarks(disqualified, described, options)]:
+        _say(console, quiet, f"note: {text}")
     _say(console, quiet, "starting a local Ray" if options.address is None else f"joining the Ray at {options.address}")
     with _resumable(folder), cluster(options, local_gpus):
         placement = place(options)
-        space_ = _space(given, described, placement)
+        space_ = search_space(given, described, placement)
         search = {
             "schema": SEARCH_SCHEMA,
             "study": f"{folder.path.name}-{os.urandom(4).hex()}",
@@ -114,7 +122,7 @@ def run_search(
             else "run_search(...)",
             "created_unix_s": time.time(),
             "finished": False,
-            "versions": _versions(described),
+            "versions": versions(described),
             "hardware": {
                 "hostname": socket.gethostname(),
                 "cpu_model": cpu_model(),
@@ -123,7 +131,8 @@ def run_search(
             },
             "placement": {"cpus": placement.cpus, "gpus": placement.gpus, "where": placement.where},
             "space": space_.to_json(),
-            "baseline": _baseline(options, described, space_).to_dict(),
+            "disqualified": disqualified,
+            "baseline": baseline_of(options, described, space_).to_dict(),
             "options": options.to_json(),
         }
         with held(folder):
@@ -227,12 +236,14 @@ def _search(
         )
     except BrainError as error:
         raise UsageError(str(error)) from None
+    brain.max_num_workers = (search.get("disqualified") or {}).get("max_num_workers")
     records, problems = folder.records()
     brain.reconcile(records, options.objective)
     display = Display(
         console,
         time_budget_s=options.time_budget_s,
         max_trials=options.max_trials,
+        max_num_workers=brain.max_num_workers,
         unit=search["workload"]["unit"],
         quiet=quiet,
     )
@@ -248,11 +259,7 @@ def _search(
             options=options,
             study=search["study"],
             baselines=baseline_configs(baseline, space.values("batch_size")),
-            seeds=[
-                config
-                for config in rules_of_thumb(baseline.batch_size, placement.cpus, placement.gpus > 0)
-                if space.contains(config)
-            ],
+            seeds=seed_configs(baseline, placement, space),
             epoch_samples=search["workload"]["epoch_samples"],
             display=display,
         )
@@ -268,74 +275,3 @@ def _search(
     search["finished"] = True
     write_atomic(folder.search, json.dumps(search, indent=2) + "\n")
     return conclude(folder, session.stop_reason)
-
-
-def _ref(workload: str | Callable[..., Any], options: Mapping[str, Any] | None) -> WorkloadRef:
-    if callable(workload):
-        path = inspect.getsourcefile(workload)
-        if path is None or workload.__qualname__ != workload.__name__:
-            raise UsageError(
-                "the workload's function must be defined at the top level of a file, so that another process can import it"
-            )
-        workload = f"{Path(path).resolve()}:{workload.__name__}"
-    try:
-        return make_ref(workload, options)
-    except UnknownWorkload as error:
-        raise UsageError(str(error)) from None
-
-
-def _dimensions(space: Mapping[str, Any]) -> dict[str, Dimension]:
-    from feedrate.search.dimension import Range
-    from feedrate.search.domains import from_tune
-
-    given: dict[str, Dimension] = {name: value for name, value in space.items() if isinstance(value, Range | Choice)}
-    domains = {name: value for name, value in space.items() if name not in given}
-    try:
-        translated = from_tune(domains, num_cpus=1, has_accelerator=True) if domains else None
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    return given | {name: getattr(translated, name) for name in domains}
-
-
-def _space(given: Mapping[str, Dimension], described: Mapping[str, Any], placement: Placement) -> SearchSpace:
-    given = dict(given)
-    if "batch_size" in described["fixed"]:
-        given["batch_size"] = Choice((None,))
-    elif "batch_size" not in given:
-        own = described["baseline"]
-        given["batch_size"] = Choice((own["batch_size"],) if own else SHORT_FORM_BATCH_SIZES)
-    try:
-        return SearchSpace.default(num_cpus=placement.cpus, has_accelerator=placement.gpus > 0, given=given)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-
-
-def _baseline(options: SearchOptions, described: Mapping[str, Any], space: SearchSpace) -> LoaderConfig:
-    config = options.baseline or LoaderConfig.from_dict(described["baseline"] or {"batch_size": None})
-    if not space.has_accelerator:
-        config = config.without_accelerator()
-    sizes = space.values("batch_size")
-    return config if config.batch_size in sizes else replace(config, batch_size=sizes[0])
-
-
-def _note_without_effect(
-    given: Mapping[str, Dimension], options: SearchOptions, described: Mapping[str, Any], console: Console, quiet: bool
-) -> None:
-    said = []
-    pin = given.get("pin_memory")
-    if pin is not None and True in pin.values and options.address is None and not described["facts"]["num_gpus"]:
-        said.append("--pin-memory has no effect: there is no accelerator here, torch ignores it")
-    if "batch_size" in given and "batch_size" in described["fixed"]:
-        said.append("--batch-size has no effect: the workload's own batch sampler decides")
-    for text in said:
-        _say(console, quiet, f"note: {text}")
-
-
-def _versions(described: Mapping[str, Any]) -> dict[str, str]:
-    names = ("ray", "optuna")
-    return {
-        **described["facts"]["versions"],
-        **{name: version(name) for name in names},
-        "platform": platform.platform(),
-        "executable": Path(sys.executable).name,
-    }

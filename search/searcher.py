@@ -17,6 +17,7 @@ from ray.tune.search import Searcher
 from feedrate.search.session import Request, Session
 
 METRIC = "throughput_sps"
+MEMORY_MONITOR = "Ray's memory monitor killed a supervisor, because its node ran low on memory"
 
 
 class SessionSearcher(Searcher):
@@ -59,6 +60,13 @@ class SessionSearcher(Searcher):
             self.session.lost(number, self.reasons.pop(trial_id, ""))
         else:
             self.session.completed(number, json.loads(result["columns"]), json.loads(result["failure"]))
+
+    def starved(self) -> None:
+        """Ray's memory monitor killed a supervisor, and Tune lost all its trials with it: which one is not known of several."""
+        self.numbers.clear()
+        running = self.session.running
+        for request in running:
+            self.session.lost(request.number, MEMORY_MONITOR, starved=len(running) == 1)
 
     def save(self, checkpoint_path: str) -> None:
         """Tune asks for a checkpoint now and then; ours is the run folder, this only names the trials."""

@@ -6,6 +6,7 @@ the two leaves a record that the study does not know; `resume` tells it.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,13 +14,13 @@ from typing import Any
 
 from feedrate.analysis.estimate import epoch_factor, record_rate, steady_rate, step_only_sps
 from feedrate.analysis.run_folder import RunFolder
-from feedrate.analysis.schema import SCHEMA
+from feedrate.analysis.schema import SCHEMA, status
 from feedrate.search.options import SearchOptions
 from feedrate.search.progress import Display
 from feedrate.search.reconcile import tell_record
 from feedrate.search.study import Brain
 from feedrate.trainables.config import LoaderConfig
-from feedrate.trainables.failure import Failure
+from feedrate.trainables.failure import INFEASIBLE, Failure
 
 FIRST_TRIAL_GUESS_S = 10.0
 SHORTEST_TRIAL_S = 5.0
@@ -141,6 +142,8 @@ class Session:
         request = self._running.pop(number, None)
         if request is None:
             return  # told already
+        if failure is not None:
+            failure = failure | {"failure_message": failure["failure_message"] + self._what_fitted(request, failure)}
         record = {
             "schema": SCHEMA,
             "study": self.study,
@@ -170,19 +173,28 @@ class Session:
                 rate if request.origin == "baseline" else None,
             )
 
-    def lost(self, number: int, reason: str = "") -> None:
-        """The trial's supervisor died; `reason` is Ray's word for it. It is recorded as failed, and the setting, which may be innocent, is tried once more."""
+    def lost(self, number: int, reason: str = "", *, starved: bool = False) -> None:
+        """The trial's supervisor died. It is recorded as failed, and the setting, which may be innocent, is tried once more.
+
+        Args:
+            number: the trial.
+            reason: Ray's word for it.
+            starved: it was killed for the memory that its trial took; the setting is not tried again.
+        """
         request = self._running.get(number)
         if request is None:
             return
-        failure = Failure(
-            kind="supervisor-died",
-            phase="measure",
-            message="the process that watches the trial was killed, or its node was lost",
-            cause=(reason,) if reason else (),
-        )
+        kind, message = "supervisor-died", "the process that watches the trial was killed, or its node was lost"
+        if starved:
+            kind = "out-of-memory"
+            message = (
+                "the node ran low on memory, and Ray's memory monitor ended the trial: use fewer workers, a smaller prefetch_factor or a "
+                "smaller batch_size, or start that node's Ray with RAY_memory_monitor_refresh_ms=0, as feedrate has a guard of its own"
+            )
+        failure = Failure(kind=kind, phase="measure", message=message, cause=(reason,) if reason else ())
         self.completed(number, {}, failure.columns())
-        self.brain.enqueue(request.config, request.origin)  # refused when it was tried twice
+        if not starved:
+            self.brain.enqueue(request.config, request.origin)  # refused when it was tried twice
 
     def abandon(self) -> None:
         """The search was interrupted: what still runs is given up, and waits for `resume`."""
@@ -199,12 +211,21 @@ class Session:
         """Of the time budget."""
         return self.options.time_budget_s - (self.clock() - self.started_unix_s)
 
+    def _what_fitted(self, request: Request, failure: dict[str, Any]) -> str:
+        """What to add to a failure for want of memory: the largest smaller batch that was trained."""
+        asked = request.config.batch_size
+        if failure["failure_kind"] not in ("cuda-out-of-memory", "out-of-memory") or asked is None:
+            return ""
+        sizes = [record["batch_size"] for record in self.records if status(record) != "failed" and record["batch_size"]]
+        fitted = max((size for size in sizes if size < asked), default=None)
+        return f"; batch_size {fitted} fitted" if fitted is not None else ""
+
     def _why_stop(self) -> str | None:
         tried = self.brain.counts().told + len(self._running)
         if self.options.max_trials is not None and tried >= self.options.max_trials:
             return f"{self.options.max_trials} settings were tried (--max-trials)"
         mine = self.records[self._num_replayed :]  # a resumed search may follow a repair of the workload
-        last = [record.get("failure_message") for record in mine[-SAME_FAILURES:]]
+        last = [_reason(record) for record in mine[-SAME_FAILURES:]]
         if len(last) == SAME_FAILURES and last[0] is not None and len(set(last)) == 1:
             return f"the last {SAME_FAILURES} settings failed for the same reason"
         recent = self._spent_s[-5:]
@@ -218,6 +239,14 @@ class Session:
         ceiling = step_only_sps(record)
         if ceiling is not None and record["batch_size"] not in self.ceilings:
             self.ceilings[record["batch_size"]] = ceiling
+
+
+def _reason(record: dict[str, Any]) -> str | None:
+    """Why a trial failed; samples, processes and times differ where the reason does not, sizes that do not fit matter."""
+    message = record.get("failure_message")
+    if message is None or record.get("failure_kind") in INFEASIBLE:
+        return message
+    return re.sub(r"\d+", "#", message)
 
 
 def baseline_configs(baseline: LoaderConfig, batch_sizes: Sequence[int | None]) -> list[LoaderConfig]:

@@ -15,18 +15,20 @@ from typing import Any
 
 import numpy as np
 
-from feedrate.search.dimension import LEAST, Choice, Dimension, Range, parse_dimension, problem
+from feedrate.search.dimension import LEAST, WORDS, Choice, Dimension, Range, parse_dimension, problem
 from feedrate.trainables.config import LoaderConfig
 
 __all__ = ["Choice", "Dimension", "Range", "SearchSpace", "applicable", "parse_dimension"]
 
 ALWAYS = ("num_workers", "batch_size", "pin_memory")
 """Dimensions of every setting."""
-WITH_WORKERS = ("prefetch_factor", "persistent_workers", "multiprocessing_context", "in_order")
+OPT_IN = ("multiprocessing_context", "in_order", "sharing_strategy", "trainer_cpus")
+"""Dimensions that are searched only when they are asked for."""
+WITH_WORKERS = ("prefetch_factor", "persistent_workers", *OPT_IN)
 """Dimensions that exist only with one worker or more."""
 NAMES = ALWAYS + WITH_WORKERS
 MAX_SIZE = 1_000_000
-_PYTHONS_OWN = Choice((None,))
+_DEFAULT = Choice((None,))
 _SAMPLER_ORDER = Choice((True,))
 
 
@@ -44,14 +46,19 @@ class SearchSpace:
     pin_memory: Dimension
     prefetch_factor: Dimension
     persistent_workers: Dimension
-    multiprocessing_context: Dimension = _PYTHONS_OWN
+    multiprocessing_context: Dimension = _DEFAULT
     in_order: Dimension = _SAMPLER_ORDER
+    sharing_strategy: Dimension = _DEFAULT
+    trainer_cpus: Dimension = _DEFAULT
     has_accelerator: bool
     """False folds pin_memory to False: torch ignores it without an accelerator."""
     defaulted: frozenset[str] = frozenset()
     """Dimensions that nobody asked for; a default range whose edge wins may be extended."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.sharing_strategy, Choice):  # Linux's default has two spellings
+            names, strategies = WORDS["sharing_strategy"], self.sharing_strategy.values
+            object.__setattr__(self, "sharing_strategy", Choice(tuple(names.get(each, each) for each in strategies)))
         for name in NAMES:
             if said := problem(name, getattr(self, name)):
                 raise ValueError(f"{name}: {said}")

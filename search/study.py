@@ -50,6 +50,7 @@ class Brain:
         self.study, self.run_id = study, run_id
         self._storage, self._sampler = storage, sampler
         self._study_id = storage.get_study_id_from_name(study.study_name)
+        self.max_num_workers: int | None = None  # more repeat data; set by the search
         self._trials: list[Past] = []  # position is the trial number
         for frozen in study.get_trials(deepcopy=False):
             self._remember(frozen)

@@ -72,7 +72,12 @@ class Supervisor(tune.Trainable):
             )
         self._looked = 0
         self._events = self._template.run(
-            {"op": "measure", "config": request["config"], "options": request["options"]},
+            {
+                "op": "measure",
+                "config": request["config"],
+                "options": request["options"],
+                "allocated_cpus": request["cpus_per_trial"],
+            },
             max_s=request["options"]["max_trial_s"],
         )
 

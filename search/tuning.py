@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ray import tune
+from ray.exceptions import OutOfMemoryError
 
 from feedrate.search.engine import Placement
 from feedrate.search.options import SearchOptions
@@ -15,10 +16,15 @@ from feedrate.search.scheduler import PruningScheduler
 from feedrate.search.searcher import SessionSearcher
 from feedrate.search.session import Request, Session
 from feedrate.search.trainable import Supervisor
+from feedrate.trainables.failure import chain
 from feedrate.trainables.resolve import WorkloadRef
 
 USER_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Ray sets the first of them in its workers; trials get the values of the user's own shell, absent ones too."""
+
+
+MAX_MEMORY_KILLS = 20
+"""Ray's memory monitor may end so many trials of a search: each ends Tune's whole run, which is then begun anew."""
 
 
 class Ticker(tune.Callback):
@@ -58,27 +64,38 @@ def run_trials(
     bundle: dict[str, int | float] = {"CPU": placement.cpus, "GPU": placement.gpus}
     if placement.trial_slot:
         bundle["trial_slot"] = 1
-    tuner = tune.Tuner(
-        tune.with_resources(Supervisor, tune.PlacementGroupFactory([bundle])),
-        param_space=domains,
-        tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            scheduler=PruningScheduler(searcher),
-            num_samples=-1,
-            max_concurrent_trials=placement.num_slots,
-            reuse_actors=True,
-            trial_dirname_creator=lambda trial: trial.trial_id,
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=storage_path,
-            verbose=0,
-            callbacks=[Ticker(session)],
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a supervisor has no state to keep
-            failure_config=tune.FailureConfig(max_failures=0),
-        ),
-    )
-    tuner.fit()
+    name, memory_kills = "tune", 0
+    while True:
+        tuner = tune.Tuner(
+            tune.with_resources(Supervisor, tune.PlacementGroupFactory([bundle])),
+            param_space=domains,
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=PruningScheduler(searcher),
+                num_samples=-1,
+                max_concurrent_trials=placement.num_slots,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=storage_path,
+                verbose=0,
+                callbacks=[Ticker(session)],
+                # a supervisor has no state to keep
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                failure_config=tune.FailureConfig(max_failures=0),
+            ),
+        )
+        try:
+            tuner.fit()
+            break
+        except Exception as error:
+            memory_kills += 1
+            if memory_kills > MAX_MEMORY_KILLS or not any(isinstance(link, OutOfMemoryError) for link in chain(error)):
+                raise
+            searcher.starved()
+            name = f"tune-{memory_kills}"
     return session.stop_reason is not None and not session.running
 
 
@@ -93,7 +110,10 @@ def _to_config(placement: Placement, ref: WorkloadRef, options: SearchOptions) -
                 "max_trial_s": request.max_trial_s,
                 "seed": options.seed * 1_000_003 + request.number,  # another place of the data in every trial
                 "measure_step": request.measure_step,
+                "objective": options.objective,
                 "epoch_samples": options.epoch_samples,
+                "amp": options.amp,
+                "compile": options.compile,
             },
             "cpus_per_trial": placement.cpus,
             "gpus_per_trial": placement.gpus,

@@ -4,6 +4,9 @@ import copy
 import json
 import math
 import os
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +30,10 @@ def test_the_schema_in_the_package_describes_the_example() -> None:
 
 
 def test_what_is_written_passes_the_schema(tmp_path: Path) -> None:
-    """Also with no baseline, no ceiling, and keys that only a later version knows."""
-    for best in (DESIGN_BEST, design_best(baseline=None, ceiling=None), design_best(later={"x": None})):
+    """Also with no baseline, no ceiling, settings of the process, and keys that only a later version knows."""
+    process = {"sharing_strategy": "file_system", "trainer_cpus": 2, "torch_num_threads": 4, "later": "x"}
+    placed = design_best(process=process, baseline=DESIGN_BEST["baseline"] | {"process": {"trainer_cpus": 1}})
+    for best in (DESIGN_BEST, design_best(baseline=None, ceiling=None), design_best(later={"x": None}), placed):
         write_best(tmp_path / "best.json", best)
         written = json.loads((tmp_path / "best.json").read_text())
         assert written == best
@@ -70,9 +75,61 @@ def test_the_snippet_is_python() -> None:
     assert python_snippet(DESIGN_BEST) == (
         "DataLoader(dataset, batch_size=64, num_workers=6, prefetch_factor=4, pin_memory=True, persistent_workers=True)"
     )
-    snippet = python_snippet(design_best(process={"torch_num_threads": 4, "a\nimport os": "b\nimport os"}))
+    snippet = python_snippet(design_best(process={"a\nimport os": "b\nimport os", "trainer_cpus": "1\nimport os"}))
     assert [line[:1] for line in snippet.splitlines()] == ["#", "#", "D"]
-    assert "# the rate also needs torch_num_threads = 4" in snippet
+    assert "# the rate also needs a import os = " in snippet
+
+
+@pytest.mark.parametrize(
+    "process",
+    [
+        {"torch_num_threads": 1},
+        {"sharing_strategy": "file_system"},
+        {"trainer_cpus": 1},
+        {"sharing_strategy": "file_system", "trainer_cpus": 1, "torch_num_threads": 1},
+    ],
+    ids=lambda process: "+".join(process),
+)
+def test_the_snippet_makes_the_process_what_the_setting_needs(process: dict[str, Any], tmp_path: Path) -> None:
+    """As a program of its own: the trainer's and a worker's CPUs, strategy and threads are what `process` says."""
+    allowed = sorted(os.sched_getaffinity(0))
+    if "trainer_cpus" in process and len(allowed) < 2:
+        pytest.skip("one CPU cannot be divided")
+    best = design_best(dataloader={"num_workers": 1, "multiprocessing_context": "fork"}, process=process)
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT % textwrap.indent(python_snippet(best), "    ").replace("DataLoader(", "loader = DataLoader("))
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    trainer, worker = (json.loads(line) for line in run.stdout.splitlines())
+    strategy = process.get("sharing_strategy", "file_descriptor")
+    assert trainer["strategy"] == worker["strategy"] == strategy
+    if "torch_num_threads" in process or "trainer_cpus" in process:
+        assert trainer["num_threads"] == 1
+    apart = "trainer_cpus" in process
+    assert trainer["cpus"] == (allowed[:1] if apart else allowed)
+    assert worker["cpus"] == (allowed[1:] if apart else allowed)
+
+
+SCRIPT = """
+import json, os, warnings
+import torch, torch.multiprocessing
+from torch.utils.data import DataLoader, Dataset
+
+def facts():
+    return json.dumps({"cpus": sorted(os.sched_getaffinity(0)), "num_threads": torch.get_num_threads(),
+                       "strategy": torch.multiprocessing.get_sharing_strategy()})
+
+class Facts(Dataset):
+    def __len__(self):
+        return 1
+    def __getitem__(self, index):
+        return facts()
+
+if __name__ == "__main__":
+    dataset = Facts()
+%s
+    print(facts())
+    print(next(iter(loader))[0])
+"""
 
 
 BROKEN: list[tuple[str, Any]] = [
@@ -92,6 +149,9 @@ BROKEN: list[tuple[str, Any]] = [
     ("dataloader", {"num_workers": 0, "persistent_workers": True}),
     ("dataloader", {"num_workers": 0, "multiprocessing_context": "fork"}),
     ("process", None),
+    ("process.sharing_strategy", "memory"),
+    ("process.trainer_cpus", 0),
+    ("process.torch_num_threads", True),
     ("throughput", None),
     ("throughput.samples_per_second", None),
     ("throughput.samples_per_second", 0),
@@ -101,6 +161,7 @@ BROKEN: list[tuple[str, Any]] = [
     ("throughput.per", ...),
     ("baseline.samples_per_second", None),
     ("baseline.dataloader", {}),
+    ("baseline.process", []),
     ("baseline.speedup_ci95", None),
     ("ceiling.fraction_of_ceiling", None),
     ("verdict", None),

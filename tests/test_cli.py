@@ -259,27 +259,6 @@ def test_measure_says_why_a_setting_failed(says, capfd):
     assert printed.err.splitlines()[0] == "b8 w0 failed in phase setup (user-code): RuntimeError: no model today"
 
 
-def test_ceilings_say_what_is_the_limit(says):
-    """The step alone, the loader alone, both together, and the verdict."""
-    text = says("ceilings", "mine.py:workload", "--batch-size", 8, "--max-trial-s", 1.5, "--threads", 1)
-    first, second, third, last = text.splitlines()
-    assert first.startswith("step alone ")
-    assert second.startswith("both together ")
-    assert third.startswith("loader alone ")
-    assert last.startswith("loader-bound")
-
-
-def test_ceilings_print_one_object(says):
-    """For programs; a workload that fails is a failure object and exit code 1."""
-    facts = json.loads(
-        says("ceilings", "mine.py:workload", "--batch-size", 8, "--max-trial-s", 1.5, "--threads", 1, "--json")
-    )
-    assert facts["step_only_sps"] > facts["loader_only_sps"] > 100
-    assert facts["verdict"].startswith("loader-bound")
-    failed = json.loads(says("ceilings", "mine.py:hopeless", "--json", code=1))
-    assert failed["failure"]["message"] == "RuntimeError: no model today"
-
-
 def test_report_writes_what_is_asked_for(says, refused, copied, tmp_path):
     """A page, or tables of the trials in three formats, into the run folder or another; each path is printed."""
     (copied / "report.html").unlink()

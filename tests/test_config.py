@@ -26,6 +26,9 @@ from feedrate.trainables.loading import read_baseline
         ({"multiprocessing_context": "thread"}, "must be one of fork, forkserver, spawn, not 'thread'"),
         ({"pin_memory": "false"}, "pin_memory must be True or False, not 'false'"),
         ({"persistent_workers": 1}, "persistent_workers must be True or False, not 1"),
+        ({"sharing_strategy": "memory"}, "must be one of file_descriptor, file_system, not 'memory'"),
+        ({"trainer_cpus": 0}, "trainer_cpus must be 1 or more, not 0: None lets the workers run on every CPU"),
+        ({"trainer_cpus": True}, "trainer_cpus must be a whole number, not True"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_reason(fields, said):
@@ -43,11 +46,14 @@ def test_equivalent_settings_are_equal():
         persistent_workers=True,
         multiprocessing_context="spawn",
         in_order=False,
+        sharing_strategy="file_system",
+        trainer_cpus=2,
     )
     assert folded == LoaderConfig(batch_size=8)
     assert hash(folded) == hash(LoaderConfig(batch_size=8))
     assert LoaderConfig(num_workers=2) == LoaderConfig(num_workers=2, prefetch_factor=2)
     assert LoaderConfig(num_workers=2) != LoaderConfig(num_workers=2, prefetch_factor=3)
+    assert LoaderConfig(num_workers=2, sharing_strategy="file_descriptor") == LoaderConfig(num_workers=2)
     assert LoaderConfig(pin_memory=True).without_accelerator() == LoaderConfig()
 
 
@@ -85,6 +91,17 @@ def test_a_setting_without_batch_size_leaves_it_to_the_batch_sampler():
     assert read_baseline(loader) == LoaderConfig(batch_size=None, num_workers=1)
 
 
+def test_what_a_dataloader_does_not_accept_is_apart():
+    """`to_process` holds the settings of the process that are set; a trainer has no more threads than its own CPUs."""
+    setting = LoaderConfig(num_workers=2, sharing_strategy="file_system", trainer_cpus=3)
+    assert setting.to_process() == {"sharing_strategy": "file_system", "trainer_cpus": 3}
+    assert setting.to_kwargs() == LoaderConfig(num_workers=2).to_kwargs()
+    assert LoaderConfig(num_workers=2).to_process() == {}
+    assert LoaderConfig(num_workers=2).to_process(threads=8) == {"torch_num_threads": 8}
+    assert setting.to_process(threads=8)["torch_num_threads"] == 3
+    assert setting.to_process(threads=2)["torch_num_threads"] == 2
+
+
 def test_a_setting_is_read_from_a_record():
     """`from_dict` takes back what `to_dict` gave, ignores other columns, and fills in torch's defaults."""
     setting = LoaderConfig(num_workers=3, batch_size=4, prefetch_factor=8, in_order=False)
@@ -103,5 +120,7 @@ def test_a_setting_has_a_short_name():
         persistent_workers=True,
         in_order=False,
         multiprocessing_context="spawn",
+        sharing_strategy="file_system",
+        trainer_cpus=1,
     )
-    assert everything.short() == "b2 w8 p2 pin pers any-order spawn"
+    assert everything.short() == "b2 w8 p2 pin pers any-order spawn file_system trainer_cpus=1"

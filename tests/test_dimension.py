@@ -14,6 +14,10 @@ from feedrate.search.dimension import Choice, Range, parse_dimension
         ("pin_memory", "true,false", Choice((True, False))),
         ("persistent_workers", "True", Choice((True,))),
         ("multiprocessing_context", "default,spawn", Choice((None, "spawn"))),
+        ("in_order", "false,true", Choice((False, True))),
+        ("sharing_strategy", "file_descriptor,file_system", Choice((None, "file_system"))),
+        ("trainer_cpus", "none,1,2", Choice((None, 1, 2))),
+        ("trainer_cpus", "2,1", Choice((1, 2))),
     ],
 )
 def test_parses(name, text, dimension):
@@ -34,6 +38,10 @@ def test_parses(name, text, dimension):
         ("num_workers", "0..999999999", "too wide"),
         ("pin_memory", "maybe", "'maybe' is not one of true, false"),
         ("multiprocessing_context", "thread", "default, fork, forkserver, spawn"),
+        ("sharing_strategy", "memory", "'memory' is not one of file_descriptor, file_system"),
+        ("trainer_cpus", "none,0", "must be 1 or more, not 0: none lets the workers run on every CPU"),
+        ("trainer_cpus", "all", "'all' is not a whole number"),
+        ("trainer_cpus", "1..2", "'1..2' is not a whole number"),
     ],
 )
 def test_refuses(name, text, words):

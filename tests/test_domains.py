@@ -20,6 +20,10 @@ def test_round_trip():
     """A space comes back from Tune's domains unchanged, but for who asked for it."""
     space = SearchSpace.default(num_cpus=4, has_accelerator=True)
     assert back(to_tune(space)) == replace(space, defaulted=frozenset())
+    opted = {"in_order": tune.choice([True, False]), "sharing_strategy": "file_system", "trainer_cpus": tune.choice([None, 1])}
+    space = back(opted)
+    assert (space.sharing_strategy, space.trainer_cpus) == (Choice(("file_system",)), Choice((None, 1)))
+    assert back(to_tune(space)) == replace(space, defaulted=frozenset())
 
 
 def test_tune_excludes_the_upper_bound():
@@ -66,7 +70,10 @@ def test_optuna_distributions():
     distributions = to_optuna(space)
     assert distributions["num_workers"] == IntDistribution(0, 32)
     assert distributions["prefetch_factor"] == CategoricalDistribution((1, 2, 4, 8))
-    assert set(NAMES) - set(distributions) == {"batch_size", "multiprocessing_context"}
+    never_asked = {"multiprocessing_context", "sharing_strategy", "trainer_cpus"}
+    assert set(NAMES) - set(distributions) == {"batch_size", *never_asked}
+    opted = SearchSpace.default(num_cpus=4, has_accelerator=True, given={"trainer_cpus": Choice((None, 2, 1))})
+    assert to_optuna(opted)["trainer_cpus"] == CategoricalDistribution((None, 2, 1))
     wide = SearchSpace.default(num_cpus=4, has_accelerator=True, given={"batch_size": Range(8, 64)})
     assert to_optuna(wide)["batch_size"] == IntDistribution(8, 64, log=True)
 

@@ -7,7 +7,9 @@ import pytest
 from synthetic import record
 
 from feedrate.analysis.estimate import (
+    copy_only_sps,
     epoch_factor,
+    epoch_memory_bytes,
     naive_sps,
     record_rate,
     record_steady,
@@ -120,3 +122,24 @@ def test_a_failed_record_has_no_rate() -> None:
     assert record_rate(record(0, status="failed")) is None
     assert step_only_sps(record(0)) is None
     assert step_only_sps(record(0, step_only_sps=2000.0)) == pytest.approx(2000.0)
+
+
+def test_the_copy_alone_is_the_median_of_its_blocks() -> None:
+    """None on a CPU, where there is no copy."""
+    blocks = {"copy_only_num_items": [100, 100, 100], "copy_only_duration_s": [1.0, 0.5, 10.0]}
+    assert copy_only_sps(record(0) | blocks) == 100.0
+    assert copy_only_sps(record(0)) is None
+
+
+def test_memory_is_extrapolated_to_an_epoch() -> None:
+    """Growth per batch times the batches that the windows left; an epoch that they held is over, and nothing shrinks."""
+    known = {
+        "tree_uss_bytes": 1000, "tree_uss_growth_bytes_per_batch": 10.0, "epoch_samples": 400,
+        "window_num_batches": [2, 2], "window_num_items": [20, 20],
+    }  # fmt: skip
+    assert epoch_memory_bytes(record(0) | known) == 1000 + 10 * (40 - 4)
+    assert epoch_memory_bytes(record(0) | known | {"epoch_samples": 30}) == 1000
+    assert epoch_memory_bytes(record(0) | known | {"tree_uss_growth_bytes_per_batch": -10.0}) == 1000
+    for name in ("tree_uss_bytes", "tree_uss_growth_bytes_per_batch", "epoch_samples", "window_num_batches"):
+        assert epoch_memory_bytes(record(0) | known | {name: None}) is None
+    assert epoch_memory_bytes(record(0) | known | {"window_num_items": [0, 0]}) is None

@@ -2,7 +2,9 @@
 
 import errno
 import faulthandler
+import multiprocessing
 import os
+import runpy
 import signal
 import time
 import traceback
@@ -13,7 +15,16 @@ from torch.utils.data import DataLoader
 from workloads import InWorker, Rows, short
 
 from feedrate.trainables.config import LoaderConfig
-from feedrate.trainables.failure import INFEASIBLE, KINDS, Failure, TrialFailed, classify, sentence, user_traceback
+from feedrate.trainables.failure import (
+    INFEASIBLE,
+    KINDS,
+    Failure,
+    TrialFailed,
+    classify,
+    ended_workers,
+    sentence,
+    user_traceback,
+)
 from feedrate.trainables.measure import MeasureOptions, measure
 from feedrate.trainables.resolve import WorkloadRef, load
 
@@ -139,14 +150,38 @@ def test_a_loader_that_times_out_hangs():
 
 
 @pytest.mark.filterwarnings("ignore:Got pickle error")
-def test_what_cannot_be_pickled_is_the_users():
-    """A lambda that a spawned worker cannot get is told in torch's or pickle's first line."""
+def test_what_cannot_be_sent_to_a_spawned_worker_is_a_kind_of_its_own():
+    """A lambda that a spawned worker cannot get is told in pickle's first line, with the way out."""
     loader = DataLoader(Rows(), collate_fn=lambda samples: samples, num_workers=1, multiprocessing_context="spawn")
     failure = failure_of(loader)
-    assert failure.kind == "user-code"
-    assert "pickle" in failure.message
+    assert failure.kind == "unpicklable"
     assert "<lambda>" in failure.message
+    assert "use multiprocessing_context fork" in failure.message
     assert "\n" not in failure.message
+
+
+def test_tensors_lost_with_their_worker_are_told_by_how_it_ended(tmp_path):
+    """A worker that ends hands no tensors over any more: the connection's error is not the reason."""
+    path = tmp_path / "torch" / "multiprocessing" / "reductions.py"
+    path.parent.mkdir(parents=True)
+    path.write_text("def rebuild_storage_fd():\n    raise ConnectionResetError(104, 'reset by peer')\n")
+    worker = multiprocessing.get_context("fork").Process(target=os._exit, args=(3,))
+    worker.start()
+    with pytest.raises(ConnectionResetError) as caught:
+        runpy.run_path(str(path))["rebuild_storage_fd"]()
+    failure = classify(caught.value, "measure")
+    assert (failure.kind, ended_workers()) == ("worker-killed", [(worker.pid, 3)])
+    assert "ended by itself" in failure.message
+    worker.join()
+
+
+def test_a_batch_too_large_is_named():
+    """Where memory runs out, on the accelerator in any of its libraries too, the batch size is in the sentence."""
+    for error in (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), MemoryError()):
+        failure = classify(error, "warm", batch_size=512)
+        assert failure.kind in INFEASIBLE
+        assert failure.message.endswith("(batch_size was 512)")
+    assert "batch_size" not in classify(ValueError("no"), "warm", batch_size=512).message
 
 
 def test_the_users_traceback_starts_at_their_frame():
@@ -207,5 +242,6 @@ def test_a_known_failure_stays_what_it_is():
         "failure_message": "make_loader ignored it",
         "failure_cause": [],
         "failure_traceback": None,
+        "failure_stacks": None,
     }
     assert set(INFEASIBLE) < set(KINDS)

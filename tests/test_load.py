@@ -62,6 +62,17 @@ def test_throughput_is_what_the_run_maximised(tmp_path: Path, objective: str | N
     assert run.trials["steady_sps"][0] == pytest.approx(100.0)
 
 
+def test_records_of_an_older_feedrate_are_read(tmp_path: Path) -> None:
+    """They lack the settings of the process, which were what they are by default: the setting reads the same."""
+    older = small_run()
+    for each in older:
+        del each["sharing_strategy"], each["trainer_cpus"]
+    run, now = load_run(write_run(tmp_path / "older", older)), load_run(write_run(tmp_path / "now", small_run()))
+    assert run.problems == []
+    assert run.trials["config"].tolist() == now.trials["config"].tolist()
+    assert run.trials[["sharing_strategy", "trainer_cpus"]].isna().all(axis=None)
+
+
 def test_an_empty_run_has_every_column_and_no_row(tmp_path: Path) -> None:
     """Before the first trial ends there is no trials.jsonl at all."""
     (write_run(tmp_path, []) / "trials.jsonl").unlink()
@@ -192,13 +203,14 @@ def test_search_json_may_hold_nothing_but_schema_and_study(tmp_path: Path) -> No
         {"num_workers": 0, "batch_size": 64},
         {"num_workers": 8, "batch_size": 64, "prefetch_factor": 4, "pin_memory": True, "persistent_workers": True},
         {"num_workers": 2, "batch_size": None, "in_order": False, "multiprocessing_context": "spawn"},
+        {"num_workers": 2, "batch_size": 8, "sharing_strategy": "file_system", "trainer_cpus": 3},
     ],
 )
 def test_a_setting_reads_the_same_everywhere(setting: dict[str, Any]) -> None:
     """`config_text`, which needs no trainables, agrees with `LoaderConfig.short`."""
     config = LoaderConfig(**setting)
     assert config_text(config.to_dict()) == config.short()
-    assert config_text(config.to_kwargs()) == config.short()
+    assert config_text(config.to_kwargs() | config.to_process()) == config.short()
 
 
 def test_loading_grows_with_the_number_of_records(tmp_path: Path) -> None:

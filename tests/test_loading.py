@@ -12,7 +12,6 @@ from workloads import Rows, Stream, general, mine, short
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import TrialFailed
 from feedrate.trainables.loading import (
-    EndlessSampler,
     build_loader,
     cached_batch,
     check_overrides,
@@ -37,31 +36,6 @@ def order(workload, setting, seed, num_batches=40):
     """The rows of the first batches."""
     loader = build_loader(workload, setting, seed=seed)
     return [row for inputs, _ in take(loader, num_batches) for row in inputs[:, 0].int().tolist()]
-
-
-def test_every_epoch_is_a_permutation():
-    """Shuffled indices run on without an end, each epoch of them a new permutation of the dataset."""
-    drawn = take(EndlessSampler(10, shuffle=True, seed=3), 50)
-    epochs = [drawn[start : start + 10] for start in range(0, 50, 10)]
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 5
-
-
-def test_without_shuffling_the_order_is_kept_from_a_seeded_place():
-    """In sequence the indices follow one another round and round; only where they begin depends on the seed."""
-    starts = set()
-    for seed in range(20):
-        drawn = take(EndlessSampler(10, shuffle=False, seed=seed), 25)
-        assert all((after - before) % 10 == 1 for before, after in itertools.pairwise(drawn))
-        starts.add(drawn[0])
-    assert len(starts) > 4
-
-
-def test_a_sampler_can_be_begun_again():
-    """Two iterations of one sampler are equal, and its length is the dataset's."""
-    sampler = EndlessSampler(10, shuffle=True, seed=3)
-    assert take(sampler, 30) == take(sampler, 30)
-    assert len(sampler) == 10
 
 
 def test_the_same_seed_gives_the_same_order_in_every_setting():

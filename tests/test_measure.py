@@ -15,11 +15,16 @@ from feedrate.analysis.estimate import naive_sps, record_rate, step_only_sps
 from feedrate.analysis.schema import COLUMNS
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import TrialFailed
-from feedrate.trainables.measure import MAX_WINDOWS, MIN_WINDOWS, MeasureOptions, measure
+from feedrate.trainables.measure import MeasureOptions, measure
 from feedrate.trainables.measurement import Windows
+from feedrate.trainables.training import MAX_WINDOWS, MIN_WINDOWS
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*use of fork:DeprecationWarning")
-WINDOW_LISTS = [each.name for each in dataclasses.fields(Windows)]
+WINDOW_LISTS = [each.name for each in dataclasses.fields(Windows) if each.name != "window_step_s"]
+GPU = {"gpu_peak_bytes", "gpu_free_bytes", "window_step_s", "copy_only_num_items", "copy_only_duration_s"}
+NOT_HERE = GPU | {"cold_refused"}
+KERNEL = {"throttled_fraction", "psi_cpu_fraction", "psi_io_fraction", "psi_memory_fraction"}
+"""What some kernels and containers do not tell."""
 
 
 def run(workload, setting, phases=None, **options):
@@ -44,8 +49,10 @@ def test_a_measurement_is_complete(num_workers):
     assert phases == ["setup", "warm", "loader", "measure", "teardown"]
     columns = result.columns()
     assert columns.keys() <= {column.name for column in COLUMNS}
-    expected = {"gpu_peak_bytes"} | (set() if num_workers else {"start_method"})
-    assert {name for name, value in columns.items() if value is None} == expected
+    expected = NOT_HERE | (set() if num_workers else {"start_method"})
+    if result.boundary_from == "estimated":  # without workers a boundary costs next to nothing
+        expected |= {"epoch_duration_s", "epoch_num_items"}
+    assert {name for name, value in columns.items() if value is None} - KERNEL == expected
     assert len({len(columns[name]) for name in WINDOW_LISTS}) == 1
     count = len(result.windows)
     assert 1 <= count <= MAX_WINDOWS
@@ -63,10 +70,13 @@ def test_a_measurement_is_complete(num_workers):
     assert result.tree_pss_bytes >= result.tree_uss_bytes > 10e6
     assert 0 <= result.foreign_cpu_fraction <= 1
     assert 0 <= result.own_cpu_fraction <= 1
-    assert (result.boundary_s == 0) == (num_workers == 0)
+    assert result.boundary_s >= 0
+    assert result.boundary_from == "measured" or not num_workers
+    assert result.loss_is_finite is True
+    assert 0 < result.first_step_s < result.setup_s
     assert step_only_sps(columns) > 0
     rate = result.throughput()
-    assert 0 < rate.low_sps <= rate.sps <= rate.high_sps
+    assert 0 <= rate.low_sps <= rate.sps <= rate.high_sps
     assert rate.sps == pytest.approx(record_rate(columns).sps)
 
 
@@ -100,25 +110,57 @@ SAMPLED, BATCHED = {"sampler": [1, 2, 3, 4, 5]}, {"batch_sampler": [[0, 1, 2], [
 
 
 @pytest.mark.parametrize(
-    ("dataset", "setting", "fixed", "epochs_end"),
+    ("dataset", "setting", "fixed", "epoch", "boundary_from"),
     [
-        (Rows(3), LoaderConfig(batch_size=4, num_workers=2), {}, False),
-        (Rows(3), LoaderConfig(batch_size=4, num_workers=1), {"drop_last": True}, False),
-        (Rows(64), LoaderConfig(batch_size=2, num_workers=2), SAMPLED, True),
-        (Rows(64), LoaderConfig(batch_size=2, num_workers=2, persistent_workers=True), SAMPLED, True),
-        (Rows(64), LoaderConfig(batch_size=None, num_workers=1), BATCHED, True),
-        (Stream(7), LoaderConfig(batch_size=4, num_workers=2), {}, True),
-        (Stream(200), LoaderConfig(batch_size=4, num_workers=0), {}, True),
+        (Rows(3), LoaderConfig(batch_size=4, num_workers=2), {}, 3, "measured"),
+        (Rows(3), LoaderConfig(batch_size=4, num_workers=1), {"drop_last": True}, 3, "measured"),
+        (Rows(64), LoaderConfig(batch_size=2, num_workers=2), SAMPLED, 5, "measured"),
+        (Rows(64), LoaderConfig(batch_size=2, num_workers=2, persistent_workers=True), SAMPLED, 5, "measured"),
+        (Rows(64), LoaderConfig(batch_size=None, num_workers=1), BATCHED, 64, "measured"),
+        (Stream(7), LoaderConfig(batch_size=4, num_workers=2), {}, None, "inside"),
+        (Stream(200), LoaderConfig(batch_size=4, num_workers=0), {}, None, "inside"),
     ],
     ids=["few-rows", "fewer-than-a-batch", "sampler", "persistent", "batch_sampler", "stream", "stream-0"],
 )
-def test_short_epochs_are_measured(dataset, setting, fixed, epochs_end):
+def test_short_epochs_are_measured(dataset, setting, fixed, epoch, boundary_from):
     """Epochs of a few batches follow one another; boundaries that the windows contain are not paid for twice."""
-    result = run(short(dataset, loader_kwargs=fixed), setting, max_trial_s=1.2)
+    result = run(short(dataset, loader_kwargs=fixed), setting, max_trial_s=4)
     assert sum(result.windows.window_num_batches) > 3
-    assert result.epoch_samples == (None if isinstance(dataset, Stream) else len(dataset))
-    assert (result.boundary_s == 0) == epochs_end
+    assert (result.epoch_samples, result.boundary_from) == (epoch, boundary_from)
+    if boundary_from == "inside":
+        assert result.boundary_s == 0
+    elif not setting.persistent_workers:
+        assert result.boundary_s > 0
     assert result.throughput().sps > 0
+
+
+def test_short_epochs_are_timed_whole():
+    """Of epochs that are over in no time, what counts is seen: whole epochs, whose workers start again and again."""
+    setting = LoaderConfig(batch_size=4, num_workers=2)
+    kept = dataclasses.replace(setting, persistent_workers=True)
+    workload = short(Rows(24, 0.001))
+    again, once = (run(workload, each, max_trial_s=16) for each in (setting, kept))
+    for result in (again, once):
+        assert len(result.epoch_duration_s) >= MIN_WINDOWS
+        assert result.epoch_num_items == [24] * len(result.epoch_duration_s)
+        whole = sum(result.epoch_num_items) / sum(result.epoch_duration_s)
+        assert result.throughput("epoch").sps == pytest.approx(whole)
+        assert record_rate(result.columns()).sps == pytest.approx(whole)
+    assert again.throughput("epoch").sps < once.throughput("epoch").sps
+    assert again.throughput("epoch").sps < again.throughput("steady").sps / 1.2
+
+
+def test_long_epochs_are_cut_short():
+    """Of an epoch that takes longer than a trial only the boundary is measured, between two short ones."""
+    workload = short(Rows(4000, 0.001))
+    setting = LoaderConfig(batch_size=4, num_workers=2, multiprocessing_context="fork")
+    result = run(workload, setting, max_trial_s=6)
+    assert result.boundary_from == "measured"
+    assert all(items < 100 for items in result.epoch_num_items)
+    assert 0 < result.boundary_s < 2 * (result.iter_s + result.first_batch_s)
+    steady = result.throughput("steady").sps
+    assert result.throughput().sps == pytest.approx(4000 / (4000 / steady + result.boundary_s))
+    assert run(workload, setting, max_trial_s=6, objective="steady").boundary_from == "estimated"
 
 
 def test_batches_of_different_sizes_are_counted_item_by_item():

@@ -72,6 +72,7 @@ def test_an_impossible_setting_is_refused(text, sentence):
         ({"threads": 0}, "--threads must be 1 or more, not 0"),
         ({"objective": "fastest"}, "--objective must be one of epoch, steady, not 'fastest'"),
         ({"sampler": "grid"}, "--sampler must be one of tpe, random, not 'grid'"),
+        ({"amp": "fp16"}, "--amp must be one of bf16, not 'fp16'"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, sentence):
@@ -84,8 +85,9 @@ def test_options_survive_search_json():
     """What was asked is read back equal; fields of a newer version are ignored, those of an older one have defaults."""
     baseline = LoaderConfig(num_workers=4, batch_size=None, pin_memory=True)
     options = SearchOptions(
-        time_budget_s=90.0, max_trials=7, objective="steady", baseline=baseline, seed=3, storage="sqlite:///a.db"
-    )
+        time_budget_s=90.0, max_trials=7, objective="steady", baseline=baseline, seed=3, storage="sqlite:///a.db",
+        amp="bf16", compile=True,
+    )  # fmt: skip
     written = json.loads(json.dumps(options.to_json()))
     assert SearchOptions.from_json(written) == options
     assert SearchOptions.from_json(written | {"invented_later": 1}) == options

@@ -3,12 +3,22 @@
 import os
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 from census import eventually
 
-from feedrate.trainables.process import CpuClock, shm_used_bytes, tree_memory
+from feedrate.trainables.process import (
+    CpuClock,
+    Memory,
+    growth_bytes_per_batch,
+    shm_used_bytes,
+    tree_memory,
+    tree_pids,
+)
 
 
 def started(code):
@@ -33,6 +43,74 @@ def test_memory_of_children_counts():
     assert after.uss_bytes - before.uss_bytes > 60e6
     assert after.pss_bytes - before.pss_bytes > 60e6
     assert before.pss_bytes >= before.uss_bytes > 0
+
+
+def test_the_tree_is_this_process_and_its_descendants():
+    """Children and their children, also those that another thread started; not those that have ended."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(started("import os\nif os.fork() == 0: input()")))
+    thread.start()
+    thread.join()
+    with found[0] as child:
+        pids = tree_pids()
+        assert pids[0] == os.getpid()
+        assert set(pids) == {os.getpid(), *(each.pid for each in psutil.Process().children(recursive=True))}
+        assert len(set(pids) & {child.pid, *(each.pid for each in psutil.Process(child.pid).children())}) == 2
+        child.communicate("\n\n")
+    assert child.pid not in tree_pids()
+
+
+def test_a_kernel_without_lists_of_children_is_no_hindrance(monkeypatch):
+    """Then psutil reads every process of the machine."""
+    real = Path.read_bytes
+
+    def read_bytes(path):
+        if path.name == "children":
+            raise FileNotFoundError(path)
+        return real(path)
+
+    with started("") as child:
+        monkeypatch.setattr(Path, "read_bytes", read_bytes)
+        assert {os.getpid(), child.pid} <= set(tree_pids())
+        child.communicate("\n")
+
+
+def test_the_most_open_files_of_one_process_are_counted():
+    """A child with many open files counts for itself, not with the others'."""
+    with started("files = [open('/proc/self/stat') for _ in range(300)]") as child:
+        assert 300 < tree_memory().max_open_files < 300 + 100
+        child.communicate("\n")
+
+
+def test_a_forked_child_that_reads_a_list_copies_it():
+    """Python counts references in the objects themselves: memory of its own grows with what a worker has looked at."""
+    code = """if True:
+        import os
+        samples = [float(number) for number in range(1_000_000)]
+        if os.fork() == 0:
+            print(flush=True)
+            input()
+            kept = list(samples)
+        else:
+            os.wait()
+    """
+    with started(code) as child:
+        first = tree_memory()
+        child.stdin.write("\n")
+        child.stdin.flush()
+        child.stdout.readline()
+        grown = growth_bytes_per_batch(first, tree_memory(), 10)
+        child.communicate("\n\n")
+    assert grown * 10 > 20e6
+
+
+def test_growth_is_per_batch():
+    """Bytes of memory of its own that each batch left behind; unknown without two readings and a batch."""
+    first, last = Memory(pss_bytes=9, uss_bytes=1000), Memory(pss_bytes=9, uss_bytes=1600)
+    assert growth_bytes_per_batch(first, last, 3) == 200.0
+    assert growth_bytes_per_batch(last, first, 3) == -200.0
+    assert growth_bytes_per_batch(None, last, 3) is growth_bytes_per_batch(first, None, 3) is None
+    assert growth_bytes_per_batch(first, last, 0) is None
 
 
 def test_shared_memory_in_use_is_seen():
@@ -81,6 +159,15 @@ def test_fractions_stay_within_bounds():
     assert later.own_fraction_since(earlier, 1.0) == 0
     assert later.foreign_fraction_since(earlier) == 1
     assert earlier.foreign_fraction_since(earlier) == 0
+
+
+def test_stolen_time_is_neither_busy_nor_idle():
+    """What the hypervisor took, of all time; never negative."""
+    earlier = CpuClock(total_s=10, busy_s=5, own_s=2, steal_s=1)
+    later = CpuClock(total_s=20, busy_s=5, own_s=2, steal_s=3)
+    assert later.steal_fraction_since(earlier) == pytest.approx(0.2)
+    assert earlier.steal_fraction_since(later) == 0
+    assert CpuClock.read().steal_s >= 0
 
 
 def test_a_foreign_process_is_seen():

@@ -4,7 +4,7 @@ import pytest
 
 from feedrate.analysis.estimate import record_rate
 from feedrate.analysis.schema import SCHEMA, check_record
-from feedrate.search.space import SearchSpace
+from feedrate.search.space import Choice, Range, SearchSpace
 from feedrate.search.study import Brain, Counts
 from feedrate.trainables.config import LoaderConfig
 
@@ -55,6 +55,23 @@ def test_records_are_told(opened):
     assert trials[2].user_attrs["failure"] == "it raised"
     assert trials[3].constraints == {"fits": 1.0}
     assert opened().reconcile(records).num_told == 0
+
+
+def test_settings_of_the_process_survive_a_resume(opened):
+    """Their records tell the study which setting it was; those of a feedrate that had no such columns still count."""
+    given = {"trainer_cpus": Choice((None, 1)), "sharing_strategy": Choice(("file_system",)), "num_workers": Range(1, 2)}
+    space = SearchSpace.default(num_cpus=8, has_accelerator=False, given=given)
+    placed = LoaderConfig(num_workers=2, batch_size=32, sharing_strategy="file_system", trainer_cpus=1)
+    older = record(1, LoaderConfig(num_workers=2, batch_size=32))
+    del older["sharing_strategy"], older["trainer_cpus"]
+    brain = opened(space=space)
+    assert brain.enqueue(placed, "seed")
+    brain.ask()
+    again = opened(space=space)
+    assert again.reconcile([record(0, placed, 200), older]).num_told == 2
+    assert [past.config for past in again.history()] == [placed, LoaderConfig(num_workers=2, batch_size=32)]
+    assert opened(space=space).study.trials[0].params["trainer_cpus"] == 1
+    assert placed in again.tried()
 
 
 def test_running_without_record_is_measured_anew(opened):

@@ -9,9 +9,10 @@ from rich.console import Console
 from synthetic import record, small_run, write_run
 from torch.utils.data import DataLoader
 
+from feedrate.analysis import load_run, sections
 from feedrate.analysis.best import best_schema, check_best, load_best
 from feedrate.analysis.run_folder import RunFolder
-from feedrate.search.result import conclude, explain, print_result, verdict
+from feedrate.search.result import conclude, explain, print_result
 
 OVER = "12 settings were tried (--max-trials)"
 
@@ -56,6 +57,56 @@ def test_best_json_says_what_was_found(concluded):
     assert written["search"]["num_failed"] == 2
     assert result.stop_reason == OVER
     assert len(result.failures) == 2
+
+
+def test_what_the_process_needs_is_in_the_answer(concluded):
+    """`process`, in tied and best-by-batch-size entries too; the summary says that `dataloader` alone is not enough."""
+    records = [
+        baseline(),
+        record(1, num_workers=4, rate_sps=1000.0, trainer_cpus=2),
+        record(2, num_workers=5, rate_sps=1001.0, sharing_strategy="file_system", multiprocessing_context="spawn"),
+        record(3, num_workers=2, rate_sps=500.0, batch_size=32, trainer_cpus=1),
+    ]
+    best = concluded(records, options={"threads": 3}).best
+    check_best(best)
+    jsonschema.validate(best, best_schema(), jsonschema.Draft202012Validator)
+    assert best["process"] == {"trainer_cpus": 2, "torch_num_threads": 2}
+    assert best["baseline"]["process"] == {"torch_num_threads": 3}
+    (tied,) = best["tied_with"]
+    assert (tied["num_workers"], tied["multiprocessing_context"]) == (5, "spawn")
+    assert tied["process"] == {"sharing_strategy": "file_system", "torch_num_threads": 3}
+    assert best["best_by_batch_size"]["32"]["process"] == {"trainer_cpus": 1, "torch_num_threads": 1}
+    result = concluded(records)
+    assert result.best["process"] == {"trainer_cpus": 2}
+    assert "process" not in result.best["baseline"]
+    text = printed(result)
+    assert "b64 w4 p2 trainer_cpus=2" in text
+    assert "b64 w5 p2 spawn file_system" in text
+    assert "`dataloader` alone does not reproduce this rate: the process needs trainer_cpus too, as below." in text
+    assert "os.sched_setaffinity" in text.partition("Paste:\n")[2]
+    headline, rows = sections.headline(load_run(result.folder), result.ranking), sections.answer(load_run(result.folder), result.ranking)
+    assert headline.startswith("b64 w4 p2 trainer_cpus=2 trains")
+    assert ("Tied with", "b64 w5 p2 spawn file_system") in rows.rows
+
+
+def test_the_same_dataloader_in_another_process_is_another_setting(concluded):
+    """It is compared with the baseline, of which it has every argument, and is not taken for it."""
+    own = {"num_workers": 4, "origin": "baseline", "step_only_sps": 2000.0}
+    result = concluded([record(0, rate_sps=500.0, **own), record(1, num_workers=4, rate_sps=1000.0, trainer_cpus=1)])
+    assert result.best["dataloader"] == result.best["baseline"]["dataloader"]
+    assert result.best["baseline"]["speedup"] == pytest.approx(2.0, rel=0.001)
+    assert "2.00x the baseline" in sections.headline(load_run(result.folder), result.ranking)
+    assert "`dataloader` alone" not in printed(concluded(small_run()))
+
+
+def test_how_the_step_ran_is_in_the_answer(concluded):
+    """Mixed precision and a compiled model make another ceiling: best.json and the summary say so."""
+    result = concluded(small_run(), options={"amp": "bf16", "compile": True})
+    assert (result.best["search"]["amp"], result.best["search"]["compile"]) == ("bf16", True)
+    assert "The training step ran with bfloat16 autocast and torch.compile" in printed(result)
+    plain = concluded(small_run())
+    assert (plain.best["search"]["amp"], plain.best["search"]["compile"]) == (None, False)
+    assert "The training step ran with" not in printed(plain)
 
 
 def test_the_cheapest_of_equals_is_the_answer(concluded):
@@ -161,25 +212,6 @@ def test_an_interrupted_search_has_an_answer_but_writes_none(concluded):
     assert not result.best_path.exists()
 
 
-@pytest.mark.parametrize(
-    ("fraction", "wait", "cpu", "expected"),
-    [
-        (0.97, 0.2, 0.5, "compute-bound"),
-        (0.85, 0.01, 0.99, "compute-bound"),
-        (0.16, 0.01, 0.99, "loader-bound (CPU)"),  # workers starve a step on the CPU, which then never waits
-        (1.8, 0.01, 0.99, "too noisy to say"),
-        (None, 0.01, None, "compute-bound"),
-        (0.6, 0.4, 0.95, "loader-bound (CPU)"),
-        (0.6, 0.4, 0.30, "loader-bound (waiting)"),
-        (None, None, 0.30, "loader-bound (waiting)"),
-        (0.6, 0.4, None, "too noisy to say"),
-    ],
-)
-def test_the_verdict_says_where_the_time_goes(fraction, wait, cpu, expected):
-    """At the ceiling or never kept waiting; busy processors; or neither."""
-    assert verdict(fraction, wait, cpu) == expected
-
-
 def test_the_table_compares_with_yours(concluded):
     """Yours, the best with its gain and interval, up to three that are tied, and what to paste."""
     records = [baseline()] + [record(n, num_workers=n, rate_sps=1000.0 + n) for n in range(4, 9)]
@@ -227,3 +259,36 @@ def test_a_busy_machine_is_named(concluded):
     assert any(line.startswith("Shared host: other processes took 40% of the CPUs") for line in explain(result))
     quiet = concluded([baseline(foreign_cpu_fraction=0.01)])
     assert quiet.best["scope"]["exclusive_host"] is True
+
+
+def test_a_copy_measured_once_counts_for_its_batch_size(concluded):
+    """The copy alone is timed with the baseline; it explains the rate of the best setting that copies in the same way."""
+    copied = {"copy_only_num_items": [1000], "copy_only_duration_s": [1.0]}
+    records = [
+        baseline(200.0, step_only_sps=2000.0, **copied),
+        record(1, num_workers=4, rate_sps=640.0, window_wait_s=[0.0] * 8, own_cpu_fraction=0.1, num_cpus=8),
+    ]
+    result = concluded(records)
+    assert result.verdict == "transfer-bound"
+    assert "copying to the accelerator takes 64% of the time (1,000/s at most)" in result.best["verdict_evidence"]
+    records[1]["pin_memory"] = True
+    assert concluded(records).verdict == "loader-bound (waiting)"
+
+
+def test_memory_that_grows_is_named(concluded):
+    """What it comes to at the end of an epoch, extrapolated; memory that stays is not worth a line."""
+    known = {"tree_pss_bytes": 2_000_000_000, "tree_uss_bytes": 1_000_000_000, "epoch_samples": 1_000_000}
+    result = concluded([baseline(tree_uss_growth_bytes_per_batch=1_000_000.0, **known)])
+    assert result.best["memory"]["end_of_epoch_bytes"] == pytest.approx(1e9 + 1e6 * (1_000_000 / 64 - 80))
+    assert any(line.startswith("Memory grows: 16.5 GB at the end of an epoch") for line in explain(result))
+    assert result.best["memory"]["pss_bytes"] == 2e9
+    stays = concluded([baseline(tree_uss_growth_bytes_per_batch=0.0, **known)])
+    assert not any(line.startswith("Memory grows") for line in explain(stays))
+
+
+def test_the_state_of_the_page_cache_is_in_the_scope(concluded):
+    """A rate from storage is no rate from memory; the verdict names it."""
+    result = concluded([baseline(cache_state="mixed", throttled_fraction=0.5)])
+    assert result.best["scope"]["cache"] == "mixed"
+    assert "samples came from storage" in result.best["verdict_evidence"]
+    assert any("CPU quota ran out in 50% of its periods" in line for line in explain(result))

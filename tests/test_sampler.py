@@ -64,6 +64,20 @@ def test_never_twice_until_exhausted(kind):
     assert len(drawn) == TINY.size() + 1
 
 
+def test_settings_of_the_process_are_drawn_where_they_are_asked_for():
+    """In every combination with workers, recorded as parameters of the study; never without workers."""
+    given = {"num_workers": Range(0, 2), "batch_size": Choice((32,)), "prefetch_factor": Choice((2,))}
+    opted = {"trainer_cpus": Choice((None, 1, 2)), "sharing_strategy": Choice((None, "file_system"))}
+    space = SearchSpace.default(num_cpus=8, has_accelerator=False, given=given | opted)
+    drawn = replay(0, space.size() + 1, space=space)
+    assert set(drawn[:-1]) == set(space.configs())
+    assert drawn[-1] is None
+    sampler = SnappingSampler(space, seed=0, tried=set)
+    config = LoaderConfig(num_workers=1, batch_size=32, trainer_cpus=2)
+    assert opted.keys() <= sampler.distributions(config).keys()
+    assert not opted.keys() & sampler.distributions(LoaderConfig(batch_size=32)).keys()
+
+
 def test_settings_are_listed_and_canonical():
     """Whatever TPE draws between listed values, what comes out is a setting of the space."""
     given = {"batch_size": Choice(tuple(2**power for power in range(10))), "prefetch_factor": Range(1, 9)}

@@ -288,3 +288,45 @@ def test_the_same_failure_again_and_again_ends_the_search(search):
     assert len(broken.records()) == 8
     assert "for the same reason" in broken.session.stop_reason
     assert search(max_trials=100).session.next() is not None  # resumed, perhaps with a repaired workload
+
+
+@pytest.mark.parametrize(("kind", "num_tried"), [("user-code", 8), ("shm-full", 12)])
+def test_failures_that_differ_in_numbers_only_are_the_same(search, kind, num_tried):
+    """Another sample, another process, the same reason; but what does not fit may fit at another size."""
+    broken = search(max_trials=12)
+    while (request := broken.session.next()) is not None:
+        message = f"KeyError: 'label' (raised for sample {request.number}; with 0 workers too)"
+        failure = Failure(kind=kind, phase="loader", message=message).columns()
+        broken.session.completed(request.number, {}, failure)
+    assert len(broken.records()) == num_tried
+
+
+def test_a_batch_that_does_not_fit_is_told_with_one_that_did(search):
+    """The largest smaller batch size that was trained is named; a failed one, and another kind, is not."""
+    asked = search(max_trials=12)
+    messages = {}
+    while (request := asked.session.next()) is not None:
+        if request.config.batch_size == 64 and len(asked.session.records) > 2:
+            failure = Failure(kind="cuda-out-of-memory", phase="warm", message="too small").columns()
+            asked.session.completed(request.number, {}, failure)
+            messages[request.number] = asked.records()[-1]["failure_message"]
+        else:
+            asked.session.completed(request.number, measured(request), None)
+    sizes = {kept["batch_size"] for kept in asked.records() if status(kept) != "failed"}
+    assert 32 in sizes
+    assert "too small; batch_size 32 fitted" in messages.values()
+
+
+def test_a_trial_that_rays_memory_monitor_ended_is_not_tried_again(search):
+    """It did not fit: the setting is infeasible, where that of a supervisor lost otherwise may be innocent."""
+    lost = search(max_trials=4)
+    first, second = lost.session.next(), lost.session.next()
+    lost.session.lost(first.number, "Ray's words", starved=True)
+    lost.session.lost(second.number, "Ray's words")
+    starved, died = lost.records()
+    assert (starved["failure_kind"], died["failure_kind"]) == ("out-of-memory", "supervisor-died")
+    assert starved["failure_cause"] == ["Ray's words"]
+    assert "RAY_memory_monitor_refresh_ms=0" in starved["failure_message"]
+    later = [lost.one().config, lost.one().config]
+    assert second.config in later
+    assert first.config not in later

@@ -15,6 +15,8 @@ TINY = {
     "persistent_workers": Choice((True, False)),
 }
 
+OPTED = {"sharing_strategy": Choice((None, "file_system")), "trainer_cpus": Choice((None, 1, 2))}
+
 
 def space(**given):
     return SearchSpace.default(num_cpus=4, has_accelerator=given.pop("has_accelerator", True), given=given)
@@ -56,8 +58,32 @@ def test_own_batch_sampler():
 
 def test_json_round_trip():
     """A space survives search.json."""
-    for one in (space(), space(**TINY), space(multiprocessing_context=Choice((None, "spawn")))):
+    opted = space(multiprocessing_context=Choice((None, "spawn")), in_order=Choice((True, False)), **OPTED)
+    for one in (space(), space(**TINY), opted):
         assert SearchSpace.from_json(one.to_json()) == one
+
+
+def test_the_search_json_of_an_older_feedrate_is_read():
+    """It knew nothing of the sharing strategy or of the trainer's CPUs: they were what they are by default."""
+    saved = space().to_json()
+    del saved["sharing_strategy"], saved["trainer_cpus"]
+    assert SearchSpace.from_json(saved) == space()
+
+
+def test_settings_of_the_process_are_searched_when_asked_for():
+    """Each of their values is a setting of its own with workers, and none without."""
+    opted = space(**TINY, **OPTED, in_order=Choice((True, False)))
+    configs = list(opted.configs())
+    assert len(configs) == len(set(configs)) == opted.size() == 2 * (1 + 2 * 4 * 2 * 3 * 2)
+    assert {config.trainer_cpus for config in configs} == {None, 1, 2}
+    assert {config.sharing_strategy for config in configs} == {None, "file_system"}
+    assert {config.trainer_cpus for config in configs if not config.num_workers} == {None}
+    assert not space().contains(LoaderConfig(num_workers=2, batch_size=64, trainer_cpus=1))
+
+
+def test_linuxs_own_sharing_strategy_is_the_default():
+    """It may be named, and is the same setting."""
+    assert space(sharing_strategy=Choice(("file_descriptor", "file_system"))) == space(sharing_strategy=OPTED["sharing_strategy"])
 
 
 @pytest.mark.parametrize(
@@ -69,6 +95,9 @@ def test_json_round_trip():
         ("pin_memory", Choice((1,)), "not one of true, false"),
         ("num_workers", Choice((True,)), "not a whole number"),
         ("workers", Range(0, 4), "these are: num_workers"),
+        ("trainer_cpus", Choice((None, 0)), "must be 1 or more, not 0: none lets"),
+        ("trainer_cpus", Range(1, 4), "takes a list of choices, not a range"),
+        ("sharing_strategy", Choice(("memory",)), "not one of file_descriptor, file_system"),
     ],
 )
 def test_impossible_spaces(name, dimension, words):

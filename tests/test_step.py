@@ -1,6 +1,10 @@
 """step.py: nested batches reach the device, items are counted, and the short form's step learns."""
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
 from typing import NamedTuple
 
 import pytest
@@ -102,6 +106,68 @@ def test_the_short_step_trains():
         assert step(batch) is None
     assert losses[-1] < losses[0] / 2
     assert made[0].training
+
+
+def made_step(model, loss=None, optimizer=None, **context):
+    loss = loss or nn.functional.cross_entropy
+    optimizer = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    return short_step(model, loss, optimizer)(StepContext(device=torch.device("cpu"), batch_size=5, **context))
+
+
+@pytest.mark.parametrize(("amp", "dtype"), [(None, torch.float32), ("bf16", torch.bfloat16)])
+def test_forward_and_loss_run_in_the_precision_asked_for(amp, dtype):
+    """With bf16 a linear layer's output is bfloat16 and the loss is made under autocast; its parameters stay float32."""
+    seen, model = [], nn.Linear(3, 2)
+
+    def loss(output, target):
+        seen.append((output.dtype, torch.is_autocast_enabled("cpu")))
+        return nn.functional.cross_entropy(output, target)
+
+    before = model.weight.detach().clone()
+    made_step(lambda: model, loss, amp=amp)((IMAGE + 1.0, torch.zeros(5, dtype=torch.long)))
+    assert seen == [(dtype, amp is not None)]
+    assert model.weight.dtype == torch.float32
+    assert not torch.equal(model.weight, before)
+
+
+COMPILED = """
+import json, os, threading
+import torch, torch._dynamo
+from torch import nn
+from feedrate.trainables.step import StepContext, short_step
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, 2))
+    def forward(self, inputs):
+        return inputs @ self.weight + (1.0 if torch.compiler.is_compiling() else 0.0)
+
+if os.fork() == 0:
+    outputs, model = [], Model()
+    def loss(output, target):
+        outputs.append(output.detach().sum().item())
+        return output.sum()
+    step = short_step(lambda: model, loss, lambda parameters: torch.optim.SGD(parameters, lr=0.0))(
+        StepContext(device=torch.device("cpu"), batch_size=5, compile=True))
+    for _ in range(2):
+        step((torch.zeros(5, 3), None))
+    with open(f"/proc/self/task/{os.getpid()}/children") as children:
+        names = [thread.name for thread in threading.enumerate()]
+        print(json.dumps({"outputs": outputs, "children": children.read(), "threads": names}), flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
+def test_a_model_is_compiled_in_a_forked_child(tmp_path):
+    """As in a trial: in a child of a process that has torch._dynamo; no pool of compilers is left beside the training."""
+    command = [sys.executable, "-W", "ignore", "-c", COMPILED]
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}  # a pool is made when something is compiled
+    said = json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert said["outputs"] == [10.0, 10.0]  # 5 by 2 ones: what only the compiled model adds
+    assert said["children"] == ""
+    assert not [name for name in said["threads"] if "Pool" in name]
 
 
 def test_a_loss_with_weights_moves_too():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import socket
 import warnings
 from collections.abc import Callable
@@ -21,10 +22,13 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from feedrate.trainables import host
 from feedrate.trainables.config import LoaderConfig
-from feedrate.trainables.failure import TrialFailed, classify, user_traceback
-from feedrate.trainables.loading import build_loader, owned_generators, read_baseline
+from feedrate.trainables.data_check import check
+from feedrate.trainables.disqualify import disqualified
+from feedrate.trainables.failure import TrialFailed, classify, ended_workers, user_traceback
+from feedrate.trainables.loading import build_loader, num_samples, read_baseline
 from feedrate.trainables.measure import MeasureOptions, measure, pick_device
 from feedrate.trainables.resolve import UnknownWorkload, WorkloadRef, load, preload
+from feedrate.trainables.template import remove_batches
 from feedrate.trainables.workload import Workload, WorkloadError
 
 Send = Callable[[dict[str, Any]], None]
@@ -38,7 +42,7 @@ def run_request(request: dict[str, Any], descriptor: int) -> None:
         while data:
             data = data[os.write(descriptor, data) :]
 
-    serve = {"measure": _measure, "describe": _describe}[request["op"]]
+    serve = {"measure": _measure, "describe": _describe, "check": _check}[request["op"]]
     phase = "setup"
 
     def on_event(event: dict[str, Any]) -> None:
@@ -52,8 +56,18 @@ def run_request(request: dict[str, Any], descriptor: int) -> None:
     except (UnknownWorkload, WorkloadError) as error:
         send({"event": "failure", "usage": True, **_usage(str(error), phase)})
     except BaseException as error:  # user code may raise anything, SystemExit too
-        failure = classify(error, phase)
-        send({"event": "failure", "usage": False, **failure.columns()})
+        _report(error, phase, request, send)
+
+
+def _report(error: BaseException, phase: str, request: dict[str, Any], send: Send) -> None:
+    """Send the failure, and remove what dead loader workers left in /dev/shm: who ends the trial does not know them."""
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    except RuntimeError:  # torch's handler, which raises once for a dead worker, wherever the process is
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    failure = classify(error, phase, request.get("config", {}).get("batch_size"))
+    remove_batches(pid for pid, _ in ended_workers())
+    send({"event": "failure", "usage": False, **failure.columns()})
 
 
 def _usage(message: str, phase: str) -> dict[str, Any]:
@@ -63,6 +77,7 @@ def _usage(message: str, phase: str) -> dict[str, Any]:
         "failure_message": message,
         "failure_cause": [],
         "failure_traceback": None,
+        "failure_stacks": None,
     }
 
 
@@ -73,7 +88,7 @@ def _measure(request: dict[str, Any], send: Send) -> None:
     send({"event": "phase", "phase": "setup"})
     workload = load(WorkloadRef(**request["workload"]))
     config = LoaderConfig.from_dict(request["config"])
-    facts = host_facts()
+    facts = host_facts(request.get("allocated_cpus"))
     phase, measurement = "setup", None
 
     def on_phase(name: str) -> None:
@@ -83,6 +98,7 @@ def _measure(request: dict[str, Any], send: Send) -> None:
 
     try:
         for measurement in measure(workload, config, MeasureOptions(**request["options"]), on_phase):
+            facts["torch_num_threads"] = torch.get_num_threads()  # a setting may restrict the trainer
             send({"event": "progress", "columns": measurement.columns() | facts})
     except Exception:
         if phase != "teardown":  # a worker that crashes while it is stopped does not change what was measured
@@ -93,18 +109,8 @@ def _measure(request: dict[str, Any], send: Send) -> None:
 
 def _describe(request: dict[str, Any], send: Send) -> None:
     """Say what the workload is, without training: its baseline, its size, what its data check found."""
-    ref = WorkloadRef(**request["workload"])
     send({"event": "phase", "phase": "setup"})
-    place, _, name = ref.target.rpartition(":")
-    doing = f"{place or name} cannot be imported"
-    try:
-        preload(ref)
-        doing = f"the workload's function {name!r} raised"
-        workload = load(ref)
-    except (UnknownWorkload, WorkloadError):
-        raise
-    except Exception as error:
-        raise WorkloadError(f"{doing}:\n{user_traceback(error)}".rstrip()) from None
+    workload = _load(WorkloadRef(**request["workload"]))
     try:
         described = describe(workload)
     except WorkloadError:
@@ -116,12 +122,42 @@ def _describe(request: dict[str, Any], send: Send) -> None:
     send({"event": "described", **described, "facts": host_facts() | {"num_gpus": torch.cuda.device_count()}})
 
 
+def _check(request: dict[str, Any], send: Send) -> None:
+    """Say whether changing the loader changes the data."""
+    send({"event": "phase", "phase": "setup"})
+    workload = _load(WorkloadRef(**request["workload"]))
+    report = check(workload, **request["options"], on_step=lambda name: send({"event": "step", "name": name}))
+    send({"event": "result", "report": {"workload": workload.name, **report.to_json()}})
+
+
+def _load(ref: WorkloadRef) -> Workload:
+    """The workload.
+
+    Raises:
+        UnknownWorkload, WorkloadError: it cannot be made; the user's traceback is in the message.
+    """
+    place, _, name = ref.target.rpartition(":")
+    doing = f"{place or name} cannot be imported"
+    try:
+        preload(ref)
+        doing = f"the workload's function {name!r} raised"
+        workload: Workload = load(ref)
+    except (UnknownWorkload, WorkloadError):
+        raise
+    except Exception as error:
+        raise WorkloadError(f"{doing}:\n{user_traceback(error)}".rstrip()) from None
+    return workload
+
+
 def describe(workload: Workload) -> dict[str, Any]:
-    """Facts about a workload: name, unit, epoch_samples, baseline (None: torch's default), fixed dimensions, notes."""
+    """Facts about a workload: name, unit, epoch_samples, baseline (None: torch's default), fixed dimensions, notes, data.
+
+    `data` says whether more than one worker duplicates data (disqualify.py).
+    """
     notes = list(workload.check()) if workload.check else []
     if workload.is_short:
         dataset: Any = workload.dataset
-        baseline = None
+        baseline, sampler = None, workload.loader_kwargs.get("sampler")
         fixed = ["batch_size"] if "batch_sampler" in workload.loader_kwargs else []
     else:
         loader = workload.make_loader()
@@ -130,21 +166,15 @@ def describe(workload: Workload) -> dict[str, Any]:
                 f"make_loader of workload {workload.name!r} returned {type(loader).__name__}, not a torch DataLoader"
             )
         own = read_baseline(loader)
-        dataset, baseline = loader.dataset, own.to_dict()
+        dataset, baseline, sampler = loader.dataset, own.to_dict(), loader.sampler
         fixed = ["batch_size"] if loader.batch_size is None else []
         _try_override(workload, own)
-    owned = owned_generators(dataset)
-    if owned:
-        notes.append(
-            f"the dataset owns random generators ({', '.join(owned)}): torch does not reseed them, so every worker draws the same "
-            "numbers; reseed them in worker_init_fn from torch.initial_seed()"
-        )
-    try:
-        epoch_samples = len(dataset)
-    except TypeError:
-        epoch_samples = None
+    epoch_samples = num_samples(dataset, sampler)
     if epoch_samples == 0:
         raise WorkloadError(f"the dataset of workload {workload.name!r} is empty")
+    data = disqualified(workload)
+    if data["reason"]:
+        notes.append(f"with 2 workers or more, {data['reason']}; `feedrate check` shows the fix")
     return {
         "name": workload.name,
         "unit": workload.unit,
@@ -154,6 +184,7 @@ def describe(workload: Workload) -> dict[str, Any]:
         "baseline": baseline,
         "fixed": fixed,
         "notes": notes,
+        "data": data,
     }
 
 
@@ -175,10 +206,10 @@ def _try_override(workload: Workload, own: LoaderConfig) -> None:
         ) from None
 
 
-def host_facts() -> dict[str, Any]:
-    """Columns that tell where a trial ran."""
+def host_facts(allocated: int | None = None) -> dict[str, Any]:
+    """Columns that tell where a trial ran; `allocated` is the number of CPUs that Ray reserved for it."""
     device = pick_device()
-    num_cpus, source = host.cpu_budget()
+    num_cpus, source = host.cpu_budget(allocated)
     return {
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else host.cpu_model(),

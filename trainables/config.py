@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 START_METHODS = ("fork", "forkserver", "spawn")
+SHARING_STRATEGIES = ("file_descriptor", "file_system")
+"""The first is Linux's default."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +35,10 @@ class LoaderConfig:
     """Start method of workers: fork, forkserver, spawn; None is Python's default."""
     in_order: bool = True
     """Hand batches out in sampler order."""
+    sharing_strategy: str | None = None
+    """How workers hand tensors over, a setting of the process: file_system; None is file_descriptor, Linux's default."""
+    trainer_cpus: int | None = None
+    """CPUs kept for the training process alone, a setting of the process; None lets workers run on all of them."""
 
     def __post_init__(self) -> None:
         _whole("num_workers", self.num_workers, 0, "0 loads in the training process")
@@ -45,12 +51,22 @@ class LoaderConfig:
             raise ValueError(
                 f"multiprocessing_context must be one of {', '.join(START_METHODS)}, not {self.multiprocessing_context!r}"
             )
+        if self.sharing_strategy not in (None, *SHARING_STRATEGIES):
+            raise ValueError(
+                f"sharing_strategy must be one of {', '.join(SHARING_STRATEGIES)}, not {self.sharing_strategy!r}"
+            )
+        if self.trainer_cpus is not None:
+            _whole("trainer_cpus", self.trainer_cpus, 1, "None lets the workers run on every CPU")
+        if self.sharing_strategy == SHARING_STRATEGIES[0]:
+            object.__setattr__(self, "sharing_strategy", None)
         if self.num_workers == 0:
             for name, value in (
                 ("prefetch_factor", None),
                 ("persistent_workers", False),
                 ("multiprocessing_context", None),
                 ("in_order", True),
+                ("sharing_strategy", None),
+                ("trainer_cpus", None),
             ):
                 object.__setattr__(self, name, value)
         elif self.prefetch_factor is None:
@@ -73,6 +89,21 @@ class LoaderConfig:
             if not self.in_order:
                 kwargs["in_order"] = False
         return kwargs
+
+    def to_process(self, threads: int | None = None) -> dict[str, Any]:
+        """What `DataLoader` does not accept and the process itself must do: those that are set, usually none.
+
+        Args:
+            threads: torch threads that were asked for; a trainer never has more than CPUs of its own.
+        """
+        if threads is not None:
+            threads = min(threads, self.trainer_cpus or threads)
+        settings = {
+            "sharing_strategy": self.sharing_strategy,
+            "trainer_cpus": self.trainer_cpus,
+            "torch_num_threads": threads,
+        }
+        return {name: value for name, value in settings.items() if value is not None}
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, for a record."""
@@ -98,7 +129,8 @@ class LoaderConfig:
             )
             if on
         ]
-        return " ".join(parts + ([self.multiprocessing_context] if self.multiprocessing_context else []))
+        parts += [word for word in (self.multiprocessing_context, self.sharing_strategy) if word]
+        return " ".join(parts + ([] if self.trainer_cpus is None else [f"trainer_cpus={self.trainer_cpus}"]))
 
 
 def _whole(name: str, value: object, least: int, why: str) -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing.process
 import os
 import re
 import signal
+import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 _OURS = str(Path(__file__).parent) + os.sep
+_WRAPPERS = re.compile(rf'  File "{re.escape(_OURS)}(?:counting|placement|page_cache)\.py", line .*\n(?:    .*\n)*')
+"""Frames of what feedrate puts around the user's functions."""
 _SIGNALS = {signal.strsignal(number): number.name for number in signal.Signals}
+
+_CUDA_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 KINDS = {
     "user-code": "an exception in the workload's own code",
@@ -21,13 +27,15 @@ KINDS = {
     "hang": "nothing happened until the trial's time was over",
     "shm-full": "/dev/shm is too small for the batches in flight",
     "too-many-files": "the limit of open files is too low",
+    "unpicklable": "something that has to go from one process to another cannot be pickled",
     "out-of-memory": "the machine's memory was exhausted",
     "cuda-out-of-memory": "the accelerator's memory was exhausted",
+    "too-few-cpus": "the setting leaves its workers no CPU",
     "override-ignored": "make_loader did not apply a setting",
     "supervisor-died": "the process that watches the trial ended (killed, or its node was lost)",
     "internal": "a defect of feedrate",
 }
-INFEASIBLE = ("shm-full", "too-many-files", "out-of-memory", "cuda-out-of-memory")
+INFEASIBLE = ("shm-full", "too-many-files", "too-few-cpus", "out-of-memory", "cuda-out-of-memory")
 """Kinds that mean "this setting does not fit here": the search avoids its neighbours."""
 
 
@@ -45,6 +53,8 @@ class Failure:
     """The chain of causes, outermost first."""
     traceback: str | None = None
     """The user's traceback where there is one."""
+    stacks: str | None = None
+    """Where each process was, for a trial that hung."""
 
     def columns(self) -> dict[str, Any]:
         """The failure's columns of a trial record."""
@@ -54,6 +64,7 @@ class Failure:
             "failure_message": self.message,
             "failure_cause": list(self.cause),
             "failure_traceback": self.traceback,
+            "failure_stacks": self.stacks,
         }
 
 
@@ -70,7 +81,7 @@ def user_traceback(error: BaseException) -> str:
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None and _is_ours(frame.tb_frame.f_code.co_filename):
         frame = frame.tb_next
-    return "".join(traceback.format_exception(type(error), error, frame))
+    return _WRAPPERS.sub("", "".join(traceback.format_exception(type(error), error, frame)))
 
 
 def _is_ours(filename: str) -> bool:
@@ -87,17 +98,26 @@ def chain(error: BaseException) -> list[BaseException]:
     return links
 
 
-def classify(error: BaseException, phase: str) -> Failure:
+def classify(error: BaseException, phase: str, batch_size: int | None = None) -> Failure:
     """Turn an exception caught in the training process into a `Failure`.
 
     The texts are torch 2.13's own (MEASURING.md 1.7); the real cause is often the last link of the chain.
+
+    Args:
+        error: what was raised.
+        phase: what was going on.
+        batch_size: of the setting, where it is known; named where memory ran out.
     """
     if isinstance(error, TrialFailed):
         return error.failure
     links = chain(error)
-    texts = [str(link) for link in links]
-    everything = "\n".join(texts)
-    kind, message = _kind(error, everything)
+    kind, message = kind_of(error, "\n".join(str(link) for link in links))
+    lost = isinstance(error, (OSError, EOFError)) and _goes_through(error, "torch/multiprocessing/reductions.py")
+    if kind == "user-code" and lost:
+        # the batch came, but not its tensors: they are handed over by the worker itself, which has ended
+        kind, message = "worker-killed", _how_workers_ended()
+    if batch_size is not None and kind in ("cuda-out-of-memory", "out-of-memory"):
+        message = f"{message} (batch_size was {batch_size})"
     return Failure(
         kind=kind,
         phase=phase,
@@ -107,8 +127,9 @@ def classify(error: BaseException, phase: str) -> Failure:
     )
 
 
-def _kind(error: BaseException, text: str) -> tuple[str, str]:
-    if type(error).__name__ == "OutOfMemoryError":
+def kind_of(error: BaseException, text: str) -> tuple[str, str]:
+    """Kind and sentence of an error and all its texts; `user-code` without a sentence where they are nothing known."""
+    if type(error).__name__ == "OutOfMemoryError" or any(words in text for words in _CUDA_MEMORY):
         return "cuda-out-of-memory", "the accelerator's memory is too small for this batch size: use a smaller one"
     if ("No space left on device" in text and "shm" in text) or "Bus error" in text:
         return (
@@ -135,9 +156,46 @@ def _kind(error: BaseException, text: str) -> tuple[str, str]:
             "worker-killed",
             "a loader worker ended by itself, without an exception: look for os._exit or a crash in a library",
         )
+    if _was_pickling(error):
+        return (
+            "unpicklable",
+            f"what loader workers need cannot be pickled: {sentence(error)}; use multiprocessing_context fork, or a function or class of a module's top level",
+        )
     if "DataLoader timed out" in text:
         return "hang", "a loader worker delivered nothing until the loader's timeout"
     return "user-code", ""
+
+
+def ended_workers() -> list[tuple[int, int]]:
+    """pid and exit code (negative: the signal) of this process's loader workers that ended with an error."""
+    children = list(multiprocessing.process._children)  # type: ignore[attr-defined]
+    return [(child.pid, child.exitcode) for child in children if child.exitcode]
+
+
+def _how_workers_ended() -> str:
+    until = time.monotonic() + 1  # its sockets close before it has ended
+    while not (ended := ended_workers()) and time.monotonic() < until:
+        time.sleep(0.01)
+    for _, code in ended:
+        if code < 0:
+            return f"a loader worker was killed by {signal.Signals(-code).name}"
+    return kind_of(RuntimeError(), "exited unexpectedly")[1]
+
+
+def _was_pickling(error: BaseException) -> bool:
+    """Raised by iter(loader) while a worker was started, which spawn and forkserver send everything to."""
+    started = _goes_through(error, "multiprocessing/popen_spawn_posix.py", "multiprocessing/popen_forkserver.py")
+    return started and not isinstance(error, (OSError, EOFError))
+
+
+def _goes_through(error: BaseException, *paths: str) -> bool:
+    """Whether an exception came out of a file whose path ends like this."""
+    frame = error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_code.co_filename.endswith(paths):
+            return True
+        frame = frame.tb_next
+    return False
 
 
 def sentence(error: BaseException) -> str:

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from feedrate.trainables import cgroup
+
 LOCK_FOLDER = Path("/tmp")
 
 
@@ -72,29 +74,42 @@ class HostLock:
             self._descriptor = None
 
 
-def cpu_budget() -> tuple[int, str]:
-    """CPUs this process may use and the limit that says so: min(affinity, cgroup quota).
+def cpu_budget(allocated: int | None = None) -> tuple[int, str]:
+    """CPUs this process may use and the limit that says so: affinity, cgroup (quota) or ray.
 
-    Affinity does not see a container's quota and the quota does not see affinity (MEASURING.md 2.8).
+    Affinity does not see a container's quota and the quota does not see affinity (MEASURING.md 2.8). Ray only counts
+    CPUs; feedrate enforces its share by affinity, so that an affinity as small as that share is Ray's.
+
+    Args:
+        allocated: CPUs that Ray reserved for this trial; None where Ray has no part in it.
     """
     affinity = len(os.sched_getaffinity(0))
+    budget, source = affinity, "affinity"
+    if allocated is not None and (allocated < affinity or allocated == affinity < (os.cpu_count() or 1)):
+        budget, source = max(1, allocated), "ray"
     quota = cgroup_quota()
-    if quota is not None and quota < affinity:
-        return max(1, math.floor(quota)), "cgroup"
-    return affinity, "affinity"
+    if quota is not None and quota < budget:
+        budget, source = max(1, math.floor(quota)), "cgroup"
+    return budget, source
 
 
-def cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """CPUs that the container's quota allows, None without one. Reads cgroup v2's cpu.max or v1's cfs quota."""
+def cgroup_quota(root: Path = cgroup.ROOT, membership: Path = cgroup.MEMBERSHIP) -> float | None:
+    """CPUs that the quotas allow, the smallest up the hierarchy; None without one. Reads cgroup v2 and v1."""
+    quotas = [_quota(folder) for folder in cgroup.folders("cpu", root, membership)]
+    return min((each for each in quotas if each is not None), default=None)
+
+
+def _quota(folder: Path) -> float | None:
+    """One group's own quota: v2's cpu.max, else v1's cfs quota."""
     try:
-        quota, period = (root / "cpu.max").read_text().split()
+        quota, period = (folder / "cpu.max").read_text().split()
         return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
+    except (OSError, ValueError, ZeroDivisionError):
         pass
     try:
-        quota_us = int((root / "cpu/cpu.cfs_quota_us").read_text())
-        return None if quota_us <= 0 else quota_us / int((root / "cpu/cpu.cfs_period_us").read_text())
-    except (OSError, ValueError):
+        quota_us = int((folder / "cpu.cfs_quota_us").read_text())
+        return None if quota_us <= 0 else quota_us / int((folder / "cpu.cfs_period_us").read_text())
+    except (OSError, ValueError, ZeroDivisionError):
         return None
 
 

@@ -1,45 +1,20 @@
-"""Builds the loader of one setting: seeded, endless where the workload allows it, checked against what was asked."""
+"""Builds the loader of one setting: seeded, and checked against what was asked."""
 
 from __future__ import annotations
 
 import inspect
 import itertools
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.utils.data import DataLoader, IterableDataset
 
 from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.epochs import EndlessSampler
 from feedrate.trainables.failure import Failure, TrialFailed
 from feedrate.trainables.workload import Workload
-
-
-class EndlessSampler(Sampler[int]):
-    """Epoch after epoch of indices without an end, from its own generator, begun at a seeded place.
-
-    The place differs from trial to trial, so that a warming page cache does not favour later settings.
-    """
-
-    def __init__(self, num_samples: int, *, shuffle: bool, seed: int) -> None:
-        self.num_samples = num_samples
-        self.shuffle = shuffle
-        self.seed = seed
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed)
-        start = int(torch.randint(self.num_samples, (1,), generator=generator))
-        while True:
-            if self.shuffle:
-                yield from torch.randperm(self.num_samples, generator=generator).tolist()
-            else:
-                yield from range(start, self.num_samples)
-                start = 0
-
-    def __len__(self) -> int:
-        return self.num_samples
 
 
 def seed_everything(seed: int) -> None:
@@ -97,21 +72,25 @@ def no_batch(consumed: int) -> TrialFailed:
 def _general_loader(workload: Workload, config: LoaderConfig) -> DataLoader[Any]:
     """The user's own loader with this setting.
 
-    With 0 workers the options that need workers are passed as torch's defaults, because `DataLoader(...,
-    **(mine | overrides))` keeps its own otherwise, which torch refuses.
+    What a setting leaves at torch's default is passed too where make_loader takes it: `DataLoader(..., **(mine |
+    overrides))` keeps its own otherwise, which is another setting, or with 0 workers one that torch refuses.
     """
-    overrides = config.to_kwargs()
-    if config.num_workers == 0:
-        own: dict[str, Any] = {"prefetch_factor": None, "persistent_workers": False, "multiprocessing_context": None}
-        taken = inspect.signature(workload.make_loader).parameters.values()
-        if not any(each.kind is each.VAR_KEYWORD for each in taken):
-            own = {name: value for name, value in own.items() if name in {each.name for each in taken}}
-        overrides |= own
+    own = _defaults(config)
+    taken = inspect.signature(workload.make_loader).parameters.values()
+    if not any(each.kind is each.VAR_KEYWORD for each in taken):
+        own = {name: value for name, value in own.items() if name in {each.name for each in taken}}
+    overrides = own | config.to_kwargs()
     loader = workload.make_loader(**overrides)
     if not isinstance(loader, DataLoader):
         message = f"make_loader of {workload.name!r} returned {type(loader).__name__}, not a torch DataLoader"
         raise TrialFailed(Failure(kind="user-code", phase="loader", message=message))
     return loader
+
+
+def _defaults(config: LoaderConfig) -> dict[str, Any]:
+    """DataLoader arguments that `to_kwargs` leaves out, at torch's defaults."""
+    without_workers: dict[str, Any] = {"prefetch_factor": None, "persistent_workers": False}
+    return {"multiprocessing_context": None, "in_order": True} | ({} if config.num_workers else without_workers)
 
 
 def check_overrides(loader: DataLoader[Any], config: LoaderConfig) -> None:
@@ -120,7 +99,10 @@ def check_overrides(loader: DataLoader[Any], config: LoaderConfig) -> None:
     Raises:
         TrialFailed: names the setting, what was asked and what the loader shows.
     """
-    for name, asked in config.to_kwargs().items():
+    asked_for = config.to_kwargs()
+    if config.num_workers:
+        asked_for = _defaults(config) | asked_for
+    for name, asked in asked_for.items():
         shown: Any = getattr(loader, name)
         if name == "multiprocessing_context":
             shown = shown.get_start_method() if shown is not None else None
@@ -144,6 +126,16 @@ def read_baseline(loader: DataLoader[Any]) -> LoaderConfig:
         multiprocessing_context=context.get_start_method() if context is not None else None,
         in_order=bool(getattr(loader, "in_order", True)),
     )
+
+
+def num_samples(dataset: object, sampler: object = None) -> int | None:
+    """Samples of one epoch: the sampler's length where it has one, else the dataset's; None where nobody knows."""
+    for each in (sampler, dataset):
+        try:
+            return len(each)  # type: ignore[arg-type]
+        except TypeError:
+            continue
+    return None
 
 
 def cached_batch(workload: Workload, config: LoaderConfig) -> Any:

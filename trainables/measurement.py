@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from feedrate.analysis.estimate import Rate, epoch_factor, steady_rate
+from feedrate.analysis.estimate import Rate, epoch_factor, epochs_rate, steady_rate
 
 
 @dataclass(slots=True)
@@ -17,9 +17,21 @@ class Windows:
     window_num_items: list[int] = field(default_factory=list)
     window_produced_batches: list[int] = field(default_factory=list)
     window_wait_s: list[float] = field(default_factory=list)
+    window_step_s: list[float] | None = None
 
-    def add(self, *, duration_s: float, num_batches: int, num_items: int, produced_batches: int, wait_s: float) -> None:
-        """Append one complete window."""
+    def add(
+        self,
+        *,
+        duration_s: float,
+        num_batches: int,
+        num_items: int,
+        produced_batches: int,
+        wait_s: float,
+        step_s: float | None = None,
+    ) -> None:
+        """Append one complete window; `step_s` is the accelerator's own time inside steps."""
+        if step_s is not None:
+            self.window_step_s = [*(self.window_step_s or []), step_s]
         self.window_duration_s.append(duration_s)
         self.window_num_batches.append(num_batches)
         self.window_num_items.append(num_items)
@@ -51,16 +63,35 @@ class Measurement:
     first_batch_s: float = 0.0
     settle_s: float = 0.0
     boundary_s: float = 0.0
+    boundary_from: str = "estimated"
+    epoch_duration_s: list[float] | None = None
+    epoch_num_items: list[int] | None = None
+    first_step_s: float | None = None
     epoch_samples: int | None = None
     unit: str = "samples"
     step_only_num_items: list[int] | None = None
     step_only_duration_s: list[float] | None = None
+    copy_only_num_items: list[int] | None = None
+    copy_only_duration_s: list[float] | None = None
+    loss_is_finite: bool | None = None
     tree_pss_bytes: int | None = None
     tree_uss_bytes: int | None = None
+    tree_uss_growth_bytes_per_batch: float | None = None
+    max_open_files: int | None = None
     shm_bytes: int | None = None
     gpu_peak_bytes: int | None = None
+    gpu_free_bytes: int | None = None
     foreign_cpu_fraction: float | None = None
     own_cpu_fraction: float | None = None
+    steal_fraction: float | None = None
+    throttled_fraction: float | None = None
+    psi_cpu_fraction: float | None = None
+    psi_io_fraction: float | None = None
+    psi_memory_fraction: float | None = None
+    storage_read_bytes: int | None = None
+    read_call_bytes: int | None = None
+    cache_state: str | None = None
+    cold_refused: str | None = None
     start_method: str | None = None
 
     def throughput(self, objective: str = "epoch") -> Rate:
@@ -72,9 +103,13 @@ class Measurement:
         steady = self.windows.rate()
         if objective == "steady":
             return steady
+        whole = epochs_rate(self.epoch_duration_s, self.epoch_num_items, self.epoch_samples)
+        if whole is not None:
+            return whole
         return steady.scaled(epoch_factor(steady.sps, self.boundary_s, self.epoch_samples))
 
     def columns(self) -> dict[str, Any]:
         """Every observation as columns of a trial record."""
         named = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "windows"}
-        return named | {each.name: list(getattr(self.windows, each.name)) for each in fields(Windows)}
+        windows = {each.name: getattr(self.windows, each.name) for each in fields(Windows)}
+        return named | {name: None if values is None else list(values) for name, values in windows.items()}

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 Step = Callable[[Any], int | None]
+AUTOCAST = {"bf16": torch.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +25,10 @@ class StepContext:
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+    amp: str | None = None
+    """Asked of the short form: bf16 runs forward and loss under autocast. A step of your own decides for itself."""
+    compile: bool = False
+    """Asked of the short form: torch.compile, in the first step. A step of your own decides for itself."""
 
 
 def short_step(
@@ -38,16 +43,36 @@ def short_step(
         optim = optimizer(module.parameters())
         # a loss may hold tensors (class weights), so it moves too
         criterion = loss.to(context.device) if isinstance(loss, torch.nn.Module) else loss
+        # a pool of compiler processes would live on beside the trial, and load the CPUs that are measured
+        forward = torch.compile(module, options={"compile_threads": 1}) if context.compile else module
+
+        def objective(inputs: Any, target: Any) -> Any:
+            if context.amp is None:
+                return criterion(forward(inputs), target)
+            with torch.autocast(context.device.type, AUTOCAST[context.amp]):
+                return criterion(forward(inputs), target)
 
         def step(batch: Any) -> None:
             inputs, target = to_device(batch, context.device)
             optim.zero_grad(set_to_none=True)
-            criterion(module(inputs), target).backward()
+            current = objective(inputs, target)
+            current.backward()
             optim.step()
+            step.last_loss = current.detach()  # type: ignore[attr-defined]
 
         return step
 
     return make_step
+
+
+def loss_is_finite(step: Step) -> bool | None:
+    """Whether the step's last loss was a finite number; None where the step (the user's own) does not keep it.
+
+    Reading it waits for the device: call it when nothing is timed any more. A step of the general form takes part by
+    setting `step.last_loss`, a tensor.
+    """
+    last = getattr(step, "last_loss", None)
+    return bool(torch.isfinite(last).all()) if isinstance(last, torch.Tensor) else None
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

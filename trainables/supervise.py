@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import select
 import shutil
@@ -21,14 +22,20 @@ import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from feedrate.trainables import stacks
 from feedrate.trainables.failure import Failure
+from feedrate.trainables.guard import PERIOD_S, MemoryGuard
+from feedrate.trainables.hang import LOST, dropped, no_batch_because, what_hangs
 from feedrate.trainables.resolve import WorkloadRef
-from feedrate.trainables.template import MARKER, kill_group, sweep
+from feedrate.trainables.template import MARKER, kill_group, marked, sweep
 
 SETUP_TIMEOUT_S = 300.0
 """Longest silence before a trial's timed part: making the dataset and the model, first CUDA use."""
 GRACE_S = 20.0
-"""Silence allowed beyond max_trial_s while a trial is timed."""
+"""Silence allowed beyond max_trial_s while a trial is timed: the loader's timeout may pass, and the trial then looks for
+the reason, for 10 s."""
+TEARDOWN_TIMEOUT_S = 10.0
+"""Silence allowed when everything is measured: torch waits 5 s for a worker that does not end."""
 
 
 class Template:
@@ -77,7 +84,13 @@ class Template:
             self.close()
             yield failure
             return
+        try:
+            guard = MemoryGuard.from_environment()
+        except ValueError as error:
+            yield _failure("internal", "setup", str(error))
+            return
         os.ftruncate(self._log.fileno(), 0)
+        os.ftruncate(self._stacks.fileno(), 0)
         reading, writing = os.pipe()
         try:
             data = json.dumps({**request, "workload": self.ref.to_json()}).encode() + b"\n"
@@ -90,7 +103,7 @@ class Template:
             return
         finally:
             os.close(writing)
-        child = _Child(self, reading, max_s)
+        child = _Child(self, reading, max_s, guard)
         try:
             yield from child.events()
         finally:
@@ -107,6 +120,7 @@ class Template:
         sweep(self._marker, spare={os.getpid()})
         self._process = None
         self._log.close()
+        self._stacks.close()
         if self._temp is not None:
             shutil.rmtree(self._temp, ignore_errors=True)
             self._temp = None
@@ -123,8 +137,9 @@ class Template:
             if value is not None:
                 environment[key] = value
         environment[MARKER] = self._marker
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the template
+        self._log, self._stacks = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115 - live as long as the template
         fcntl.fcntl(self._log, fcntl.F_SETFL, os.O_APPEND)  # emptied for every request
+        environment[stacks.VARIABLE] = self._stacks_path = f"/proc/{os.getpid()}/fd/{self._stacks.fileno()}"
         output = None if self._show_output else self._log
         self._control, theirs = socket.socketpair()
         with theirs:
@@ -163,7 +178,11 @@ class Template:
         """Why there is no template: it imports torch and the workload's module."""
         if isinstance(error, TimeoutError):
             message = f"importing the workload's module took more than {SETUP_TIMEOUT_S:.0f} s"
-            return _failure("hang", "setup", message + self._tail())
+            pid = self._process.pid if self._process is not None else 0
+            found = stacks.read(marked(self._marker), trainer=pid, path=self._stacks_path)
+            place = next((stack.place() for stack in found if stack.pid == pid), None)
+            message += f": it hangs in {place}" if place is not None else ""
+            return _failure("hang", "setup", message + self._tail(), stacks.text_of(found))
         if isinstance(error, EOFError) and self._process is not None:
             message = _how_ended(self._process.wait(), "while the workload's module was imported")
             return _failure("trainer-killed", "setup", message + self._tail())
@@ -171,21 +190,27 @@ class Template:
 
     def _tail(self) -> str:
         """The last lines of this request's output, for a failure's sentence."""
+        text = self._output(1500).strip()
+        return f"; its last output: {text}" if text else ""
+
+    def _output(self, num_bytes: int) -> str:
+        """The end of this request's output; empty where it goes to our stderr."""
         if self._show_output or self._process is None:
             return ""
         log = self._log.fileno()
-        text = os.pread(log, 1500, max(os.fstat(log).st_size - 1500, 0)).decode(errors="replace").strip()
-        return f"; its last output: {text}" if text else ""
+        return os.pread(log, num_bytes, max(os.fstat(log).st_size - num_bytes, 0)).decode(errors="replace")
 
 
 class _Child:
     """One request under way."""
 
-    def __init__(self, template: Template, reading: int, max_s: float) -> None:
-        self.template, self.reading, self.max_s = template, reading, max_s
+    def __init__(self, template: Template, reading: int, max_s: float, guard: MemoryGuard) -> None:
+        self.template, self.reading, self.max_s, self.guard = template, reading, max_s, guard
         self.pid: int | None = None
         self.ended = False
         self.phase = "setup"
+        self.allowed_s: float | None = SETUP_TIMEOUT_S
+        self.columns: dict[str, Any] | None = None
         self.buffer = b""
 
     def events(self) -> Iterator[dict[str, Any]]:
@@ -193,33 +218,27 @@ class _Child:
         poll = select.poll()
         poll.register(self.reading, select.POLLIN)
         poll.register(control, select.POLLIN)
-        deadline: float | None = time.monotonic() + SETUP_TIMEOUT_S
+        deadline = _deadline(self.allowed_s)
+        look_s = time.monotonic() + PERIOD_S
         while True:
-            timeout_ms = None if deadline is None else max(deadline - time.monotonic(), 0) * 1000
-            ready = {number for number, _ in poll.poll(timeout_ms)}
+            ready = {number for number, _ in poll.poll(max(min(deadline, look_s) - time.monotonic(), 0) * 1000)}
+            if time.monotonic() >= look_s:
+                look_s = time.monotonic() + PERIOD_S
+                if reason := self.guard.crossed(self._pids()):
+                    yield self._or_result(_failure("out-of-memory", self.phase, reason))
+                    return
             if not ready:
-                yield _failure(
-                    "hang",
-                    self.phase,
-                    f"nothing happened in phase {self.phase} for too long; the trial was ended{self.template._tail()}",
-                )
-                return
+                if time.monotonic() >= deadline:
+                    yield self._or_result(self._hang())
+                    return
+                continue
             if self.reading in ready:
                 data = os.read(self.reading, 1 << 16)
                 if not data:
                     poll.unregister(self.reading)
                 for event in self._split(data):
-                    if event["event"] == "phase":
-                        self.phase = event["phase"]
-                    # waiting for the host's lock may take as long as another search; silence in set-up or in the timed part may not
-                    allowed = (
-                        None
-                        if event["event"] == "waiting"
-                        else SETUP_TIMEOUT_S
-                        if self.phase in ("setup", "warm")
-                        else self.max_s + GRACE_S
-                    )
-                    deadline = None if allowed is None else time.monotonic() + allowed
+                    self._learn(event)
+                    deadline = _deadline(self.allowed_s)
                     yield event
                     if event["event"] in ("result", "failure", "described"):
                         return
@@ -227,17 +246,49 @@ class _Child:
             try:
                 message = self.template._message(time.monotonic() + 5)
             except (OSError, EOFError):
-                yield _failure(
-                    "trainer-killed", self.phase, f"the trial's template process was killed{self.template._tail()}"
-                )
+                text = f"the trial's template process was killed{self.template._tail()}"
+                yield self._or_result(_failure("trainer-killed", self.phase, text))
                 return
             if "started" in message:
                 self.pid = message["started"]
             elif "ended" in message:
                 self.ended = True
                 text = _how_ended(os.waitstatus_to_exitcode(message["ended"]), f"in phase {self.phase}")
-                yield _failure("trainer-killed", self.phase, text + self.template._tail())
+                yield self._or_result(_failure("trainer-killed", self.phase, text + self.template._tail()))
                 return
+
+    def _learn(self, event: dict[str, Any]) -> None:
+        """What an event says about where the trial is, and how long it may be silent from here on."""
+        if event["event"] == "phase":
+            self.phase = event["phase"]
+        elif event["event"] == "progress":
+            self.columns = event["columns"]
+        if event["event"] == "waiting":
+            self.allowed_s = None  # waiting for the host's lock may take as long as another search
+        elif self.phase in ("setup", "warm"):
+            self.allowed_s = SETUP_TIMEOUT_S
+        else:
+            self.allowed_s = TEARDOWN_TIMEOUT_S if self.phase == "teardown" else self.max_s + GRACE_S
+
+    def _or_result(self, failure: dict[str, Any]) -> dict[str, Any]:
+        """What was measured, where the trial had only to end: how it ends does not change that."""
+        if self.phase == "teardown" and self.columns is not None:
+            return {"event": "result", "columns": self.columns}
+        return failure
+
+    def _pids(self) -> Iterator[int]:
+        """The trial's processes; those that live as long as the template are not of them."""
+        yield from (pid for pid in marked(self.template._marker) if pid not in self.template._spare)
+
+    def _hang(self) -> dict[str, Any]:
+        """Where the trial hangs, asked while it still does."""
+        found = stacks.read(self._pids(), trainer=self.pid, path=self.template._stacks_path)
+        what = what_hangs(found, self.phase)
+        if what == LOST and (why := dropped(self.template._output(1 << 16))):
+            kind, message = no_batch_because(why)
+            return _failure(kind, self.phase, message, stacks.text_of(found))
+        message = f"{what}: nothing happened in phase {self.phase} for {self.allowed_s:.0f} s, and the trial was ended"
+        return _failure("hang", self.phase, message + self.template._tail(), stacks.text_of(found))
 
     def _split(self, data: bytes) -> Iterator[dict[str, Any]]:
         self.buffer += data
@@ -269,5 +320,10 @@ def _how_ended(code: int, when: str) -> str:
     return f"the training process ended by itself (exit status {code}) {when}: look for os._exit in the workload"
 
 
-def _failure(kind: str, phase: str, message: str) -> dict[str, Any]:
-    return {"event": "failure", "usage": False, **Failure(kind=kind, phase=phase, message=message).columns()}
+def _deadline(allowed_s: float | None) -> float:
+    return math.inf if allowed_s is None else time.monotonic() + allowed_s
+
+
+def _failure(kind: str, phase: str, message: str, stacks: str | None = None) -> dict[str, Any]:
+    failure = Failure(kind=kind, phase=phase, message=message, stacks=stacks)
+    return {"event": "failure", "usage": False, **failure.columns()}

@@ -24,9 +24,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
+
+from feedrate.trainables import stacks
 
 MARKER = "FEEDRATE_TEMPLATE"
 """Environment variable that every process of a trial inherits from its template: how strays are found."""
@@ -37,6 +40,7 @@ _PR_SET_PDEATHSIG = 1
 
 def main(argv: list[str]) -> None:
     """Serve requests until the control socket closes; `--once` serves one without forking."""
+    stacks.install()
     control = socket.socket(fileno=int(argv[0]))
     hello = json.loads(_receive_line(control))
     once = "--once" in argv
@@ -243,7 +247,7 @@ def marked(marker: str) -> dict[int, bool]:
     return found
 
 
-def sweep(marker: str, *, spare: set[int], group: int | None = None, helpers_s: float = 1.0) -> None:
+def sweep(marker: str, *, spare: set[int], group: int | None = None, helpers_s: float = 4.0) -> None:
     """SIGKILL a process group and every process with this marker, and wait until they are gone (5 s at most).
 
     Helpers get `helpers_s` to end by themselves; 0 leaves them to do so later. A loader worker killed while it makes
@@ -265,11 +269,18 @@ def sweep(marker: str, *, spare: set[int], group: int | None = None, helpers_s: 
                     os.kill(pid, signal.SIGKILL)
         killed |= found.keys()
         time.sleep(0.01)
-    for pid in killed:
+    remove_batches(killed)
+
+
+def remove_batches(pids: Iterable[int]) -> None:
+    """Remove the files of shared memory that torch made for these processes, which have ended."""
+    for pid in pids:
         for path in Path("/dev/shm").glob(f"torch_{pid}_*"):
             with contextlib.suppress(OSError):
                 path.unlink()
 
 
+if __name__ == "__mp_main__":  # a loader worker that was spawned: whatever it does next, it can be asked where it is
+    stacks.install()
 if __name__ == "__main__":
     main(sys.argv[1:])

@@ -27,3 +27,20 @@ def test_out_of_memory_is_a_failure_of_its_own_kind() -> None:
     with pytest.raises(torch.OutOfMemoryError) as caught:
         torch.empty(1 << 50, device="cuda")
     assert classify(caught.value, "warm").kind == "cuda-out-of-memory"
+
+
+def test_a_batch_that_does_not_fit_names_the_batch_size() -> None:
+    """A trial whose model runs out of the device's memory is a failure with the batch size, and the next one trains."""
+    from feedrate.trainables.resolve import make_ref
+    from feedrate.trainables.supervise import Template
+
+    template = Template(make_ref("tests/fault_workloads.py:fills_the_accelerator"))
+    try:
+        for batch_size, kind in ((4096, "cuda-out-of-memory"), (4, None)):
+            config = {"num_workers": 0, "batch_size": batch_size}
+            *_, event = template.run({"op": "measure", "config": config, "options": {"max_trial_s": 2.0}})
+            assert event.get("failure_kind") == kind, event
+            if kind:
+                assert event["failure_message"].endswith("(batch_size was 4096)")
+    finally:
+        template.close()

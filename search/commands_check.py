@@ -1,0 +1,113 @@
+"""`feedrate check`: does changing the loader change the data? Without Ray."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from feedrate.search import arguments
+from feedrate.search.options import UsageError
+
+CHANGES_DATA = 1
+WORDS = {"error": "ERROR", "warning": "warning", "note": "note", "ok": "ok"}
+
+
+class Check:
+    """See whether changing the loader changes the data: order, duplicates, random streams, pickling, fork-safety.
+
+    Compares what the loader delivers with 0 workers and with some: every sample once, the same bytes, different random
+    numbers in every worker. Exit code 1 when a setting would train on different data.
+
+      feedrate check train.py:workload
+      feedrate check train.py:workload --num-workers 4 --json
+    """
+
+    def prepare(self, parser: argparse.ArgumentParser) -> None:
+        arguments.add_workload(parser)
+        parser.add_argument(
+            "--num-workers", type=arguments.whole(2), default=2, metavar="N", help="compared with 0 (default 2)"
+        )
+        parser.add_argument(
+            "--time-budget",
+            dest="budget_s",
+            type=arguments.positive_s,
+            default=30.0,
+            metavar="TIME",
+            help="about how long to take; slow samples are looked at in smaller numbers (default 30s)",
+        )
+        parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
+        report, failure = _checked(args)
+        if failure is not None:
+            return _print_failure(args.json, failure)
+        if args.json:
+            print(json.dumps(report))
+        else:
+            _print_report(report)
+        return CHANGES_DATA if report["changes_data"] else None
+
+
+def _checked(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The report, or the failure that kept the samples from being loaded."""
+    from feedrate.trainables.resolve import UnknownWorkload, make_ref
+    from feedrate.trainables.supervise import Template
+
+    try:
+        ref = make_ref(args.workload, arguments.workload_options(args))
+    except UnknownWorkload as error:
+        raise UsageError(str(error)) from None
+    template = Template(ref, show_output=True)
+    try:
+        options = {"num_workers": args.num_workers, "budget_s": args.budget_s}
+        for event in template.run({"op": "check", "options": options}):
+            if event["event"] == "step":
+                print(f"{event['name']} ...", file=sys.stderr, flush=True)
+            elif event["event"] == "result":
+                return event["report"], None
+            elif event["event"] == "failure":
+                if event["usage"]:
+                    raise UsageError(event["failure_message"])
+                return {}, event
+    finally:
+        template.close()
+    raise AssertionError("a check's last event is its end")
+
+
+def _print_failure(as_json: bool, failure: dict[str, Any]) -> int:
+    if as_json:
+        names = ("failure_kind", "failure_phase", "failure_message", "failure_cause", "failure_traceback", "failure_stacks")
+        print(json.dumps({"failure": {name.removeprefix("failure_"): failure[name] for name in names}}))
+        return CHANGES_DATA
+    print(
+        f"feedrate: no sample can be loaded ({failure['failure_kind']}): {failure['failure_message']}", file=sys.stderr
+    )
+    for name in ("failure_traceback", "failure_stacks"):
+        if failure[name]:
+            print(failure[name], file=sys.stderr)
+    return CHANGES_DATA
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    of = "" if report["epoch_samples"] is None else f" of {report['epoch_samples']:,}"
+    print(
+        f"{report['workload']}: {report['num_samples']:,}{of} samples, with 0 and with {report['num_workers']} workers, "
+        f"in {report['seconds']:.0f} s\n"
+    )
+    for finding in report["findings"]:
+        head = f"{WORDS[finding['level']]:8} {finding['name']:20} "
+        print(textwrap.fill(head + finding["sentence"], 120, subsequent_indent=" " * len(head)))
+        if finding["fix"] and finding["level"] in ("error", "warning"):
+            print(textwrap.indent(finding["fix"], " " * len(head) + "| "))
+    print(f"\n{_summary(report)}")
+
+
+def _summary(report: dict[str, Any]) -> str:
+    names = [finding["name"] for finding in report["findings"] if finding["level"] == "error"]
+    if names:
+        return f"Changing the loader changes the data: {', '.join(names)}. docs/check.md explains each."
+    return "Changing the loader does not change the data, as far as these samples tell."

@@ -1,0 +1,172 @@
+"""commands_ceilings.py: both ceilings, both together, the loader from storage where that can be had, and the verdict."""
+
+import json
+import os
+
+import pytest
+from conftest import TOY
+from synthetic import record
+
+from feedrate.search.cli import main
+from feedrate.search.commands_ceilings import _Lines
+from feedrate.trainables.page_cache import resident_fraction
+
+WORKLOADS = (
+    TOY
+    + """
+
+import glob, os
+from torch.utils.data import DataLoader
+
+class Files(Dataset):
+    def __init__(self):
+        self.paths = sorted(glob.glob(os.path.join(os.path.dirname(__file__), "*.bin")))
+    def __len__(self):
+        return len(self.paths)
+    def __getitem__(self, index):
+        with open(self.paths[index], "rb") as stream:
+            return torch.full((8,), float(stream.read(200_000)[0])), index % 2
+
+def files():
+    return workload(dataset=Files)
+
+def hopeless():
+    def fail():
+        raise RuntimeError("no model today")
+    return workload(model=fail)
+"""
+)
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(WORKLOADS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEEDRATE_HOST_ID", str(tmp_path))  # no other trial on this machine is waited for
+
+
+@pytest.fixture
+def ceilings(capfd):
+    """Runs `feedrate ceilings` on a workload of mine.py, and returns what it prints."""
+
+    def run(name, *arguments, code=0):
+        command = ["ceilings", f"mine.py:{name}", "--max-trial-s", "1.5", "--threads", "1", *map(str, arguments)]
+        assert main(command) == code, capfd.readouterr().err
+        return capfd.readouterr().out
+
+    return run
+
+
+def test_ceilings_say_what_is_the_limit(ceilings):
+    """The step alone, both together, the loader alone, why there is no cold rate, and the verdict with its evidence."""
+    step, together, warm, cold, stall, verdict, gain = ceilings("workload", "--batch-size", 8).splitlines()
+    assert step.startswith("step alone ")
+    assert together.startswith("both together ")
+    assert together.endswith("/s  with b8 w0")
+    assert warm.startswith("loader alone ")
+    assert warm.endswith("page cache warm")
+    assert cold == "no rate from a cold page cache: the dataset opened no file that Python sees"
+    assert stall.startswith("data stall ")
+    assert verdict.startswith("loader-bound (waiting): ")
+    assert "the step waits " in verdict
+    assert "of the time of 1 CPU" in verdict
+    assert gain.startswith("at most ")
+
+
+def test_a_dataset_of_files_has_a_cold_ceiling_too(ceilings, tmp_path):
+    """With every file dropped before it is read: the loader's rate from storage, and how its time divides."""
+    for index in range(64):
+        (tmp_path / f"{index}.bin").write_bytes(os.urandom(200_000))
+    for index in range(64):
+        with open(tmp_path / f"{index}.bin", "rb") as stream:
+            os.fsync(stream.fileno())
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if resident_fraction(tmp_path / "0.bin") != 0:
+        pytest.skip(f"the file system of {tmp_path} does not drop pages")
+    facts = json.loads(ceilings("files", "--batch-size", 8, "--num-workers", 1, "--json"))
+    assert facts["cache_state"] == "warm"
+    assert facts["cold_refused"] is None
+    assert facts["loader_only_cold_sps"] > 0
+    assert 0 <= facts["fetch_fraction"] < 1
+
+
+def test_ceilings_print_one_object(ceilings):
+    """For programs; a workload that fails is a failure object and exit code 1."""
+    facts = json.loads(ceilings("workload", "--batch-size", 8, "--json"))
+    assert facts["step_only_sps"] > facts["loader_only_sps"] > 100
+    assert facts["verdict"].startswith("loader-bound")
+    assert facts["verdict_evidence"]
+    assert facts["loader_only_cold_sps"] is None
+    assert facts["cold_refused"] == "the dataset opened no file that Python sees"
+    assert 0 <= facts["data_stall_fraction"] <= 1
+    assert 0 <= facts["interference_fraction"] <= 1
+    failed = json.loads(ceilings("hopeless", "--json", code=1))
+    assert failed["failure"]["message"] == "RuntimeError: no model today"
+
+
+def measured(rate_sps, **columns):
+    """Columns of a trial, which do not hold its setting."""
+    made = record(0, rate_sps=rate_sps, num_cpus=8, own_cpu_fraction=0.1, **columns)
+    del made["num_workers"]
+    return made
+
+
+def told(capsys, lines):
+    lines.last()
+    return capsys.readouterr().out.splitlines()
+
+
+def test_shares_come_from_the_rates(capsys):
+    """Stall 1 - O/G, interference 1 - O/min(G, L), fetching 1 - cold/warm."""
+    lines = _Lines(quiet=False, setting="b64 w4", num_workers=4)
+    together = measured(500.0, step_only_sps=1000.0)
+    lines.step(together)
+    lines.step(together)  # every progress event brings the same: said once
+    lines.together(together)
+    lines.warm(measured(625.0, cache_state="mixed"))
+    lines.cold(measured(125.0, cache_state="cold"), None)
+    said = told(capsys, lines)
+    assert [line.split("  ")[0] for line in said[:4]] == ["step alone", "both together", "loader alone", "loader alone"]
+    assert said[2].endswith("625.0 samples/s  page cache mixed: a part came from storage")
+    assert said[3].endswith("125.0 samples/s  page cache cold: fetching takes 80% of the time, preparing 20%")
+    stall = "data stall 50% (1 - both together / step alone), interference 20% (below the slower of step and loader)"
+    assert said[4] == stall
+    assert said[5].startswith("loader-bound (waiting): 50% of the ceiling (1,000/s without loading)")
+    assert "loading and training used 20% of the time of 4 CPUs" in said[5]
+    assert said[6] == "at most 2.00x to gain"
+    assert lines.facts["interference_fraction"] == pytest.approx(0.2)
+    assert lines.facts["fetch_fraction"] == pytest.approx(0.8)
+
+
+def test_without_workers_step_and_loader_take_turns(capsys):
+    """Then half the rate of two equal ones is what is expected, and no interference."""
+    lines = _Lines(quiet=True, setting="b64 w0", num_workers=0)
+    together = measured(
+        500.0, step_only_sps=1000.0, copy_only_num_items=[4000], copy_only_duration_s=[1.0], device="cuda:0"
+    )
+    lines.step(together)
+    lines.together(together)
+    lines.warm(measured(1000.0, cache_state=None))
+    assert lines.facts["interference_fraction"] == pytest.approx(0.0)
+    assert lines.facts["copy_only_sps"] == 4000.0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("columns", "failure", "why"),
+    [
+        ({}, {"failure_message": "the disk is gone"}, "the disk is gone"),
+        ({"cold_refused": "100% of the pages stay", "cache_state": "warm"}, None, "100% of the pages stay"),
+        ({"cache_state": "warm"}, None, "nothing came from storage that this machine's kernel counts"),
+        ({"cache_state": "mixed"}, None, "only a part of what was read came from storage"),
+        ({"cache_state": None}, None, "nothing came from storage that this machine's kernel counts"),
+    ],
+)
+def test_what_was_not_cold_is_not_called_cold(capsys, columns, failure, why):
+    """One line says why there is no cold rate; the rest of the answer stands."""
+    lines = _Lines(quiet=False, setting="b64 w4", num_workers=4)
+    lines.facts |= {"unit": "samples", "loader_only_sps": 100.0}
+    lines.cold({} if failure else measured(50.0, **columns), failure)
+    assert capsys.readouterr().out == f"no rate from a cold page cache: {why}\n"
+    assert lines.facts["loader_only_cold_sps"] is None
+    assert lines.facts["cold_refused"] == why

@@ -1,0 +1,138 @@
+"""data_check.py: the whole check, on datasets that are clean, broken, slow or strange."""
+
+import os
+import signal
+
+import pytest
+import torch
+from looks import found, levels, step
+from torch.utils.data import DataLoader, get_worker_info
+from workloads import InWorker, Rows, general, short
+
+from feedrate.trainables import data_check
+from feedrate.trainables.data_check import check
+from feedrate.trainables.failure import TrialFailed
+from feedrate.trainables.workload import WorkloadError
+
+
+def test_a_clean_dataset_passes():
+    """Every question has an answer, and none of them is a warning."""
+    findings = found(short(Rows(1000), loader_kwargs={"shuffle": False}))
+    assert set(findings) == {"order", "content", "sample-count", "determinism", "random-streams", "fork-unsafe"}
+    assert {level for name, level in levels(findings).items() if name != "order"} == {"ok"}
+    assert findings["order"]["level"] in ("ok", "note")  # in_order=False may change the order, or not
+    orders = findings["order"]["evidence"]["orders"]
+    assert orders["2 workers"] == orders["persistent_workers"] == ["invariant", "invariant"]
+
+
+def test_other_bytes_with_workers_are_an_error():
+    """Samples that are not random must not depend on where they are made."""
+
+    class Differs(Rows):
+        def __getitem__(self, index):
+            return torch.full((4,), float(index) + (get_worker_info() is not None)), torch.tensor(0)
+
+    finding = found(short(Differs()))["content"]
+    assert finding["level"] == "error"
+    assert finding["evidence"]["num_changed"] == 64
+
+
+def test_the_general_form_is_checked_with_what_it_builds():
+    """Its own batch sampler, collate_fn and generator; batches of one fixed kind."""
+    batches = [[0, 1, 2], [3, 4], [5]]
+    loader = lambda **overrides: DataLoader(Rows(6), batch_sampler=batches, **overrides)  # noqa: E731
+    findings = found(general(loader, step))
+    assert "error" not in levels(findings).values()
+    assert findings["sample-count"]["evidence"] == {
+        "num_samples": 6,
+        "num_trained": 6,
+        "num_batches": 3,
+        "last_batch": 1,
+    }
+
+
+def test_a_dataset_that_batches_by_itself_is_checked():
+    """batch_size=None with a sampler of lists, as for tables that are read in blocks."""
+
+    class Blocks(Rows):
+        def __getitem__(self, indices):
+            return torch.tensor(indices), torch.zeros(len(indices))
+
+    def make_loader(**overrides):
+        blocks = [[4 * number, 4 * number + 1] for number in range(16)]
+        return DataLoader(Blocks(), sampler=blocks, batch_size=None, **overrides)
+
+    assert "error" not in levels(found(general(make_loader, step))).values()
+
+
+def test_an_exception_in_the_dataset_is_a_failure_with_its_traceback():
+    """Nothing can be compared then."""
+
+    class Broken(Rows):
+        def __getitem__(self, index):
+            raise OSError("the disk is not mounted")
+
+    with pytest.raises(TrialFailed) as raised:
+        check(short(Broken()))
+    assert raised.value.failure.message == "OSError: the disk is not mounted"
+    assert "in __getitem__" in raised.value.failure.traceback
+
+
+def test_a_crash_without_workers_is_a_failure():
+    """The process that loads is not the one that checks."""
+
+    class Crashes(Rows):
+        def __getitem__(self, index):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(TrialFailed, match="the process that loads samples was killed by SIGKILL"):
+        check(short(Crashes()))
+
+
+def test_a_dataset_that_hangs_is_a_failure(monkeypatch):
+    """Within a time that is known beforehand."""
+    monkeypatch.setattr(data_check, "FIRST_SAMPLE_S", 0.0)
+    with pytest.raises(TrialFailed, match="no sample came within 0 s, without workers") as raised:
+        check(short(Rows(sleep_s=1000)), budget_s=2)
+    assert raised.value.failure.kind == "hang"
+
+
+def test_failing_with_workers_only_is_a_finding():
+    """Such as a handle that does not survive the fork; the other questions are answered still."""
+
+    def fail():
+        raise RuntimeError("the handle belongs to another process")
+
+    findings = found(short(InWorker(fail)))
+    assert findings["loading"]["level"] == "error"
+    assert (
+        "fails with 2 workers: RuntimeError: the handle belongs to another process" in findings["loading"]["sentence"]
+    )
+    assert findings["fork-unsafe"]["level"] == "ok"
+
+
+def test_slow_samples_are_looked_at_in_smaller_numbers():
+    """The report says how many."""
+    report = check(short(Rows(1000, sleep_s=0.02)), budget_s=5)
+    assert data_check.MIN_SAMPLES <= report.num_samples < 30
+    assert report.epoch_samples == 1000
+
+
+def test_no_more_samples_are_counted_than_there_are():
+    """A small dataset is looked at as a whole."""
+    assert check(short(Rows(20)), budget_s=5).num_samples == 20
+
+
+@pytest.mark.parametrize(
+    ("workload", "words"), [(short(Rows(0)), "is empty"), (general(lambda **more: [1], step), "returned list")]
+)
+def test_nothing_to_check_is_wrong_usage(workload, words):
+    """One sentence that names the workload."""
+    with pytest.raises(WorkloadError, match=words):
+        check(workload)
+
+
+def test_one_worker_has_nobody_to_repeat():
+    """It is refused."""
+    with pytest.raises(ValueError, match="num_workers must be 2 or more, not 1"):
+        check(short(Rows()), num_workers=1)

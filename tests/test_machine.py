@@ -1,0 +1,138 @@
+"""machine.py: what the machine did during the windows, from real counters and made-up files of the kernel."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from feedrate.analysis.schema import COLUMN, fits
+from feedrate.trainables import machine
+from feedrate.trainables.machine import MachineClock, cache_state
+from feedrate.trainables.measurement import Measurement
+from feedrate.trainables.process import CpuClock
+
+CPU = CpuClock(total_s=0, busy_s=0, own_s=0)
+
+
+def test_every_fact_is_a_column_and_a_field():
+    """What a reading gives can be recorded under its name, with its type; nothing that is not known is a number."""
+    begin = MachineClock.read()
+    columns = MachineClock.read().columns_since(begin, 0.1)
+    for name, value in columns.items():
+        assert hasattr(Measurement(), name)
+        assert value is None or fits(value, COLUMN[name].dtype)
+        assert value is None or isinstance(value, str) or value >= 0
+    nothing = MachineClock(cpu=CPU).columns_since(MachineClock(cpu=CPU), 1.0)
+    assert nothing.keys() == columns.keys()
+    assert {name for name, value in nothing.items() if value is not None} == {
+        "foreign_cpu_fraction", "own_cpu_fraction", "steal_fraction",
+    }  # fmt: skip
+
+
+def test_what_a_child_read_counts_while_it_lives_and_after_its_end(tmp_path):
+    """Bytes from storage and from read() calls, of a loader worker that is still there and of one that was waited for."""
+    path, size = tmp_path / "data", 8 * 2**20
+    path.write_bytes(os.urandom(size))
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())
+    code = f"""if True:
+        import os, sys
+        with open({str(path)!r}, "rb") as stream:
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            stream.read()
+        print(flush=True)
+        sys.stdin.read()
+    """
+    before = MachineClock.read()
+    if before.storage_read_bytes is None:
+        pytest.skip("the kernel does not count reads")
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        alive = MachineClock.read().columns_since(before, 1.0)
+    ended = MachineClock.read().columns_since(before, 1.0)
+    for columns in (alive, ended):
+        assert columns["read_call_bytes"] >= size
+        if columns["storage_read_bytes"] == 0:
+            pytest.skip(f"{tmp_path} lies on no storage")
+        assert columns["storage_read_bytes"] >= 0.9 * size
+        assert columns["cache_state"] == "mixed"
+
+
+def test_the_trials_own_cpu_time_is_of_its_budget(monkeypatch):
+    """A container's quota of 2 CPUs that is used up is all there is, however many CPUs the machine has."""
+    monkeypatch.setattr(machine.host, "cpu_budget", lambda: (2, "cgroup"))
+    now = MachineClock(cpu=CpuClock(total_s=64, busy_s=4, own_s=4))
+    assert now.columns_since(MachineClock(cpu=CPU), 2.0)["own_cpu_fraction"] == 1.0
+    assert now.columns_since(MachineClock(cpu=CPU), 4.0)["own_cpu_fraction"] == 0.5
+
+
+def test_pressure_is_the_share_of_time_that_somebody_waited(tmp_path):
+    """The growth of each `some` total; a resource that the kernel does not tell about is not known."""
+    (tmp_path / "cpu").write_text("some avg10=0.00 avg60=0.10 avg300=0.59 total=1000000\nfull avg10=0.00 total=7\n")
+    (tmp_path / "io").write_text("some avg10=0.00 avg60=0.10 avg300=0.59 total=5000000\n")
+    earlier = MachineClock(cpu=CPU, pressure_us=machine._pressure_us(tmp_path))
+    (tmp_path / "cpu").write_text("some avg10=9.00 avg60=9.10 avg300=9.59 total=1500000\nfull avg10=0.00 total=7\n")
+    (tmp_path / "io").write_text("some avg10=0.00 avg60=0.10 avg300=0.59 total=99000000\n")
+    columns = MachineClock(cpu=CPU, pressure_us=machine._pressure_us(tmp_path)).columns_since(earlier, 2.0)
+    assert (columns["psi_cpu_fraction"], columns["psi_io_fraction"], columns["psi_memory_fraction"]) == (
+        0.25,
+        1.0,
+        None,
+    )
+    (tmp_path / "cpu").write_text("")
+    (tmp_path / "io").write_text("some avg10=0.00 total=nonsense\n")
+    assert machine._pressure_us(tmp_path) == {}
+
+
+def test_throttling_is_the_share_of_periods_that_ran_out(tmp_path):
+    """Of the group up the hierarchy where it is worst; 0 without a quota, unknown where nothing is counted."""
+
+    def stat(folder, periods, throttled):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        text = f"usage_usec 5\nnr_periods {periods}\nnr_throttled {throttled}\nthrottled_usec 123\n"
+        (tmp_path / folder / "cpu.stat").write_text(text)
+
+    def read():
+        return MachineClock(cpu=CPU, throttled_periods=machine._throttled_periods(tmp_path, membership))
+
+    membership = tmp_path / "membership"
+    membership.write_text("0::/pod/container\n")
+    assert read().columns_since(read(), 1.0)["throttled_fraction"] is None
+    stat("pod/container", 100, 10)
+    stat("pod", 0, 0)
+    before = read()
+    assert read().columns_since(before, 1.0)["throttled_fraction"] == 0.0
+    stat("pod/container", 120, 15)
+    stat("pod", 10, 9)
+    assert read().columns_since(before, 1.0)["throttled_fraction"] == pytest.approx(0.9)
+    stat("pod", 0, 0)
+    assert read().columns_since(before, 1.0)["throttled_fraction"] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("storage", "calls", "dropped", "state"),
+    [
+        (0, 10**9, False, "warm"),
+        (10**6, 10**9, False, "warm"),
+        (10**9, 10**12, False, "warm"),  # 0.1 % of what was read
+        (10**9, 10**9, False, "mixed"),
+        (10**9, None, False, "mixed"),
+        (10**9, 10**9, True, "cold"),
+        (10**9, 2 * 10**9, True, "cold"),  # pipes are read as well
+        (10**9, 3 * 10**9, True, "mixed"),  # most was read from files that were not dropped
+        (0, 10**9, True, "warm"),  # dropped, but nothing came from storage after all
+        (None, None, False, None),
+        (None, None, True, None),
+    ],
+)
+def test_the_cache_is_what_was_read_from_storage(storage, calls, dropped, state):
+    """Warm when nothing that matters came from storage, cold when it was dropped on purpose and something did."""
+    assert cache_state(storage, calls, dropped=dropped) == state
+
+
+def test_a_counter_that_shrinks_is_no_negative_number():
+    """A worker that was killed and not waited for takes its reads along."""
+    earlier = MachineClock(cpu=CPU, storage_read_bytes=10, read_call_bytes=10)
+    columns = MachineClock(cpu=CPU, storage_read_bytes=4, read_call_bytes=30).columns_since(earlier, 1.0)
+    assert (columns["storage_read_bytes"], columns["read_call_bytes"]) == (0, 20)

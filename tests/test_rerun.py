@@ -1,0 +1,206 @@
+"""rerun.py and forked.py: why a real loader failed, found by loading the batch once more."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+
+import psutil
+import pytest
+import torch
+from census import eventually, files
+from fault_workloads import BAD, At, Endless, Holds, broken
+from torch.utils.data import DataLoader
+from workloads import Rows
+
+from feedrate.trainables import forked
+from feedrate.trainables.counting import count_batches
+from feedrate.trainables.failure import Failure, TrialFailed
+from feedrate.trainables.rerun import explain, rerun
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Got pickle error"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
+    # a worker that was killed is reported once more while its loader is taken apart
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+BATCH = [38, 39, BAD, 41]
+
+
+def children():
+    """Commands of this process's children, except multiprocessing's own helper."""
+    commands = [" ".join(child.cmdline()) for child in psutil.Process().children()]
+    return [command for command in commands if "resource_tracker" not in command]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    """No child and no file of shared memory outlives an explanation and its loader."""
+    before = files()
+    yield
+    assert eventually(lambda: not children()), children()
+    assert not {path for path in files() - before if path.name.startswith("torch_")}
+
+
+def explained(loader, batches=(BATCH,)):
+    """What becomes of this loader's error."""
+    try:
+        for _ in loader:
+            pass
+    except Exception as error:
+        failure = explain(error, loader, list(batches), "measure")
+        traceback.clear_frames(
+            error.__traceback__
+        )  # a circle that holds the loader, whose workers take 5 s each to end
+        return failure
+    pytest.fail("the loader works")
+
+
+def over(dataset, **more):
+    return DataLoader(dataset, **({"batch_size": 4, "sampler": BATCH} | more))
+
+
+def collate_with_lock(samples):
+    return samples, threading.Lock()
+
+
+class Local(Exception):
+    """Its reference cannot be pickled, once it is nowhere to be found."""
+
+
+Local.__qualname__ = "gone.<locals>.Local"
+
+
+def unheard():
+    raise Local("nobody hears this")
+
+
+class Batched(At):
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
+
+
+@pytest.mark.parametrize(
+    ("loader", "said"),
+    [
+        (lambda: over(At(broken), num_workers=1), "(raised for sample 40; with 0 workers too)"),
+        (lambda: over(At(broken)), "(raised for sample 40; each time)"),
+        (
+            lambda: over(At(broken, in_worker=True), num_workers=1),
+            "(raised for samples 38, 39, 40, 41; with 0 workers they pass: look for what a worker has not)",
+        ),
+        (lambda: over(Batched(broken), num_workers=1), "(raised for samples 38, 39, 40, 41; with 0 workers too)"),
+        (
+            lambda: over(Rows(), num_workers=1, collate_fn=lambda samples: broken()),
+            "(raised by collate_fn for samples 38, 39, 40, 41; with 0 workers too)",
+        ),
+        (
+            lambda: over(At(broken), batch_size=1, batch_sampler=[BATCH], sampler=None, num_workers=1),
+            "(raised for sample 40; with 0 workers too)",
+        ),
+    ],
+)
+def test_an_exception_is_told_with_its_sample(loader, said):
+    """Which sample, or which batch of a collate_fn's, and whether it takes a worker; the user's traceback stays."""
+    loader = loader()
+    count_batches(loader)
+    failure = explained(loader)
+    assert failure.kind == "user-code"
+    assert failure.message == f"ValueError: the header is broken {said}"
+    assert "in broken" in failure.traceback
+    assert "counting.py" not in failure.traceback
+
+
+def test_a_loader_without_batches_of_its_own():
+    """With batch_size=None a sample is loaded by itself."""
+    failure = explained(over(At(broken), batch_size=None, num_workers=1), [[BAD]])
+    assert failure.message == "ValueError: the header is broken (raised for sample 40; with 0 workers too)"
+
+
+def test_what_does_not_come_from_loading_is_only_classified():
+    """The step's errors, failures that are known, and those of an iterable dataset stay as they are."""
+    loader = over(At(broken))
+    with pytest.raises(ValueError, match="header") as caught:
+        broken()
+    assert explain(caught.value, loader, [BATCH], "measure").message == "ValueError: the header is broken"
+    known = Failure(kind="hang", phase="loader", message="known")
+    assert explain(TrialFailed(known), loader, [BATCH], "measure") is known
+
+    def init(worker):
+        broken()
+
+    failure = explained(over(Rows(), num_workers=1, worker_init_fn=init))
+    assert failure.message == "ValueError: the header is broken (raised by worker_init_fn, as the worker starts)"
+
+
+def test_a_killed_worker_is_told_with_its_batch():
+    """A crash is tried again, and the sample is found; a SIGKILL is not, as it may have been for want of memory."""
+    failure = explained(over(At(lambda: os.kill(os.getpid(), signal.SIGSEGV)), num_workers=1))
+    assert failure.kind == "worker-killed"
+    assert failure.message == (
+        "a loader worker was killed by SIGSEGV (the loader waited for samples 38, 39, 40, 41; "
+        "sample 40 ends the process with 0 workers too: SIGSEGV)"
+    )
+    failure = explained(over(At(lambda: os.kill(os.getpid(), signal.SIGKILL)), num_workers=1))
+    assert failure.message.endswith("(the loader waited for samples 38, 39, 40, 41)")
+
+
+def test_a_silent_loader_is_looked_into(monkeypatch):
+    """Nothing came until the loader's timeout: the sample that hangs, the batch or exception that cannot be sent."""
+    monkeypatch.setattr(forked, "PROBE_S", 4.0)
+    failure = explained(over(At(lambda: time.sleep(8)), num_workers=1, timeout=1))
+    assert failure.kind == "hang"
+    assert failure.message.startswith("no batch came for 1 s: ") or "no loader worker is at work" in failure.message
+    assert failure.message.endswith("; sample 40 hangs with 0 workers too")
+    failure = explained(over(Rows(), num_workers=1, timeout=1, collate_fn=collate_with_lock))
+    assert failure.kind == "unpicklable"
+    assert failure.message.startswith(
+        "a batch cannot be pickled, so that no worker can hand it over: TypeError: cannot"
+    )
+    failure = explained(over(At(unheard), num_workers=1, timeout=1))
+    assert failure.kind == "user-code"
+    assert failure.message.startswith("Local: nobody hears this (raised for sample 40; no batch came for 1 s, because")
+
+
+def test_a_batch_of_a_stream_that_cannot_be_pickled():
+    """An iterable dataset has no indices: its first batch is tried."""
+    failure = explained(DataLoader(Endless(), batch_size=4, num_workers=1, timeout=1, collate_fn=collate_with_lock), [])
+    assert failure.kind == "unpicklable"
+
+
+def test_what_cannot_be_sent_to_a_spawned_worker_is_named():
+    """The member of the dataset, or the argument of the loader."""
+    loader = over(Holds(lambda row: row), num_workers=1, multiprocessing_context="spawn")
+    failure = explained(loader)
+    assert failure.kind == "unpicklable"
+    assert failure.message.startswith(
+        "dataset.transform cannot be pickled, which multiprocessing_context spawn needs: "
+    )
+    loader = over(Rows(), num_workers=1, multiprocessing_context="spawn", collate_fn=lambda samples: samples)
+    count_batches(loader)
+    assert explained(loader).message.startswith("collate_fn cannot be pickled, ")
+
+
+def test_pickling_a_batch_on_trial_takes_no_shared_memory():
+    """The contents of tensors are left out, and what torch refuses to send is found."""
+    before = len(os.listdir("/proc/self/fd"))
+    assert rerun(over(Rows()), [BATCH], pickled=True).outcome == "passed"
+    needs_grad = over(Rows(), collate_fn=lambda samples: torch.ones(2, requires_grad=True) * 2)
+    again = rerun(needs_grad, [BATCH], pickled=True)
+    assert (again.outcome, again.doing) == ("raised", "pickling")
+    assert "non-leaf tensor" in again.error
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_another_thread_may_ask():
+    """Outside the main thread, where no signal handler can be set."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(rerun(over(At(broken)), [BATCH])))
+    thread.start()
+    thread.join()
+    assert found[0].doing == "sample 40"
+    assert subprocess.run([sys.executable, "-c", ""], check=True).returncode == 0  # children are waited for as ever

@@ -1,0 +1,70 @@
+"""start_check.py: what cannot be pickled is named, and start methods are timed."""
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from workloads import Rows, short
+
+from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.data_check import check
+from feedrate.trainables.probe import parts_of
+from feedrate.trainables.start_check import LARGE_BYTES, pickled_bytes, start_findings
+
+
+def test_what_cannot_be_pickled_is_named():
+    """The innermost member, and that only fork is left; fork is timed."""
+    dataset = Rows()
+    dataset.options = {"transform": lambda row: row}
+    report = check(short(dataset, collate_fn=lambda samples: samples), budget_s=5)
+    findings = {finding["name"]: finding for finding in report.to_json()["findings"]}
+    assert findings["pickling"]["level"] == "note"
+    assert set(findings["pickling"]["evidence"]["problems"]) == {"dataset.options['transform']", "collate_fn"}
+    startup = findings["start-up"]["evidence"]
+    assert (set(startup["startup_s"]), set(startup["failures"])) == ({"fork"}, {"forkserver", "spawn"})
+
+
+def parts(workload, **setting):
+    return parts_of(workload, LoaderConfig(num_workers=2, batch_size=4, **setting), None)
+
+
+def test_each_start_method_is_timed():
+    """Until the first batch of one worker, in seconds; what there is no time for is left out."""
+    pickling, startup = start_findings(parts(short(Rows())), lambda: 1.0)
+    assert (pickling.level, startup.level) == ("ok", "ok")
+    assert set(startup.evidence["startup_s"]) == {"fork", "forkserver", "spawn"}
+    assert startup.evidence["startup_s"]["spawn"] > startup.evidence["startup_s"]["fork"]
+    _, hasty = start_findings(parts(short(Rows())), lambda: 0.0)
+    assert hasty.evidence["startup_s"] == {}
+
+
+def test_a_start_method_that_cannot_work_is_an_error_where_it_is_the_users_own():
+    """Otherwise it is only worth knowing."""
+    dataset = Rows()
+    dataset.transform = lambda row: row
+    own = start_findings(parts(short(dataset), multiprocessing_context="spawn"), lambda: 1.0)
+    assert [finding.level for finding in own] == ["error", "error"]
+    other = start_findings(parts(short(dataset)), lambda: 1.0)
+    assert [finding.level for finding in other] == ["note", "note"]
+
+
+def test_the_size_of_a_pickle_counts_arrays_and_shares_tensors():
+    """Nothing is kept in memory for it."""
+    num_bytes, tensor_bytes = pickled_bytes({"array": np.zeros(1000), "tensor": torch.zeros(1000)})
+    assert 8000 < num_bytes < 9000
+    assert tensor_bytes == 4000
+    dataset = Rows()
+    dataset.table = np.zeros(LARGE_BYTES // 8 + 1)
+    pickling, _ = start_findings(parts(short(dataset)), lambda: 0.0)
+    assert pickling.level == "note"
+    assert "pickles to 100 MB" in pickling.sentence
+
+
+def test_spawned_workers_leave_no_semaphore(monkeypatch):
+    """Their names are given back, so that nobody warns of them at the end."""
+    mine = f"mp-check-{os.getpid()}"
+    monkeypatch.setitem(multiprocessing.current_process()._config, "semprefix", f"/{mine}")
+    start_findings(parts(short(Rows())), lambda: 1.0)
+    assert list(Path("/dev/shm").glob(f"sem.{mine}*")) == []

@@ -1,0 +1,44 @@
+"""Where the kernel keeps the limits of this process's control groups: its own group and every group around it.
+
+A limit anywhere up the hierarchy holds, so all of them have to be read. In a container the paths of /proc/self/cgroup
+may not exist below the mount; then the mount itself is the container's group.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path("/sys/fs/cgroup")
+MEMBERSHIP = Path("/proc/self/cgroup")
+
+
+def folders(controller: str, root: Path = ROOT, membership: Path = MEMBERSHIP) -> list[Path]:
+    """Existing folders with this controller's files, innermost first; v2's and v1's, without those that hold none.
+
+    Args:
+        controller: cpu, memory, io.
+        root: where the hierarchies are mounted.
+        membership: lines `number:controllers:path`; v2 has number 0 and no controllers.
+    """
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        lines = []
+    found: list[Path] = []
+    for line in [*lines, "0::/", f"0:{controller}:/"]:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        for mount in (root / controllers, root / controller) if controllers else (root, root / "unified"):
+            group = mount / path.lstrip("/")
+            found += [mount] if ".." in group.parts else [group, *group.parents[: len(group.parts) - len(mount.parts)]]
+    return [each for each in dict.fromkeys(found) if each.is_dir()]
+
+
+def numbers(path: Path) -> dict[str, int]:
+    """A file of `name number` lines, such as cpu.stat; empty where there is no such file."""
+    try:
+        pairs = (line.split() for line in path.read_text().splitlines())
+        return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+    except OSError:
+        return {}

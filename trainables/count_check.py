@@ -1,0 +1,93 @@
+"""How many samples and batches an epoch has, and what drop_last leaves out, whatever the number of workers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from feedrate.trainables.failure import Failure
+from feedrate.trainables.finding import Finding
+from feedrate.trainables.isolated import isolated
+from feedrate.trainables.order_check import by_worker, is_whole
+from feedrate.trainables.probe import Epoch, Parts, samples_of
+
+COUNT_LIMIT_S = 5.0
+
+
+def length(dataset: Any) -> int | None:
+    """len(dataset); None where it has none."""
+    try:
+        return len(dataset)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def counts(parts: Parts) -> list[Finding]:
+    """How many samples an epoch trains, of how many there are: the same with every number of workers."""
+    total = length(parts.dataset)
+    if total is None:
+        return []
+    counted = isolated(lambda: _count(parts), COUNT_LIMIT_S)
+    if isinstance(counted, Failure):  # a sampler without an end, or a slow one
+        return [Finding(name="sample-count", level="note", sentence="the sampler does not end, or not within seconds")]
+    trained, num_batches, last = counted
+    evidence = {"num_samples": total, "num_trained": trained, "num_batches": num_batches, "last_batch": last}
+    if trained == total:
+        words = f"an epoch is all {total:,} samples, in {num_batches:,} batches, the last one of {last}"
+        return [Finding(name="sample-count", level="ok", sentence=words, evidence=evidence)]
+    words = f"an epoch trains {trained:,} of {total:,} samples"
+    words += (
+        ": drop_last leaves the last batch out"
+        if parts.drop_last and total - trained < (parts.batch_size or 1)
+        else ": the sampler decides"
+    )
+    return [
+        Finding(name="sample-count", level="note", sentence=f"{words}, with every number of workers", evidence=evidence)
+    ]
+
+
+def _count(parts: Parts) -> tuple[int, int, int]:
+    """Samples and batches of an epoch, and the size of the last batch."""
+    trained = num_batches = last = 0
+    for batch in parts.batch_sampler if parts.batch_sampler is not None else parts.sampler:
+        last = len(batch) if isinstance(batch, (list, tuple)) else 1
+        trained, num_batches = trained + last, num_batches + 1
+    return trained, num_batches, last
+
+
+def stream_counts(parts: Parts, alone: Epoch, shared: Epoch, num_workers: int) -> list[Finding]:
+    """Every worker makes batches of its own, so that the number of batches depends on the number of workers."""
+    found = []
+    size = parts.batch_size or 1
+    says, gave = length(parts.dataset), len(samples_of(alone))
+    if says is not None and is_whole(alone, 0) and says != gave:
+        words = f"len(dataset) says {says:,} samples, the stream gives {gave:,}"
+        found.append(
+            Finding(name="sample-count", level="warning", sentence=words, fix="correct __len__, or leave it out")
+        )
+    counts = [len(each) for each in by_worker(shared).values()]
+    evidence: dict[str, Any] = {"samples_of_each_worker": counts, "batch_size": size, "drop_last": parts.drop_last}
+    if size == 1:
+        return [
+            *found,
+            Finding(name="sample-count", level="ok", sentence="batches are single samples", evidence=evidence),
+        ]
+    words = "every worker ends with a batch of its own that may be incomplete"
+    if not (is_whole(alone, 0) and is_whole(shared, num_workers)):
+        words += f": up to {num_workers} with {num_workers} workers"
+        words += ", which drop_last leaves out" if parts.drop_last else ""
+        return [*found, Finding(name="sample-count", level="note", sentence=words, evidence=evidence)]
+    if parts.drop_last:
+        lost, lost_alone = sum(count % size for count in counts), gave % size
+        evidence |= {"num_dropped": {"0 workers": lost_alone, f"{num_workers} workers": lost}}
+        words += f", and drop_last leaves it out: {lost} of {sum(counts):,} samples with {num_workers} workers, {lost_alone} with 0"
+        level, fix = (
+            ("warning", "drop_last=False, or divide the stream into parts of whole batches")
+            if lost > lost_alone
+            else ("ok", None)
+        )
+    else:
+        batches = {"0 workers": -(-gave // size), f"{num_workers} workers": sum(-(-count // size) for count in counts)}
+        evidence |= {"num_batches": batches}
+        words += ": batches of an epoch are " + ", ".join(f"{number:,} with {name}" for name, number in batches.items())
+        level, fix = ("note" if len(set(batches.values())) > 1 else "ok"), None
+    return [*found, Finding(name="sample-count", level=level, sentence=words, fix=fix, evidence=evidence)]

@@ -1,0 +1,188 @@
+"""How loader workers start: whether what they get can be pickled, how large it is, and what each start method costs."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import pickle
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from feedrate.trainables.config import START_METHODS
+from feedrate.trainables.failure import Failure, sentence
+from feedrate.trainables.finding import Finding
+from feedrate.trainables.isolated import isolated
+from feedrate.trainables.probe import Parts
+from feedrate.trainables.static_check import members
+
+LARGE_BYTES = 100_000_000
+START_LIMIT_S = 60.0
+MODULE_LEVEL = """define it at the top level of a module, with def or class, instead of lambda or inside a function;
+what cannot be pickled by nature (an open file, a lock) is opened in the worker, on first use"""
+
+
+class _Sink(io.RawIOBase):
+    """Counts bytes and keeps none."""
+
+    num_bytes = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        self.num_bytes += size
+        return size
+
+
+class _Sizer(pickle.Pickler):
+    """Counts the bytes of tensors apart: workers get them through shared memory, without a copy."""
+
+    def __init__(self, sink: _Sink) -> None:
+        super().__init__(sink, protocol=pickle.HIGHEST_PROTOCOL)
+        self.tensor_bytes = 0
+
+    def reducer_override(self, item: Any) -> Any:
+        if isinstance(item, torch.Tensor):
+            self.tensor_bytes += item.numel() * item.element_size()
+            return torch.empty, (0,)
+        return NotImplemented
+
+
+def pickled_bytes(item: Any) -> tuple[int, int]:
+    """(bytes of the pickle, bytes of the tensors in it, which are shared).
+
+    Raises:
+        Exception: it cannot be pickled.
+    """
+    sink = _Sink()
+    sizer = _Sizer(sink)
+    sizer.dump(item)
+    return sink.num_bytes, sizer.tensor_bytes
+
+
+def culprit(item: Any) -> str:
+    """The innermost member that cannot be pickled, as a path; empty where only the whole cannot."""
+    found = ""
+    for path, value in members(item):
+        if found and not path.startswith(found):
+            continue
+        try:
+            pickled_bytes(value)
+        except Exception:
+            found = path
+    return found
+
+
+def _problems(parts: Parts) -> tuple[int | None, int, dict[str, str]]:
+    """Bytes of the pickled dataset (None: it cannot be), of its tensors, and what cannot be pickled and why."""
+    sizes: tuple[int, int] | None = None
+    problems = {}
+    for name in ("dataset", "collate_fn", "worker_init_fn"):
+        item = getattr(parts, name)
+        try:
+            size = pickled_bytes(item)
+        except Exception as error:
+            inner = culprit(item)
+            problems[f"{name}.{inner}" if inner else name] = sentence(error)
+        else:
+            sizes = size if name == "dataset" else sizes
+    return (*(sizes or (None, 0)), problems)
+
+
+def _first_batch_s(parts: Parts, method: str) -> float:
+    """Seconds from making a loader with one worker to its first batch, of at most two samples."""
+    order: dict[str, Any] = {"batch_size": min(parts.batch_size or 1, 2)}
+    if not parts.iterable:
+        if parts.batch_size is not None:
+            order["sampler"] = list(itertools.islice(parts.sampler, 2))
+        elif parts.batch_sampler is not None:
+            order = {"batch_sampler": [list(next(iter(parts.batch_sampler)))[:2]]}
+        else:
+            order = {"batch_size": None, "sampler": list(itertools.islice(parts.sampler, 1))}
+    elif parts.batch_size is None:
+        order = {"batch_size": None}
+    begin = time.monotonic()
+    loader: DataLoader[Any] = DataLoader(
+        parts.dataset,
+        num_workers=1,
+        multiprocessing_context=method,
+        collate_fn=parts.collate_fn,
+        worker_init_fn=parts.worker_init_fn,
+        **order,
+    )
+    next(iter(loader), None)
+    return time.monotonic() - begin
+
+
+def start_findings(parts: Parts, seconds_left: Callable[[], float]) -> list[Finding]:
+    """What pickling and each start method do to this dataset; methods there is no time for are left out."""
+    looked = isolated(lambda: _problems(parts), START_LIMIT_S)
+    if isinstance(looked, Failure):
+        looked = (None, 0, {"dataset": looked.message})
+    num_bytes, tensor_bytes, problems = looked
+    startup_s: dict[str, float] = {}
+    failures: dict[str, str] = {}
+    for method in START_METHODS:
+        if seconds_left() <= 0:
+            continue
+        if method != "fork" and problems:
+            failures[method] = next(iter(problems.values()))
+            continue
+        took = isolated(lambda method=method: _first_batch_s(parts, method), START_LIMIT_S)  # type: ignore[misc]
+        if isinstance(took, Failure):
+            failures[method] = took.message
+        else:
+            startup_s[method] = took
+    evidence = {"pickled_bytes": num_bytes, "tensor_bytes": tensor_bytes, "problems": problems}
+    context = parts.multiprocessing_context
+    own = context.get_start_method() if context is not None else None
+    return [_pickling(num_bytes, problems, own, evidence), _start_up(startup_s, failures, own)]
+
+
+def _pickling(num_bytes: int | None, problems: dict[str, str], own: str | None, evidence: dict[str, Any]) -> Finding:
+    if problems:
+        what = "; ".join(f"{name}: {why}" for name, why in problems.items())
+        return Finding(
+            name="pickling",
+            level="error" if own in ("spawn", "forkserver") else "note",
+            sentence=f"workers can be forked only, spawn and forkserver cannot pickle {what} (Python 3.14 and later start "
+            "workers by forkserver unless multiprocessing_context says fork)",
+            fix=MODULE_LEVEL,
+            evidence=evidence,
+        )
+    assert num_bytes is not None
+    if num_bytes > LARGE_BYTES:
+        return Finding(
+            name="pickling",
+            level="note",
+            sentence=f"the dataset pickles to {num_bytes / 1e6:,.0f} MB: spawn and forkserver copy it into every worker",
+            fix="keep samples in files, or in one torch tensor, which workers share",
+            evidence=evidence,
+        )
+    return Finding(
+        name="pickling", level="ok", sentence=f"the dataset pickles to {_size(num_bytes)}", evidence=evidence
+    )
+
+
+def _size(num_bytes: int) -> str:
+    for unit, factor in (("MB", 1e6), ("KB", 1e3)):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:,.1f} {unit}"
+    return f"{num_bytes} bytes"
+
+
+def _start_up(startup_s: dict[str, float], failures: dict[str, str], own: str | None) -> Finding:
+    words = ", ".join(f"{method} {seconds:.2f} s" for method, seconds in startup_s.items())
+    failed = "; ".join(f"{method} fails: {why}" for method, why in failures.items())
+    text = f"until the first batch of one worker: {words}" if words else "no start method was timed"
+    return Finding(
+        name="start-up",
+        level="error" if own in failures else "note" if failures else "ok",
+        sentence=f"{text}; {failed}" if failed else text,
+        evidence={"startup_s": startup_s, "failures": failures},
+    )

@@ -1,0 +1,257 @@
+"""`Training`: the loop between two batches, where the clock, the counter and the windows are kept in step."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from feedrate.trainables.alone import synchronize
+from feedrate.trainables.counting import CountingCollate
+from feedrate.trainables.epochs import WatchedSampler
+from feedrate.trainables.failure import TrialFailed
+from feedrate.trainables.loading import no_batch
+from feedrate.trainables.measurement import Measurement
+from feedrate.trainables.process import shm_used_bytes
+from feedrate.trainables.rerun import explain
+from feedrate.trainables.step import Step, count_items
+
+CYCLES_PER_WINDOW = 4
+"""Production is periodic in num_workers batches. Windows are whole periods: 4 of them, fewer (with a spread that is up to
+a fifth too wide, MEASURING.md 2.3) where they take long."""
+MIN_WINDOW_S = 0.35
+LONG_WINDOW_S = 1.0
+MIN_WINDOWS = 5
+MAX_WINDOWS = 13
+ENOUGH_S = 6.0
+"""Wall time of windows after which MIN_WINDOWS of them are enough, sure or not."""
+ENOUGH_FRACTION = 0.015
+"""A half-width of the windows' interval below this ends a measurement: the run-to-run spread is larger."""
+MAX_EPOCHS = 40
+_END = object()
+
+
+class Training:
+    """One setting's training under way.
+
+    Args:
+        loader: not iterated yet, watched.
+        sampler: what watches it.
+        counter: counts what its workers finish; None with 0 workers.
+        step: one training step.
+        device: where the step runs.
+        result: filled as things are observed.
+        max_s: wall time for everything from iter(loader) on.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        sampler: WatchedSampler,
+        counter: CountingCollate | None,
+        step: Step,
+        device: torch.device,
+        result: Measurement,
+        max_s: float,
+    ) -> None:
+        self.loader, self.sampler, self.counter, self.step = loader, sampler, counter, step
+        self.device, self.result, self.max_s = device, result, max_s
+        self.cycle = max(loader.num_workers, 1)
+        self.consumed = self.items = 0
+        self.wait_s = 0.0
+        self.num_boundaries = 0
+        self.deadline = 0.0
+        self.reserved_s = 0.0
+        """Time before the deadline that windows leave for epoch boundaries."""
+        self.phase = "loader"
+        self._of_epoch = 0
+        self._shm_before = shm_used_bytes()
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def start(self) -> None:
+        """iter(loader) and the first batch."""
+        begin = time.perf_counter()
+        self.deadline = begin + self.max_s
+        try:
+            self.iterator = self._iterate()
+            self.result.iter_s = time.perf_counter() - begin
+            begin = time.perf_counter()
+            batch = self._next()
+        finally:
+            self.phase = "measure"
+        self.result.first_batch_s = time.perf_counter() - begin
+        # start-up again; without workers the first batch is loading, not starting
+        self.result.boundary_s = self.result.iter_s + (self.result.first_batch_s if self.loader.num_workers else 0.0)
+        self.result.boundary_from = "estimated"
+        self._train(batch)
+
+    def settle(self) -> None:
+        """Discard two production cycles and a little time, and go on while the queue of ready batches still fills.
+
+        Workers that started together must drift apart first; and workers that fill the queue take CPU time that they
+        leave to the training step once it is full.
+        """
+        begin = time.perf_counter()
+        until = min(begin + self.max_s / 4, self.deadline)
+        self._train_until(until, 2 * self.cycle, MIN_WINDOW_S)
+        while time.perf_counter() < until:
+            ready = self._ready()
+            self._train_until(until, self.cycle, MIN_WINDOW_S / 2)
+            if self._ready() - ready <= max(1, self.cycle // 4):
+                break
+        synchronize(self.device)
+        self._take_step_s()
+        self.result.settle_s = time.perf_counter() - begin
+
+    def window(self) -> None:
+        """One window: whole production cycles of LONG_WINDOW_S, or enough of them; cut where time runs out."""
+        begin, wait, items, consumed = time.perf_counter(), self.wait_s, self.items, self.consumed
+        ready = self._ready()
+        until = begin + self.max_s / (MIN_WINDOWS + 1)
+        while True:
+            self._train(self._next())
+            now = time.perf_counter()
+            elapsed, num = now - begin, self.consumed - consumed
+            enough = elapsed >= MIN_WINDOW_S and (num >= CYCLES_PER_WINDOW * self.cycle or elapsed >= LONG_WINDOW_S)
+            if (enough and num % self.cycle == 0) or now >= until:
+                break
+        synchronize(self.device)
+        self.result.windows.add(
+            duration_s=time.perf_counter() - begin,
+            num_batches=num,
+            num_items=self.items - items,
+            produced_batches=max(num + self._ready() - ready, 0),
+            wait_s=self.wait_s - wait,
+            step_s=self._take_step_s(),
+        )
+        self._look_at_shm()
+        if self.num_boundaries:
+            self.result.boundary_s, self.result.boundary_from = 0.0, "inside"  # paid for in the windows
+
+    def finished(self) -> bool:
+        """Enough windows, sure enough, or out of time."""
+        windows = self.result.windows
+        until = self.deadline - self.reserved_s
+        if len(windows) and time.perf_counter() + windows.window_duration_s[-1] / 2 > until:
+            return True
+        if len(windows) < MIN_WINDOWS:
+            return False
+        if len(windows) >= MAX_WINDOWS or sum(windows.window_duration_s) >= ENOUGH_S:
+            return True
+        return self.has_rate() and windows.rate().half_width_fraction < ENOUGH_FRACTION
+
+    def has_rate(self) -> bool:
+        """Something was produced inside the windows; a few slow batches can all have been ready before."""
+        return sum(self.result.windows.window_produced_batches) > 0
+
+    def steady(self) -> bool:
+        """Enough whole windows, and the two halves of them agree within 5 %."""
+        windows = self.result.windows
+        half = len(windows) // 2
+        if len(windows) < MIN_WINDOWS or min(windows.window_num_batches) < self.cycle:
+            return False
+        rates = [
+            sum(windows.window_num_items[part]) / sum(windows.window_duration_s[part])
+            for part in (slice(0, half), slice(half, None))
+        ]
+        return abs(rates[0] / rates[1] - 1) < 0.05
+
+    def measure_epochs(self, num_batches: int, budget_s: float) -> None:
+        """Let epochs of `num_batches` end and begin, and time each from its first batch to the next one's.
+
+        Stops after the budget, after MAX_EPOCHS of them, or when five of them agree.
+        """
+        until = min(time.perf_counter() + budget_s, self.deadline)
+        durations_s: list[float] = []
+        num_items: list[int] = []
+        self.sampler.num_batches = num_batches
+        self.sampler.end()
+        if not self._train_to_boundary(until):
+            return
+        while len(durations_s) < MAX_EPOCHS:
+            begin, items = time.perf_counter(), self.items
+            if not self._train_to_boundary(until):
+                break
+            durations_s.append(time.perf_counter() - begin)
+            num_items.append(self.items - items)
+            spread = max(durations_s) - min(durations_s)
+            if len(durations_s) >= MIN_WINDOWS and spread < 0.03 * durations_s[-1]:
+                break
+        if durations_s:
+            rate = self.result.windows.rate().sps
+            self.result.epoch_duration_s, self.result.epoch_num_items = durations_s, num_items
+            self.result.boundary_s = max(sum(durations_s) - sum(num_items) / rate, 0.0) / len(durations_s)
+            self.result.boundary_from = "measured"
+
+    def _train_to_boundary(self, until: float) -> bool:
+        """Train to the first batch of the next epoch, that one too; False when time runs out before."""
+        boundaries = self.num_boundaries
+        while self.num_boundaries == boundaries:
+            if time.perf_counter() > until:
+                return False
+            self._train(self._next())
+        synchronize(self.device)
+        return True
+
+    def _train_until(self, until: float, num_batches: int, least_s: float) -> None:
+        begin, consumed = time.perf_counter(), self.consumed
+        while time.perf_counter() < until and (
+            self.consumed - consumed < num_batches or time.perf_counter() - begin < least_s
+        ):
+            self._train(self._next())
+
+    def _iterate(self) -> Any:
+        try:
+            return iter(self.loader)
+        except Exception as error:
+            raise TrialFailed(explain(error, self.loader, [], self.phase)) from error
+
+    def _next(self) -> Any:
+        begin = time.perf_counter()
+        try:
+            batch = next(self.iterator, _END)
+            if batch is _END:
+                self.num_boundaries += 1
+                self._of_epoch = 0
+                self.iterator = self._iterate()
+                batch = next(self.iterator, _END)
+        except TrialFailed:
+            raise
+        except Exception as error:
+            waited_for = self.sampler.waited_for(self._of_epoch, getattr(self.loader, "in_order", True))
+            raise TrialFailed(explain(error, self.loader, waited_for, self.phase)) from error
+        if batch is _END:
+            raise no_batch(self.consumed)
+        self._of_epoch += 1
+        self.wait_s += time.perf_counter() - begin
+        return batch
+
+    def _train(self, batch: Any) -> None:
+        if self.device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            begin.record()
+            self.items += count_items(batch, self.step(batch))
+            end.record()
+            self._events.append((begin, end))
+        else:
+            self.items += count_items(batch, self.step(batch))
+        self.consumed += 1
+
+    def _take_step_s(self) -> float | None:
+        """Seconds that the accelerator was inside steps since the last call; after a synchronize only."""
+        if self.device.type != "cuda":
+            return None
+        taken_s = float(sum(begin.elapsed_time(end) for begin, end in self._events)) / 1000
+        self._events.clear()
+        return taken_s
+
+    def _ready(self) -> int:
+        """Batches finished but not consumed; 0 where the loader started its workers before it could be counted."""
+        return max(self.counter.produced() - self.consumed, 0) if self.counter else 0
+
+    def _look_at_shm(self) -> None:
+        now = shm_used_bytes()
+        if now is not None and self._shm_before is not None:
+            self.result.shm_bytes = max(self.result.shm_bytes or 0, now - self._shm_before)
