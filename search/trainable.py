@@ -77,6 +77,7 @@ class Supervisor(tune.Trainable):
                 "config": request["config"],
                 "options": request["options"],
                 "allocated_cpus": request["cpus_per_trial"],
+                "keep": True,  # where making the step takes long
             },
             max_s=request["options"]["max_trial_s"],
         )

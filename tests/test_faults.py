@@ -14,7 +14,7 @@ from census import TAG, eventually, files, tagged
 from fault_workloads import PATH
 
 from feedrate.analysis.estimate import record_rate
-from feedrate.trainables import guard, supervise
+from feedrate.trainables import guard, watched
 from feedrate.trainables.failure import KINDS
 from feedrate.trainables.host import HostLock
 from feedrate.trainables.resolve import make_ref
@@ -168,7 +168,7 @@ def tag(tmp_path_factory):
         patch.setenv("FEEDRATE_HOST_ID", f"test-{name}")
         patch.setenv("TMPDIR", str(folder))
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))  # importing torch makes it
-        patch.setattr(supervise, "TEARDOWN_TIMEOUT_S", 1.0)
+        patch.setattr(watched, "TEARDOWN_TIMEOUT_S", 1.0)
         yield name
         assert eventually(lambda: not tagged(name)), tagged(name)
         assert eventually(lambda: not left(folder) - before), left(folder) - before
@@ -215,7 +215,7 @@ def test_a_fault_is_told_and_over(template, monkeypatch, fault):
     """The failure has its kind, phase, sentence and cause, in bounded time; then a sound trial runs."""
     if fault.name == "grows":
         monkeypatch.setenv(guard.TRIAL_VARIABLE, "600000000")
-    monkeypatch.setattr(supervise, "GRACE_S", fault.grace_s)
+    monkeypatch.setattr(watched, "GRACE_S", fault.grace_s)
     begin = time.monotonic()
     failure = measured(template, fault.name, fault.setting, fault.options)
     assert time.monotonic() - begin < fault.within_s

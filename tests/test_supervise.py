@@ -16,7 +16,7 @@ from workloads import PATH
 
 from feedrate.analysis.estimate import record_rate
 from feedrate.analysis.schema import COLUMNS
-from feedrate.trainables import supervise
+from feedrate.trainables import watched
 from feedrate.trainables.host import HostLock
 from feedrate.trainables.resolve import make_ref
 from feedrate.trainables.supervise import Template
@@ -215,11 +215,11 @@ def test_a_killed_process_is_told_with_the_signal(template):
 def test_a_hang_ends_in_bounded_time(template, monkeypatch):
     """A worker that never delivers is ended after the trial's time and a grace; a set-up that never ends, after its own."""
     assert facts(template)
-    monkeypatch.setattr(supervise, "GRACE_S", 0.5)
+    monkeypatch.setattr(watched, "GRACE_S", 0.5)
     begin = time.monotonic()
     failure = last(run(template, "hangs", "measure", max_s=1.0))
     assert (failure["failure_kind"], failure["failure_phase"]) == ("hang", "loader")
-    monkeypatch.setattr(supervise, "SETUP_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(watched, "SETUP_TIMEOUT_S", 1.0)
     failure = last(run(template, "hangs_in_trainer"))
     assert (failure["failure_kind"], failure["failure_phase"]) == ("hang", "setup")
     assert time.monotonic() - begin < 20

@@ -180,3 +180,15 @@ def spawned():
         lambda **overrides: DataLoader(Rows(), **({"multiprocessing_context": "spawn"} | overrides)),
         lambda batch: None,
     )
+
+
+def slow_to_set_up():
+    """Its model takes 5.1 s to make."""
+
+    def make_step(context):
+        time.sleep(5.1)
+        return lambda batch: None
+
+    return Workload.from_loader(
+        name="slow", make_loader=lambda **overrides: DataLoader(Rows(1000, 0.001), **overrides), make_step=make_step
+    )

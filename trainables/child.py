@@ -1,19 +1,22 @@
-"""What a trial's child process does: one request in, events out, then the end of the process.
+"""What a trial's child process does: a request in, events out, then the end of the process, or another request.
 
-Events are JSON lines on a pipe: {"event": "phase" | "waiting" | "progress" | "result" | "failure" | "described", ...}.
-The last one is result, failure or described. Runs on the main thread of a process forked from the clean template, so
+Events are JSON lines on a socket: {"event": "phase" | "waiting" | "progress" | "result" | "failure" | "described", ...}.
+The last one is result, failure or described, or stopped where the supervisor said so. Runs on the main thread of a process forked from the clean template, so
 torch names the signals that kill loader workers.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
+import select
 import signal
 import socket
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -27,22 +30,46 @@ from feedrate.trainables.disqualify import disqualified
 from feedrate.trainables.failure import TrialFailed, classify, ended_workers, user_traceback
 from feedrate.trainables.loading import build_loader, num_samples, read_baseline
 from feedrate.trainables.measure import MeasureOptions, measure, pick_device
+from feedrate.trainables.process import tree_pids
 from feedrate.trainables.resolve import UnknownWorkload, WorkloadRef, load, preload
+from feedrate.trainables.step import Step
 from feedrate.trainables.template import remove_batches
 from feedrate.trainables.workload import Workload, WorkloadError
 
 Send = Callable[[dict[str, Any]], None]
 
 
+KEEP_SETUP_S = 5.0
+"""A child whose set-up takes this long can serve further requests, which need its training step."""
+
+
+@dataclass
+class Kept:
+    """What a child has from one request to the next."""
+
+    workload: Workload | None = None
+    steps: dict[int | None, Step] = field(default_factory=dict)
+    setup_s: float = 0.0
+
+
 def run_request(request: dict[str, Any], descriptor: int) -> None:
-    """Serve one request and write its events to `descriptor`. Never raises."""
+    """Serve a request, and those that follow it while the child is kept: events out, requests in. Never raises."""
+    kept = Kept()
+    while _serve(request, descriptor, kept):
+        line = _read_line(descriptor)
+        if not line:
+            return
+        request = json.loads(line)
+
+
+def _serve(request: dict[str, Any], descriptor: int, kept: Kept) -> bool:
+    """Serve one request; whether this child may serve another one."""
 
     def send(event: dict[str, Any]) -> None:
         data = json.dumps(event).encode() + b"\n"
         while data:
             data = data[os.write(descriptor, data) :]
 
-    serve = {"measure": _measure, "describe": _describe, "check": _check}[request["op"]]
     phase = "setup"
 
     def on_event(event: dict[str, Any]) -> None:
@@ -52,11 +79,30 @@ def run_request(request: dict[str, Any], descriptor: int) -> None:
 
     warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores is what we try
     try:
-        serve(request, on_event)
+        if request["op"] == "measure":
+            return _measure(request, on_event, kept, lambda: _told_to_stop(descriptor))
+        {"describe": _describe, "check": _check}[request["op"]](request, on_event)
     except (UnknownWorkload, WorkloadError) as error:
         send({"event": "failure", "usage": True, **_usage(str(error), phase)})
     except BaseException as error:  # user code may raise anything, SystemExit too
         _report(error, phase, request, send)
+    return False
+
+
+def _read_line(descriptor: int) -> bytes:
+    """The next line that is no "stop" for what has ended already; empty at the end."""
+    line = b""
+    while not line.endswith(b"\n") or line == b"stop\n":
+        line = b"" if line == b"stop\n" else line
+        byte = os.read(descriptor, 1)
+        if not byte:
+            return b""
+        line += byte
+    return line
+
+
+def _told_to_stop(descriptor: int) -> bool:
+    return bool(select.select([descriptor], [], [], 0)[0])
 
 
 def _report(error: BaseException, phase: str, request: dict[str, Any], send: Send) -> None:
@@ -81,30 +127,53 @@ def _usage(message: str, phase: str) -> dict[str, Any]:
     }
 
 
-def _measure(request: dict[str, Any], send: Send) -> None:
-    """Measure one setting. The host lock is held from here until the last process of this trial is gone."""
+def _measure(request: dict[str, Any], send: Send, kept: Kept, told_to_stop: Callable[[], bool]) -> bool:
+    """Measure one setting; whether the child is kept. The host lock is held until this trial's last process is gone."""
     lock = host.HostLock()
     lock.acquire(lambda: send({"event": "waiting"}))
     send({"event": "phase", "phase": "setup"})
-    workload = load(WorkloadRef(**request["workload"]))
-    config = LoaderConfig.from_dict(request["config"])
+    if kept.workload is None:
+        kept.workload = load(WorkloadRef(**request["workload"]))
+    config, options = LoaderConfig.from_dict(request["config"]), MeasureOptions(**request["options"])
     facts = host_facts(request.get("allocated_cpus"))
-    phase, measurement = "setup", None
+    phase, measurement, stopped = "setup", None, False
 
     def on_phase(name: str) -> None:
         nonlocal phase
         phase = name
         send({"event": "phase", "phase": name})
 
+    measurements = measure(kept.workload, config, options, on_phase, kept.steps)
     try:
-        for measurement in measure(workload, config, MeasureOptions(**request["options"]), on_phase):
+        for measurement in measurements:
             facts["torch_num_threads"] = torch.get_num_threads()  # a setting may restrict the trainer
             send({"event": "progress", "columns": measurement.columns() | facts})
+            if told_to_stop():
+                stopped = True
+                break
+        measurements.close()  # type: ignore[attr-defined]
     except Exception:
         if phase != "teardown":  # a worker that crashes while it is stopped does not change what was measured
             raise
+        request["keep"] = False
     assert measurement is not None  # measure() yields at least once or raises
-    send({"event": "result", "columns": measurement.columns() | facts})
+    kept.setup_s = max(kept.setup_s, measurement.setup_s)
+    keep = bool(request.get("keep")) and _can_be_kept(config, kept)
+    lock.release()
+    result = {"event": "stopped"} if stopped else {"event": "result", "columns": measurement.columns() | facts}
+    send(result | {"kept": keep})
+    return keep
+
+
+def _can_be_kept(config: LoaderConfig, kept: Kept) -> bool:
+    """Whether making the step again would take long, and nothing of the measured setting is left in this process.
+
+    With 0 workers the dataset itself was used here, and may have changed; forked workers would inherit that.
+    """
+    if kept.setup_s < KEEP_SETUP_S or config.num_workers == 0 or config.to_process():
+        return False
+    gc.collect()  # a persistent loader's workers end with the last reference
+    return tree_pids() == [os.getpid()]
 
 
 def _describe(request: dict[str, Any], send: Send) -> None:

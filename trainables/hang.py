@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from feedrate.trainables.failure import kind_of
 from feedrate.trainables.stacks import STARTING, Frame, Stack, waits_for_work
 
+INTERPRETERS_S = 60.0
+"""Time for spawned workers to start: each imports torch and the workload's module before it loads anything."""
 LOST = "the loader waits for a batch that no worker makes any more"
 _DATALOADER = "torch/utils/data/dataloader.py"
 _WORKER = "torch/utils/data/_utils/worker.py"

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import fcntl
 import json
-import math
 import os
-import select
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -23,19 +20,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from feedrate.trainables import stacks
-from feedrate.trainables.failure import Failure
-from feedrate.trainables.guard import PERIOD_S, MemoryGuard
-from feedrate.trainables.hang import LOST, dropped, no_batch_because, what_hangs
+from feedrate.trainables.guard import MemoryGuard
+from feedrate.trainables.hang import INTERPRETERS_S
 from feedrate.trainables.resolve import WorkloadRef
-from feedrate.trainables.template import MARKER, kill_group, marked, sweep
-
-SETUP_TIMEOUT_S = 300.0
-"""Longest silence before a trial's timed part: making the dataset and the model, first CUDA use."""
-GRACE_S = 20.0
-"""Silence allowed beyond max_trial_s while a trial is timed: the loader's timeout may pass, and the trial then looks for
-the reason, for 10 s."""
-TEARDOWN_TIMEOUT_S = 10.0
-"""Silence allowed when everything is measured: torch waits 5 s for a worker that does not end."""
+from feedrate.trainables.template import MARKER, marked, sweep
+from feedrate.trainables.watched import SETUP_TIMEOUT_S, Child, failure_event, how_ended
 
 
 class Template:
@@ -66,9 +55,13 @@ class Template:
         self._marker = ""
         self._spare: set[int] = set()
         self._temp: str | None = None
+        self._kept: Child | None = None
 
     def run(self, request: dict[str, Any], *, max_s: float = SETUP_TIMEOUT_S) -> Iterator[dict[str, Any]]:
-        """Run one request in a fresh child and yield its events (see child.py), the last one always an end.
+        """Run one request in a child and yield its events (see child.py), the last one always an end.
+
+        The child is fresh, unless this request and the last one said "keep" and need the same step, which took long to
+        make.
 
         Closing the generator ends the child and everything it started. A child that dies, hangs or takes its
         template with it ends in a failure event too.
@@ -87,33 +80,66 @@ class Template:
         try:
             guard = MemoryGuard.from_environment()
         except ValueError as error:
-            yield _failure("internal", "setup", str(error))
+            yield failure_event("internal", "setup", str(error))
             return
         os.ftruncate(self._log.fileno(), 0)
         os.ftruncate(self._stacks.fileno(), 0)
-        reading, writing = os.pipe()
-        try:
-            data = json.dumps({**request, "workload": self.ref.to_json()}).encode() + b"\n"
-            socket.send_fds(self._control, [data], [writing])
-        except OSError:
-            os.close(reading)
-            failure = _failure("trainer-killed", "setup", f"the trial's template process was killed{self._tail()}")
+        if request.get("config", {}).get("multiprocessing_context") in ("spawn", "forkserver"):
+            max_s += INTERPRETERS_S
+        request = {**request, "workload": self.ref.to_json()}
+        child = self._kept_for(request)
+        if child is not None and not child.again(request, max_s, guard):
+            child.end()
+            child = None
+        child = child or self._fork(request, max_s, guard)
+        if child is None:
+            failure = failure_event("trainer-killed", "setup", f"the trial's template process was killed{self._tail()}")
             self.close()
             yield failure
             return
-        finally:
-            os.close(writing)
-        child = _Child(self, reading, max_s, guard)
         try:
             yield from child.events()
         finally:
-            child.end()
-            os.close(reading)
+            child.stop()
+            if child.kept:
+                self._kept = child
+            else:
+                child.end()
+
+    def _fork(self, request: dict[str, Any], max_s: float, guard: MemoryGuard) -> Child | None:
+        """A fresh child; None when the template has died."""
+        self._end_kept()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                socket.send_fds(self._control, [json.dumps(request).encode() + b"\n"], [theirs.fileno()])
+            except OSError:
+                ours.close()
+                return None
+        return Child(self, ours, request, max_s, guard)
+
+    def _kept_for(self, request: dict[str, Any]) -> Child | None:
+        """The child that was kept, where it has what this request needs."""
+        child, self._kept = self._kept, None
+        if child is None:
+            return None
+        if request.get("keep") and needs(child.request) == needs(request):
+            return child
+        child.end()
+        return None
+
+    def _end_kept(self) -> None:
+        if self._kept is not None:
+            self._kept.end()
+            self._kept = None
 
     def close(self) -> None:
         """End the template and every process that came from it."""
         if self._process is None:
             return
+        if self._kept is not None:
+            self._kept.channel.close()
+            self._kept = None
         self._control.close()
         self._process.kill()
         self._process.wait()
@@ -182,11 +208,11 @@ class Template:
             found = stacks.read(marked(self._marker), trainer=pid, path=self._stacks_path)
             place = next((stack.place() for stack in found if stack.pid == pid), None)
             message += f": it hangs in {place}" if place is not None else ""
-            return _failure("hang", "setup", message + self._tail(), stacks.text_of(found))
+            return failure_event("hang", "setup", message + self._tail(), stacks.text_of(found))
         if isinstance(error, EOFError) and self._process is not None:
-            message = _how_ended(self._process.wait(), "while the workload's module was imported")
-            return _failure("trainer-killed", "setup", message + self._tail())
-        return _failure("internal", "setup", f"the trial's template process did not start: {error}{self._tail()}")
+            message = how_ended(self._process.wait(), "while the workload's module was imported")
+            return failure_event("trainer-killed", "setup", message + self._tail())
+        return failure_event("internal", "setup", f"the trial's template process did not start: {error}{self._tail()}")
 
     def _tail(self) -> str:
         """The last lines of this request's output, for a failure's sentence."""
@@ -201,129 +227,9 @@ class Template:
         return os.pread(log, num_bytes, max(os.fstat(log).st_size - num_bytes, 0)).decode(errors="replace")
 
 
-class _Child:
-    """One request under way."""
-
-    def __init__(self, template: Template, reading: int, max_s: float, guard: MemoryGuard) -> None:
-        self.template, self.reading, self.max_s, self.guard = template, reading, max_s, guard
-        self.pid: int | None = None
-        self.ended = False
-        self.phase = "setup"
-        self.allowed_s: float | None = SETUP_TIMEOUT_S
-        self.columns: dict[str, Any] | None = None
-        self.buffer = b""
-
-    def events(self) -> Iterator[dict[str, Any]]:
-        control = self.template._control
-        poll = select.poll()
-        poll.register(self.reading, select.POLLIN)
-        poll.register(control, select.POLLIN)
-        deadline = _deadline(self.allowed_s)
-        look_s = time.monotonic() + PERIOD_S
-        while True:
-            ready = {number for number, _ in poll.poll(max(min(deadline, look_s) - time.monotonic(), 0) * 1000)}
-            if time.monotonic() >= look_s:
-                look_s = time.monotonic() + PERIOD_S
-                if reason := self.guard.crossed(self._pids()):
-                    yield self._or_result(_failure("out-of-memory", self.phase, reason))
-                    return
-            if not ready:
-                if time.monotonic() >= deadline:
-                    yield self._or_result(self._hang())
-                    return
-                continue
-            if self.reading in ready:
-                data = os.read(self.reading, 1 << 16)
-                if not data:
-                    poll.unregister(self.reading)
-                for event in self._split(data):
-                    self._learn(event)
-                    deadline = _deadline(self.allowed_s)
-                    yield event
-                    if event["event"] in ("result", "failure", "described"):
-                        return
-                continue  # events first: the end of the child may be known before its last words are read
-            try:
-                message = self.template._message(time.monotonic() + 5)
-            except (OSError, EOFError):
-                text = f"the trial's template process was killed{self.template._tail()}"
-                yield self._or_result(_failure("trainer-killed", self.phase, text))
-                return
-            if "started" in message:
-                self.pid = message["started"]
-            elif "ended" in message:
-                self.ended = True
-                text = _how_ended(os.waitstatus_to_exitcode(message["ended"]), f"in phase {self.phase}")
-                yield self._or_result(_failure("trainer-killed", self.phase, text + self.template._tail()))
-                return
-
-    def _learn(self, event: dict[str, Any]) -> None:
-        """What an event says about where the trial is, and how long it may be silent from here on."""
-        if event["event"] == "phase":
-            self.phase = event["phase"]
-        elif event["event"] == "progress":
-            self.columns = event["columns"]
-        if event["event"] == "waiting":
-            self.allowed_s = None  # waiting for the host's lock may take as long as another search
-        elif self.phase in ("setup", "warm"):
-            self.allowed_s = SETUP_TIMEOUT_S
-        else:
-            self.allowed_s = TEARDOWN_TIMEOUT_S if self.phase == "teardown" else self.max_s + GRACE_S
-
-    def _or_result(self, failure: dict[str, Any]) -> dict[str, Any]:
-        """What was measured, where the trial had only to end: how it ends does not change that."""
-        if self.phase == "teardown" and self.columns is not None:
-            return {"event": "result", "columns": self.columns}
-        return failure
-
-    def _pids(self) -> Iterator[int]:
-        """The trial's processes; those that live as long as the template are not of them."""
-        yield from (pid for pid in marked(self.template._marker) if pid not in self.template._spare)
-
-    def _hang(self) -> dict[str, Any]:
-        """Where the trial hangs, asked while it still does."""
-        found = stacks.read(self._pids(), trainer=self.pid, path=self.template._stacks_path)
-        what = what_hangs(found, self.phase)
-        if what == LOST and (why := dropped(self.template._output(1 << 16))):
-            kind, message = no_batch_because(why)
-            return _failure(kind, self.phase, message, stacks.text_of(found))
-        message = f"{what}: nothing happened in phase {self.phase} for {self.allowed_s:.0f} s, and the trial was ended"
-        return _failure("hang", self.phase, message + self.template._tail(), stacks.text_of(found))
-
-    def _split(self, data: bytes) -> Iterator[dict[str, Any]]:
-        self.buffer += data
-        while b"\n" in self.buffer:
-            line, _, self.buffer = self.buffer.partition(b"\n")
-            yield json.loads(line)
-
-    def end(self) -> None:
-        """Kill the child and all that came from it, and wait for the template's word that the child is gone."""
-        template = self.template
-        if template._process is None:
-            return
-        try:
-            while self.pid is None:
-                self.pid = template._message(time.monotonic() + 10).get("started")
-            sweep(template._marker, group=self.pid, spare=template._spare)
-            while not self.ended:
-                self.ended = "ended" in template._message(time.monotonic() + 10)
-        except (OSError, EOFError):
-            if self.pid is not None:
-                kill_group(self.pid)
-            template.close()
-
-
-def _how_ended(code: int, when: str) -> str:
-    """A sentence about a process that ended without a word; `code` as subprocess gives it."""
-    if code < 0:
-        return f"the training process was killed by {signal.Signals(-code).name} {when}"
-    return f"the training process ended by itself (exit status {code}) {when}: look for os._exit in the workload"
-
-
-def _deadline(allowed_s: float | None) -> float:
-    return math.inf if allowed_s is None else time.monotonic() + allowed_s
-
-
-def _failure(kind: str, phase: str, message: str, stacks: str | None = None) -> dict[str, Any]:
-    failure = Failure(kind=kind, phase=phase, message=message, stacks=stacks)
-    return {"event": "failure", "usage": False, **failure.columns()}
+def needs(request: dict[str, Any]) -> tuple[Any, ...]:
+    """What a child must have been asked for to serve this request too: the same training step."""
+    config, options = request.get("config", {}), request.get("options", {})
+    placed = (config.get("sharing_strategy"), config.get("trainer_cpus"))
+    step = [options.get(name) for name in ("amp", "compile", "device", "loader_only", "cold")]
+    return (request["op"], request["workload"], config.get("batch_size"), placed, step)

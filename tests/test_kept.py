@@ -1,0 +1,115 @@
+"""supervise.py, watched.py, child.py: a child whose set-up took long serves further settings, and never a wrong one."""
+
+import os
+import signal
+import uuid
+
+import pytest
+from census import TAG, eventually, tagged
+from workloads import PATH
+
+from feedrate.trainables import child as child_file
+from feedrate.trainables.host import HostLock
+from feedrate.trainables.process import tree_pids
+from feedrate.trainables.resolve import make_ref
+from feedrate.trainables.supervise import Template
+
+SETTING = {"num_workers": 2, "batch_size": 4}
+OPTIONS = {"max_trial_s": 1.0, "measure_step": False}
+
+
+@pytest.fixture(scope="module")
+def tag():
+    """Marks what this module starts; at its end nothing of it is left."""
+    name = uuid.uuid4().hex
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEEDRATE_HOST_ID", f"test-{name}")
+        yield name
+        assert eventually(lambda: not tagged(name)), tagged(name)
+        HostLock().path.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def template(tag):
+    """A template whose workload takes long to set up: its model is made in 5.1 s."""
+    made = Template(make_ref(f"{PATH}:slow_to_set_up"), environment={TAG: tag})
+    yield made
+    made.close()
+
+
+def run(template, setting=SETTING, **more):
+    """The last event of one setting, and the pid of the child that measured it."""
+    request = {"op": "measure", "config": setting, "options": OPTIONS, "keep": True} | more
+    for event in template.run(request):
+        if event["event"] == "failure":
+            pytest.fail(event["failure_message"])
+    return event["columns"], kept_pid(template)
+
+
+def kept_pid(template):
+    return template._kept.pid if template._kept is not None else None
+
+
+def test_a_child_is_kept_for_settings_that_need_the_same_step(template, tag):
+    """The model is made once; loader and workers are new every time, and only the child is left between two trials."""
+    first, pid = run(template)
+    assert first["setup_s"] > 5
+    assert tagged(tag) - template._spare == {pid}
+    second, again = run(template, SETTING | {"num_workers": 3, "prefetch_factor": 4})
+    assert (again, second["setup_s"] < 2) == (pid, True)
+    assert second["window_num_batches"][0] > 0
+    lock = HostLock()
+    lock.acquire(pytest.fail)  # between two trials others may measure
+    lock.release()
+    _, other = run(template, SETTING | {"batch_size": 8})
+    assert other != pid
+    assert eventually(lambda: tagged(tag) - template._spare == {other})
+
+
+def test_a_child_is_not_kept_where_something_may_be_left(template, tag):
+    """Without keep, with 0 workers (the dataset was used here) and with process settings each setting has its own."""
+    for setting, more in ((SETTING, {"keep": False}), (SETTING | {"num_workers": 0}, {}), (SETTING | {"trainer_cpus": 1}, {})):
+        columns, pid = run(template, setting, **more)
+        assert (columns["setup_s"] > 5, pid) == (True, None)
+        assert not tagged(tag) - template._spare
+
+
+def test_a_trial_that_is_stopped_early_keeps_its_child(template, tag):
+    """Closing the events of a running trial ends its workers, and the next setting does not wait for a model."""
+    events = template.run({"op": "measure", "config": SETTING, "options": OPTIONS | {"max_trial_s": 30.0}, "keep": True})
+    assert any(event["event"] == "progress" for event in events)
+    events.close()
+    pid = kept_pid(template)
+    assert tagged(tag) - template._spare == {pid}
+    columns, again = run(template)
+    assert (again, columns["setup_s"] < 2) == (pid, True)
+
+
+def test_a_kept_child_that_was_killed_is_replaced(template, tag):
+    """A child that died while it waited costs nothing but its set-up."""
+    _, pid = run(template)
+    os.kill(pid, signal.SIGKILL)
+    assert eventually(lambda: pid not in tagged(tag))
+    columns, again = run(template)
+    assert columns["setup_s"] > 5
+    assert again != pid
+
+
+def test_a_failed_setting_ends_its_child(template, tag):
+    """After any fault the next setting gets a fresh process."""
+    assert run(template)[1] is not None
+    request = {"op": "measure", "config": SETTING, "options": OPTIONS | {"max_trial_s": -1.0}, "keep": True}
+    *_, event = template.run(request)
+    assert event["event"] == "failure"
+    assert template._kept is None
+    assert not tagged(tag) - template._spare
+
+
+def test_cheap_set_up_is_not_kept(tag):
+    """Where a fresh process costs next to nothing, every setting has one."""
+    template = Template(make_ref(f"{PATH}:rows"), environment={TAG: tag})
+    columns, pid = run(template)
+    template.close()
+    assert columns["setup_s"] < child_file.KEEP_SETUP_S
+    assert pid is None
+    assert tree_pids()

@@ -1,0 +1,219 @@
+"""One child under way: its events, how long it may be silent, what it may take, its end.
+
+A child that took long to set up can be kept: it has the workload and its training step, and measures another setting of
+the same batch size with a new loader.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from feedrate.trainables import stacks
+from feedrate.trainables.failure import Failure
+from feedrate.trainables.guard import PERIOD_S, MemoryGuard
+from feedrate.trainables.hang import LOST, dropped, no_batch_because, what_hangs
+from feedrate.trainables.template import kill_group, marked, sweep
+
+if TYPE_CHECKING:
+    from feedrate.trainables.supervise import Template
+
+SETUP_TIMEOUT_S = 300.0
+"""Longest silence before a trial's timed part: making the dataset and the model, first CUDA use."""
+GRACE_S = 20.0
+"""Silence allowed beyond max_trial_s while a trial is timed: the loader's timeout may pass, and the trial then looks for
+the reason, for 10 s."""
+TEARDOWN_TIMEOUT_S = 10.0
+"""Silence allowed when everything is measured: torch waits 5 s for a worker that does not end."""
+STOP_TIMEOUT_S = 12.0
+"""Time for a child that is to be kept to stop its loader's workers, one of which may be in the middle of a batch."""
+
+
+class Child:
+    """A process that was forked for a request, and may be kept for further ones.
+
+    Args:
+        template: what forked it.
+        channel: our end: events come out of it, further requests and "stop" go in.
+        request: the first one.
+        max_s: how long the timed part may stay silent.
+        guard: watches its memory.
+    """
+
+    def __init__(
+        self, template: Template, channel: socket.socket, request: dict[str, Any], max_s: float, guard: MemoryGuard
+    ) -> None:
+        self.template, self.channel = template, channel
+        self.pid: int | None = None
+        self.ended = False
+        self.buffer = b""
+        self._begin(request, max_s, guard)
+
+    def _begin(self, request: dict[str, Any], max_s: float, guard: MemoryGuard) -> None:
+        self.request, self.max_s, self.guard = request, max_s, guard
+        self.kept = False
+        self.phase = "setup"
+        self.allowed_s: float | None = SETUP_TIMEOUT_S
+        self.columns: dict[str, Any] | None = None
+
+    def again(self, request: dict[str, Any], max_s: float, guard: MemoryGuard) -> bool:
+        """Give a kept child another request; False when it has died meanwhile."""
+        self._begin(request, max_s, guard)
+        try:
+            self.channel.sendall(json.dumps(request).encode() + b"\n")
+        except OSError:
+            return False
+        return True
+
+    def stop(self) -> None:
+        """Let a child that can be kept end what it measures; `kept` says whether it did, in bounded time."""
+        if self.kept or not self.request.get("keep") or self.columns is None:
+            return
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        try:
+            self.channel.sendall(b"stop\n")
+            while not self.kept and (left_s := deadline - time.monotonic()) > 0:
+                self.channel.settimeout(left_s)
+                data = self.channel.recv(1 << 16)
+                events = list(self._split(data))
+                if not data or any(event["event"] == "failure" for event in events):
+                    return
+                self.kept = any(event.get("kept") is True for event in events)
+                if any(event["event"] in ("result", "stopped") for event in events):
+                    return
+        except OSError:
+            return
+        finally:
+            self.channel.settimeout(None)
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        control = self.template._control
+        poll = select.poll()
+        reading = self.channel.fileno()
+        poll.register(reading, select.POLLIN)
+        poll.register(control, select.POLLIN)
+        deadline = _deadline(self.allowed_s)
+        look_s = time.monotonic() + PERIOD_S
+        while True:
+            ready = {number for number, _ in poll.poll(max(min(deadline, look_s) - time.monotonic(), 0) * 1000)}
+            if time.monotonic() >= look_s:
+                look_s = time.monotonic() + PERIOD_S
+                if reason := self.guard.crossed(self._pids()):
+                    yield self._or_result(failure_event("out-of-memory", self.phase, reason))
+                    return
+            if not ready:
+                if time.monotonic() >= deadline:
+                    yield self._or_result(self._hang())
+                    return
+                continue
+            if reading in ready:
+                data = self._received()
+                if not data:
+                    poll.unregister(reading)
+                for event in self._split(data):
+                    self._learn(event)
+                    deadline = _deadline(self.allowed_s)
+                    self.kept = event.pop("kept", False)
+                    yield event
+                    if event["event"] in ("result", "failure", "described"):
+                        return
+                continue  # events first: the end of the child may be known before its last words are read
+            try:
+                message = self.template._message(time.monotonic() + 5)
+            except (OSError, EOFError):
+                text = f"the trial's template process was killed{self.template._tail()}"
+                yield self._or_result(failure_event("trainer-killed", self.phase, text))
+                return
+            if "started" in message:
+                self.pid = message["started"]
+            elif "ended" in message:
+                self.ended = True
+                text = how_ended(os.waitstatus_to_exitcode(message["ended"]), f"in phase {self.phase}")
+                yield self._or_result(failure_event("trainer-killed", self.phase, text + self.template._tail()))
+                return
+
+    def _learn(self, event: dict[str, Any]) -> None:
+        """What an event says about where the trial is, and how long it may be silent from here on."""
+        if event["event"] == "phase":
+            self.phase = event["phase"]
+        elif event["event"] == "progress":
+            self.columns = event["columns"]
+        if event["event"] == "waiting":
+            self.allowed_s = None  # waiting for the host's lock may take as long as another search
+        elif self.phase in ("setup", "warm"):
+            self.allowed_s = SETUP_TIMEOUT_S
+        else:
+            self.allowed_s = TEARDOWN_TIMEOUT_S if self.phase == "teardown" else self.max_s + GRACE_S
+
+    def _or_result(self, failure: dict[str, Any]) -> dict[str, Any]:
+        """What was measured, where the trial had only to end: how it ends does not change that."""
+        if self.phase == "teardown" and self.columns is not None:
+            return {"event": "result", "columns": self.columns}
+        return failure
+
+    def _pids(self) -> Iterator[int]:
+        """The trial's processes; those that live as long as the template are not of them."""
+        yield from (pid for pid in marked(self.template._marker) if pid not in self.template._spare)
+
+    def _hang(self) -> dict[str, Any]:
+        """Where the trial hangs, asked while it still does."""
+        found = stacks.read(self._pids(), trainer=self.pid, path=self.template._stacks_path)
+        what = what_hangs(found, self.phase)
+        if what == LOST and (why := dropped(self.template._output(1 << 16))):
+            kind, message = no_batch_because(why)
+            return failure_event(kind, self.phase, message, stacks.text_of(found))
+        message = f"{what}: nothing happened in phase {self.phase} for {self.allowed_s:.0f} s, and the trial was ended"
+        return failure_event("hang", self.phase, message + self.template._tail(), stacks.text_of(found))
+
+    def _received(self) -> bytes:
+        try:
+            return self.channel.recv(1 << 16)
+        except ConnectionResetError:  # it died with something of ours unread
+            return b""
+
+    def _split(self, data: bytes) -> Iterator[dict[str, Any]]:
+        self.buffer += data
+        while b"\n" in self.buffer:
+            line, _, self.buffer = self.buffer.partition(b"\n")
+            yield json.loads(line)
+
+    def end(self) -> None:
+        """Kill the child and all that came from it, and wait for the template's word that the child is gone."""
+        template = self.template
+        self.channel.close()
+        if template._process is None:
+            return
+        try:
+            while self.pid is None:
+                self.pid = template._message(time.monotonic() + 10).get("started")
+            sweep(template._marker, group=self.pid, spare=template._spare)
+            while not self.ended:
+                self.ended = "ended" in template._message(time.monotonic() + 10)
+        except (OSError, EOFError):
+            if self.pid is not None:
+                kill_group(self.pid)
+            template.close()
+
+
+def how_ended(code: int, when: str) -> str:
+    """A sentence about a process that ended without a word; `code` as subprocess gives it."""
+    if code < 0:
+        return f"the training process was killed by {signal.Signals(-code).name} {when}"
+    return f"the training process ended by itself (exit status {code}) {when}: look for os._exit in the workload"
+
+
+def _deadline(allowed_s: float | None) -> float:
+    return math.inf if allowed_s is None else time.monotonic() + allowed_s
+
+
+def failure_event(kind: str, phase: str, message: str, stacks: str | None = None) -> dict[str, Any]:
+    """The event of a failure that is known outside of the child."""
+    failure = Failure(kind=kind, phase=phase, message=message, stacks=stacks)
+    return {"event": "failure", "usage": False, **failure.columns()}
