@@ -5,6 +5,7 @@ Every function is a feedrate workload; `benchmarks/honesty.py` also trains each 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -74,9 +75,25 @@ def _workload(
     return Workload.from_loader(name=name, make_loader=make_loader, make_step=make_step, unit=unit)
 
 
+class Shards:
+    """Waits of a worker that opens a shard for 160 ms and then has its next 32 samples at once."""
+
+    def __init__(self) -> None:
+        self.left: dict[int, int] = {}
+        """Samples of the open shard, by process: each worker reads its own."""
+
+    def __call__(self, index: int) -> float:
+        worker = os.getpid()
+        self.left[worker] = self.left.get(worker, 0) - 1
+        if self.left[worker] >= 0:
+            return 0.0
+        self.left[worker] = 31
+        return 0.16
+
+
 def bursty() -> Workload:
-    """Every 32nd sample opens a shard for 160 ms, the others are there at once."""
-    return _workload("bursty", 100_000, lambda index: 0.16 if scattered(index) < 1 / 32 else 0.0, 0.001)
+    """Samples come in bursts: a worker opens a shard for 160 ms, and then has 32 of them at once."""
+    return _workload("bursty", 100_000, Shards(), 0.001)
 
 
 def borderline() -> Workload:

@@ -12,6 +12,8 @@ Exit code 1 when a median error is above 3 % or fewer than 90 % of the intervals
 from __future__ import annotations
 
 import argparse
+import atexit
+import functools
 import json
 import statistics
 import subprocess
@@ -25,7 +27,7 @@ from hard_workloads import SETTINGS, WORKLOADS
 MOST_ERROR = 0.03
 LEAST_COVERED = 0.9
 DISCARD_S = 2.0
-PLAIN_S = {"slow": 16.0, "heavy-tailed": 10.0, "bursty": 10.0}
+PLAIN_S = {"slow": 12.0, "heavy-tailed": 8.0}
 
 
 def plain(name: str, seconds: float) -> dict[str, float]:
@@ -61,22 +63,28 @@ def plain(name: str, seconds: float) -> dict[str, float]:
     return {"items": sum(items[first + 1 : last + 1]), "seconds": times[last] - times[first], "naive": naive}  # type: ignore[arg-type]
 
 
-def trial(name: str, seed: int) -> dict[str, Any]:
-    """One trial in a clean child, as a search runs it."""
-    from feedrate.analysis.estimate import record_rate
-    from feedrate.trainables.config import LoaderConfig
+@functools.cache
+def template_of(name: str) -> Any:
+    """What a search forks its trials from."""
     from feedrate.trainables.resolve import make_ref
     from feedrate.trainables.supervise import Template
 
     path = Path(__file__).with_name("hard_workloads.py")
     template = Template(make_ref(f"{path}:{name.replace('-', '_')}"), show_output=True)
+    atexit.register(template.close)
+    return template
+
+
+def trial(name: str, seed: int) -> dict[str, Any]:
+    """One trial in a clean child, as a search runs it."""
+    from feedrate.analysis.estimate import record_rate
+    from feedrate.trainables.config import LoaderConfig
+
     config = LoaderConfig(**SETTINGS[name]).to_dict()
     request = {"op": "measure", "config": config, "options": {"seed": seed, "max_trial_s": 20.0, "measure_step": True}}
+    template = template_of(name)
     begun = time.perf_counter()
-    try:
-        *_, event = template.run(request, max_s=20)
-    finally:
-        template.close()
+    *_, event = template.run(request, max_s=20)
     if event["event"] != "result":
         raise SystemExit(f"{name}: the trial failed: {event}")
     columns = event["columns"]

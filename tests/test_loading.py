@@ -15,7 +15,6 @@ from feedrate.trainables.loading import (
     build_loader,
     cached_batch,
     check_overrides,
-    owned_generators,
     read_baseline,
 )
 
@@ -225,15 +224,6 @@ def test_the_cached_batch_reads_few_samples():
 
     inputs, _ = cached_batch(short(Slow(1000)), LoaderConfig(batch_size=512))
     assert (len(inputs), len(read)) == (512, 8)
-
-
-def test_generators_that_a_dataset_owns_are_named():
-    """Generators of NumPy, Python and torch among a dataset's attributes are found: torch does not reseed them."""
-    dataset = Rows()
-    assert owned_generators(dataset) == []
-    dataset.rng, dataset.old = np.random.default_rng(0), np.random.RandomState(0)
-    dataset.python, dataset.torch = random.Random(0), torch.Generator()
-    assert owned_generators(dataset) == ["rng", "old", "python", "torch"]
 
 
 def test_the_baseline_is_read_from_a_loader():

@@ -171,13 +171,3 @@ def cached_batch(workload: Workload, config: LoaderConfig) -> Any:
     for batch in loader:
         return batch
     raise no_batch(0)
-
-
-def owned_generators(dataset: object) -> list[str]:
-    """Attributes of a dataset that are random generators: torch does not reseed them in workers.
-
-    Every worker then draws the same numbers, so augmentations repeat (MEASURING.md 6).
-    """
-    kinds = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
-    members = getattr(dataset, "__dict__", {})
-    return [name for name, value in members.items() if isinstance(value, kinds)]

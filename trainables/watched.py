@@ -32,6 +32,8 @@ GRACE_S = 20.0
 the reason, for 10 s."""
 TEARDOWN_TIMEOUT_S = 10.0
 """Silence allowed when everything is measured: torch waits 5 s for a worker that does not end."""
+ANSWER_TIMEOUT_S = 5.0
+"""Time for a kept child to say its first word, which it has ready: a second where the host is taken."""
 STOP_TIMEOUT_S = 12.0
 """Time for a child that is to be kept to stop its loader's workers, one of which may be in the middle of a batch."""
 
@@ -68,9 +70,12 @@ class Child:
         self._begin(request, max_s, guard)
         try:
             self.channel.sendall(json.dumps(request).encode() + b"\n")
+            self.channel.settimeout(ANSWER_TIMEOUT_S)
+            return bool(self.channel.recv(1, socket.MSG_PEEK))
         except OSError:
             return False
-        return True
+        finally:
+            self.channel.settimeout(None)
 
     def stop(self) -> None:
         """Let a child that can be kept end what it measures; `kept` says whether it did, in bounded time."""
