@@ -121,10 +121,10 @@ def _tables(run: Run, ranked: pd.DataFrame) -> list[str]:
     failures = sections.failures_section(run)
     parts += ["</section>", "<section>", _heading("failures", "Failures")]
     parts.append(_table(failures) if failures.rows else "<p>No trial failed.</p>")
-    tracebacks = run.failures["failure_traceback"].dropna().value_counts().head(_TRACEBACKS)
-    for traceback, count in tracebacks.items():
-        summary = f"Traceback of {sections.plural(count, 'trial')}"
-        parts.append(f"<details><summary>{summary}</summary><pre>{html.escape(str(traceback))}</pre></details>")
+    for column, what in (("failure_traceback", "Traceback"), ("failure_stacks", "Where the processes were")):
+        for text, count in run.failures[column].dropna().value_counts().head(_TRACEBACKS).items():
+            summary = f"{what}, {sections.plural(count, 'trial')}"
+            parts.append(f"<details><summary>{summary}</summary><pre>{html.escape(str(text))}</pre></details>")
     facts = sections.machine(run)
     parts += ["</section>", "<section>", _heading("machine", "Machine and versions")]
     parts.append(_table(facts, row_headers=True) if facts.rows else "<p>Not recorded.</p>")

@@ -34,6 +34,8 @@ EXPLAINED_FRACTION = 0.9
 """Step and copy explain a rate that is at least this part of what they allow."""
 NOTABLE_FRACTION = 0.05
 """Throttling, stolen CPU time and pressure on storage above this are named."""
+SHARED_FRACTION = 0.05
+"""CPU time of other processes above this makes a host a shared one, whose rates are not those of a quiet one."""
 NOISY = "too noisy to say"
 
 

@@ -26,8 +26,8 @@ from hard_workloads import SETTINGS, WORKLOADS
 
 MOST_ERROR = 0.03
 LEAST_COVERED = 0.9
-DISCARD_S = 2.0
-PLAIN_S = {"slow": 12.0, "heavy-tailed": 8.0}
+DISCARD_S = 1.5
+PLAIN_S = {"slow": 8.0, "heavy-tailed": 6.0}
 
 
 def plain(name: str, seconds: float) -> dict[str, float]:
@@ -136,7 +136,7 @@ def main() -> int:
     parser.add_argument("--plain", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.plain:
-        print(json.dumps(plain(args.plain, PLAIN_S.get(args.plain, 6.0))))
+        print(json.dumps(plain(args.plain, PLAIN_S.get(args.plain, 4.0))))
         return 0
     args.out.touch()
     rows = [json.loads(line) for line in args.out.read_text().splitlines()]

@@ -130,7 +130,12 @@ class _Lines:
 
     def last(self) -> None:
         """What it comes to."""
+        from feedrate.analysis.verdict import NOISY
+
         facts = self.facts
+        if facts["verdict"] == NOISY:
+            self._say(f"{facts['verdict']}: {'; '.join(facts['verdict_evidence'])}; measure again on a quiet machine")
+            return
         how = "the slower of step and loader" if self.num_workers else "step and loader taking turns"
         self._say(
             f"data stall {facts['data_stall_fraction']:.0%} (1 - both together / step alone), interference "

@@ -67,6 +67,8 @@ def _checked(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any] |
         for event in template.run({"op": "check", "options": options}):
             if event["event"] == "step":
                 print(f"{event['name']} ...", file=sys.stderr, flush=True)
+            elif event["event"] == "silent":
+                print(f"still at it, for {event['silent_s']:.0f} s", file=sys.stderr, flush=True)
             elif event["event"] == "result":
                 return event["report"], None
             elif event["event"] == "failure":
@@ -84,7 +86,7 @@ def _print_failure(as_json: bool, failure: dict[str, Any]) -> int:
         print(json.dumps({"failure": {name.removeprefix("failure_"): failure[name] for name in names}}))
         return CHANGES_DATA
     print(
-        f"feedrate: no sample can be loaded ({failure['failure_kind']}): {failure['failure_message']}", file=sys.stderr
+        f"feedrate: loading samples fails ({failure['failure_kind']}): {failure['failure_message']}", file=sys.stderr
     )
     for name in ("failure_traceback", "failure_stacks"):
         if failure[name]:
@@ -109,5 +111,7 @@ def _print_report(report: dict[str, Any]) -> None:
 def _summary(report: dict[str, Any]) -> str:
     names = [finding["name"] for finding in report["findings"] if finding["level"] == "error"]
     if names:
+        if names == ["loading"]:
+            return "The loader does not work with workers: loading. What it would deliver is not known."
         return f"Changing the loader changes the data: {', '.join(names)}. docs/check.md explains each."
     return "Changing the loader does not change the data, as far as these samples tell."

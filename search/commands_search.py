@@ -158,7 +158,8 @@ def _finish(search: Any) -> int | None:
 
     write_page(run, result.folder / "report.html")
     if result.best is None:
-        reasons = "; ".join(dict.fromkeys(result.failures["failure_message"].dropna()))
+        causes = {text.partition(" (raised ")[0]: text for text in result.failures["failure_message"].dropna()[::-1]}
+        reasons = "; ".join(reversed(causes.values()))
         left_out = run.search.get("disqualified")
         if left_out and not result.ranking.empty:
             most = left_out["max_num_workers"]

@@ -58,10 +58,29 @@ class Measure:
         print(
             f"  step alone {facts['step_only_sps']:,.1f} {unit}/s · waits for data {wait:.0%} · start-up {columns['iter_s'] + columns['first_batch_s']:.2f} s · set-up {columns['setup_s']:.1f} s"
         )
+        for note in _remarks(columns, steady.sps, facts["step_only_sps"]):
+            print(f"  {note}")
         print(
             f"  memory {(columns['tree_pss_bytes'] or 0) / 1e9:.2f} GB · {columns['device']} ({columns['device_name']}), {columns['num_cpus']} CPUs ({columns['num_cpus_source']})"
         )
         return None
+
+
+def _remarks(columns: dict[str, Any], steady_sps: float, step_sps: float | None) -> list[str]:
+    """What a reader of the rates should know."""
+    from feedrate.analysis.verdict import IMPOSSIBLE_FRACTION, SHARED_FRACTION
+
+    said = []
+    foreign = columns["foreign_cpu_fraction"]
+    if foreign is not None and foreign >= SHARED_FRACTION:
+        said.append(f"note: other processes took {foreign:.0%} of the CPUs meanwhile; on a quiet machine the rates differ")
+    if step_sps is not None and steady_sps > IMPOSSIBLE_FRACTION * step_sps:
+        said.append("note: faster than the step alone, which cannot be: something disturbed one of the two; measure again")
+    if columns["loss_is_finite"] is False:
+        said.append("note: the last loss was NaN or infinite; the rates hold all the same")
+    if columns["boundary_from"] == "measured":
+        said.append(f"an epoch boundary costs {columns['boundary_s']:.2f} s; {steady_sps:,.1f} {columns['unit']}/s between boundaries")
+    return said
 
 
 class Workloads:
@@ -165,6 +184,8 @@ def _trial(
         for event in (own or template).run(request, max_s=args.max_trial_s):
             if event["event"] == "waiting":
                 print("waiting: another feedrate trial is measuring on this host", file=sys.stderr)
+            elif event["event"] == "silent":
+                print(f"still in phase {event['phase']}, for {event['silent_s']:.0f} s", file=sys.stderr, flush=True)
             elif event["event"] == "progress":
                 on_columns(event["columns"])
             elif event["event"] == "result":

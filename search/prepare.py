@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,8 @@ def describe_workload(ref: WorkloadRef) -> dict[str, Any]:
         for event in template.run({"op": "describe"}):
             if event["event"] == "described":
                 return event
+            if event["event"] == "silent":
+                print(f"still making the workload, for {event['silent_s']:.0f} s", file=sys.stderr, flush=True)
             if event["event"] == "failure":
                 raise UsageError(
                     event["failure_message"]

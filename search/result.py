@@ -15,12 +15,11 @@ from feedrate.analysis.best import BEST_SCHEMA, python_snippet, write_best
 from feedrate.analysis.load import Run, load_run
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.summary import best_by_batch_size, may_win, ranking
-from feedrate.analysis.verdict import judge
+from feedrate.analysis.verdict import SHARED_FRACTION, judge
 from feedrate.trainables.config import LoaderConfig
 
 TIED_FRACTION = 0.02
 """Settings this close to the fastest are as good; the cheapest of them is the answer."""
-SHARED_FRACTION = 0.05
 GROWN_BYTES = 1e9
 """Memory at the end of an epoch below this is not worth a line."""
 
@@ -260,10 +259,11 @@ def explain(result: SearchResult) -> list[str]:
         lines.append("The training step is the limit here: no loader setting makes a real difference.")
     elif best["baseline"] and best["baseline"]["speedup_ci95"][0] <= 1:
         lines.append("No significant gain over yours was seen.")
+    lines += _not_the_fastest(result)
     by_size = best["best_by_batch_size"]
     if len(by_size) > 1:
         rates = " · ".join(f"b{size} {entry['samples_per_second']:,.0f}/s" for size, entry in by_size.items())
-        lines.append(f"Best by batch size: {rates} (batch size changes training: --batch-size N fixes it)")
+        lines.append(f"Best by batch size: {rates} (batch size changes training: --batch-size N fixes it; yours is compared at the best's)")
     for _, failure in result.failures.drop_duplicates("failure_message").head(3).iterrows():
         lines.append(f"Failed: {failure['config']}: {failure['failure_message']}")
     memory = best["memory"]["end_of_epoch_bytes"]
@@ -284,6 +284,24 @@ def explain(result: SearchResult) -> list[str]:
         lines.append(f"`dataloader` alone does not reproduce this rate: the process needs {names} too, as below.")
     lines.append(("Paste:\n" if best["process"] else "Paste: ") + python_snippet(best))
     return lines
+
+
+def _not_the_fastest(result: SearchResult) -> list[str]:
+    """Why a setting that read more is not the answer, where there is one."""
+    best = result.best
+    assert best is not None
+    ranked = result.ranking
+    complete = ranked[ranked["status"] == "complete"]
+    left_out = best["search"].get("disqualified")
+    if left_out is not None:
+        complete = complete[complete["num_workers"] <= left_out["max_num_workers"]]
+    first, rate = complete.sort_values("throughput_sps", ascending=False).iloc[0], best["throughput"]
+    if first["throughput_sps"] <= rate["samples_per_second"] * (1 + TIED_FRACTION):
+        return []
+    low, best_low = first["throughput_low_sps"], rate["ci95"][0]
+    why = f"its interval begins at {low:,.0f}, that of the best at {best_low:,.0f}"
+    what = f"{first['config']} read more, {first['throughput_sps']:,.0f}/s, and less surely"
+    return [f"{what}: {why}. The higher beginning counts, or the luckiest reading would win."]
 
 
 def _row_of(rows: pd.DataFrame, setting: dict[str, Any]) -> pd.Series[Any]:

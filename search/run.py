@@ -181,6 +181,11 @@ def resume_search(
     options = replace(
         options, time_budget_s=time_budget_s or options.time_budget_s, max_trials=max_trials or options.max_trials
     )
+    tried = len({record["number"] for record in folder.records()[0]})
+    if search["finished"] and options.max_trials is not None and tried >= options.max_trials:
+        raise UsageError(
+            f"{tried} settings were tried in {folder.path} already, and --max-trials counts them too: ask for more than {tried}"
+        )
     fields = {name: search["workload"][name] for name in ("target", "options", "folder", "cwd")}
     ref = WorkloadRef(**fields)
     described = describe_workload(ref)

@@ -317,6 +317,12 @@ def test_resume_refuses_a_run_of_another_version(refused, copied):
     assert "schema 'feedrate/search/99'" in refused("resume", copied)
 
 
+def test_resume_says_that_there_is_nothing_to_do(refused, copied):
+    """A finished run whose settings were all tried is not begun again; the way out is a larger number."""
+    said = refused("resume", copied, "--max-trials", "3")
+    assert said.startswith(f"4 settings were tried in {copied} already, and --max-trials counts them too: ask for more than 4")
+
+
 def test_resume_asks_for_a_password_that_was_not_stored(refused, copied):
     """It is not in search.json: the address is needed again."""
     search = json.loads((copied / "search.json").read_text())

@@ -78,6 +78,10 @@ def test_a_trial_that_takes_the_memory_is_ended_before_ray_would(machine):
     )
     assert "FEEDRATE_MIN_AVAILABLE_BYTES is 6.3 GB" in said
     assert said.endswith("use fewer workers, a smaller prefetch_factor or a smaller batch_size")
+    watch = MemoryGuard()
+    watch.way_out = "use a smaller batch_size"
+    machine["left"] = 5_000 * MB
+    assert watch.crossed([1]).endswith(": use a smaller batch_size")
 
 
 def test_memory_that_others_took_is_not_the_trials(machine):

@@ -169,7 +169,7 @@ def test_only_failures_give_a_page(tmp_path: Path) -> None:
     assert scripts_with_the_library(page) == 1
     headings = [each.get("id") for each in page.all("h2")]
     assert headings == ["answer", "timeline", "ranking", "failures", "machine", "repeat"]
-    assert "Traceback of 3 trials" in page.text["summary"]
+    assert "Traceback, 3 trials" in page.text["summary"]
 
 
 def test_people_who_do_not_see_the_plots_get_the_same(tmp_path: Path) -> None:

@@ -137,6 +137,10 @@ def test_a_lucky_value_with_a_wide_interval_is_not_the_fastest(concluded):
     lucky = record(1, num_workers=12, rate_sps=1200.0, num_windows=2, noise_fraction=0.3)
     result = concluded([baseline(), lucky, record(2, num_workers=4, rate_sps=1100.0)])
     assert result.dataloader["num_workers"] == 4
+    said = [line for line in explain(result) if "read more" in line]
+    assert len(said) == 1
+    assert said[0].startswith("b64 w12 p2 read more, 1,")
+    assert not any("read more" in line for line in explain(concluded(small_run())))
 
 
 def test_a_setting_that_was_stopped_early_is_never_the_answer(concluded):

@@ -2,12 +2,16 @@
 
 import multiprocessing
 import os
+import re
+import threading
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from workloads import Rows, short
 
+from feedrate.trainables import start_check
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.data_check import check
 from feedrate.trainables.probe import parts_of
@@ -48,6 +52,37 @@ def test_a_start_method_that_cannot_work_is_an_error_where_it_is_the_users_own()
     assert [finding.level for finding in own] == ["error", "error"]
     other = start_findings(parts(short(dataset)), lambda: 1.0)
     assert [finding.level for finding in other] == ["note", "note"]
+
+
+def locked(samples):
+    return torch.stack([row for row, _ in samples]), threading.Lock()
+
+
+def raises(samples):
+    raise KeyError("label")
+
+
+@pytest.mark.parametrize(
+    ("collate_fn", "said"),
+    [
+        (locked, r"a batch cannot be pickled, .*cannot pickle '_thread.lock'"),
+        (raises, r"KeyError: 'label' \(raised by collate_fn for .*with 0 workers too\)"),
+    ],
+    ids=["unpicklable", "raises"],
+)
+def test_a_loader_that_gives_no_batch_is_an_error(collate_fn, said, monkeypatch):
+    """The batch that a worker cannot send, and a collate_fn that fails: named, whatever the samples are."""
+    monkeypatch.setitem(start_check.BATCH_TIMEOUT_S, "fork", 3.0)
+    _, startup, loading = start_findings(parts(short(Rows(), collate_fn=collate_fn)), once())
+    assert startup.level == "note"
+    assert (loading.name, loading.level) == ("loading", "error")
+    assert re.search(said, loading.sentence), loading.sentence
+
+
+def once():
+    """Time for one start method."""
+    left = iter([1.0, 0.0, 0.0])
+    return lambda: next(left)
 
 
 def test_the_size_of_a_pickle_counts_arrays_and_shares_tensors():

@@ -1,5 +1,6 @@
 """step.py: nested batches reach the device, items are counted, and the short form's step learns."""
 
+import collections
 import dataclasses
 import json
 import os
@@ -40,6 +41,7 @@ NESTED = [
     Record(IMAGE, "a cat"),
     Frozen(IMAGE),
     [{"pair": Pair(IMAGE, LABEL)}, (Record(IMAGE, "a cat"), None, 3)],
+    collections.defaultdict(list, image=IMAGE),
 ]
 
 
@@ -177,3 +179,13 @@ def test_a_loss_with_weights_moves_too():
     step = short_step(lambda: nn.Linear(3, 2), loss, lambda parameters: torch.optim.SGD(parameters, lr=0.1))(context)
     step((IMAGE, torch.zeros(5, dtype=torch.long)))
     assert loss.weight.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("batch", "said"), [((IMAGE, LABEL, IMAGE), "a tuple of 3"), ({"image": IMAGE, "label": LABEL}, "a dict of 2"), (IMAGE, "a Tensor:")]
+)
+def test_a_batch_that_is_no_pair_is_named(batch, said):
+    """The short form trains on (input, target); anything else is told what it is and where it belongs."""
+    step = short_step(lambda: nn.Linear(3, 2), nn.CrossEntropyLoss(), lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    with pytest.raises(TypeError, match=f"batches \\(input, target\\), and this one is {said}.*Workload.from_loader"):
+        step(StepContext(device=torch.device("cpu"), batch_size=5))(batch)

@@ -6,7 +6,16 @@ The public names load on first use, so that importing the package costs nothing.
 from importlib import import_module
 from typing import Any
 
-_PUBLIC = {"Workload": "workload", "LoaderConfig": "config", "measure": "measure", "Measurement": "measurement", "Failure": "failure"}
+_PUBLIC = {
+    "Workload": "workload",
+    "LoaderConfig": "config",
+    "measure": "measure",
+    "MeasureOptions": "measure",
+    "Measurement": "measurement",
+    "check": "data_check",
+    "Failure": "failure",
+    "TrialFailed": "failure",
+}
 __all__ = list(_PUBLIC)
 
 

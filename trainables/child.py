@@ -1,8 +1,9 @@
 """What a trial's child process does: a request in, events out, then the end of the process, or another request.
 
-Events are JSON lines on a socket: {"event": "phase" | "waiting" | "progress" | "result" | "failure" | "described", ...}.
-The last one is result, failure or described, or stopped where the supervisor said so. Runs on the main thread of a process forked from the clean template, so
-torch names the signals that kill loader workers.
+Events are JSON lines on a socket: {"event": "phase" | "waiting" | "progress" | "result" | "failure" | "described", ...};
+the supervisor adds "silent" where a child says nothing for long. The last one is result, failure or described, or
+stopped where the supervisor said so. Runs on the main thread of a process forked from the clean template, so torch
+names the signals that kill loader workers.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from feedrate.trainables.count_check import counts, length, stream_counts
 from feedrate.trainables.digest import digest
-from feedrate.trainables.failure import Failure, TrialFailed
+from feedrate.trainables.failure import Failure, TrialFailed, classify
 from feedrate.trainables.finding import Finding
 from feedrate.trainables.isolated import isolated
 from feedrate.trainables.loading import no_batch
@@ -35,7 +35,8 @@ SHARE_OF_BUDGET = 12
 """An epoch of N samples is fetched about so many times."""
 FIRST_SAMPLE_S = 60.0
 LOOK_S = 60.0
-"""Longest look at least: workers that are spawned take seconds to start, in every epoch."""
+"""Longest look at least, but not more than four times what the whole check may take: workers that are spawned take
+seconds to start, in every epoch."""
 LEAST_DRAWS = 8
 """Of each worker."""
 
@@ -117,6 +118,8 @@ class _Checking:
         self.shared = parts_of(workload, replace(setting, num_workers=num_workers), own)
         self.with_workers = f"{num_workers} workers"
         self.num_samples, self.num_seen, self.sample_s = 0, 0, 0.0
+        patience_s = max(4 * (until_s - time.monotonic()), 10.0)
+        self.first_sample_s, self.look_s = min(FIRST_SAMPLE_S, patience_s), min(LOOK_S, patience_s)
         self.skipped: list[str] = []
 
     def findings(self, budget_s: float) -> list[Finding]:
@@ -200,7 +203,7 @@ class _Checking:
             TrialFailed: it fails without workers. _Failed: it fails with workers only.
         """
         parts = self.shared if look.num_workers else self.alone
-        limit_s = max(LOOK_S, 20 * self.sample_s * look.num_samples * look.epochs)
+        limit_s = max(self.look_s, 20 * self.sample_s * look.num_samples * look.epochs)
         epochs = isolated(lambda: deliver(parts, look), limit_s)
         if not isinstance(epochs, Failure):
             return epochs
@@ -216,10 +219,10 @@ class _Checking:
 
     def _pace(self, max_s: float) -> float:
         """Seconds that a sample takes, without workers."""
-        outcome = isolated(lambda: _read(self.alone, max_s), FIRST_SAMPLE_S + max_s)
+        outcome = isolated(lambda: _read(self.alone, max_s), self.first_sample_s + max_s)
         if isinstance(outcome, Failure):
             if outcome.kind == "hang":
-                outcome = replace(outcome, message=f"no sample came within {FIRST_SAMPLE_S:.0f} s, without workers")
+                outcome = replace(outcome, message=f"no sample came within {self.first_sample_s:.0f} s, without workers")
             raise TrialFailed(outcome)
         count, seconds = outcome
         if not count:
@@ -252,13 +255,26 @@ def _read(parts: Parts, max_s: float) -> tuple[int, float]:
             if parts.batch_size is not None or parts.batch_sampler is None
             else itertools.chain.from_iterable(parts.batch_sampler)
         )
-        source = (dataset.__getitems__([index]) if batched else dataset[index] for index in order)
+        source = (_sample(dataset, index, bool(batched)) for index in order)
     for sample in itertools.islice(source, MAX_SAMPLES):
         digest(sample)
         count += 1
         if time.monotonic() > begin + max_s:
             break
     return count, time.monotonic() - begin
+
+
+def _sample(dataset: Any, index: Any, batched: bool) -> Any:
+    """One sample.
+
+    Raises:
+        TrialFailed: the dataset raises; the failure names the sample.
+    """
+    try:
+        return dataset.__getitems__([index]) if batched else dataset[index]
+    except Exception as error:
+        failure = classify(error, "loader")
+        raise TrialFailed(replace(failure, message=f"{failure.message} (raised for sample {index})")) from error
 
 
 def _content(alone: list[Epoch], shared: list[Epoch], random: Streams) -> list[Finding]:

@@ -111,11 +111,14 @@ def classify(error: BaseException, phase: str, batch_size: int | None = None) ->
     if isinstance(error, TrialFailed):
         return error.failure
     links = chain(error)
-    kind, message = kind_of(error, "\n".join(str(link) for link in links))
+    texts = "\n".join(str(link) for link in links)
+    kind, message = kind_of(error, texts)
     lost = isinstance(error, (OSError, EOFError)) and _goes_through(error, "torch/multiprocessing/reductions.py")
     if kind == "user-code" and lost:
         # the batch came, but not its tensors: they are handed over by the worker itself, which has ended
         kind, message = "worker-killed", _how_workers_ended()
+    if kind == "worker-killed" and (code := re.search(r"exited unexpectedly with exit code (\d+)", texts)):
+        message = message.replace("without an exception", f"without an exception (exit status {code[1]})")
     if batch_size is not None and kind in ("cuda-out-of-memory", "out-of-memory"):
         message = f"{message} (batch_size was {batch_size})"
     return Failure(
@@ -123,7 +126,8 @@ def classify(error: BaseException, phase: str, batch_size: int | None = None) ->
         phase=phase,
         message=message or sentence(error),
         cause=tuple(sentence(link) for link in links),
-        traceback=user_traceback(error),
+        # a worker's end interrupts the trainer anywhere, and a timeout is seen only by the loader
+        traceback=None if kind in ("worker-killed", "hang") else user_traceback(error),
     )
 
 

@@ -34,6 +34,7 @@ class MemoryGuard:
 
     def __init__(self, min_available_bytes: int | None = None, max_trial_bytes: int | None = None) -> None:
         self.total_bytes = total_bytes()
+        self.way_out = "use fewer workers, a smaller prefetch_factor or a smaller batch_size"
         if min_available_bytes is None:
             wanted = max(int(self.total_bytes * MIN_AVAILABLE_FRACTION), MIN_AVAILABLE_BYTES)
             min_available_bytes = min(wanted, self.total_bytes // 4)
@@ -73,7 +74,7 @@ class MemoryGuard:
         begin = time.monotonic()
         own = sum(filter(None, map(pss_bytes, pids)))
         self._next_s = time.monotonic() + 20 * (time.monotonic() - begin)
-        way_out = "use fewer workers, a smaller prefetch_factor or a smaller batch_size"
+        way_out = self.way_out
         if self.max_trial_bytes is not None and own > self.max_trial_bytes:
             return f"the trial took {_gb(own)} of memory, more than the {_gb(self.max_trial_bytes)} of {TRIAL_VARIABLE}: {way_out}"
         if not short or available is None or self.at_first_bytes is None:

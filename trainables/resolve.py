@@ -122,7 +122,7 @@ def _check_options(ref: WorkloadRef, signature: inspect.Signature) -> None:
     try:
         signature.bind(**ref.options)
     except TypeError as error:
-        raise UnknownWorkload(f"the workload's function {name!r} is called without arguments, but there is a {error}") from None
+        raise UnknownWorkload(f"the workload's function {name!r} is called without arguments: {error}") from None
 
 
 def _from_name(name: str) -> ModuleType:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import pickle
 import time
 from collections.abc import Callable
@@ -13,14 +14,18 @@ import torch
 from torch.utils.data import DataLoader
 
 from feedrate.trainables.config import START_METHODS
-from feedrate.trainables.failure import Failure, sentence
+from feedrate.trainables.epochs import watch
+from feedrate.trainables.failure import Failure, TrialFailed, sentence
 from feedrate.trainables.finding import Finding
 from feedrate.trainables.isolated import isolated
 from feedrate.trainables.probe import Parts
+from feedrate.trainables.rerun import explain
 from feedrate.trainables.static_check import members
 
 LARGE_BYTES = 100_000_000
 START_LIMIT_S = 60.0
+BATCH_TIMEOUT_S = {"fork": 15.0, "forkserver": 40.0, "spawn": 40.0}
+"""Time for the first batch; the others import torch before."""
 MODULE_LEVEL = """define it at the top level of a module, with def or class, instead of lambda or inside a function;
 what cannot be pickled by nature (an open file, a lock) is opened in the worker, on first use"""
 
@@ -95,7 +100,11 @@ def _problems(parts: Parts) -> tuple[int | None, int, dict[str, str]]:
 
 
 def _first_batch_s(parts: Parts, method: str) -> float:
-    """Seconds from making a loader with one worker to its first batch, of at most two samples."""
+    """Seconds from making a loader with one worker to its first batch, of at most two samples.
+
+    Raises:
+        TrialFailed: no batch comes; the failure says why, and whether it comes without workers.
+    """
     order: dict[str, Any] = {"batch_size": min(parts.batch_size or 1, 2)}
     if not parts.iterable:
         if parts.batch_size is not None:
@@ -107,15 +116,22 @@ def _first_batch_s(parts: Parts, method: str) -> float:
     elif parts.batch_size is None:
         order = {"batch_size": None}
     begin = time.monotonic()
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)  # what a worker prints when it cannot send a batch; the reason is found below
     loader: DataLoader[Any] = DataLoader(
         parts.dataset,
         num_workers=1,
+        timeout=BATCH_TIMEOUT_S[method],
         multiprocessing_context=method,
         collate_fn=parts.collate_fn,
         worker_init_fn=parts.worker_init_fn,
         **order,
     )
-    next(iter(loader), None)
+    sampler = watch(loader)
+    try:
+        next(iter(loader), None)
+    except Exception as error:
+        raise TrialFailed(explain(error, loader, sampler.waited_for(0, in_order=True), "loader")) from error
     return time.monotonic() - begin
 
 
@@ -141,7 +157,21 @@ def start_findings(parts: Parts, seconds_left: Callable[[], float]) -> list[Find
     evidence = {"pickled_bytes": num_bytes, "tensor_bytes": tensor_bytes, "problems": problems}
     context = parts.multiprocessing_context
     own = context.get_start_method() if context is not None else None
-    return [_pickling(num_bytes, problems, own, evidence), _start_up(startup_s, failures, own)]
+    found = [_pickling(num_bytes, problems, own, evidence), _start_up(startup_s, failures, own)]
+    used = own or torch.multiprocessing.get_start_method()
+    if used in failures and not (problems and used != "fork"):
+        found.append(_loading(used, failures[used]))
+    return found
+
+
+def _loading(method: str, why: str) -> Finding:
+    """The loader as it is, collate_fn and all, gives no batch."""
+    return Finding(
+        name="loading",
+        level="error",
+        sentence=f"a loader with one worker gives no batch (start method {method}): {why}",
+        evidence={"start_method": method, "why": why},
+    )
 
 
 def _pickling(num_bytes: int | None, problems: dict[str, str], own: str | None, evidence: dict[str, Any]) -> Finding:

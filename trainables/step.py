@@ -5,8 +5,9 @@ The step of the general form is the user's own; it moves its batch itself.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ def short_step(
                 return criterion(forward(inputs), target)
 
         def step(batch: Any) -> None:
-            inputs, target = to_device(batch, context.device)
+            inputs, target = _pair(to_device(batch, context.device))
             optim.zero_grad(set_to_none=True)
             current = objective(inputs, target)
             current.backward()
@@ -63,6 +64,16 @@ def short_step(
         return step
 
     return make_step
+
+
+def _pair(batch: Any) -> tuple[Any, Any]:
+    if isinstance(batch, (list, tuple)) and len(batch) == 2:
+        return batch[0], batch[1]
+    size = f" of {len(batch)}" if isinstance(batch, (list, tuple, Mapping)) else ""
+    raise TypeError(
+        f"the short form of a workload trains on batches (input, target), and this one is a {type(batch).__name__}{size}: "
+        "let collate_fn return a pair, or bring your own step with Workload.from_loader"
+    )
 
 
 def loss_is_finite(step: Step) -> bool | None:
@@ -79,6 +90,10 @@ def to_device(batch: Any, device: torch.device) -> Any:
     """The same nested batch with every tensor on `device`; `non_blocking`, which pinned batches profit from."""
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
+    if isinstance(batch, MutableMapping):  # a copy, because a defaultdict is not made from a dict
+        moved = copy.copy(batch)
+        moved.update({key: to_device(value, device) for key, value in batch.items()})
+        return moved
     if isinstance(batch, Mapping):
         return type(batch)({key: to_device(value, device) for key, value in batch.items()})  # type: ignore[call-arg]
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):

@@ -32,6 +32,8 @@ GRACE_S = 20.0
 the reason, for 10 s."""
 TEARDOWN_TIMEOUT_S = 10.0
 """Silence allowed when everything is measured: torch waits 5 s for a worker that does not end."""
+SILENT_S = 30.0
+"""A child that says nothing for so long is said to, and again as long as it does."""
 ANSWER_TIMEOUT_S = 5.0
 """Time for a kept child to say its first word, which it has ready: a second where the host is taken."""
 STOP_TIMEOUT_S = 12.0
@@ -60,6 +62,8 @@ class Child:
 
     def _begin(self, request: dict[str, Any], max_s: float, guard: MemoryGuard) -> None:
         self.request, self.max_s, self.guard = request, max_s, guard
+        if not request.get("config", {}).get("num_workers"):
+            guard.way_out = "use a smaller batch_size, or see what the dataset keeps in memory"
         self.kept = False
         self.phase = "setup"
         self.allowed_s: float | None = SETUP_TIMEOUT_S
@@ -106,6 +110,7 @@ class Child:
         poll.register(control, select.POLLIN)
         deadline = _deadline(self.allowed_s)
         look_s = time.monotonic() + PERIOD_S
+        since_s, tell_s = time.monotonic(), time.monotonic() + SILENT_S
         while True:
             ready = {number for number, _ in poll.poll(max(min(deadline, look_s) - time.monotonic(), 0) * 1000)}
             if time.monotonic() >= look_s:
@@ -113,6 +118,9 @@ class Child:
                 if reason := self.guard.crossed(self._pids()):
                     yield self._or_result(failure_event("out-of-memory", self.phase, reason))
                     return
+            if time.monotonic() >= tell_s:
+                tell_s = time.monotonic() + SILENT_S
+                yield {"event": "silent", "phase": self.phase, "silent_s": time.monotonic() - since_s}
             if not ready:
                 if time.monotonic() >= deadline:
                     yield self._or_result(self._hang())
@@ -125,6 +133,7 @@ class Child:
                 for event in self._split(data):
                     self._learn(event)
                     deadline = _deadline(self.allowed_s)
+                    since_s, tell_s = time.monotonic(), time.monotonic() + SILENT_S
                     self.kept = event.pop("kept", False)
                     yield event
                     if event["event"] in ("result", "failure", "described"):
