@@ -104,7 +104,8 @@ def clear(folder: RunFolder, force: bool) -> None:
     try:
         for file in (folder.search, folder.trials, folder.best, folder.report, *folder.path.glob("study.journal*")):
             file.unlink(missing_ok=True)
-        if folder.tune.exists():
-            shutil.rmtree(folder.tune)
+        for tune in (folder.tune, *folder.path.glob("tune-*")):
+            if tune.is_dir():
+                shutil.rmtree(tune)
     except OSError as error:
         raise UsageError(f"--out {folder.path} cannot be replaced: {error.strerror}") from None

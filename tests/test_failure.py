@@ -109,7 +109,7 @@ def test_a_worker_that_leaves_is_told_apart():
     """A worker that calls os._exit was not killed by a signal, and the sentence says what to look for."""
     failure = killed_by(lambda: os._exit(3))
     assert failure.kind == "worker-killed"
-    assert "ended by itself, without an exception: look for os._exit" in failure.message
+    assert "ended by itself, without an exception (exit status 3): look for os._exit" in failure.message
 
 
 def test_a_worker_killed_by_a_full_shm_does_not_fit():

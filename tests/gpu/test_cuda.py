@@ -20,6 +20,10 @@ def test_trains_on_the_gpu_with_pinned_memory() -> None:
     assert last.throughput().sps > 0
     assert last.gpu_peak_bytes is not None
     assert last.gpu_peak_bytes > 0
+    assert last.gpu_free_bytes is not None and last.gpu_free_bytes > 0
+    assert last.windows.window_step_s is not None
+    assert len(last.windows.window_step_s) == len(last.windows)
+    assert last.copy_only_duration_s
 
 
 def test_out_of_memory_is_a_failure_of_its_own_kind() -> None:
