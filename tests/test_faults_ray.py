@@ -1,6 +1,7 @@
 """Faults in a real search under Ray: it goes on, says what failed and why, and leaves nothing behind."""
 
 import json
+import re
 import socket
 import sys
 import tempfile
@@ -34,7 +35,7 @@ def test_a_search_over_settings_that_fail_in_many_ways_finds_the_one_that_does_n
     }
     assert "the header is broken" in found[1]["failure_message"]
     assert "SIGSEGV" in found[3]["failure_message"]
-    assert "hangs in sleep (fault_workloads.py:" in found[4]["failure_message"]
+    assert re.search(r"hangs? in sleep|hang, one of them in sleep", found[4]["failure_message"]), found[4]["failure_message"]
     assert "in ByWorkers.__getitem__" in found[4]["failure_stacks"]
     best = json.loads((tmp_path / "run" / "best.json").read_text())
     assert best["dataloader"]["num_workers"] in (0, 2, 6)

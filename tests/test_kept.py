@@ -9,6 +9,7 @@ from census import TAG, eventually, tagged
 from workloads import PATH
 
 from feedrate.trainables import child as child_file
+from feedrate.trainables import watched
 from feedrate.trainables.host import HostLock
 from feedrate.trainables.process import tree_pids
 from feedrate.trainables.resolve import make_ref
@@ -113,3 +114,13 @@ def test_cheap_set_up_is_not_kept(tag):
     assert columns["setup_s"] < child_file.KEEP_SETUP_S
     assert pid is None
     assert tree_pids()
+
+
+def test_a_silent_trial_is_said_to_be(template, monkeypatch):
+    """Whoever waits hears in which phase a trial says nothing, again and again, for as long as it may."""
+    monkeypatch.setattr(watched, "SILENT_S", 1.0)
+    events = list(template.run({"op": "measure", "config": SETTING, "options": OPTIONS}))
+    silent = [event for event in events if event["event"] == "silent" and event["phase"] == "setup"]
+    assert len(silent) >= 3
+    assert silent[0]["silent_s"] < silent[1]["silent_s"] < silent[2]["silent_s"]
+    assert events[-1]["event"] == "result"
