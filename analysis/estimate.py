@@ -18,6 +18,10 @@ RUN_SD_FRACTION = 0.015
 """Prior for the run-to-run standard deviation of one setting, as a fraction of its rate: 1.1 % was measured between
 fresh starts on a quiet two-core machine (MEASURING.md 2.4), 1.5 % leaves room for a noisier one."""
 
+BOUNDARY_SD_FRACTION = 0.1
+"""The same for what an epoch boundary costs, which is starting processes: plain loops over epochs of 12 batches, of which
+boundaries took 60 %, differed by 11 % from one fresh start to the next (docs/benchmarks.md, 2026-11-22)."""
+
 # two-sided 95 % quantiles of Student's t for 1..30 degrees of freedom (NIST handbook, table 1.3.6.7.2)
 _T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
          2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045,
@@ -36,6 +40,11 @@ class Rate:
     def half_width_fraction(self) -> float:
         """Half the interval's width as a fraction of the rate."""
         return (self.high_sps - self.low_sps) / 2 / self.sps
+
+    def widened(self, sd_fraction: float) -> Rate:
+        """The same rate with a further standard deviation, as a fraction of it, in its interval."""
+        half = math.hypot(self.high_sps - self.sps, 1.96 * sd_fraction * self.sps)
+        return Rate(sps=self.sps, low_sps=max(self.sps - half, 0.0), high_sps=self.sps + half)
 
     def scaled(self, factor: float) -> Rate:
         """The same relative interval around another rate."""
@@ -153,9 +162,9 @@ def record_rate(record: dict[str, Any], objective: str = "epoch") -> Rate | None
     whole = epochs_rate(
         record.get("epoch_duration_s"), record.get("epoch_num_items"), record.get("epoch_samples"), RUN_SD_FRACTION
     )
-    if whole is not None:
-        return whole
-    return steady.scaled(epoch_factor(steady.sps, record.get("boundary_s") or 0.0, record.get("epoch_samples")))
+    if whole is None:
+        whole = steady.scaled(epoch_factor(steady.sps, record.get("boundary_s") or 0.0, record.get("epoch_samples")))
+    return whole.widened(BOUNDARY_SD_FRACTION * max(1 - whole.sps / steady.sps, 0.0))
 
 
 def step_only_sps(record: dict[str, Any]) -> float | None:

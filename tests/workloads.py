@@ -183,10 +183,10 @@ def spawned():
 
 
 def slow_to_set_up():
-    """Its model takes 5.1 s to make."""
+    """Its model takes 1.5 s to make."""
 
     def make_step(context):
-        time.sleep(5.1)
+        time.sleep(1.5)
         return lambda batch: None
 
     return Workload.from_loader(

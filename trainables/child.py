@@ -42,6 +42,8 @@ Send = Callable[[dict[str, Any]], None]
 
 KEEP_SETUP_S = 5.0
 """A child whose set-up takes this long can serve further requests, which need its training step."""
+KEEP_VARIABLE = "FEEDRATE_KEEP_SETUP_S"
+"""Environment variable: another number of seconds."""
 
 
 @dataclass
@@ -171,7 +173,7 @@ def _can_be_kept(config: LoaderConfig, kept: Kept) -> bool:
 
     With 0 workers the dataset itself was used here, and may have changed; forked workers would inherit that.
     """
-    if kept.setup_s < KEEP_SETUP_S or config.num_workers == 0 or config.to_process():
+    if kept.setup_s < float(os.environ.get(KEEP_VARIABLE) or KEEP_SETUP_S) or config.num_workers == 0 or config.to_process():
         return False
     gc.collect()  # a persistent loader's workers end with the last reference
     return tree_pids() == [os.getpid()]
