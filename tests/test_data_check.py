@@ -74,7 +74,7 @@ def test_an_exception_in_the_dataset_is_a_failure_with_its_traceback():
 
     with pytest.raises(TrialFailed) as raised:
         check(short(Broken()))
-    assert raised.value.failure.message == "OSError: the disk is not mounted"
+    assert raised.value.failure.message.startswith("OSError: the disk is not mounted (raised for sample ")
     assert "in __getitem__" in raised.value.failure.traceback
 
 

@@ -11,7 +11,7 @@ from feedrate.trainables import limits
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import INFEASIBLE, TrialFailed
 from feedrate.trainables.limits import amount, check_limits, storage_bytes
-from feedrate.trainables.measure import MeasureOptions, measure
+from feedrate.trainables.measuring import MeasureOptions, measure
 
 PLENTY = {"free_shm_bytes": 10**13, "max_open_files": 10**9, "available_bytes": 10**13}
 

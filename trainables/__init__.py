@@ -9,8 +9,8 @@ from typing import Any
 _PUBLIC = {
     "Workload": "workload",
     "LoaderConfig": "config",
-    "measure": "measure",
-    "MeasureOptions": "measure",
+    "measure": "measuring",
+    "MeasureOptions": "measuring",
     "Measurement": "measurement",
     "check": "data_check",
     "Failure": "failure",

@@ -30,7 +30,7 @@ from feedrate.trainables.data_check import check
 from feedrate.trainables.disqualify import disqualified
 from feedrate.trainables.failure import TrialFailed, classify, ended_workers, user_traceback
 from feedrate.trainables.loading import build_loader, num_samples, read_baseline
-from feedrate.trainables.measure import MeasureOptions, measure, pick_device
+from feedrate.trainables.measuring import MeasureOptions, measure, pick_device
 from feedrate.trainables.process import tree_pids
 from feedrate.trainables.resolve import UnknownWorkload, WorkloadRef, load, preload
 from feedrate.trainables.step import Step

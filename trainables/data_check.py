@@ -133,7 +133,9 @@ class _Checking:
         except _Failed as failed:
             found.append(failed.finding)
         self.on_step("starting workers by fork, forkserver and spawn")
-        found += start_findings(self.shared, lambda: self.until_s + budget_s - time.monotonic())
+        told = any(finding.name == "loading" for finding in found)
+        started = start_findings(self.shared, lambda: self.until_s + budget_s - time.monotonic())
+        found += [finding for finding in started if not (told and finding.name == "loading")]
         if self.skipped:
             words = ", ".join(self.skipped)
             found.append(

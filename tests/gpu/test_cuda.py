@@ -7,7 +7,7 @@ import torch
 
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import classify
-from feedrate.trainables.measure import MeasureOptions, measure
+from feedrate.trainables.measuring import MeasureOptions, measure
 from feedrate.trainables.table import table
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -1,7 +1,9 @@
-"""measure.py: real training with real loader workers; rates are checked against sleeps, generously."""
+"""measuring.py: real training with real loader workers; rates are checked against sleeps, generously."""
 
 import dataclasses
 import itertools
+import subprocess
+import sys
 import time
 
 import psutil
@@ -11,12 +13,13 @@ from census import eventually
 from torch.utils.data import DataLoader
 from workloads import Rows, Stream, general, mine, short
 
+from feedrate import trainables
 from feedrate.analysis.estimate import naive_sps, record_rate, step_only_sps
 from feedrate.analysis.schema import COLUMNS
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import TrialFailed
-from feedrate.trainables.measure import MeasureOptions, measure
 from feedrate.trainables.measurement import Windows
+from feedrate.trainables.measuring import MeasureOptions, measure
 from feedrate.trainables.training import MAX_WINDOWS, MIN_WINDOWS
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*use of fork:DeprecationWarning")
@@ -300,3 +303,10 @@ def test_the_context_of_a_step_is_the_setting():
     workload.make_step = lambda context: contexts.append(context) or (lambda batch: None)
     run(workload, LoaderConfig(batch_size=8), max_trial_s=0.5)
     assert (contexts[0].batch_size, contexts[0].device, contexts[0].world_size) == (8, torch.device("cpu"), 1)
+
+
+def test_the_public_names_are_what_they_say():
+    """`from feedrate.trainables import ...` gives functions and classes, whatever was imported before; no module hides one."""
+    code = "import feedrate.trainables.child, feedrate.trainables as t; assert all(callable(getattr(t, name)) for name in t.__all__)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert trainables.measure is measure
