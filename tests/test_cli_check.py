@@ -165,7 +165,7 @@ def test_a_process_that_leaves_ends_with_1(capfd):
     assert "ended by itself (exit status 3)" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["table", "images"])
+@pytest.mark.parametrize("name", [pytest.param("images", marks=pytest.mark.soak), "table"])
 def test_the_bundled_workloads_pass(capfd, name):
     """No error and no warning."""
     assert check(name, "--json", "--time-budget", "15s") == 0
@@ -203,6 +203,7 @@ def test_a_search_with_nothing_left_is_refused(capfd):
     assert "--allow-duplicates" in said
 
 
+@pytest.mark.soak
 def test_allow_duplicates_searches_them_and_says_so(feedrate, tmp_path):
     """What is asked for is done."""
     (tmp_path / "mine.py").write_text(WORKLOADS)

@@ -43,6 +43,7 @@ def test_a_search_over_settings_that_fail_in_many_ways_finds_the_one_that_does_n
     assert eventually(lambda: not files() - before), files() - before
 
 
+@pytest.mark.soak
 def test_rays_memory_monitor_does_not_end_the_search(feedrate, start, tmp_path):
     """On somebody else's cluster the monitor kills the supervisor of a trial that takes too much; the search goes on."""
     memory = psutil.virtual_memory()

@@ -80,6 +80,7 @@ def test_a_killed_driver_leaves_no_process_and_resume_completes_the_search(start
     assert (run / "best.json").exists()
 
 
+@pytest.mark.soak
 def test_a_search_goes_on_when_its_supervisor_or_its_template_is_killed(start, run):
     """What the victim had started is gone in 10 s, its trial is on record as failed, the others are measured."""
     command = start("search", "toy.py:workload", *QUICK, "--max-trials", "6")

@@ -162,6 +162,7 @@ os.wait()
 """
 
 
+@pytest.mark.soak
 def test_a_model_is_compiled_in_a_forked_child(tmp_path):
     """As in a trial: in a child of a process that has torch._dynamo; no pool of compilers is left beside the training."""
     command = [sys.executable, "-W", "ignore", "-c", COMPILED]
