@@ -137,6 +137,20 @@ def epochs_rate(
     return steady_rate(duration_s, num_items, num_items, num_items, run_sd_fraction=run_sd_fraction)
 
 
+def epoch_rate(
+    steady: Rate,
+    *,
+    boundary_s: float,
+    epoch_samples: int | None,
+    duration_s: Sequence[float] | None,
+    num_items: Sequence[int] | None,
+    run_sd_fraction: float = 0.0,
+) -> Rate:
+    """Rate over an epoch: of whole epochs where they were timed (`epochs_rate`), else the steady one with its boundary."""
+    whole = epochs_rate(duration_s, num_items, epoch_samples, run_sd_fraction)
+    return whole or steady.scaled(epoch_factor(steady.sps, boundary_s, epoch_samples))
+
+
 def record_steady(record: dict[str, Any]) -> Rate | None:
     """Steady rate of one trial record; None where it holds no window (failed)."""
     if not record.get("window_duration_s"):
@@ -159,12 +173,15 @@ def record_rate(record: dict[str, Any], objective: str = "epoch") -> Rate | None
     steady = record_steady(record)
     if steady is None or objective == "steady":
         return steady
-    whole = epochs_rate(
-        record.get("epoch_duration_s"), record.get("epoch_num_items"), record.get("epoch_samples"), RUN_SD_FRACTION
+    epoch = epoch_rate(
+        steady,
+        boundary_s=record.get("boundary_s") or 0.0,
+        epoch_samples=record.get("epoch_samples"),
+        duration_s=record.get("epoch_duration_s"),
+        num_items=record.get("epoch_num_items"),
+        run_sd_fraction=RUN_SD_FRACTION,
     )
-    if whole is None:
-        whole = steady.scaled(epoch_factor(steady.sps, record.get("boundary_s") or 0.0, record.get("epoch_samples")))
-    return whole.widened(BOUNDARY_SD_FRACTION * max(1 - whole.sps / steady.sps, 0.0))
+    return epoch.widened(BOUNDARY_SD_FRACTION * max(1 - epoch.sps / steady.sps, 0.0))
 
 
 def step_only_sps(record: dict[str, Any]) -> float | None:

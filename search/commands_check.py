@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from feedrate.search import arguments
+from feedrate.search import arguments, commands_trial
 from feedrate.search.options import UsageError
 
 CHANGES_DATA = 1
@@ -44,7 +44,8 @@ class Check:
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         report, failure = _checked(args)
         if failure is not None:
-            return _print_failure(args.json, failure)
+            what = f"feedrate: loading samples fails ({failure['failure_kind']})"
+            return commands_trial.show_failure(args.json, failure, what)
         if args.json:
             print(json.dumps(report))
         else:
@@ -54,14 +55,9 @@ class Check:
 
 def _checked(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The report, or the failure that kept the samples from being loaded."""
-    from feedrate.trainables.resolve import UnknownWorkload, make_ref
     from feedrate.trainables.supervise import Template
 
-    try:
-        ref = make_ref(args.workload, arguments.workload_options(args))
-    except UnknownWorkload as error:
-        raise UsageError(str(error)) from None
-    template = Template(ref, show_output=True)
+    template = Template(commands_trial._ref(args), show_output=True)
     try:
         options = {"num_workers": args.num_workers, "budget_s": args.budget_s}
         for event in template.run({"op": "check", "options": options}):
@@ -78,20 +74,6 @@ def _checked(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any] |
     finally:
         template.close()
     raise AssertionError("a check's last event is its end")
-
-
-def _print_failure(as_json: bool, failure: dict[str, Any]) -> int:
-    if as_json:
-        names = ("failure_kind", "failure_phase", "failure_message", "failure_cause", "failure_traceback", "failure_stacks")
-        print(json.dumps({"failure": {name.removeprefix("failure_"): failure[name] for name in names}}))
-        return CHANGES_DATA
-    print(
-        f"feedrate: loading samples fails ({failure['failure_kind']}): {failure['failure_message']}", file=sys.stderr
-    )
-    for name in ("failure_traceback", "failure_stacks"):
-        if failure[name]:
-            print(failure[name], file=sys.stderr)
-    return CHANGES_DATA
 
 
 def _print_report(report: dict[str, Any]) -> None:

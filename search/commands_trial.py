@@ -201,18 +201,26 @@ def _trial(
 
 
 def _print_failure(as_json: bool, config: LoaderConfig, failure: dict[str, Any]) -> int:
+    what = f"{config.short()} failed in phase {failure['failure_phase']} ({failure['failure_kind']})"
+    return show_failure(as_json, failure, what, dataloader=config.to_kwargs())
+
+
+def show_failure(as_json: bool, failure: dict[str, Any], what: str, **more: Any) -> int:
+    """Print why a trial or a check failed: one object, or a sentence with the user's traceback and the stacks.
+
+    Args:
+        as_json: whether one object is asked for.
+        failure: failure columns of a record.
+        what: the beginning of the sentence.
+        more: further fields of the object.
+    """
     if as_json:
-        body = {
-            name.removeprefix("failure_"): failure[name]
-            for name in ("failure_kind", "failure_phase", "failure_message", "failure_cause", "failure_traceback", "failure_stacks")
-        }
-        print(json.dumps({"failure": body, "dataloader": config.to_kwargs()}))
-    else:
-        print(
-            f"{config.short()} failed in phase {failure['failure_phase']} ({failure['failure_kind']}): {failure['failure_message']}",
-            file=sys.stderr,
-        )
-        for name in ("failure_traceback", "failure_stacks"):
-            if failure[name]:
-                print(failure[name], file=sys.stderr)
+        names = ("failure_kind", "failure_phase", "failure_message", "failure_cause", "failure_traceback", "failure_stacks")
+        body = {name.removeprefix("failure_"): failure[name] for name in names}
+        print(json.dumps({"failure": body, **more}))
+        return FAILED
+    print(f"{what}: {failure['failure_message']}", file=sys.stderr)
+    for name in ("failure_traceback", "failure_stacks"):
+        if failure[name]:
+            print(failure[name], file=sys.stderr)
     return FAILED

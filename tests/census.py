@@ -1,8 +1,14 @@
 """Counts what trials leave behind: processes, files in /dev/shm and in temporary folders."""
 
+import contextlib
 import os
 import time
+import uuid
 from pathlib import Path
+
+import pytest
+
+from feedrate.trainables.host import HostLock
 
 TAG = "FEEDRATE_TEST_TAG"
 """Environment variable that tells the processes of one test from those of other searches on this machine."""
@@ -32,3 +38,21 @@ def eventually(condition, within_s=10.0):
     while not (value := condition()) and time.monotonic() < end:
         time.sleep(0.02)
     return value
+
+
+@contextlib.contextmanager
+def leaves_nothing(tmp_path_factory, left=files):
+    """A tag for what a module starts, and folders and a host of its own; at the end no process or file of it is left.
+
+    `left` gives the files that count, in shared memory and in the temporary folder.
+    """
+    name, folder = uuid.uuid4().hex, tmp_path_factory.mktemp("t")
+    before = files(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEEDRATE_HOST_ID", f"test-{name}")
+        patch.setenv("TMPDIR", str(folder))
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))  # importing torch makes it
+        yield name
+        assert eventually(lambda: not tagged(name)), tagged(name)
+        assert eventually(lambda: not left(folder) - before), left(folder) - before
+        HostLock().path.unlink(missing_ok=True)

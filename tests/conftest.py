@@ -157,6 +157,18 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """Writes workloads to mine.py in a folder that becomes the current one; no other trial on this machine is waited for."""
+
+    def write(text):
+        (tmp_path / "mine.py").write_text(text)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("FEEDRATE_HOST_ID", str(tmp_path))
+
+    return write
+
+
+@pytest.fixture
 def start(tmp_path, home):
     """Starts a feedrate command in tmp_path, beside toy.py; whatever is left of it is ended after the test."""
     (tmp_path / "toy.py").write_text(TOY)

@@ -39,10 +39,8 @@ def not_a_workload():
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text(WORKLOADS)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FEEDRATE_HOST_ID", str(tmp_path))  # no other trial on this machine is waited for
+def _here(mine):
+    mine(WORKLOADS)
 
 
 @pytest.fixture

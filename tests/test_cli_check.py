@@ -73,10 +73,8 @@ def stream():
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text(WORKLOADS)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FEEDRATE_HOST_ID", str(tmp_path))
+def _here(mine):
+    mine(WORKLOADS)
 
 
 def check(*arguments):

@@ -22,10 +22,8 @@ def own():
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text(TOY + OWN)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FEEDRATE_HOST_ID", str(tmp_path))  # no other trial on this machine is waited for
+def _here(mine):
+    mine(TOY + OWN)
 
 
 def test_one_setting_is_measured_in_a_process_as_it_asks(capfd):

@@ -6,17 +6,15 @@ import re
 import subprocess
 import sys
 import time
-import uuid
 from dataclasses import dataclass, field
 
 import pytest
-from census import TAG, eventually, files, tagged
+from census import TAG, files, leaves_nothing, tagged
 from fault_workloads import PATH
 
 from feedrate.analysis.estimate import record_rate
 from feedrate.trainables import guard, watched
 from feedrate.trainables.failure import KINDS
-from feedrate.trainables.host import HostLock
 from feedrate.trainables.resolve import make_ref
 from feedrate.trainables.supervise import Template
 
@@ -162,17 +160,9 @@ HARMLESS = [
 @pytest.fixture(scope="module", autouse=True)
 def tag(tmp_path_factory):
     """Marks what this module starts; at its end nothing of it is left, in /dev/shm and /tmp neither."""
-    name, folder = uuid.uuid4().hex, tmp_path_factory.mktemp("t")
-    before = files(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FEEDRATE_HOST_ID", f"test-{name}")
-        patch.setenv("TMPDIR", str(folder))
-        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))  # importing torch makes it
+    with leaves_nothing(tmp_path_factory, left) as name, pytest.MonkeyPatch.context() as patch:
         patch.setattr(watched, "TEARDOWN_TIMEOUT_S", 1.0)
         yield name
-        assert eventually(lambda: not tagged(name)), tagged(name)
-        assert eventually(lambda: not left(folder) - before), left(folder) - before
-        HostLock().path.unlink(missing_ok=True)
 
 
 def left(folder):

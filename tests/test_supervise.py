@@ -8,10 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 
 import pytest
-from census import TAG, eventually, files, tagged
+from census import TAG, eventually, files, leaves_nothing, tagged
 from workloads import PATH
 
 from feedrate.analysis.estimate import record_rate
@@ -27,16 +26,8 @@ SETTING = {"num_workers": 2, "batch_size": 4}
 @pytest.fixture(scope="module", autouse=True)
 def tag(tmp_path_factory):
     """Marks what this module starts; at its end nothing of it is left, in /dev/shm and /tmp neither."""
-    name, folder = uuid.uuid4().hex, tmp_path_factory.mktemp("t")
-    before = files(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FEEDRATE_HOST_ID", f"test-{name}")
-        patch.setenv("TMPDIR", str(folder))
-        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))  # importing torch makes it
+    with leaves_nothing(tmp_path_factory) as name:
         yield name
-        assert eventually(lambda: not tagged(name)), tagged(name)
-        assert eventually(lambda: not files(folder) - before), files(folder) - before
-        HostLock().path.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from census import TAG, eventually, files, tagged
+from census import TAG, eventually, leaves_nothing, tagged
 
 from feedrate.trainables import supervise
-from feedrate.trainables.host import HostLock
 from feedrate.trainables.resolve import make_ref
 from feedrate.trainables.supervise import Template
 from feedrate.trainables.template import MARKER, marked, sweep
@@ -36,16 +35,8 @@ REQUEST = {
 @pytest.fixture(scope="module", autouse=True)
 def tag(tmp_path_factory):
     """Marks what this module starts; at its end nothing of it is left."""
-    name, folder = uuid.uuid4().hex, tmp_path_factory.mktemp("t")
-    before = files(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FEEDRATE_HOST_ID", f"test-{name}")
-        patch.setenv("TMPDIR", str(folder))
-        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))  # importing torch makes it
+    with leaves_nothing(tmp_path_factory) as name:
         yield name
-        assert eventually(lambda: not tagged(name)), tagged(name)
-        assert eventually(lambda: not files(folder) - before), files(folder) - before
-        HostLock().path.unlink(missing_ok=True)
 
 
 @pytest.fixture

@@ -28,8 +28,8 @@ from feedrate.trainables import host
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.data_check import check
 from feedrate.trainables.disqualify import disqualified
-from feedrate.trainables.failure import TrialFailed, classify, ended_workers, user_traceback
-from feedrate.trainables.loading import build_loader, num_samples, read_baseline
+from feedrate.trainables.failure import Failure, TrialFailed, classify, ended_workers, user_traceback
+from feedrate.trainables.loading import build_loader, num_samples, own_loader, read_baseline
 from feedrate.trainables.measuring import MeasureOptions, measure, pick_device
 from feedrate.trainables.process import tree_pids
 from feedrate.trainables.resolve import UnknownWorkload, WorkloadRef, load, preload
@@ -120,14 +120,7 @@ def _report(error: BaseException, phase: str, request: dict[str, Any], send: Sen
 
 
 def _usage(message: str, phase: str) -> dict[str, Any]:
-    return {
-        "failure_kind": "user-code",
-        "failure_phase": phase,
-        "failure_message": message,
-        "failure_cause": [],
-        "failure_traceback": None,
-        "failure_stacks": None,
-    }
+    return Failure(kind="user-code", phase=phase, message=message).columns()
 
 
 def _measure(request: dict[str, Any], send: Send, kept: Kept, told_to_stop: Callable[[], bool]) -> bool:
@@ -227,16 +220,13 @@ def describe(workload: Workload) -> dict[str, Any]:
     `data` says whether more than one worker duplicates data (disqualify.py).
     """
     notes = list(workload.check()) if workload.check else []
+    loader: DataLoader[Any] | None = None
     if workload.is_short:
         dataset: Any = workload.dataset
         baseline, sampler = None, workload.loader_kwargs.get("sampler")
         fixed = ["batch_size"] if "batch_sampler" in workload.loader_kwargs else []
     else:
-        loader = workload.make_loader()
-        if not isinstance(loader, DataLoader):
-            raise WorkloadError(
-                f"make_loader of workload {workload.name!r} returned {type(loader).__name__}, not a torch DataLoader"
-            )
+        loader = own_loader(workload)
         own = read_baseline(loader)
         dataset, baseline, sampler = loader.dataset, own.to_dict(), loader.sampler
         fixed = ["batch_size"] if loader.batch_size is None else []
@@ -244,7 +234,7 @@ def describe(workload: Workload) -> dict[str, Any]:
     epoch_samples = num_samples(dataset, sampler)
     if epoch_samples == 0:
         raise WorkloadError(f"the dataset of workload {workload.name!r} is empty")
-    data = disqualified(workload)
+    data = disqualified(workload, loader)
     if data["reason"]:
         notes.append(f"with 2 workers or more, {data['reason']}; `feedrate check` shows the fix")
     return {

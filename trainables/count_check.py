@@ -7,23 +7,16 @@ from typing import Any
 from feedrate.trainables.failure import Failure
 from feedrate.trainables.finding import Finding
 from feedrate.trainables.isolated import isolated
+from feedrate.trainables.loading import num_samples
 from feedrate.trainables.order_check import by_worker, is_whole
 from feedrate.trainables.probe import Epoch, Parts, samples_of
 
 COUNT_LIMIT_S = 5.0
 
 
-def length(dataset: Any) -> int | None:
-    """len(dataset); None where it has none."""
-    try:
-        return len(dataset)
-    except (TypeError, NotImplementedError):
-        return None
-
-
 def counts(parts: Parts) -> list[Finding]:
     """How many samples an epoch trains, of how many there are: the same with every number of workers."""
-    total = length(parts.dataset)
+    total = num_samples(parts.dataset)
     if total is None:
         return []
     counted = isolated(lambda: _count(parts), COUNT_LIMIT_S)
@@ -58,7 +51,7 @@ def stream_counts(parts: Parts, alone: Epoch, shared: Epoch, num_workers: int) -
     """Every worker makes batches of its own, so that the number of batches depends on the number of workers."""
     found = []
     size = parts.batch_size or 1
-    says, gave = length(parts.dataset), len(samples_of(alone))
+    says, gave = num_samples(parts.dataset), len(samples_of(alone))
     if says is not None and is_whole(alone, 0) and says != gave:
         words = f"len(dataset) says {says:,} samples, the stream gives {gave:,}"
         found.append(

@@ -8,8 +8,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from torch.utils.data import DataLoader
+
 from feedrate.trainables.failure import Failure
 from feedrate.trainables.isolated import isolated
+from feedrate.trainables.loading import own_loader
 from feedrate.trainables.order_check import overlap
 from feedrate.trainables.probe import Look, Parts, deliver, own_setting, parts_of
 from feedrate.trainables.random_check import streams
@@ -20,14 +23,19 @@ QUICK_S = 2.0
 QUICK_SAMPLES = 8
 
 
-def disqualified(workload: Workload) -> dict[str, Any]:
+def disqualified(workload: Workload, own: DataLoader[Any] | None = None) -> dict[str, Any]:
     """Whether more than one worker duplicates data, from a few samples and within about two seconds.
+
+    Args:
+        workload: of either form.
+        own: the general form's loader, where it was built already.
 
     Returns:
         {"max_num_workers": 1 or None, "reason": a sentence or None}; None where nothing was demonstrated.
     """
     fine = {"max_num_workers": None, "reason": None}
-    own = None if workload.is_short else workload.make_loader()
+    if own is None and not workload.is_short:
+        own = own_loader(workload)
     parts = parts_of(workload, replace(own_setting(workload, own), num_workers=2), own)
     parts = replace(parts, multiprocessing_context="fork")  # what workers repeat does not depend on how they start
     reason = _repeats_samples(parts) if parts.iterable else _repeats_draws(parts)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.epochs import EndlessSampler
 from feedrate.trainables.failure import Failure, TrialFailed
-from feedrate.trainables.workload import Workload
+from feedrate.trainables.workload import Workload, WorkloadError
 
 
 def seed_everything(seed: int) -> None:
@@ -128,12 +128,30 @@ def read_baseline(loader: DataLoader[Any]) -> LoaderConfig:
     )
 
 
+def own_loader(workload: Workload) -> DataLoader[Any]:
+    """The loader that the user's make_loader builds when nothing is asked of it: the baseline of the general form.
+
+    Raises:
+        WorkloadError: it returned something else.
+    """
+    loader = workload.make_loader()
+    if not isinstance(loader, DataLoader):
+        kind = type(loader).__name__
+        raise WorkloadError(f"make_loader of workload {workload.name!r} returned {kind}, not a torch DataLoader")
+    return loader
+
+
+def start_method(loader: DataLoader[Any]) -> str:
+    """How the loader's workers start: its own way, else Python's."""
+    return str((loader.multiprocessing_context or torch.multiprocessing).get_start_method())
+
+
 def num_samples(dataset: object, sampler: object = None) -> int | None:
     """Samples of one epoch: the sampler's length where it has one, else the dataset's; None where nobody knows."""
     for each in (sampler, dataset):
         try:
             return len(each)  # type: ignore[arg-type]
-        except TypeError:
+        except (TypeError, NotImplementedError):  # no __len__, or one that says so
             continue
     return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from feedrate.analysis.estimate import Rate, epoch_factor, epochs_rate, steady_rate
+from feedrate.analysis.estimate import Rate, epoch_rate, steady_rate
 
 
 @dataclass(slots=True)
@@ -103,10 +103,13 @@ class Measurement:
         steady = self.windows.rate()
         if objective == "steady":
             return steady
-        whole = epochs_rate(self.epoch_duration_s, self.epoch_num_items, self.epoch_samples)
-        if whole is not None:
-            return whole
-        return steady.scaled(epoch_factor(steady.sps, self.boundary_s, self.epoch_samples))
+        return epoch_rate(
+            steady,
+            boundary_s=self.boundary_s,
+            epoch_samples=self.epoch_samples,
+            duration_s=self.epoch_duration_s,
+            num_items=self.epoch_num_items,
+        )
 
     def columns(self) -> dict[str, Any]:
         """Every observation as columns of a trial record."""

@@ -24,7 +24,7 @@ from feedrate.trainables.failure import Failure, TrialFailed
 from feedrate.trainables.hang import INTERPRETERS_S
 from feedrate.trainables.host import cpu_budget
 from feedrate.trainables.limits import check_limits
-from feedrate.trainables.loading import build_loader, cached_batch, num_samples, seed_everything
+from feedrate.trainables.loading import build_loader, cached_batch, num_samples, seed_everything, start_method
 from feedrate.trainables.machine import MachineClock
 from feedrate.trainables.measurement import Measurement
 from feedrate.trainables.page_cache import ColdCache
@@ -195,7 +195,7 @@ def _train(
 
 def _cool(loader: DataLoader[Any]) -> ColdCache:
     """Drop what the loader reads from now on, in its workers too."""
-    cold = ColdCache(loader.num_workers, _start_method(loader))
+    cold = ColdCache(loader.num_workers, start_method(loader) if loader.num_workers else None)
     cold.install()
     loader.worker_init_fn = cold.wrap(loader.worker_init_fn)
     cold.drop_held()
@@ -213,12 +213,12 @@ def _prepare(
     """The loader watched and counted, not started yet."""
     if loader.num_workers and not loader.timeout:
         # a batch that the worker could not send is waited for without an end; new interpreters import torch first
-        starting_s = 0.0 if _start_method(loader) == "fork" else INTERPRETERS_S
+        starting_s = 0.0 if start_method(loader) == "fork" else INTERPRETERS_S
         loader.timeout = options.max_trial_s + starting_s
     result.epoch_samples = options.epoch_samples
     if result.epoch_samples is None and workload.unit == "samples":  # lengths count samples, not tokens
         result.epoch_samples = num_samples(loader.dataset, loader.sampler)
-    result.start_method = _start_method(loader)
+    result.start_method = start_method(loader) if loader.num_workers else None
     sampler = watch(loader)
     counter = count_batches(loader)
     return Training(loader, sampler, counter, step, device, result, options.max_trial_s)
@@ -275,10 +275,3 @@ class _Machine:
             result.max_open_files = memory.max_open_files
             num_batches = sum(result.windows.window_num_batches)
             result.tree_uss_growth_bytes_per_batch = growth_bytes_per_batch(self.memory, memory, num_batches)
-
-
-def _start_method(loader: DataLoader[Any]) -> str | None:
-    if loader.num_workers == 0:
-        return None
-    context = loader.multiprocessing_context or torch.multiprocessing
-    return str(context.get_start_method())

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import psutil
-import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from feedrate.trainables import stacks
@@ -21,6 +19,8 @@ from feedrate.trainables.counting import CountingCollate
 from feedrate.trainables.failure import Failure, TrialFailed, chain, classify
 from feedrate.trainables.forked import Rerun, check_pickling, probe
 from feedrate.trainables.hang import dropped, no_batch_because, workers_hang
+from feedrate.trainables.loading import start_method
+from feedrate.trainables.process import tree_pids
 
 _BATCH, _COLLATE, _PICKLE = "the batch", "collate_fn", "pickling"
 
@@ -105,7 +105,7 @@ def _trouble(again: Rerun) -> str:
 
 def _silent(failure: Failure, loader: DataLoader[Any], batches: Sequence[list[int]]) -> Failure:
     """Why no batch came until the loader's timeout."""
-    found = stacks.read(child.pid for child in psutil.Process().children(recursive=True))
+    found = stacks.read(tree_pids()[1:])
     again = rerun(loader, batches, pickled=True)
     failure = replace(failure, stacks=stacks.text_of(found))
     waited = f"no batch came for {loader.timeout:.0f} s"
@@ -150,13 +150,8 @@ def _unpicklable(failure: Failure, loader: DataLoader[Any]) -> Failure:
     again = probe(act)
     what = f"{again.doing} cannot be pickled" if again.outcome == "raised" else "what workers need cannot be pickled"
     why = again.error or (failure.cause[0] if failure.cause else "")
-    message = f"{what}, which multiprocessing_context {_context(loader)} needs: {why}; use fork, or a function or class of a module's top level"
+    message = f"{what}, which multiprocessing_context {start_method(loader)} needs: {why}; use fork, or a function or class of a module's top level"
     return replace(failure, message=message)
-
-
-def _context(loader: DataLoader[Any]) -> str:
-    context = loader.multiprocessing_context or torch.multiprocessing
-    return str(context.get_start_method())
 
 
 def rerun(loader: DataLoader[Any], batches: Sequence[list[int]], *, pickled: bool = False) -> Rerun:
