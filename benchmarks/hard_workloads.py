@@ -46,12 +46,27 @@ def scattered(index: int) -> float:
     return (index * 2654435761 % 2**32) / 2**32
 
 
+def one(index: int) -> int:
+    """Every sample is one item."""
+    return 1
+
+
+def tokens(index: int) -> int:
+    """10 to 190 of them."""
+    return 10 + int(180 * scattered(index))
+
+
+def tokens_s(index: int) -> float:
+    """40 us a token."""
+    return tokens(index) * 4e-5
+
+
 def _workload(
     name: str,
     num_samples: int,
     wait_s: Callable[[int], float],
     step_s: float,
-    length: Callable[[int], int] = lambda index: 1,
+    length: Callable[[int], int] = one,
     unit: str = "samples",
 ) -> Workload:
     dataset = Waited(num_samples, wait_s, length)
@@ -118,8 +133,7 @@ def slow() -> Workload:
 
 def ragged() -> Workload:
     """Sequences of 10 to 190 tokens that take time by their length; the unit is tokens."""
-    length = lambda index: 10 + int(180 * scattered(index))  # noqa: E731
-    return _workload("ragged", 100_000, lambda index: length(index) * 4e-5, 0.01, length, "tokens")
+    return _workload("ragged", 100_000, tokens_s, 0.01, tokens, "tokens")
 
 
 WORKLOADS: dict[str, Callable[[], Workload]] = {
