@@ -50,6 +50,8 @@ def _sensible(value: Any, column: Column) -> bool:
 def label(record: Mapping[str, Any]) -> str:
     """What a sentence calls a record."""
     attempt = record.get("attempt")
+    if record.get("kind") == "confirm":
+        return f"round {record['number']} position {record.get('position')}"
     return f"trial {record['number']}" + (f" attempt {attempt}" if attempt != 1 else "")
 
 

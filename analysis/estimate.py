@@ -8,7 +8,7 @@ to 11 times too much, MEASURING.md 2.1); while a slow step lets the queue fill, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -199,6 +199,18 @@ def copy_only_sps(record: dict[str, Any]) -> float | None:
     if not record.get("copy_only_duration_s"):
         return None
     return float(np.median(np.divide(record["copy_only_num_items"], record["copy_only_duration_s"])))
+
+
+LEAST_HEADROOM_FRACTION = 0.1
+"""Of an accelerator's memory that an answer leaves free: longer samples, or a validation loop, need more than a trial did."""
+
+
+def gpu_headroom_fraction(record: Mapping[Any, Any]) -> float | None:
+    """Share of the accelerator's memory that was free beside the allocator's peak (0..1); None on a CPU."""
+    free, peak = record.get("gpu_free_bytes"), record.get("gpu_peak_bytes")
+    if free is None or peak is None or math.isnan(free) or math.isnan(peak) or free + peak <= 0:
+        return None
+    return float(free / (free + peak))
 
 
 def epoch_memory_bytes(record: dict[str, Any]) -> float | None:

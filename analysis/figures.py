@@ -62,6 +62,39 @@ def throughput_figure(run: Run, ranked: pd.DataFrame) -> go.Figure | None:
     return figure
 
 
+def batch_size_figure(run: Run, by_batch_size: pd.DataFrame) -> go.Figure | None:
+    """The best rate at each batch size (`summary.best_by_batch_size`), and the training step's own; None for fewer than two."""
+    known = by_batch_size.dropna(subset=["batch_size"])
+    if len(known) < 2:
+        return None
+    figure = _figure("batch_size", f"{run.unit}/s", key="at each batch size")
+    ceilings = {size: sps for size, sps in sorted(run.ceilings.items(), key=str) if size is not None}
+    if len(ceilings) > 1:
+        sizes = sorted(ceilings)
+        figure.add_scatter(
+            x=sizes, y=[ceilings[size] for size in sizes], mode="lines+markers", name="training step alone",
+            line={"color": _COLOURS[3], "dash": "dot"}, marker={"size": 6},
+        )  # fmt: skip
+    sps = known["throughput_sps"]
+    figure.add_scatter(
+        x=_list(known["batch_size"]),
+        y=_list(sps),
+        error_y={
+            "type": "data", "symmetric": False, "width": 3,
+            "array": _list(known["throughput_high_sps"] - sps), "arrayminus": _list(sps - known["throughput_low_sps"]),
+        },
+        mode="lines+markers",
+        line={"color": _COLOURS[0]},
+        marker={"size": 8},
+        name="best setting",
+        text=[_setting_text(row, run.unit) for row in known.to_dict("records")],
+        hoverinfo="text",
+    )  # fmt: skip
+    figure.update_xaxes(type="log", tickvals=_list(known["batch_size"]), ticktext=[str(size) for size in known["batch_size"]])
+    figure.update_yaxes(rangemode="tozero")
+    return figure
+
+
 def timeline_figure(run: Run) -> go.Figure | None:
     """Every trial in the order of time, with the best rate so far; failed ones lie on the axis."""
     trials = run.latest

@@ -42,7 +42,7 @@ _DERIVED = {
 }  # fmt: skip
 TRIAL_DTYPES = {column.name: _DTYPES[column.dtype] for column in COLUMNS if column.dtype in _DTYPES} | _DERIVED
 _WINDOW = {name.removeprefix("window_"): _DTYPES[COLUMN[name].dtype[5:-1]] for name in WINDOW_COLUMNS}
-_WINDOW_KEY = ("study", "number", "attempt", "position", "config")
+_WINDOW_KEY = ("study", "kind", "number", "attempt", "position", "config")
 WINDOW_DTYPES = {name: TRIAL_DTYPES[name] for name in _WINDOW_KEY} | {"window": "Int64"} | _WINDOW
 
 
@@ -151,14 +151,14 @@ def config_text(setting: Mapping[str, Any]) -> str:
 
 def _current(records: list[dict[str, Any]], problems: list[str]) -> set[int]:
     """Positions of the records that count: the highest attempt of each trial, the last of equal keys."""
-    highest: dict[tuple[str, int], int] = {}
+    highest: dict[tuple[Any, ...], int] = {}
     for record in records:
-        trial = (record["study"], record["number"])
+        trial = (record["study"], record["kind"], record["number"])
         highest[trial] = max(record["attempt"], highest.get(trial, 0))
     last: dict[tuple[Any, ...], int] = {}
     for index, record in enumerate(records):
-        # a confirmation round is one trial with several settings, told apart by position
-        trial = (record["study"], record["number"])
+        # a confirmation round is one trial with several settings, told apart by position; rounds have numbers of their own
+        trial = (record["study"], record["kind"], record["number"])
         key = (*trial, record["attempt"], record["round"], record["position"])
         if key in last:
             problems.append(f"{label(record)} was recorded twice; the last record counts")

@@ -34,13 +34,13 @@ class Column:
 
 _C = Column
 COLUMNS: tuple[Column, ...] = (
-    # which measurement this is; (study, number, attempt) is the key
+    # which measurement this is; (study, kind, number, attempt, position) is the key
     _C("schema", "str", "", "version of this table", True),
     _C("study", "str", "", "name of the Optuna study", True),
-    _C("number", "int", "", "Optuna trial number", True),
+    _C("number", "int", "", "Optuna trial number; for confirm that of the round", True),
     _C("attempt", "int", "", "1 for the first time this trial number was run", True),
     _C("kind", "str", "", "probe, search or confirm", True),
-    _C("origin", "str", "", "who asked for it: baseline, seed (known rules of thumb) or sampler", True),
+    _C("origin", "str", "", "who asked for it: baseline, seed (known rules of thumb), sampler, or finalist in a round", True),
     _C("round", "int", "", "confirmation round; null otherwise"),
     _C("position", "int", "", "position inside the confirmation round; null otherwise"),
     # the setting, in torch's spelling and canonical form

@@ -70,9 +70,12 @@ def answer(run: Run, ranked: pd.DataFrame) -> Section:
             low, high = first["speedup_low"], first["speedup_high"]
             rows.append(("Speed-up", f"{first['speedup']:.2f}x the baseline [{low:.2f}-{high:.2f}]"))
         rows.append(("Confirmed", "no: there is no best.json"))
-    counts = run.latest["status"].value_counts()
+    searched = run.latest[run.latest["kind"] != "confirm"]
+    counts = searched["status"].value_counts()
     told = ", ".join(f"{counts[name]} {name}" for name in ("complete", "pruned", "failed") if name in counts)
     rows.append(("Trials", told or "none yet"))
+    if num_rounds := run.latest["round"].nunique():
+        rows.append(("Rounds", f"{num_rounds}, in which the finalists and the baseline were measured again"))
     if (ranked["num_hosts"] > 1).any():
         rows.append(("Hosts", "settings are pooled over different machines; the ranking counts them"))
     return Section(caption="The answer", headers=("", "Value"), rows=rows)

@@ -10,18 +10,23 @@ from typing import Any
 
 import pandas as pd
 
-from feedrate.analysis.estimate import Rate
+from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION, Rate, gpu_headroom_fraction
 from feedrate.analysis.load import TRIAL_DTYPES, Run
+from feedrate.analysis.rounds import MIN_ROUNDS, Comparison, Finalist, Standing, rounds_of, standing
 
 SETTING = (
     "batch_size", "num_workers", "prefetch_factor", "pin_memory", "persistent_workers", "multiprocessing_context",
     "in_order", "sharing_strategy", "trainer_cpus",
 )  # fmt: skip
+COST = ("num_workers", "prefetch_factor", "tree_pss_bytes")
+"""What makes a setting cheaper than another, compared in this order."""
+KNEE_FRACTION = 0.95
 _NAMES = (
     "config", *SETTING, "status", "throughput_sps", "throughput_low_sps", "throughput_high_sps", "num_trials",
-    "num_hosts", "is_baseline", "speedup", "speedup_low", "speedup_high", "wait_fraction", "tree_pss_bytes",
+    "num_hosts", "num_rounds", "is_baseline", "speedup", "speedup_low", "speedup_high", "wait_fraction", "tree_pss_bytes",
+    "gpu_headroom_fraction",
 )  # fmt: skip
-_OTHER = {"num_trials": "Int64", "num_hosts": "Int64", "is_baseline": "bool"}
+_OTHER = {"num_trials": "Int64", "num_hosts": "Int64", "num_rounds": "Int64", "is_baseline": "bool"}
 RANKING_DTYPES = {name: _OTHER.get(name) or TRIAL_DTYPES.get(name, "float64") for name in _NAMES}
 
 
@@ -29,24 +34,34 @@ def ranking(run: Run) -> pd.DataFrame:
     """One row a setting with a rate, the fastest first; a setting that only ever failed has no row.
 
     `status` is complete where a trial of the setting ran to its end; then only such trials are pooled, else the ones
-    that were stopped early. `num_hosts` above 1 says that different machines are pooled. `speedup` compares with the
-    baseline at the same batch size and is missing where there is none. `tree_pss_bytes` is the largest seen.
+    that were stopped early. A setting that MIN_ROUNDS confirmation rounds or more measured (`num_rounds`) has the rate of
+    these rounds alone, because the reading that made it a finalist is flattered by luck. `num_hosts` above 1 says that
+    different machines are pooled. `speedup` compares with the baseline at the same batch size, within rounds where both
+    were in them, and is missing where there is none. `tree_pss_bytes` is the largest seen.
     """
+    comparison = comparison_of(run)
     measured = run.latest.dropna(subset=["throughput_sps"])
     records: dict[str, list[Mapping[Any, Any]]] = {}
     for record in measured.astype(object).where(measured.notna(), None).to_dict("records"):
         records.setdefault(record["config"], []).append(record)
-    rows = [_pooled(group) for group in records.values()]
+    rows = [_pooled(group, comparison) for group in records.values()]
     baselines: dict[int | None, dict[str, Any]] = {}
     for row in rows:
         if row["is_baseline"]:
             baselines.setdefault(row["batch_size"], row)
     for row in rows:
         if row["batch_size"] in baselines:
-            row |= _speedup(row, baselines[row["batch_size"]])
+            row |= _speedup(row, baselines[row["batch_size"]], comparison)
     rows.sort(key=lambda row: -row["throughput_sps"])
     columns = RANKING_DTYPES.items()
     return pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=dtype) for name, dtype in columns})
+
+
+def comparison_of(run: Run) -> Comparison:
+    """What the confirmation rounds of a run say."""
+    confirmed = run.latest[run.latest["kind"] == "confirm"].dropna(subset=["throughput_sps", "round"])
+    rows = confirmed.to_dict("records")
+    return Comparison(rounds_of((row["config"], row["throughput_sps"], row) for row in rows))
 
 
 def best_by_batch_size(run: Run) -> pd.DataFrame:
@@ -57,10 +72,41 @@ def best_by_batch_size(run: Run) -> pd.DataFrame:
     return best.sort_values("batch_size", kind="stable").reset_index(drop=True)
 
 
+def knee(by_batch_size: pd.DataFrame) -> int | None:
+    """The smallest batch size whose best rate is within 5 % of the highest one; larger ones take memory for little.
+
+    Args:
+        by_batch_size: as `best_by_batch_size` gives it.
+
+    Returns:
+        None where fewer than two batch sizes were measured.
+    """
+    known = by_batch_size.dropna(subset=["batch_size"])
+    if len(known) < 2:
+        return None
+    enough = known[known["throughput_sps"] >= KNEE_FRACTION * known["throughput_sps"].max()]
+    return int(enough["batch_size"].min())
+
+
 def may_win(run: Run, ranked: pd.DataFrame) -> pd.Series[bool]:
-    """Which rows can be the answer: all but those whose workers repeat data (`disqualified` in search.json)."""
+    """Which rows can be the answer: not those whose workers repeat data (`disqualified` in search.json), nor those that
+    leave less than a tenth of the accelerator's memory."""
     most = (run.search.get("disqualified") or {}).get("max_num_workers")
-    return ranked["num_workers"].le(sys.maxsize if most is None else most).astype(bool)
+    unique = ranked["num_workers"].le(sys.maxsize if most is None else most).astype(bool)
+    return unique & ~(ranked["gpu_headroom_fraction"] < LEAST_HEADROOM_FRACTION)
+
+
+def standing_of(run: Run, ranked: pd.DataFrame) -> Standing | None:
+    """Where the settings stand that were in confirmation rounds and may be the answer; None where none was in enough."""
+    finalists = [
+        Finalist(
+            name=row["config"],
+            batch_size=None if pd.isna(row["batch_size"]) else int(row["batch_size"]),
+            cost=tuple(0.0 if pd.isna(row[name]) else float(row[name]) for name in COST),
+        )
+        for _, row in ranked[(ranked["num_rounds"] > 0) & may_win(run, ranked)].iterrows()
+    ]
+    return standing(comparison_of(run), finalists)
 
 
 def pool(rates: Sequence[Rate]) -> Rate:
@@ -78,21 +124,29 @@ def pool(rates: Sequence[Rate]) -> Rate:
     return Rate(sps=mean, low_sps=max(mean - half, 0.0), high_sps=mean + half)
 
 
-def _pooled(records: list[Mapping[Any, Any]]) -> dict[str, Any]:
+def _pooled(records: list[Mapping[Any, Any]], comparison: Comparison) -> dict[str, Any]:
     complete = [record for record in records if record["status"] == "complete"]
     counted = complete or records
+    num_rounds = comparison.num_rounds(records[0]["config"])
+    if num_rounds >= MIN_ROUNDS:
+        counted = [record for record in complete if record["kind"] == "confirm"]
     bounds = ("throughput_sps", "throughput_low_sps", "throughput_high_sps")
     rates = [[record[name] for name in bounds] for record in counted]
     rate = pool([Rate(sps=sps, low_sps=low_sps, high_sps=high_sps) for sps, low_sps, high_sps in rates])
+    headroom = [each for each in map(gpu_headroom_fraction, records) if each is not None]
+    if num_rounds >= MIN_ROUNDS:
+        rate = comparison.rate(records[0]["config"]) or rate
     return {name: counted[0][name] for name in ("config", *SETTING, "status")} | {
         "throughput_sps": rate.sps,
         "throughput_low_sps": rate.low_sps,
         "throughput_high_sps": rate.high_sps,
         "num_trials": len(counted),
         "num_hosts": max(len(set(_known(counted, "host_id"))), 1),
+        "num_rounds": num_rounds,
         "is_baseline": any(record["origin"] == "baseline" for record in records),
         "wait_fraction": statistics.fmean(_known(counted, "wait_fraction") or [math.nan]),
         "tree_pss_bytes": max(_known(counted, "tree_pss_bytes"), default=None),
+        "gpu_headroom_fraction": min(headroom, default=math.nan),
     }
 
 
@@ -100,11 +154,14 @@ def _known(records: list[Mapping[Any, Any]], name: str) -> list[Any]:
     return [record[name] for record in records if record[name] is not None]
 
 
-def _speedup(row: dict[str, Any], baseline: dict[str, Any]) -> dict[str, float]:
-    """The ratio with its interval; the errors of the two are taken as independent."""
+def _speedup(row: dict[str, Any], baseline: dict[str, Any], comparison: Comparison) -> dict[str, float]:
+    """The ratio with its interval: within rounds; where there are none, the errors of the two are taken as independent."""
     ratio = row["throughput_sps"] / baseline["throughput_sps"]
     if row is baseline:
         return {"speedup": 1.0, "speedup_low": 1.0, "speedup_high": 1.0}
+    if min(row["num_rounds"], baseline["num_rounds"]) >= MIN_ROUNDS:
+        paired = comparison.ratio(row["config"], baseline["config"])
+        return {"speedup": paired.sps, "speedup_low": paired.low_sps, "speedup_high": paired.high_sps}
     errors = [each["throughput_high_sps"] / each["throughput_sps"] - 1 for each in (row, baseline)]
     half = ratio * math.hypot(*errors)
     return {"speedup": ratio, "speedup_low": max(ratio - half, 0.0), "speedup_high": ratio + half}

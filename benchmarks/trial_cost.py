@@ -43,7 +43,7 @@ def ours(trials: int) -> list[Cost]:
     with tempfile.TemporaryDirectory() as folder:
         run_search(
             "table",
-            options=SearchOptions(max_trials=trials + 1, time_budget_s=900, sampler="random"),
+            options=SearchOptions(max_trials=trials + 1, time_budget_s=900, sampler="random", confirm=False, keep_going=True),
             space={"num_workers": 2, "batch_size": 64, "prefetch_factor": prefetch, "persistent_workers": False},
             out=Path(folder) / "run",
             quiet=True,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from feedrate.search import arguments
-from feedrate.search.options import NothingFound, SearchOptions, UsageError
+from feedrate.search.options import SAMPLERS, NothingFound, SearchOptions, UsageError
 
 
 class Search:
@@ -46,7 +46,10 @@ class Search:
             help="compare with this setting (default: your loader's, else torch's default)",
         )
         run.add_argument(
-            "--sampler", choices=("tpe", "random"), default="tpe", help="who proposes settings (default tpe)"
+            "--sampler",
+            choices=SAMPLERS,
+            default="gp",
+            help="who proposes settings: gp goes by a model of loading, tpe and random are Optuna's (default gp)",
         )
         run.add_argument(
             "--seed",
@@ -59,6 +62,22 @@ class Search:
             "--allow-duplicates",
             action="store_true",
             help="search settings that repeat data, too (see feedrate check); their rates count what is repeated",
+        )
+        run.add_argument(
+            "--warm-start",
+            metavar="RUN",
+            help="try the best settings of an earlier run of the same workload on the same hardware early (default: none)",
+        )
+        run.add_argument(
+            "--keep-going",
+            action="store_true",
+            help="go on to --max-trials or the end of --time-budget, also when nothing more is expected to be gained",
+        )
+        run.add_argument(
+            "--no-confirm",
+            dest="confirm",
+            action="store_false",
+            help="answer from one measurement a setting (default: the best and yours are measured again in rounds)",
         )
         run.add_argument("--quiet", action="store_true", help="print only the answer")
         arguments.add_trial(parser)
@@ -150,7 +169,7 @@ def _finish(search: Any) -> int | None:
     from rich.console import Console
 
     from feedrate.analysis.load import load_run
-    from feedrate.search.result import print_result
+    from feedrate.search.wording import print_result
 
     result = search()
     run = load_run(result.folder)

@@ -9,7 +9,7 @@ from typing import Any
 from feedrate.trainables.config import LoaderConfig
 
 OBJECTIVES = ("epoch", "steady")
-SAMPLERS = ("tpe", "random")
+SAMPLERS = ("gp", "tpe", "random")
 PRECISIONS = ("bf16",)
 OWN_STEP = "is for the short form of a workload: in a step of your own (from_loader) it belongs to make_step"
 ANY_ORDER = "--in-order false: batches come as they are ready, no longer in the order of the sampler, and each run sees another order"
@@ -59,9 +59,16 @@ class SearchOptions:
     """Precision of the short form's step: bf16 runs forward and loss under autocast; None leaves the model's own."""
     compile: bool = False
     """Compile the short form's model with torch.compile; compiling is not timed."""
+    keep_going: bool = False
+    """Try settings until max_trials or the time budget, also where nothing more is expected to be gained."""
+    confirm: bool = True
+    """Measure finalists and baseline again in interleaved rounds before answering (finalists.py)."""
     allow_duplicates: bool = False
     """Search settings that repeat data, too (duplicates.py)."""
-    sampler: str = "tpe"
+    warm_start: str | None = None
+    """An earlier run folder whose best settings are tried early (warm_start.py)."""
+    sampler: str = "gp"
+    """gp: highest expected gain under a model of loading (expectation.py); tpe, random: Optuna's."""
     seed: int = 0
 
     def __post_init__(self) -> None:

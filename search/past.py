@@ -1,10 +1,30 @@
-"""What the brain says about trials: `Ask`, `Past`, `Counts`, `Reconciled`. Plain values, no storage behind them."""
+"""What is said about trials: `Request` by the session, `Ask`, `Past`, `Counts`, `Reconciled` by the brain. Plain values."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from feedrate.trainables.config import LoaderConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One trial that was asked for: a setting, or the settings of a confirmation round."""
+
+    kind: str
+    """search or confirm."""
+    number: int
+    """Of the Optuna trial, or of the round."""
+    configs: tuple[LoaderConfig, ...]
+    origin: str
+    measure_step: bool
+    max_trial_s: float
+    asked_unix_s: float
+
+    @property
+    def config(self) -> LoaderConfig:
+        """The setting; the first one of a round."""
+        return self.configs[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -81,6 +81,24 @@ class Display:
         self.now = f"measuring {config.short()}" + (f" ({origin})" if origin != "sampler" else "")
         self.tick()
 
+    def confirming(self, configs: Sequence[LoaderConfig]) -> None:
+        """The settings were tried; the best of them are measured again in rounds."""
+        self.say(f"confirming in interleaved rounds: {', '.join(config.short() for config in configs)}")
+
+    def round_started(self, number: int, num_settings: int) -> None:
+        """A round was asked for."""
+        self.now = f"confirming, round {number} ({num_settings} settings)"
+        self.tick()
+
+    def in_round(self, record: dict[str, Any], rate: Rate | None) -> None:
+        """One setting of a round was measured and its record is on disk."""
+        config = LoaderConfig.from_dict(record).short()
+        if rate is None:
+            self.say(f"round {record['round']}: {config}  failed: {record.get('failure_message')}")
+        else:
+            self.say(f"round {record['round']}: {config}  {rate.sps:,.0f} {self.unit}/s")
+        self.tick()
+
     def waiting(self) -> None:
         """Another trial holds this host."""
         text = "waiting: another feedrate trial is measuring on this host"
@@ -95,7 +113,9 @@ class Display:
         self.say(f"ceiling{where} (no loading): {sps:,.0f} {self.unit}/s{gain}")
 
     def learn(self, record: dict[str, Any], rate: Rate | None) -> None:
-        """Count a trial, also one of an earlier driver."""
+        """Count a trial, also one of an earlier driver; what a round measures again is not counted twice."""
+        if record["kind"] != "search":
+            return
         outcome = status(record)
         self.counts[outcome] += 1
         if self.max_num_workers is not None and record["num_workers"] > self.max_num_workers:

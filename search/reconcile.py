@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.trial import TrialState
 
-from feedrate.analysis.estimate import record_rate
+from feedrate.analysis.estimate import record_rate, record_steady, step_only_sps, wait_fraction
 from feedrate.analysis.schema import status
+from feedrate.search.expectation import CPU_ITEM, NUM_CPUS, STEP_ONLY
 from feedrate.search.past import Reconciled
 from feedrate.search.pruner import LOW
 from feedrate.trainables.config import LoaderConfig
@@ -59,10 +60,21 @@ def tell_record(brain: Brain, record: Mapping[str, Any], objective: str) -> None
     elif outcome == "complete":
         most = brain.max_num_workers
         stops_others = most is None or record["num_workers"] <= most  # not by a rate that counts repeated data
-        brain.tell_complete(number, rate.sps, {LOW: rate.low_sps} if stops_others else None)
+        brain.tell_complete(number, rate.sps, _facts(record) | ({LOW: rate.low_sps} if stops_others else {}))
     else:
         brain.report(number, len(record["window_duration_s"]), rate.sps)
-        brain.tell_pruned(number)
+        brain.tell_pruned(number, _facts(record))
+
+
+def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model of loading goes by (expectation.py), and what people look for in a dashboard."""
+    facts: dict[str, Any] = {"wait_fraction": wait_fraction(dict(record))} if record.get("window_wait_s") else {}
+    if (step_only := step_only_sps(dict(record))) is not None:
+        facts[STEP_ONLY] = step_only
+    steady, used, num_cpus = record_steady(dict(record)), record.get("own_cpu_fraction"), record.get("num_cpus")
+    if steady is not None and used and num_cpus:
+        facts |= {CPU_ITEM: used * num_cpus / steady.sps, NUM_CPUS: num_cpus}
+    return facts
 
 
 def _add_missing(brain: Brain, record: Mapping[str, Any] | None) -> None:

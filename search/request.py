@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,6 @@ from typing import Any
 from feedrate.search.dimension import Choice, Dimension, Range
 from feedrate.search.engine import Placement
 from feedrate.search.options import ANY_ORDER, OWN_STEP, SearchOptions, UsageError
-from feedrate.search.session import rules_of_thumb
 from feedrate.search.space import OPT_IN, WITH_WORKERS, SearchSpace
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.resolve import UnknownWorkload, WorkloadRef, make_ref
@@ -113,6 +112,21 @@ def seed_configs(baseline: LoaderConfig, placement: Placement, space: SearchSpac
         if space.contains(config):
             seeds.append(config)
     return seeds
+
+
+def baseline_configs(baseline: LoaderConfig, batch_sizes: Sequence[int | None]) -> list[LoaderConfig]:
+    """The baseline at every batch size, its own first: speed-ups compare equal batch sizes."""
+    ordered = sorted(batch_sizes, key=lambda size: size != baseline.batch_size)
+    return [replace(baseline, batch_size=size) for size in ordered]
+
+
+def rules_of_thumb(batch_size: int | None, num_cpus: int, accelerator: bool) -> list[LoaderConfig]:
+    """Settings that people use without measuring (PEERS.md 3c): 0, 2, one a CPU, 8 and 16 workers."""
+    workers = dict.fromkeys([0, num_cpus, 8, 2, 16])
+    return [
+        LoaderConfig(num_workers=number, batch_size=batch_size, pin_memory=accelerator, persistent_workers=number > 0)
+        for number in workers
+    ]
 
 
 def check_step_options(options: SearchOptions, described: Mapping[str, Any]) -> None:

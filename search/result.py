@@ -1,27 +1,20 @@
-"""`SearchResult`: what a search found, made from the records of its run folder, and the table that it prints."""
+"""`SearchResult`: what a search found, made from the records of its run folder; wording.py prints it."""
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
 
-from feedrate.analysis.best import BEST_SCHEMA, python_snippet, write_best
+from feedrate.analysis.best import BEST_SCHEMA, write_best
 from feedrate.analysis.load import Run, load_run
+from feedrate.analysis.rounds import TIED_FRACTION, Standing
 from feedrate.analysis.run_folder import RunFolder
-from feedrate.analysis.summary import best_by_batch_size, may_win, ranking
+from feedrate.analysis.summary import COST, best_by_batch_size, may_win, ranking, standing_of
 from feedrate.analysis.verdict import SHARED_FRACTION, judge
 from feedrate.trainables.config import LoaderConfig
-
-TIED_FRACTION = 0.02
-"""Settings this close to the fastest are as good; the cheapest of them is the answer."""
-GROWN_BYTES = 1e9
-"""Memory at the end of an epoch below this is not worth a line."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,39 +58,46 @@ def conclude(folder: RunFolder, stop_reason: str | None) -> SearchResult:
     run = load_run(folder.path)
     ranked = ranking(run)
     complete = ranked[(ranked["status"] == "complete") & may_win(run, ranked)]
-    best = None if complete.empty else _best(run, complete, pick(complete))
+    where = standing_of(run, ranked)
+    best = None if complete.empty else _best(run, complete, pick(complete, where), where)
     if best is not None and stop_reason is not None:
         write_best(folder.best, best)
     return SearchResult(folder=folder.path, best=best, ranking=ranked, failures=run.failures, stop_reason=stop_reason)
 
 
-def pick(complete: pd.DataFrame) -> pd.Series[Any]:
+def pick(complete: pd.DataFrame, where: Standing | None = None) -> pd.Series[Any]:
     """The cheapest setting within 2 % of the fastest, at the fastest one's batch size: fewest workers, then memory.
 
-    The fastest is the one with the highest lower bound, not the luckiest value.
+    Confirmation rounds decide where there were any. Else the fastest is the one with the highest lower bound, not the
+    luckiest value.
     """
+    if where is not None:
+        answer: pd.Series[Any] = complete[complete["config"] == where.answer].iloc[0]
+        return answer
     fastest = complete.sort_values("throughput_low_sps", ascending=False, kind="stable").iloc[0]
-    same_size = _same(complete["batch_size"], fastest["batch_size"])
+    same_size = same(complete["batch_size"], fastest["batch_size"])
     tied = complete[same_size & (complete["throughput_sps"] >= fastest["throughput_sps"] * (1 - TIED_FRACTION))]
-    cheapest_first = tied.sort_values(["num_workers", "prefetch_factor", "tree_pss_bytes"], kind="stable", na_position="first")
+    cheapest_first = tied.sort_values(list(COST), kind="stable", na_position="first")
     cheapest: pd.Series[Any] = cheapest_first.iloc[0]
     return cheapest
 
 
-def _same(column: pd.Series[Any], value: Any) -> pd.Series[bool]:
+def same(column: pd.Series[Any], value: Any) -> pd.Series[bool]:
+    """Which rows of a column have a value, which may be missing."""
     return column.isna() if pd.isna(value) else (column == value).fillna(False).astype(bool)
 
 
-def _best(run: Run, complete: pd.DataFrame, chosen: pd.Series[Any]) -> dict[str, Any]:
+def _best(run: Run, complete: pd.DataFrame, chosen: pd.Series[Any], where: Standing | None) -> dict[str, Any]:
     trial = run.latest[(run.latest["config"] == chosen["config"]) & (run.latest["status"] == "complete")].iloc[-1]
     size = None if pd.isna(chosen["batch_size"]) else int(chosen["batch_size"])
     ceiling_sps = run.ceilings.get(size)
-    same_size = complete[_same(complete["batch_size"], chosen["batch_size"])]
+    same_size = complete[same(complete["batch_size"], chosen["batch_size"])]
     baseline = same_size[same_size["is_baseline"]]
-    tied = same_size[
-        (same_size["throughput_sps"] >= chosen["throughput_sps"] * (1 - TIED_FRACTION))
-        & (same_size["config"] != chosen["config"])
-    ]
+    others = same_size[same_size["config"] != chosen["config"]]
+    if where is None:
+        tied = others[others["throughput_sps"] >= chosen["throughput_sps"] * (1 - TIED_FRACTION)]
+    else:
+        tied = others[others["config"].isin(where.tied)]
     workload, hardware = run.search.get("workload", {}), run.search.get("hardware", {})
     options = run.search.get("options", {})
     threads = options.get("threads")
@@ -115,7 +115,7 @@ def _best(run: Run, complete: pd.DataFrame, chosen: pd.Series[Any]) -> dict[str,
         "verdict": verdict.name,
         "verdict_evidence": list(verdict.evidence),
         "memory": {"pss_bytes": _float(trial["tree_pss_bytes"]), "end_of_epoch_bytes": _float(trial["epoch_memory_bytes"])},
-        "confirmed": False,
+        "confirmed": where is not None,
         "tied_with": [_config(row).to_kwargs() | _needs(_config(row), threads) for _, row in tied.iterrows()],
         "best_by_batch_size": {
             str(int(row["batch_size"])): _entry(row, threads) | _throughput(row)
@@ -146,8 +146,10 @@ def _best(run: Run, complete: pd.DataFrame, chosen: pd.Series[Any]) -> dict[str,
             "amp": options.get("amp"),
             "compile": options.get("compile", False),
             "disqualified": run.search.get("disqualified"),
-            "num_trials": len(run.latest),
-            "num_failed": len(run.failures),
+            "num_trials": int((run.latest["kind"] != "confirm").sum()),
+            "num_failed": int((run.failures["kind"] != "confirm").sum()),
+            "num_rounds": int(run.latest["round"].nunique()),
+            "undecided": [] if where is None else list(where.undecided),
             "created_unix_s": run.search.get("created_unix_s"),
         },
     }
@@ -201,110 +203,3 @@ def _float(value: Any) -> float | None:
 
 def _text(value: Any) -> str | None:
     return None if pd.isna(value) else str(value)
-
-
-def print_result(result: SearchResult, console: Console, unit: str = "samples") -> None:
-    """The short table at the end of a search, why it is so, and what to paste."""
-    best = result.best
-    if best is None:
-        return
-    size = best["dataloader"].get("batch_size")
-    ranked = result.ranking
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, justify in (
-        ("", "left"),
-        ("setting", "left"),
-        (f"{unit}/s", "right"),
-        ("95 % interval", "right"),
-        ("vs yours", "right"),
-        ("memory", "right"),
-    ):
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    same = ranked[(ranked["status"] == "complete") & _same(ranked["batch_size"], size)]
-    chosen = _row_of(same, best["process"] | best["dataloader"])
-    tied = [_row_of(same, entry.get("process", {}) | entry) for entry in best["tied_with"]]
-    rows = [("yours", row) for _, row in same[same["is_baseline"]].iterrows() if row["config"] != chosen["config"]]
-    rows += [("best" if not chosen["is_baseline"] else "best (yours)", chosen), *(("tied", row) for row in tied[:3])]
-    for name, row in rows:
-        memory = "" if pd.isna(row["tree_pss_bytes"]) else f"{row['tree_pss_bytes'] / 1e9:.1f} GB"
-        interval = f"{row['throughput_low_sps']:,.0f}-{row['throughput_high_sps']:,.0f}"
-        gain = "" if pd.isna(row["speedup"]) else f"{row['speedup']:.2f}x"
-        if name == "best" and gain:
-            gain += f" [{row['speedup_low']:.2f}-{row['speedup_high']:.2f}]"
-        table.add_row(name, row["config"], f"{row['throughput_sps']:,.0f}", interval, gain, memory)
-    console.print()
-    console.print(table)
-    console.print()
-    for line in explain(result):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def explain(result: SearchResult) -> list[str]:
-    """The sentences under the table."""
-    best = result.best
-    assert best is not None
-    lines = []
-    why = "; ".join(best.get("verdict_evidence", ()))
-    lines.append(f"Why: {best['verdict']}" + (f": {why}" if why else ""))
-    left_out = best["search"].get("disqualified")
-    if left_out is not None:
-        most, ranked = left_out["max_num_workers"], result.ranking
-        lines.append(f"Left out: settings with more than {most} worker, where {left_out['reason']}; see feedrate check.")
-        if (ranked["is_baseline"] & (ranked["num_workers"] > most)).any():
-            lines.append("Yours is one of them: its rate counts repeated data, so that it cannot be the answer.")
-    if result.ranking["is_baseline"].all() and left_out is None:
-        command = shlex.join(["feedrate", "resume", str(result.folder)])
-        lines.append(f"Only your own setting was measured: nothing is known about others. Try some with: {command}")
-    elif best["verdict"] == "compute-bound" and best["baseline"] and best["baseline"]["speedup"] < 1.05:
-        lines.append("The training step is the limit here: no loader setting makes a real difference.")
-    elif best["baseline"] and best["baseline"]["speedup_ci95"][0] <= 1:
-        lines.append("No significant gain over yours was seen.")
-    lines += _not_the_fastest(result)
-    by_size = best["best_by_batch_size"]
-    if len(by_size) > 1:
-        rates = " · ".join(f"b{size} {entry['samples_per_second']:,.0f}/s" for size, entry in by_size.items())
-        lines.append(f"Best by batch size: {rates} (batch size changes training: --batch-size N fixes it; yours is compared at the best's)")
-    for _, failure in result.failures.drop_duplicates("failure_message").head(3).iterrows():
-        lines.append(f"Failed: {failure['config']}: {failure['failure_message']}")
-    memory = best["memory"]["end_of_epoch_bytes"]
-    if memory is not None and memory >= 1.2 * (best["memory"]["pss_bytes"] or 0) and memory >= GROWN_BYTES:
-        grown = "a dataset of Python objects is copied by every worker that reads it"
-        lines.append(f"Memory grows: {memory / 1e9:.1f} GB at the end of an epoch if it goes on as in the trial ({grown}).")
-    foreign = best["scope"]["foreign_cpu_fraction"]
-    if foreign is not None and foreign >= SHARED_FRACTION:
-        lines.append(f"Shared host: other processes took {foreign:.0%} of the CPUs meanwhile; on a quiet one the rates differ.")
-    step = [name for name, on in (("bfloat16 autocast", best["search"]["amp"]), ("torch.compile", best["search"]["compile"])) if on]
-    if step:
-        lines.append(f"The training step ran with {' and '.join(step)}: without, the ceiling and these rates are others.")
-    if result.stop_reason:
-        lines.append(f"Ended because {result.stop_reason}.")
-    lines.append("Not confirmed: one measurement a setting, so that the best one is a little flattered by luck.")
-    if best["process"]:
-        names = ", ".join(best["process"])
-        lines.append(f"`dataloader` alone does not reproduce this rate: the process needs {names} too, as below.")
-    lines.append(("Paste:\n" if best["process"] else "Paste: ") + python_snippet(best))
-    return lines
-
-
-def _not_the_fastest(result: SearchResult) -> list[str]:
-    """Why a setting that read more is not the answer, where there is one."""
-    best = result.best
-    assert best is not None
-    ranked = result.ranking
-    complete = ranked[ranked["status"] == "complete"]
-    left_out = best["search"].get("disqualified")
-    if left_out is not None:
-        complete = complete[complete["num_workers"] <= left_out["max_num_workers"]]
-    first, rate = complete.sort_values("throughput_sps", ascending=False).iloc[0], best["throughput"]
-    if first["throughput_sps"] <= rate["samples_per_second"] * (1 + TIED_FRACTION):
-        return []
-    low, best_low = first["throughput_low_sps"], rate["ci95"][0]
-    why = f"its interval begins at {low:,.0f}, that of the best at {best_low:,.0f}"
-    what = f"{first['config']} read more, {first['throughput_sps']:,.0f}/s, and less surely"
-    return [f"{what}: {why}. The higher beginning counts, or the luckiest reading would win."]
-
-
-def _row_of(rows: pd.DataFrame, setting: dict[str, Any]) -> pd.Series[Any]:
-    name = LoaderConfig.from_dict({"batch_size": None, **setting}).short()
-    row: pd.Series[Any] = rows[rows["config"] == name].iloc[0]
-    return row

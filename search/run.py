@@ -28,6 +28,7 @@ from feedrate.search.options import HIDDEN, SearchOptions, UsageError, without_p
 from feedrate.search.prepare import choose_folder, clear, describe_workload, held
 from feedrate.search.progress import Display
 from feedrate.search.request import (
+    baseline_configs,
     baseline_of,
     check_step_options,
     given_dimensions,
@@ -38,10 +39,11 @@ from feedrate.search.request import (
     versions,
 )
 from feedrate.search.result import SearchResult, conclude
-from feedrate.search.session import Session, baseline_configs
+from feedrate.search.session import Session
 from feedrate.search.space import SearchSpace
 from feedrate.search.storage import BrainError, check_address
 from feedrate.search.study import Brain
+from feedrate.search.warm_start import remembered
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.host import cpu_model
 from feedrate.trainables.resolve import WorkloadRef
@@ -135,6 +137,10 @@ def run_search(
             "baseline": baseline_of(options, described, space_).to_dict(),
             "options": options.to_json(),
         }
+        if options.warm_start is not None:
+            warm, said = remembered(options.warm_start, search, space_)
+            search["warm_start"] = [config.to_dict() for config in warm]
+            _say(console, quiet, f"note: {said}")
         with held(folder):
             clear(folder, force)
             write_atomic(folder.search, json.dumps(search, indent=2) + "\n")
@@ -181,7 +187,7 @@ def resume_search(
     options = replace(
         options, time_budget_s=time_budget_s or options.time_budget_s, max_trials=max_trials or options.max_trials
     )
-    tried = len({record["number"] for record in folder.records()[0]})
+    tried = len({record["number"] for record in folder.records()[0] if record["kind"] != "confirm"})
     if search["finished"] and options.max_trials is not None and tried >= options.max_trials:
         raise UsageError(
             f"{tried} settings were tried in {folder.path} already, and --max-trials counts them too: ask for more than {tried}"
@@ -264,7 +270,7 @@ def _search(
             options=options,
             study=search["study"],
             baselines=baseline_configs(baseline, space.values("batch_size")),
-            seeds=seed_configs(baseline, placement, space),
+            seeds=[*map(LoaderConfig.from_dict, search.get("warm_start", [])), *seed_configs(baseline, placement, space)],
             epoch_samples=search["workload"]["epoch_samples"],
             display=display,
         )
@@ -277,6 +283,6 @@ def _search(
         display.end()
     if not complete:
         raise KeyboardInterrupt
-    search["finished"] = True
+    search = folder.read_search() | {"finished": True}  # its space may have been widened
     write_atomic(folder.search, json.dumps(search, indent=2) + "\n")
     return conclude(folder, session.stop_reason)

@@ -1,4 +1,4 @@
-"""`SnappingSampler`: draws whole settings with Optuna's samplers and moves each to the nearest one not tried yet.
+"""`SnappingSampler`: draws whole settings, by expected gain or with Optuna's samplers, none of them twice.
 
 Where the meanings differ from a plain TPESampler:
   - a setting is drawn at once, made canonical and moved *before* Optuna records it, so that the study holds what was
@@ -23,10 +23,11 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from feedrate.search.domains import to_optuna
+from feedrate.search.expectation import Expectation, most_promising
 from feedrate.search.space import ALWAYS, NAMES, SearchSpace, applicable
 from feedrate.trainables.config import LoaderConfig
 
-KINDS = ("tpe", "random")
+KINDS = ("gp", "tpe", "random")
 
 
 class SpaceExhaustedError(Exception):
@@ -39,7 +40,7 @@ class SnappingSampler(BaseSampler):
     Args:
         space: what may be drawn.
         seed: of all draws.
-        kind: "tpe" or "random".
+        kind: "gp" (expectation.py), "tpe" or "random".
         tried: the settings that must not be drawn again.
     """
 
@@ -47,16 +48,41 @@ class SnappingSampler(BaseSampler):
         self, space: SearchSpace, *, seed: int, kind: str = "tpe", tried: Callable[[], AbstractSet[LoaderConfig]]
     ) -> None:
         if kind not in KINDS:
-            raise ValueError(f"--sampler must be {' or '.join(KINDS)}, not {kind!r}")
+            raise ValueError(f"--sampler must be one of {', '.join(KINDS)}, not {kind!r}")
         self._space = space
         self._distributions = to_optuna(space)
         self._seed = seed
         self._kind = kind
         self._tried = tried
+        self.max_num_workers: int | None = None
+        """More repeat data, so that their rates are not to be beaten; set by the search."""
+        self._expected: tuple[tuple[int, int], Expectation | None] | None = None
+
+    @property
+    def space(self) -> SearchSpace:
+        """What may be drawn."""
+        return self._space
+
+    def widen(self, space: SearchSpace) -> None:
+        """Draw from a wider space from now on; its choices are the same, its ranges contain the old ones."""
+        self._space, self._distributions, self._expected = space, to_optuna(space), None
+
+    def expectation(self, study: Study, number: int) -> Expectation | None:
+        """The most promising setting for a trial number, and what it may gain; None while there is too little to go by."""
+        trials = study.get_trials(deepcopy=False)
+        told = sum(trial.state.is_finished() for trial in trials)
+        if self._expected is None or self._expected[0] != (number, told):
+            found = most_promising(
+                self._space, trials, self._tried(), seed=self._seed_of(number), max_num_workers=self.max_num_workers
+            )
+            self._expected = ((number, told), found)
+        return self._expected[1]
 
     def draw(self, study: Study, number: int) -> LoaderConfig | None:
         """The setting of a trial number; None when every setting was tried. Writes nothing to the study."""
         study = copy(study)  # has no cached trials yet: Optuna renews its cache only in ask and tell of the same thread
+        if self._kind == "gp" and (expected := self.expectation(study, number)) is not None:
+            return expected.config
         inner = self._inner(number)
         drawn = self._draw_group(inner, study, ALWAYS)
         if drawn["num_workers"]:
@@ -91,11 +117,14 @@ class SnappingSampler(BaseSampler):
         return self._inner(trial.number).sample_independent(study, trial, param_name, param_distribution)
 
     def _inner(self, number: int) -> BaseSampler:
-        seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
-        if self._kind == "random":
+        seed = self._seed_of(number)
+        if self._kind != "tpe":
             return RandomSampler(seed=seed)
         # constant_liar would write to a trial that does not exist yet; running settings are in `tried` instead
         return TPESampler(seed=seed, multivariate=True, constant_liar=False)
+
+    def _seed_of(self, number: int) -> int:
+        return int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
 
     def _draw_group(self, inner: BaseSampler, study: Study, names: tuple[str, ...]) -> dict[str, Any]:
         free = {name: self._distributions[name] for name in names if name in self._distributions}

@@ -30,14 +30,17 @@ class PruningScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """CONTINUE or STOP."""
-        number = self.searcher.numbers.get(trial.trial_id)
-        if number is None:
+        request = self.searcher.requests.get(trial.trial_id)
+        if request is None:
             return str(TrialScheduler.CONTINUE)
         if result["waiting"]:
             self.searcher.session.display.waiting()
             return str(TrialScheduler.CONTINUE)
+        if request.kind == "confirm":
+            self.searcher.measured(trial.trial_id, result)
+            return str(TrialScheduler.CONTINUE)
         columns = json.loads(result["columns"])
-        if columns and self.searcher.session.should_stop(number, columns):
+        if columns and self.searcher.session.should_stop(request.number, columns):
             return str(TrialScheduler.STOP)
         return str(TrialScheduler.CONTINUE)
 

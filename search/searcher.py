@@ -14,7 +14,8 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from feedrate.search.session import Request, Session
+from feedrate.search.past import Request
+from feedrate.search.session import Session
 
 METRIC = "throughput_sps"
 MEMORY_MONITOR = "Ray's memory monitor killed a supervisor, because its node ran low on memory"
@@ -31,47 +32,62 @@ class SessionSearcher(Searcher):
     def __init__(self, session: Session, to_config: Callable[[Request], dict[str, Any]]) -> None:
         super().__init__(metric=METRIC, mode="max")
         self.session, self.to_config = session, to_config
-        self.numbers: dict[str, int] = {}
-        """Trial number by Tune's trial id, while the trial runs."""
+        self.requests: dict[str, Request] = {}
+        """What Tune's trial of this id measures, while it runs."""
         self.reasons: dict[str, str] = {}
         """What Ray said of a lost supervisor, by Tune's trial id."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"numbers": dict(self.numbers)}
+        return {}
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         """Accept Tune's call; the domains were translated when the study was opened."""
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # FINISHED is a string
-        """The next measurement, or the end."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a string
+        """The next trial, the end, or None where what still runs has to be waited for."""
         request = self.session.next()
         if request is None:
-            return str(Searcher.FINISHED)
-        self.numbers[trial_id] = request.number
+            return str(Searcher.FINISHED) if self.session.stop_reason is not None else None
+        self.requests[trial_id] = request
         return self.to_config(request)
+
+    def measured(self, trial_id: str, result: dict[str, Any]) -> None:
+        """One setting of a confirmation round is done, with others to come."""
+        request = self.requests[trial_id]
+        columns, failure = json.loads(result["columns"]), json.loads(result["failure"])
+        assert self.session.confirmation is not None
+        self.session.confirmation.measured(request.number, result["position"], columns, failure)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Record the end of a trial; called again for the same trial, it does nothing."""
-        number = self.numbers.pop(trial_id, None)
-        if number is None:
+        request = self.requests.pop(trial_id, None)
+        if request is None:
             return
-        if error or result is None or not result.get("columns"):
-            self.session.lost(number, self.reasons.pop(trial_id, ""))
+        is_lost = error or result is None or not result.get("columns")
+        if request.kind == "confirm":
+            assert self.session.confirmation is not None
+            self.session.confirmation.over(request.number, lost=is_lost)
+        elif is_lost:
+            self.session.lost(request.number, self.reasons.pop(trial_id, ""))
         else:
-            self.session.completed(number, json.loads(result["columns"]), json.loads(result["failure"]))
+            assert result is not None
+            self.session.completed(request.number, json.loads(result["columns"]), json.loads(result["failure"]))
 
     def starved(self) -> None:
         """Ray's memory monitor killed a supervisor, and Tune lost all its trials with it: which one is not known of several."""
-        self.numbers.clear()
+        self.requests.clear()
         running = self.session.running
         for request in running:
-            self.session.lost(request.number, MEMORY_MONITOR, starved=len(running) == 1)
+            if request.kind == "confirm":
+                assert self.session.confirmation is not None
+                self.session.confirmation.over(request.number, lost=True)
+            else:
+                self.session.lost(request.number, MEMORY_MONITOR, starved=len(running) == 1)
 
     def save(self, checkpoint_path: str) -> None:
         """Tune asks for a checkpoint now and then; ours is the run folder, this only names the trials."""
-        Path(checkpoint_path).write_text(json.dumps(self.numbers))
+        Path(checkpoint_path).write_text(json.dumps({id: each.number for id, each in self.requests.items()}))
 
     def restore(self, checkpoint_path: str) -> None:
-        """Take the names back."""
-        self.numbers = json.loads(Path(checkpoint_path).read_text())
+        """Nothing to take back: a search is resumed from its run folder."""

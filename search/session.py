@@ -6,38 +6,29 @@ the two leaves a record that the study does not know; `resume` tells it.
 
 from __future__ import annotations
 
-import re
+import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 from feedrate.analysis.estimate import epoch_factor, record_rate, steady_rate, step_only_sps
-from feedrate.analysis.run_folder import RunFolder
+from feedrate.analysis.rounds import TIED_FRACTION
+from feedrate.analysis.run_folder import RunFolder, write_atomic
 from feedrate.analysis.schema import SCHEMA, status
+from feedrate.search.confirmation import Confirmation
+from feedrate.search.finalists import Candidate, able, candidate_of, choose, fit_into, rounds_time_s
 from feedrate.search.options import SearchOptions
+from feedrate.search.past import Request
 from feedrate.search.progress import Display
 from feedrate.search.reconcile import tell_record
+from feedrate.search.stopping import at_ceiling, nothing_to_gain, same_failures
 from feedrate.search.study import Brain
 from feedrate.trainables.config import LoaderConfig
-from feedrate.trainables.failure import INFEASIBLE, Failure
+from feedrate.trainables.failure import Failure
 
 FIRST_TRIAL_GUESS_S = 10.0
 SHORTEST_TRIAL_S = 5.0
 EARLY_SEEDS = 2
-SAME_FAILURES = 8
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
-    """One measurement that was asked for."""
-
-    number: int
-    config: LoaderConfig
-    origin: str
-    measure_step: bool
-    max_trial_s: float
-    asked_unix_s: float
 
 
 class Session:
@@ -69,10 +60,17 @@ class Session:
     ) -> None:
         self.brain, self.folder, self.options, self.study = brain, folder, options, study
         self.epoch_samples, self.display, self.clock = epoch_samples, display, clock
+        self.search_reason: str | None = None
+        """Why no further setting is tried; rounds may still be under way."""
         self.stop_reason: str | None = None
+        """The same once everything is over."""
         self.ceilings: dict[int | None, float] = {}
         self.records: list[dict[str, Any]] = []
+        self._candidates: dict[LoaderConfig, Candidate] = {}
+        self._batch_sizes = {config.batch_size for config in baselines}
         self._num_replayed = 0
+        self.confirmation: Confirmation | None = None
+        """The rounds at the end; None until they begin."""
         self._running: dict[int, Request] = {}
         self._stopped: set[int] = set()
         self._spent_s: list[float] = []
@@ -91,18 +89,24 @@ class Session:
         self._num_replayed = len(self.records)
 
     def next(self) -> Request | None:
-        """The next measurement, or None when the search is over; `stop_reason` then says why."""
-        if self.stop_reason is None:
-            self.stop_reason = self._why_stop()
-        if self.stop_reason is not None:
-            return None
-        ask = self.brain.ask()
+        """The next trial; None where there is none now, and once `stop_reason` is set none will come."""
+        request = self._next_setting() if self.search_reason is None else None
+        if request is None and self.stop_reason is None:
+            request = self._next_round() if self.options.confirm else None
+            if not self.options.confirm or (self.confirmation is not None and self.confirmation.is_over):
+                self.stop_reason = self.search_reason
+        return request
+
+    def _next_setting(self) -> Request | None:
+        self.search_reason = self._why_stop()
+        ask = self.brain.ask() if self.search_reason is None else None
         if ask is None:
-            self.stop_reason = "every setting of the space has been tried"
+            self.search_reason = self.search_reason or "every setting of the space has been tried"
             return None
         request = Request(
+            kind="search",
             number=ask.number,
-            config=ask.config,
+            configs=(ask.config,),
             origin=ask.origin,
             measure_step=ask.config.batch_size not in self.ceilings,
             # a trial that would outlast the budget is cut short rather than not begun
@@ -112,6 +116,16 @@ class Session:
         self._running[request.number] = request
         self.display.started(request.number, request.config, request.origin)
         return request
+
+    def _next_round(self) -> Request | None:
+        if self._running:
+            return None  # what it gives may be a finalist
+        if self.confirmation is None:
+            finalists = fit_into(self._finalists(), self.seconds_left())
+            if finalists and finalists[0].is_baseline and self._at_ceiling() is not None:
+                finalists = []  # nothing can be faster than what the user has
+            self.confirmation = Confirmation(self, finalists)
+        return self.confirmation.next()
 
     def should_stop(self, number: int, columns: dict[str, Any]) -> bool:
         """Whether a running trial cannot win any more; remembered, so that its record says so."""
@@ -144,24 +158,8 @@ class Session:
             return  # told already
         if failure is not None:
             failure = failure | {"failure_message": failure["failure_message"] + self._what_fitted(request, failure)}
-        record = {
-            "schema": SCHEMA,
-            "study": self.study,
-            "number": number,
-            "attempt": 1,
-            "kind": "search",
-            "origin": request.origin,
-            "started_unix_s": request.asked_unix_s,
-            "finished_unix_s": self.clock(),
-            **request.config.to_dict(),
-            **columns,
-            **(failure or {}),
-            "stopped_early": failure is None and number in self._stopped,
-        }
-        if self.epoch_samples is not None:
-            record["epoch_samples"] = self.epoch_samples
-        self.folder.append(record)
-        self._learn(record)
+        stopped_early = failure is None and number in self._stopped
+        record = self.write(request, request.config, columns, failure, origin=request.origin, stopped_early=stopped_early)
         rate = record_rate(record, self.options.objective)
         tell_record(self.brain, record, self.options.objective)
         self._spent_s.append(record["finished_unix_s"] - record["started_unix_s"])
@@ -172,6 +170,37 @@ class Session:
                 self.ceilings[record["batch_size"]],
                 rate if request.origin == "baseline" else None,
             )
+
+    def write(
+        self,
+        request: Request,
+        config: LoaderConfig,
+        columns: dict[str, Any],
+        failure: dict[str, Any] | None,
+        *,
+        stopped_early: bool = False,
+        **more: Any,
+    ) -> dict[str, Any]:
+        """Append the record of one measurement, and learn from it; `more` are further columns."""
+        record = {
+            "schema": SCHEMA,
+            "study": self.study,
+            "number": request.number,
+            "attempt": 1,
+            "kind": request.kind,
+            "started_unix_s": request.asked_unix_s,
+            "finished_unix_s": self.clock(),
+            **config.to_dict(),
+            **columns,
+            **(failure or {}),
+            "stopped_early": stopped_early,
+            **more,
+        }
+        if self.epoch_samples is not None:
+            record["epoch_samples"] = self.epoch_samples
+        self.folder.append(record)
+        self._learn(record)
+        return record
 
     def lost(self, number: int, reason: str = "", *, starved: bool = False) -> None:
         """The trial's supervisor died. It is recorded as failed, and the setting, which may be innocent, is tried once more.
@@ -197,15 +226,15 @@ class Session:
             self.brain.enqueue(request.config, request.origin)  # refused when it was tried twice
 
     def abandon(self) -> None:
-        """The search was interrupted: what still runs is given up, and waits for `resume`."""
-        for request in self.running:
-            self._running.pop(request.number)
-            self.brain.give_up(request.number, "the search was interrupted")
+        """The search was interrupted: what still runs is given up, and waits for `resume`; a round is begun anew."""
+        for number in list(self._running):
+            self._running.pop(number)
+            self.brain.give_up(number, "the search was interrupted")
 
     @property
     def running(self) -> list[Request]:
         """Measurements asked for and not ended."""
-        return list(self._running.values())
+        return [*self._running.values(), *(self.confirmation.running if self.confirmation else [])]
 
     def seconds_left(self) -> float:
         """Of the time budget."""
@@ -220,45 +249,57 @@ class Session:
         fitted = max((size for size in sizes if size < asked), default=None)
         return f"; batch_size {fitted} fitted" if fitted is not None else ""
 
+    def _finalists(self) -> list[Candidate]:
+        """Whom rounds would measure now."""
+        return choose(list(self._candidates.values()), self.brain.max_num_workers)
+
+    def _waiting(self) -> list[LoaderConfig]:
+        """Baselines and seeds that are still to be measured."""
+        return [past.config for past in self.brain.history() if past.state == "waiting" and past.config is not None]
+
+    def _at_ceiling(self) -> str | None:
+        allowed = able(list(self._candidates.values()), self.brain.max_num_workers)
+        return at_ceiling(allowed, self.ceilings, self._batch_sizes, self._waiting())
+
     def _why_stop(self) -> str | None:
         tried = self.brain.counts().told + len(self._running)
         if self.options.max_trials is not None and tried >= self.options.max_trials:
             return f"{self.options.max_trials} settings were tried (--max-trials)"
         mine = self.records[self._num_replayed :]  # a resumed search may follow a repair of the workload
-        last = [_reason(record) for record in mine[-SAME_FAILURES:]]
-        if len(last) == SAME_FAILURES and last[0] is not None and len(set(last)) == 1:
-            return f"the last {SAME_FAILURES} settings failed for the same reason"
+        if (reason := same_failures(mine)) is not None:
+            return reason
         recent = self._spent_s[-5:]
         expected_s = sum(recent) / len(recent) if recent else min(FIRST_TRIAL_GUESS_S, self.options.time_budget_s / 3)
-        if self._spent_s and self.seconds_left() < expected_s:
+        kept_s = rounds_time_s(self._finalists(), self.options.time_budget_s) if self.options.confirm else 0.0
+        if self._spent_s and self.seconds_left() - kept_s < expected_s:
             return "the time budget is spent (--time-budget)"
-        return None
+        if self.options.keep_going:
+            return None
+        if (reason := self._at_ceiling()) is not None or self._waiting():
+            return reason
+        reason = nothing_to_gain(self.brain.expected_gain(), self.brain.counts().told)
+        return None if reason is not None and self._extended() else reason
+
+    def _extended(self) -> bool:
+        """Whether there is more to try after all, because the best setting is on the edge of a default range."""
+        allowed = able(list(self._candidates.values()), self.brain.max_num_workers)
+        best = max(allowed, key=lambda each: each.rate.low_sps)
+        fewer = [each for each in allowed if each.config.num_workers < best.config.num_workers]
+        if any(each.rate.sps >= best.rate.sps * (1 - TIED_FRACTION) for each in fewer):
+            return False  # it levels off inside the range
+        space = self.brain.extend(best.config)
+        if space is None:
+            return False
+        search = self.folder.read_search()
+        write_atomic(self.folder.search, json.dumps(search | {"space": space.to_json()}, indent=2) + "\n")
+        self.display.say(f"{best.name} is on the edge of the default range: now up to {space.values('num_workers')[-1]} workers")
+        return True
 
     def _learn(self, record: dict[str, Any]) -> None:
         self.records.append(record)
+        candidate = candidate_of(record, self.options.objective)
+        if candidate is not None:
+            self._candidates[candidate.config] = candidate
         ceiling = step_only_sps(record)
         if ceiling is not None and record["batch_size"] not in self.ceilings:
             self.ceilings[record["batch_size"]] = ceiling
-
-
-def _reason(record: dict[str, Any]) -> str | None:
-    """Why a trial failed; samples, processes and times differ where the reason does not, sizes that do not fit matter."""
-    message = record.get("failure_message")
-    if message is None or record.get("failure_kind") in INFEASIBLE:
-        return message
-    return re.sub(r"\d+", "#", message)
-
-
-def baseline_configs(baseline: LoaderConfig, batch_sizes: Sequence[int | None]) -> list[LoaderConfig]:
-    """The baseline at every batch size, its own first: speed-ups compare equal batch sizes."""
-    ordered = sorted(batch_sizes, key=lambda size: size != baseline.batch_size)
-    return [replace(baseline, batch_size=size) for size in ordered]
-
-
-def rules_of_thumb(batch_size: int | None, num_cpus: int, accelerator: bool) -> list[LoaderConfig]:
-    """Settings that people use without measuring (PEERS.md 3c): 0, 2, one a CPU, 8 and 16 workers."""
-    workers = dict.fromkeys([0, num_cpus, 8, 2, 16])
-    return [
-        LoaderConfig(num_workers=number, batch_size=batch_size, pin_memory=accelerator, persistent_workers=number > 0)
-        for number in workers
-    ]

@@ -7,9 +7,9 @@ no setting can be spelled twice. Knows neither Ray nor Optuna.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -28,6 +28,8 @@ WITH_WORKERS = ("prefetch_factor", "persistent_workers", *OPT_IN)
 """Dimensions that exist only with one worker or more."""
 NAMES = ALWAYS + WITH_WORKERS
 MAX_SIZE = 1_000_000
+MOST_WORKERS = 256
+"""A default range is not extended beyond this."""
 _DEFAULT = Choice((None,))
 _SAMPLER_ORDER = Choice((True,))
 
@@ -89,6 +91,19 @@ class SearchSpace:
         defaulted = frozenset(defaults) - set(given)
         return cls(has_accelerator=has_accelerator, defaulted=defaulted, **(defaults | given))
 
+    def extended(self, config: LoaderConfig) -> SearchSpace | None:
+        """A wider space for a best setting on the edge of a range that nobody asked for; None where it is not there.
+
+        Only num_workers is a default range: a larger batch size is nearly always faster and changes training, and deeper
+        prefetching is a list of choices.
+        """
+        workers = self.num_workers
+        if "num_workers" not in self.defaulted or not isinstance(workers, Range) or config.num_workers < workers.high:
+            return None
+        if workers.high >= MOST_WORKERS:
+            return None
+        return replace(self, num_workers=Range(workers.low, min(2 * workers.high, MOST_WORKERS)))
+
     def values(self, name: str) -> tuple[Any, ...]:
         """Every value of one dimension."""
         dimension: Dimension = getattr(self, name)
@@ -124,6 +139,44 @@ class SearchSpace:
             if candidate not in tried:
                 return candidate
         return None
+
+    def numbers(self, rows: Sequence[int] | None = None) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Settings as numbers, in the order of configs(), shape (settings, len(NAMES)): what a number is, 0 for None; else the position of a choice.
+
+        Args:
+            rows: positions in configs(); None is all of them.
+        """
+        table = self._table if rows is None else self._table[np.asarray(rows)]
+        columns = [self._codes(name)[table[:, index]] for index, name in enumerate(NAMES)]
+        return np.stack(columns, axis=1)
+
+    def numbers_of(self, configs: Sequence[LoaderConfig]) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """The same for settings that need not be in the space; choices that it does not have come after those it has."""
+        made = np.zeros((len(configs), len(NAMES)))
+        for row, config in enumerate(configs):
+            for index, name in enumerate(NAMES):
+                value, values = getattr(config, name), self.values(name)
+                if name in LEAST:
+                    made[row, index] = 0.0 if value is None else float(value)
+                else:
+                    made[row, index] = float(values.index(value) if value in values else len(values))
+        return made
+
+    def rows_near(self, config: LoaderConfig) -> np.ndarray[Any, np.dtype[np.intp]]:
+        """Positions in configs() of the settings that differ from one in a single dimension at most."""
+        indices = []
+        for name in NAMES:
+            value, values = getattr(config, name), self.values(name)
+            indices.append(values.index(value) if value in values else 0 if not config.num_workers else -1)
+        return np.flatnonzero((self._table != indices).sum(axis=1) <= 1)
+
+    def config_at(self, row: int) -> LoaderConfig:
+        """The setting at a position in configs()."""
+        return self._config(row)
+
+    def _codes(self, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+        values = self.values(name)
+        return np.array([0.0 if value is None else float(value) for value in values] if name in LEAST else range(len(values)), dtype=float)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, for `search.json`."""

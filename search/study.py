@@ -17,6 +17,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -50,7 +51,6 @@ class Brain:
         self.study, self.run_id = study, run_id
         self._storage, self._sampler = storage, sampler
         self._study_id = storage.get_study_id_from_name(study.study_name)
-        self.max_num_workers: int | None = None  # more repeat data; set by the search
         self._trials: list[Past] = []  # position is the trial number
         for frozen in study.get_trials(deepcopy=False):
             self._remember(frozen)
@@ -65,7 +65,7 @@ class Brain:
         run_id: str | None = None,
         space: SearchSpace,
         seed: int = 0,
-        sampler: str = "tpe",
+        sampler: str = "gp",
     ) -> Brain:
         """Open the study, or make it, at a database address or (None) in a journal file.
 
@@ -102,6 +102,27 @@ class Brain:
         if config is None:
             return None
         return Ask(self.add(TrialState.RUNNING, config, SAMPLER).number, config, SAMPLER)
+
+    @property
+    def max_num_workers(self) -> int | None:
+        """More workers than this repeat data, so that their rates are not to be beaten; None where none do."""
+        return self._sampler.max_num_workers
+
+    @max_num_workers.setter
+    def max_num_workers(self, most: int | None) -> None:
+        self._sampler.max_num_workers = most
+
+    def extend(self, config: LoaderConfig) -> SearchSpace | None:
+        """Widen the space where the best setting is on the edge of a default range; None where it is not."""
+        space = self._sampler.space.extended(config)
+        if space is not None:
+            self._sampler.widen(space)
+        return space
+
+    def expected_gain(self) -> float | None:
+        """By how much, as a fraction, the most promising untried setting is expected to raise the best rate."""
+        expected = with_retry(lambda: self._sampler.expectation(copy(self.study), len(self._trials)))
+        return None if expected is None else expected.gain_fraction
 
     def report(self, number: int, step: int, value_sps: float, half_width_fraction: float | None = None) -> None:
         """What a running trial measured in its first `step` windows; a step that was reported already is ignored.

@@ -19,7 +19,7 @@ from feedrate.trainables.supervise import Template
 
 
 class Supervisor(tune.Trainable):
-    """One trial after another on the resources that Ray gave this actor."""
+    """One trial after another on the resources that Ray gave this actor; a confirmation round is one of several settings."""
 
     def setup(self, config: dict[str, Any]) -> None:
         """Start the template; the first trial begins with it."""
@@ -35,8 +35,12 @@ class Supervisor(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Wait for the trial's next news: a look at its windows, its end, or that it waits for the host."""
-        assert self._events is not None
+        """Wait for the trial's next news: a look at its windows, its end, or that it waits for the host.
+
+        Of a confirmation round the end of every setting is news, and then that of the round.
+        """
+        if self._events is None:
+            return self._result(done=True)  # the last setting of a round was told already
         columns: dict[str, Any] = {}
         failure = None
         for event in self._events:
@@ -45,15 +49,20 @@ class Supervisor(tune.Trainable):
                 return self._result(waiting=True)
             if kind == "progress":
                 columns = event["columns"]
-                if len(columns["window_duration_s"]) in LOOKS and len(columns["window_duration_s"]) > self._looked:
-                    self._looked = len(columns["window_duration_s"])
+                num_windows = len(columns["window_duration_s"])
+                if not self._is_round and num_windows in LOOKS and num_windows > self._looked:
+                    self._looked = num_windows
                     return self._result(columns=columns)
             elif kind == "result":
                 columns = event["columns"]
             elif kind == "failure":
                 failure = {key: value for key, value in event.items() if key.startswith("failure_")}
         self._end()
-        return self._result(columns=columns, failure=failure, done=True)
+        told = self._result(columns=columns, failure=failure, done=not self._is_round)
+        self._position += 1
+        if self._position < len(self._request["configs"]):
+            self._measure()
+        return told
 
     def cleanup(self) -> None:
         """End the child and the template."""
@@ -62,24 +71,30 @@ class Supervisor(tune.Trainable):
             self._template.close()
 
     def _begin(self, config: dict[str, Any]) -> None:
-        request = json.loads(config["request"])
+        self._request = json.loads(config["request"])
         if self._template is None:
             self._template = Template(
-                WorkloadRef(**request.pop("workload")),
-                cpus=_affinity(request["cpus_per_trial"]),
-                threads=request["threads"],
-                environment=_user_environment(request["environment"], request["gpus_per_trial"]),
+                WorkloadRef(**self._request["workload"]),
+                cpus=_affinity(self._request["cpus_per_trial"]),
+                threads=self._request["threads"],
+                environment=_user_environment(self._request["environment"], self._request["gpus_per_trial"]),
             )
+        self._is_round = self._request["kind"] == "confirm"
+        self._position = 0
+        self._measure()
+
+    def _measure(self) -> None:
+        assert self._template is not None
         self._looked = 0
         self._events = self._template.run(
             {
                 "op": "measure",
-                "config": request["config"],
-                "options": request["options"],
-                "allocated_cpus": request["cpus_per_trial"],
-                "keep": True,  # where making the step takes long
+                "config": self._request["configs"][self._position],
+                "options": self._request["options"],
+                "allocated_cpus": self._request["cpus_per_trial"],
+                "keep": not self._is_round,  # where making the step takes long; rounds start afresh every time
             },
-            max_s=request["options"]["max_trial_s"],
+            max_s=self._request["options"]["max_trial_s"],
         )
 
     def _end(self) -> None:
@@ -99,6 +114,7 @@ class Supervisor(tune.Trainable):
         return {
             "columns": json.dumps(columns or {}),
             "failure": json.dumps(failure),
+            "position": self._position,
             "waiting": waiting,
             "throughput_sps": 0.0,  # Tune wants its metric in every result; the session computes the real one
             "done": done,

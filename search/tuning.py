@@ -12,9 +12,10 @@ from ray.exceptions import OutOfMemoryError
 
 from feedrate.search.engine import Placement
 from feedrate.search.options import SearchOptions
+from feedrate.search.past import Request
 from feedrate.search.scheduler import PruningScheduler
 from feedrate.search.searcher import SessionSearcher
-from feedrate.search.session import Request, Session
+from feedrate.search.session import Session
 from feedrate.search.trainable import Supervisor
 from feedrate.trainables.failure import chain
 from feedrate.trainables.resolve import WorkloadRef
@@ -23,6 +24,8 @@ USER_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Ray sets the first of them in its workers; trials get the values of the user's own shell, absent ones too."""
 
 
+ROUND_SEED = 500_000
+"""Rounds are seeded from here on, so that they see other data than the trials which chose the finalists."""
 MAX_MEMORY_KILLS = 20
 """Ray's memory monitor may end so many trials of a search: each ends Tune's whole run, which is then begun anew."""
 
@@ -105,10 +108,12 @@ def _to_config(placement: Placement, ref: WorkloadRef, options: SearchOptions) -
     def to_config(request: Request) -> dict[str, Any]:
         body = {
             "workload": ref.to_json(),
-            "config": request.config.to_dict(),
+            "kind": request.kind,
+            "configs": [config.to_dict() for config in request.configs],
             "options": {
                 "max_trial_s": request.max_trial_s,
-                "seed": options.seed * 1_000_003 + request.number,  # another place of the data in every trial
+                # another place of the data in every trial; the same one for all settings of a round
+                "seed": options.seed * 1_000_003 + request.number + (ROUND_SEED if request.kind == "confirm" else 0),
                 "measure_step": request.measure_step,
                 "objective": options.objective,
                 "epoch_samples": options.epoch_samples,

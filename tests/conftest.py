@@ -42,7 +42,8 @@ def workload(**changed):
         "optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.01),
     } | changed)
 '''
-QUICK = ["--batch-size", "16", "--num-workers", "0..8", "--max-trial-s", "2"]
+CONFIRMED = ["--batch-size", "16", "--num-workers", "0..8", "--max-trial-s", "2", "--keep-going"]
+QUICK = [*CONFIRMED, "--no-confirm"]
 
 
 class Command:
@@ -197,10 +198,10 @@ def feedrate(start):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, home):
-    """One finished search of four settings; read it, do not change it. It has .run, .code, .stdout, .stderr, .left."""
+    """One finished search of four settings and its rounds; read it, do not change it. It has .run, .code, .stdout, .stderr, .left."""
     cwd = tmp_path_factory.mktemp("finished")
     (cwd / "toy.py").write_text(TOY)
-    command = Command("search", "toy.py:workload", *QUICK, "--max-trials", "4", "--seed", "3", cwd=cwd, home=home)
+    command = Command("search", "toy.py:workload", *CONFIRMED, "--max-trials", "4", "--seed", "3", cwd=cwd, home=home)
     try:
         command.code = command.wait()
         command.left = command.alive()

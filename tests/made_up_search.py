@@ -8,7 +8,8 @@ from synthetic import record
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.search.options import SearchOptions
 from feedrate.search.progress import Display
-from feedrate.search.session import Session, baseline_configs
+from feedrate.search.request import baseline_configs
+from feedrate.search.session import Session
 from feedrate.search.space import Choice, Range, SearchSpace
 from feedrate.search.study import Brain
 from feedrate.trainables.config import LoaderConfig
@@ -27,6 +28,8 @@ FOUR = SearchSpace.default(
     },
 )
 TORCH_DEFAULT = LoaderConfig(num_workers=0, batch_size=64)
+DEFAULTS = {"time_budget_s": 1e6, "confirm": False, "keep_going": True}
+"""Tests of confirmation and of the stop rules ask for them."""
 NOT_MEASURED = {
     "schema", "study", "number", "attempt", "kind", "origin", "stopped_early", "started_unix_s", "finished_unix_s",
     *LoaderConfig.__dataclass_fields__,
@@ -61,18 +64,21 @@ def measured(request, *, rate_sps=None, num_windows=20):
 class Search:
     """A search in a folder: opened as the driver does it, and run without Ray."""
 
-    def __init__(self, path, *, space=SPACE, brain=Brain, seeds=(), seed=1, text=None, **options):
+    def __init__(self, path, *, space=SPACE, brain=Brain, seeds=(), seed=1, text=None, storage=None, **options):
         self.clock = Clock()
         self.folder = RunFolder(path)
         path.mkdir(exist_ok=True)
-        self.brain = brain.open(None, self.folder.journal, study_name="s", space=space, seed=seed)
+        asked = SearchOptions(**DEFAULTS | {"seed": seed} | options)
+        self.brain = brain.open(
+            storage, self.folder.journal, study_name="s", space=space, seed=seed, sampler=asked.sampler
+        )
         records, _ = self.folder.records()
         self.reconciled = self.brain.reconcile(records)
         console = Console(file=text or io.StringIO(), width=200)
         self.session = Session(
             brain=self.brain,
             folder=self.folder,
-            options=SearchOptions(**{"time_budget_s": 1e6, "seed": seed} | options),
+            options=asked,
             study="s",
             baselines=baseline_configs(TORCH_DEFAULT, space.values("batch_size")),
             seeds=list(seeds),

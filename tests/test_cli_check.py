@@ -174,7 +174,7 @@ def test_the_bundled_workloads_pass(capfd, name):
 def test_a_search_does_not_choose_workers_that_repeat_data(feedrate, tmp_path):
     """Yours is measured with its 2 workers; the answer has 1 at most, and all of it is said and recorded."""
     (tmp_path / "mine.py").write_text(WORKLOADS)
-    command = feedrate("search", "mine.py:stream", "--max-trials", "3", "--max-trial-s", "2")
+    command = feedrate("search", "mine.py:stream", "--max-trials", "3", "--max-trial-s", "2", "--keep-going", "--no-confirm")
     assert command.code == 0, command.stderr
     run = tmp_path / "feedrate-runs" / "stream-1"
     search = json.loads((run / "search.json").read_text())
@@ -206,7 +206,7 @@ def test_allow_duplicates_searches_them_and_says_so(feedrate, tmp_path):
     """What is asked for is done."""
     (tmp_path / "mine.py").write_text(WORKLOADS)
     arguments = ("--num-workers", "2", "--prefetch-factor", "2", "--persistent-workers", "false", "--max-trial-s", "2")
-    command = feedrate("search", "mine.py:stream", *arguments, "--allow-duplicates", "--max-trials", "1")
+    command = feedrate("search", "mine.py:stream", *arguments, "--allow-duplicates", "--max-trials", "1", "--no-confirm")
     assert command.code == 0, command.stderr
     assert "--allow-duplicates: settings that repeat data are searched" in command.stderr
     search = json.loads((tmp_path / "feedrate-runs" / "stream-1" / "search.json").read_text())

@@ -23,7 +23,7 @@ def failures(run):
 def test_a_search_over_settings_that_fail_in_many_ways_finds_the_one_that_does_not(feedrate, tmp_path):
     """Exceptions, crashes, hangs and exits become failures of their settings; the others are measured."""
     before = files()
-    space = ["--num-workers", "0..6", "--batch-size", "16", "--prefetch-factor", "2", "--max-trials", "13"]
+    space = ["--num-workers", "0..6", "--batch-size", "16", "--prefetch-factor", "2", "--max-trials", "13", "--keep-going", "--no-confirm"]
     command = feedrate("search", f"{PATH}:by_workers", *space, "--max-trial-s", "2", "--out", "run", timeout_s=240)
     assert command.code == 0, command.stderr
     found = failures(tmp_path / "run")
@@ -65,7 +65,7 @@ def check_monitor(feedrate, start, tmp_path, folder, threshold, port):
         RAY_memory_usage_threshold=f"{threshold:.4f}",
     )
     head.until(lambda: "--block" in head.stdout, within_s=120)
-    space = ["--num-workers", "0,2", "--batch-size", "16", "--prefetch-factor", "2", "--max-trials", "3"]
+    space = ["--num-workers", "0,2", "--batch-size", "16", "--prefetch-factor", "2", "--max-trials", "3", "--keep-going", "--no-confirm"]
     command = feedrate(
         *("search", f"{PATH}:grows", "--address", f"127.0.0.1:{port}", *space, "--max-trial-s", "10", "--out", "run"),
         timeout_s=240,

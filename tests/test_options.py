@@ -71,7 +71,7 @@ def test_an_impossible_setting_is_refused(text, sentence):
         ({"gpus_per_trial": -1}, "--gpus-per-trial must be 0 or more, not -1"),
         ({"threads": 0}, "--threads must be 1 or more, not 0"),
         ({"objective": "fastest"}, "--objective must be one of epoch, steady, not 'fastest'"),
-        ({"sampler": "grid"}, "--sampler must be one of tpe, random, not 'grid'"),
+        ({"sampler": "grid"}, "--sampler must be one of gp, tpe, random, not 'grid'"),
         ({"amp": "fp16"}, "--amp must be one of bf16, not 'fp16'"),
     ],
 )

@@ -10,10 +10,10 @@ import pytest
 from synthetic import design_best, record, small_run, write_run
 
 from feedrate.analysis import load_run
-from feedrate.analysis.figures import throughput_figure, timeline_figure
+from feedrate.analysis.figures import batch_size_figure, throughput_figure, timeline_figure
 from feedrate.analysis.page import render_page, write_page
 from feedrate.analysis.run_folder import RunError
-from feedrate.analysis.summary import ranking
+from feedrate.analysis.summary import best_by_batch_size, ranking
 
 HOSTILE = """</script><script>alert(1)</script><img src=x onerror=alert(2)> " ' & $title ${body} --> <!-- %{x} </td>"""
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -60,7 +60,7 @@ def test_the_answer_comes_first_and_every_section_is_there(tmp_path: Path) -> No
     """Answer, plots, ranking, failures, machine, how to repeat it: in this order, each under its heading."""
     text, page = rendered(tmp_path, small_run(), best=design_best())
     assert [each.get("id") for each in page.all("h2")] == [
-        "answer", "throughput", "timeline", "ranking", "batch-sizes", "failures", "machine", "repeat",
+        "answer", "throughput", "sizes", "timeline", "ranking", "batch-sizes", "failures", "machine", "repeat",
     ]  # fmt: skip
     assert len(page.all("h1")) == 1
     assert "b64 w6 p4 pin pers trains 1,843 samples/s, 4.46x the baseline" in page.text["p"]
@@ -179,7 +179,7 @@ def test_people_who_do_not_see_the_plots_get_the_same(tmp_path: Path) -> None:
     assert len(page.all("caption")) == len(page.all("table")) > 3
     assert all(each.get("scope") in ("col", "row") for each in page.all("th"))
     plots = [each for each in page.all("div") if each.get("role") == "img"]
-    assert [bool(each["aria-label"]) for each in plots] == [True, True]
+    assert [bool(each["aria-label"]) for each in plots] == [True, True, True]
     assert len(page.all("figcaption")) == 2
     assert len(page.all("noscript")) == 1
     assert "prefers-color-scheme: dark" in text
@@ -209,3 +209,17 @@ def test_a_page_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     run = load_run(write_run(tmp_path, []))
     with pytest.raises(RunError, match=r"cannot be written: No such file or directory. Name another file"):
         write_page(run, tmp_path / "none" / "report.html")
+
+
+def test_throughput_by_batch_size_has_its_knee_and_the_steps_own_rate(tmp_path: Path) -> None:
+    """The best setting at 32 and at 64 beside the training step alone; no such plot for one batch size."""
+    run = load_run(write_run(tmp_path / "two", small_run()))
+    figure = batch_size_figure(run, best_by_batch_size(run))
+    assert figure is not None
+    assert [list(trace.x) for trace in figure.data] == [[32, 64], [32, 64]]
+    assert list(figure.data[0].y) == pytest.approx([1500.0, 2000.0])
+    text, page = rendered(tmp_path / "page", small_run())
+    assert "Throughput by batch size" in "".join(page.text["h2"])
+    assert "From batch size 64 on, larger batches gain less than 5 %" in text
+    one, _ = rendered(tmp_path / "one", [record(1)])
+    assert "Throughput by batch size" not in one

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 from feedrate.analysis import load_run, sections
 from feedrate.analysis.best import best_schema, check_best, load_best
 from feedrate.analysis.run_folder import RunFolder
-from feedrate.search.result import conclude, explain, print_result
+from feedrate.search.result import conclude
+from feedrate.search.wording import explain, print_result
 
 OVER = "12 settings were tried (--max-trials)"
 
@@ -244,7 +245,7 @@ def test_yours_may_be_the_best(concluded):
     text = printed(result)
     assert "best (yours)" in text
     assert "1.00x" in text
-    assert "No significant gain over yours was seen." in explain(result)
+    assert "Nothing faster than yours was found: keep it." in explain(result)
 
 
 def test_a_compute_bound_training_is_told_so(concluded):
@@ -296,3 +297,54 @@ def test_the_state_of_the_page_cache_is_in_the_scope(concluded):
     assert result.best["scope"]["cache"] == "mixed"
     assert "samples came from storage" in result.best["verdict_evidence"]
     assert any("CPU quota ran out in 50% of its periods" in line for line in explain(result))
+
+
+def in_rounds(rates, num_rounds=6):
+    """Records of confirmation rounds: number of workers -> rate; the baseline has 0."""
+    return [
+        record(
+            number, num_workers=workers, rate_sps=sps * (1 + 0.004 * (-1) ** number), kind="confirm", round=number,
+            position=position, origin="finalist" if workers else "baseline",
+        )
+        for number in range(1, num_rounds + 1)
+        for position, (workers, sps) in enumerate(rates.items())
+    ]  # fmt: skip
+
+
+def test_rounds_decide_over_what_was_read_before(concluded):
+    """w8 read 1,200 once; in the rounds w4 is as fast, and cheaper. The speed-up is that of the rounds."""
+    searched = [baseline(), record(1, num_workers=8, rate_sps=1200.0), record(2, num_workers=4, rate_sps=990.0)]
+    result = concluded([*searched, *in_rounds({0: 500.0, 4: 1000.0, 8: 1002.0})])
+    best = result.best
+    assert (best["dataloader"]["num_workers"], best["confirmed"]) == (4, True)
+    assert best["throughput"]["samples_per_second"] == pytest.approx(1000.0, rel=0.01)
+    assert best["baseline"]["speedup"] == pytest.approx(2.0, rel=0.001)
+    low, high = best["baseline"]["speedup_ci95"]
+    assert high - low < 0.1
+    assert [entry["num_workers"] for entry in best["tied_with"]] == [8]
+    assert (best["search"]["num_trials"], best["search"]["num_rounds"]) == (3, 6)
+    text = printed(result)
+    assert "Confirmed in 6 interleaved rounds." in text
+    assert "Not confirmed" not in text
+    assert "read more" not in text
+
+
+def test_a_gain_that_rounds_do_not_show_is_said(concluded):
+    """Yours, 8 workers, and 2 workers are as fast: the answer is cheaper, and no gain is claimed."""
+    yours = record(0, num_workers=8, rate_sps=1000.0, origin="baseline")
+    rounds = [
+        each | {"origin": "baseline" if each["num_workers"] == 8 else "finalist"} for each in in_rounds({8: 1000.0, 2: 1001.0})
+    ]
+    text = printed(concluded([yours, record(1, num_workers=2, rate_sps=1050.0), *rounds]))
+    assert "No significant gain over yours, but it is cheaper." in text
+    again = [each | {"origin": "finalist" if each["num_workers"] == 8 else "baseline"} for each in in_rounds({8: 800.0, 2: 1001.0})]
+    first = record(0, num_workers=2, rate_sps=1000.0, origin="baseline")
+    text = printed(concluded([first, record(1, num_workers=8, rate_sps=1050.0), *again]))
+    assert "Nothing faster than yours was found: keep it." in text
+
+
+def test_what_could_not_be_told_apart_is_named(concluded):
+    """Three rounds, 1.2 % behind: time ran out."""
+    searched = [baseline(), record(1, num_workers=8, rate_sps=1000.0), record(2, num_workers=4, rate_sps=990.0)]
+    text = printed(concluded([*searched, *in_rounds({0: 500.0, 4: 988.0, 8: 1000.0}, 3)]))
+    assert "Confirmed in 3 interleaved rounds; b64 w4 p2 could not be told apart from it in that time." in text

@@ -49,14 +49,20 @@ def test_progress_comes_on_stderr_the_baseline_first(finished):
     assert "CPU" in timed[0]
     assert timed[1].startswith("yours: b16 w0")
     assert timed[2].startswith("ceiling at b16 (no loading): ")
-    assert [line.split(":")[0] for line in timed[3:]] == ["trial 1", "trial 2", "trial 3"]
+    assert [line.split(":")[0] for line in timed[3:6]] == ["trial 1", "trial 2", "trial 3"]
+    assert timed[6].startswith("confirming in interleaved rounds: ")
+    rounds = [line.split(":")[0] for line in timed[7:]]
+    assert rounds == sorted(rounds)
+    assert {"round 1", "round 2", "round 3"} <= set(rounds)
 
 
 def test_best_json_goes_into_a_dataloader(finished):
-    """It beats the user's own setting, which waits for its samples; it is not called confirmed."""
+    """It beats the user's own setting, which waits for its samples, by differences inside rounds."""
     best = json.loads((finished.run / "best.json").read_text())
     check_best(best)
-    assert best["confirmed"] is False
+    assert best["confirmed"] is True
+    assert best["search"]["num_rounds"] >= 3
+    assert best["search"]["num_trials"] == 4
     assert best["dataloader"]["num_workers"] > 0
     assert best["baseline"]["speedup"] > 1.5
     assert best["verdict"]
@@ -67,12 +73,26 @@ def test_best_json_goes_into_a_dataloader(finished):
 
 def test_records_and_study_agree(finished):
     """Every trial is recorded and told once, with the same outcome; none is left running."""
-    kept = records(finished.run)
+    kept = [record for record in records(finished.run) if record["kind"] == "search"]
     assert len(kept) == 4
-    for record in kept:
+    for record in records(finished.run):
         check_record(record)
     told = states(open_storage(None, finished.run / "study.journal"))
     assert told == [(record["number"], STATES[status(record)]) for record in kept]
+
+
+def test_every_measurement_of_a_round_is_a_fresh_process(finished):
+    """Baseline and finalists, in one order and then in its reverse; each sets itself up anew."""
+    rounds = {}
+    for record in records(finished.run):
+        if record["kind"] == "confirm":
+            rounds.setdefault(record["round"], []).append(record)
+    orders = {number: [record["num_workers"] for record in each] for number, each in rounds.items()}
+    assert orders[2] == orders[1][::-1]
+    assert 0 in orders[1]
+    assert {record["origin"] for record in rounds[1]} == {"baseline", "finalist"}
+    assert all(record["setup_s"] > 0 for each in rounds.values() for record in each)
+    assert "Confirmed in " in finished.stdout
 
 
 def test_a_trial_runs_as_the_users_own_program_would(finished):
@@ -168,6 +188,7 @@ def test_a_setting_that_fails_is_a_failed_trial_and_the_others_go_on(feedrate, t
     command = feedrate(
         "search", "mixed.py:picky", "--batch-size", "16", "--num-workers", "0,2,3", "--prefetch-factor", "2",
         "--persistent-workers", "true", "--max-trial-s", "2", "--out", "out", "--storage", "sqlite:///study.db",
+        "--keep-going", "--no-confirm",
     )  # fmt: skip
     assert command.code == 0, command.stderr
     kept = {record["num_workers"]: record for record in records(tmp_path / "out")}
@@ -205,7 +226,9 @@ from feedrate.trainables.config import LoaderConfig
 environment = dict(os.environ)
 result = run_search(
     toy.workload,
-    options=SearchOptions(max_trials=3, max_trial_s=2.0, baseline=LoaderConfig(num_workers=1, batch_size=16)),
+    options=SearchOptions(
+        max_trials=3, max_trial_s=2.0, baseline=LoaderConfig(num_workers=1, batch_size=16), confirm=False, keep_going=True
+    ),
     space={"num_workers": tune.randint(0, 5), "batch_size": tune.choice([16]), "prefetch_factor": 2},
     out="from-python",
     quiet=True,

@@ -26,7 +26,8 @@ def rate(config):
 def add(study, sampler, config, value):
     distributions = sampler.distributions(config)
     params = {name: getattr(config, name) for name in distributions}
-    study.add_trial(create_trial(params=params, distributions=distributions, value=value))
+    attrs = {"config": config.to_dict()}
+    study.add_trial(create_trial(params=params, distributions=distributions, value=value, user_attrs=attrs))
 
 
 def replay(seed, count, *, kind="tpe", space=SPACE, restart_at=None):
@@ -46,7 +47,7 @@ def replay(seed, count, *, kind="tpe", space=SPACE, restart_at=None):
     return tried
 
 
-@pytest.mark.parametrize("kind", ["tpe", "random"])
+@pytest.mark.parametrize("kind", ["gp", "tpe", "random"])
 def test_same_measurements_same_suggestions(kind):
     """The draws depend on seed, number and history alone, across a restart too."""
     first = replay(3, 30, kind=kind)
@@ -55,7 +56,7 @@ def test_same_measurements_same_suggestions(kind):
     assert replay(4, 30, kind=kind) != first
 
 
-@pytest.mark.parametrize("kind", ["tpe", "random"])
+@pytest.mark.parametrize("kind", ["gp", "tpe", "random"])
 def test_never_twice_until_exhausted(kind):
     """Every setting of a small space is drawn once, then there is none."""
     drawn = replay(0, TINY.size() + 1, kind=kind, space=TINY)
@@ -152,8 +153,8 @@ def test_a_tell_is_seen_by_the_next_draw():
 
 def test_unknown_kind():
     """A sampler that does not exist is refused with those that do."""
-    with pytest.raises(ValueError, match="tpe or random"):
-        SnappingSampler(SPACE, seed=0, kind="gp", tried=set)
+    with pytest.raises(ValueError, match="gp, tpe, random"):
+        SnappingSampler(SPACE, seed=0, kind="cma", tried=set)
 
 
 def test_fast_at_a_thousand_trials():

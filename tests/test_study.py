@@ -109,7 +109,7 @@ def test_tells_are_idempotent(opened):
         brain.tell_pruned(99)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("sampler", ["gp", "tpe", "random"])
 def test_exhausted_space_ends(opened, sampler):
     """A small space is asked through without a repetition, failures included; then there is nothing to ask."""
     brain = opened(space=TINY, sampler=sampler)
@@ -223,9 +223,9 @@ def landscape(config):
     return rate * (1.03 if config.pin_memory else 1.0) * (1.04 if config.persistent_workers else 1.0)
 
 
-def simulate(seed, journal, num_trials=40):
+def simulate(seed, journal, sampler, num_trials=40):
     """Rate of the winner as a fraction of the optimum, and the number of windows that were measured."""
-    brain = Brain.open(None, journal, study_name="s", space=SPACE, seed=seed)
+    brain = Brain.open(None, journal, study_name="s", space=SPACE, seed=seed, sampler=sampler)
     rng, windows = np.random.default_rng(seed), 0
     brain.enqueue(LoaderConfig(num_workers=0, batch_size=32), "baseline")
     brain.enqueue(LoaderConfig(num_workers=8, batch_size=32, pin_memory=True), "seed")
@@ -250,10 +250,15 @@ def simulate(seed, journal, num_trials=40):
     return landscape(winner.config) / max(map(landscape, SPACE.configs())), windows
 
 
-def test_finds_a_good_setting_under_noise(tmp_path):
-    """With 15 % noise per window, 40 trials of 1,542 settings end within 10 % of the best, at 80 % of the windows."""
-    fractions, windows = zip(*(simulate(seed, tmp_path / f"{seed}.journal") for seed in range(5)), strict=True)
-    assert min(fractions) > 0.90, fractions
+@pytest.mark.parametrize(("sampler", "least", "most_windows"), [("gp", 0.93, 0.95), ("tpe", 0.90, 0.8)])
+def test_finds_a_good_setting_under_noise(tmp_path, sampler, least, most_windows):
+    """With 15 % noise per window, 40 trials of 1,542 settings end within 10 % of the best; losers are stopped.
+
+    `gp` tries fewer losers, so that less is saved by stopping them.
+    """
+    found = (simulate(seed, tmp_path / f"{seed}.journal", sampler) for seed in range(5))
+    fractions, windows = zip(*found, strict=True)
+    assert min(fractions) > least, fractions
     assert np.median(fractions) > 0.94, fractions
-    assert np.mean(windows) < 0.8 * 40 * 20
+    assert np.mean(windows) < most_windows * 40 * 20
     assert optuna.logging.get_verbosity() >= optuna.logging.WARNING

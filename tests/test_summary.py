@@ -8,7 +8,7 @@ from synthetic import record, small_run, write_run
 
 from feedrate.analysis import load_run
 from feedrate.analysis.estimate import Rate
-from feedrate.analysis.summary import RANKING_DTYPES, best_by_batch_size, pool, ranking
+from feedrate.analysis.summary import RANKING_DTYPES, best_by_batch_size, knee, may_win, pool, ranking
 
 
 def test_settings_are_ranked_and_replicates_pooled(tmp_path: Path) -> None:
@@ -89,3 +89,39 @@ def test_the_pooled_interval_covers_the_truth() -> None:
         rate = pool([Rate(sps=sps, low_sps=0.9706 * sps, high_sps=1.0294 * sps) for sps in starts.tolist()])
         covered += rate.low_sps <= 1000.0 <= rate.high_sps
     assert covered / 2000 > 0.94
+
+
+def test_what_leaves_no_memory_of_the_accelerator_is_no_answer(tmp_path):
+    """95 of 100 GB taken: a longer sample would not fit. Half of it, or a CPU, is no matter."""
+    full = record(1, num_workers=4, rate_sps=2000.0, gpu_free_bytes=5 * 10**9, gpu_peak_bytes=95 * 10**9)
+    half = record(2, num_workers=2, rate_sps=1500.0, gpu_free_bytes=50 * 10**9, gpu_peak_bytes=50 * 10**9)
+    run = load_run(write_run(tmp_path / "run", [full, half, record(3, num_workers=1)]))
+    ranked = ranking(run)
+    assert ranked[may_win(run, ranked)]["num_workers"].tolist() == [2, 1]
+    assert best_by_batch_size(run)["num_workers"].tolist() == [2]
+
+
+def test_the_knee_is_the_smallest_batch_size_that_is_nearly_as_fast(tmp_path):
+    """32: 700/s, 64: 960/s, 128: 1,000/s, 256: 1,005/s."""
+    rates = {32: 700.0, 64: 960.0, 128: 1000.0, 256: 1005.0}
+    records = [record(number, batch_size=size, rate_sps=sps) for number, (size, sps) in enumerate(rates.items())]
+    assert knee(best_by_batch_size(load_run(write_run(tmp_path / "run", records)))) == 64
+    assert knee(best_by_batch_size(load_run(write_run(tmp_path / "one", records[:1])))) is None
+
+
+def test_a_few_rounds_do_not_replace_what_was_measured(tmp_path):
+    """Two rounds of a resumed search are pooled with the rest; from the third on they alone count."""
+    searched = [record(1, num_workers=4, rate_sps=1100.0), record(2, num_workers=0, rate_sps=500.0, origin="baseline")]
+    rounds = [
+        record(number, num_workers=workers, rate_sps=sps, kind="confirm", round=number, position=position)
+        for number in (1, 2, 3)
+        for position, (workers, sps) in enumerate([(4, 1000.0), (0, 500.0)])
+    ]
+    two = ranking(load_run(write_run(tmp_path / "two", searched + rounds[:4])))
+    three = ranking(load_run(write_run(tmp_path / "three", searched + rounds)))
+    assert two.iloc[0]["num_trials"] == 3
+    assert 1000.0 < two.iloc[0]["throughput_sps"] < 1100.0
+    assert three.iloc[0]["num_trials"] == 3
+    assert three.iloc[0]["throughput_sps"] == pytest.approx(1000.0)
+    assert three.iloc[0]["speedup"] == pytest.approx(2.0)
+    assert three["num_rounds"].tolist() == [3, 3]

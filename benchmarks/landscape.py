@@ -1,0 +1,191 @@
+"""Landscapes: what every setting of a grid gives, measured or made up, and measurements drawn from one without a machine.
+
+A measured one is the Parquet file of record_landscape.py. A made-up one follows the model of loading with quirks that
+the model does not have; it is for looking at the search, no evidence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from feedrate.trainables.config import LoaderConfig
+
+DIMENSIONS = ("batch_size", "num_workers", "prefetch_factor", "persistent_workers")
+WINDOW_SD = 0.03
+NUM_WINDOWS = 9
+WINDOWS_FRACTION = 0.55
+"""Share of a trial that its windows take (docs/benchmarks.md, trial_cost)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One setting of the grid."""
+
+    config: LoaderConfig
+    sps: float
+    """The truth: geometric mean of its measurements."""
+    spent_s: float
+    """Wall time of one trial of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Landscape:
+    """A grid with the noise of its measurements."""
+
+    name: str
+    points: list[Point]
+    residuals: Any
+    """log(measured / truth) of every measurement: what fresh starts of one setting differ by."""
+    ceilings: dict[int, float]
+    """Batch size -> items per second of the training step alone."""
+    cpu_item_s: float | None
+    num_cpus: int
+    baseline: LoaderConfig
+    _places: Any = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_places", np.array([_place(point.config) for point in self.points]))
+
+    @property
+    def best(self) -> Point:
+        """The fastest setting."""
+        return max(self.points, key=lambda point: point.sps)
+
+    @property
+    def grid_s(self) -> float:
+        """Time to measure the whole grid three times, which is what it takes to be as sure as a confirmed answer."""
+        return 3 * sum(point.spent_s for point in self.points)
+
+    def at(self, config: LoaderConfig) -> Point:
+        """The nearest measured point."""
+        distance = np.abs(self._places - _place(config)).sum(axis=1)
+        return self.points[int(distance.argmin())]
+
+    def measure(self, config: LoaderConfig, rng: np.random.Generator) -> float:
+        """Items per second of one fresh start."""
+        return self.at(config).sps * math.exp(float(rng.choice(self.residuals)))
+
+    def values(self, name: str) -> list[Any]:
+        """The grid's values of one dimension."""
+        found = {getattr(point.config, name) for point in self.points if point.config.num_workers or name == "batch_size"}
+        found |= {point.config.num_workers for point in self.points} if name == "num_workers" else set()
+        return sorted(found)
+
+
+def _place(config: LoaderConfig) -> Any:
+    prefetch = config.prefetch_factor or 2
+    return np.array([
+        3.0 * math.log2(1 + config.num_workers), 5.0 * math.log2(config.batch_size or 1), math.log2(prefetch),
+        0.5 * config.persistent_workers,
+    ])  # fmt: skip
+
+
+def read(path: str | Path) -> Landscape:
+    """A landscape that record_landscape.py measured."""
+    rows = pd.read_parquet(path)
+    groups = rows.groupby(list(DIMENSIONS), dropna=False)
+    points, residuals = [], []
+    for key, group in groups:
+        fields = {name: None if pd.isna(value) else value for name, value in zip(DIMENSIONS, key, strict=True)}
+        config = LoaderConfig(**{name: int(value) if isinstance(value, float) else value for name, value in fields.items()})
+        logs = np.log(group["sps"])
+        points.append(Point(config, float(np.exp(logs.mean())), float(group["spent_s"].mean())))
+        residuals += list((logs - logs.mean()) * math.sqrt(len(logs) / max(len(logs) - 1, 1)))
+    ceilings = rows.dropna(subset=["step_only_sps"]).groupby("batch_size")["step_only_sps"].median()
+    size = int(rows["batch_size"].iloc[rows["batch_size"].sub(64).abs().argmin()])
+    return Landscape(
+        name=Path(path).stem,
+        points=points,
+        residuals=np.array(residuals),
+        ceilings={int(size): float(sps) for size, sps in ceilings.items()},  # type: ignore[call-overload]
+        cpu_item_s=float(rows["cpu_item_s"].median()),
+        num_cpus=int(rows["num_cpus"].iloc[0]),
+        baseline=LoaderConfig(num_workers=0, batch_size=size),
+    )
+
+
+def made_up(
+    name: str,
+    *,
+    item_s: float,
+    step_item_s: float,
+    step_s: float,
+    cpu_item_s: float,
+    num_cpus: int,
+    noise: float = 0.015,
+    crowding: float = 0.01,
+    workers: Iterable[int] = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32),
+    batch_sizes: Iterable[int] = (32, 64, 128),
+    prefetch: Iterable[int] = (1, 2, 4),
+) -> Landscape:
+    """A world where workers side by side load an item in `item_s`, and a step takes step_s + step_item_s * batch_size.
+
+    Beyond the CPUs every further worker costs `crowding`, and little prefetching costs a few percent.
+    """
+    points, ceilings = [], {}
+    for size in batch_sizes:
+        step = step_item_s + step_s / size
+        ceilings[size] = 1 / step
+        for number in workers:
+            for ahead in prefetch if number else (None,):
+                if number == 0:
+                    sps = 1 / (item_s + step)
+                else:
+                    limits = (number / (item_s * 1.04), 0.9 * num_cpus / cpu_item_s, 1 / step)
+                    sps = sum(limit**-5 for limit in limits) ** (-1 / 5)
+                    sps *= 1 - 0.04 / (ahead or 1) / math.sqrt(number)
+                    sps *= 1 - min(crowding * max(number - num_cpus, 0), 0.5) * (cpu_item_s / item_s > 0.2)
+                config = LoaderConfig(
+                    num_workers=number, batch_size=size, prefetch_factor=ahead, persistent_workers=number > 0
+                )
+                points.append(Point(config, sps, 6.0 + 0.15 * number))
+    residuals = np.random.default_rng(0).normal(0, noise, 400)
+    baseline = LoaderConfig(num_workers=0, batch_size=64)
+    return Landscape(name, points, residuals, ceilings, cpu_item_s, num_cpus, baseline)
+
+
+MADE_UP = [
+    made_up("waiting", item_s=0.04, step_item_s=0.001, step_s=0.004, cpu_item_s=0.003, num_cpus=16),
+    made_up("cpu-bound", item_s=0.008, step_item_s=0.0003, step_s=0.006, cpu_item_s=0.008, num_cpus=8),
+    made_up("two-cores", item_s=0.006, step_item_s=0.001, step_s=0.002, cpu_item_s=0.0075, num_cpus=2, crowding=0.02),
+    made_up("compute-bound", item_s=0.0005, step_item_s=0.01, step_s=0.05, cpu_item_s=0.0105, num_cpus=8),
+    made_up("cheap", item_s=0.00002, step_item_s=0.0001, step_s=0.001, cpu_item_s=0.0002, num_cpus=4, crowding=0.03),
+    made_up("noisy", item_s=0.02, step_item_s=0.0008, step_s=0.004, cpu_item_s=0.004, num_cpus=8, noise=0.05),
+]
+"""Worlds for looking at the search."""
+
+
+def columns_of(landscape: Landscape, config: LoaderConfig, sps: float, rng: np.random.Generator, *, step_only: bool) -> dict[str, Any]:
+    """What a trial of that run-level rate reports after its last window."""
+    size = config.batch_size or 64
+    num_items = [10 * size] * NUM_WINDOWS
+    durations = [10 * size / sps * math.exp(rng.normal(0, WINDOW_SD)) for _ in num_items]
+    columns: dict[str, Any] = {
+        "window_duration_s": durations,
+        "window_num_batches": [10] * NUM_WINDOWS,
+        "window_num_items": num_items,
+        "window_produced_batches": [10] * NUM_WINDOWS,
+        "window_wait_s": [0.0] * NUM_WINDOWS,
+        "settled": True,
+        "boundary_s": 0.0,
+        "num_cpus": landscape.num_cpus,
+        "tree_pss_bytes": int(3e8 + 1e8 * config.num_workers + 2e5 * size * config.num_workers * (config.prefetch_factor or 0)),
+    }
+    if landscape.cpu_item_s is not None:
+        columns["own_cpu_fraction"] = min(landscape.cpu_item_s * sps / landscape.num_cpus, 1.0)
+    if step_only and size in landscape.ceilings:
+        ceiling = landscape.ceilings[size] * math.exp(rng.normal(0, 0.005))
+        columns |= {"step_only_num_items": [100 * size] * 3, "step_only_duration_s": [100 * size / ceiling] * 3}
+    return columns
+
+
+def cut(columns: dict[str, Any], num_windows: int) -> dict[str, Any]:
+    """The same after fewer windows."""
+    return {name: value[:num_windows] if name.startswith("window_") else value for name, value in columns.items()}

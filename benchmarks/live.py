@@ -1,0 +1,162 @@
+"""feedrate beside stock Ray Tune + OptunaSearch on this machine, the same time for both; a plain script judges the winners.
+
+    python benchmarks/live.py images objects table --time-budget 300 --rounds 2
+
+For each bundled workload: `feedrate search WORKLOAD --time-budget T`, then a Tune run of the same length as a user
+would write it (a function trainable that builds model and loader, warms up half a second and times 3 s; OptunaSearch
+with its defaults; the answer is the highest reading). Then torch's default at each winner's batch size, and both
+winners, are trained by plain_train.py's plain PyTorch loop in interleaved rounds, fresh processes. Prints what each side
+claims, what the plain loops say, and how long each side took (feedrate may end before its budget).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+WORKERS, BATCH_SIZES, PREFETCH = tuple(range(33)), (32, 64, 128), (1, 2, 4, 8)
+
+
+def ours(name: str, seconds: float, folder: Path) -> dict[str, Any]:
+    """What `feedrate search` answers."""
+    begun = time.time()
+    command = [sys.executable, "-m", "feedrate.search.cli", "search", name, "--time-budget", f"{seconds:g}s", "--out", str(folder / "run")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"feedrate search {name} failed:\n{done.stdout}{done.stderr}")
+    best = json.loads((folder / "run" / "best.json").read_text())
+    return {
+        "kwargs": best["dataloader"],
+        "claimed": best["baseline"]["speedup"],
+        "settings": best["search"]["num_trials"],
+        "wall_s": time.time() - begun,
+    }
+
+
+def _stock_trial(config: dict[str, Any]) -> None:
+    """A trial as a user of Ray Tune would write it."""
+    import torch
+    from ray import tune
+    from torch.utils.data import DataLoader
+
+    from feedrate.trainables.step import StepContext
+
+    workload = _workload(config["workload"])
+    step = workload.make_step(StepContext(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"), batch_size=None))
+    number = config["num_workers"]
+    kwargs = {"batch_size": config["batch_size"], "num_workers": number}
+    if number:
+        kwargs |= {"prefetch_factor": config["prefetch_factor"], "persistent_workers": config["persistent_workers"]}
+    loader = DataLoader(workload.dataset, shuffle=True, collate_fn=workload.collate_fn, **kwargs)
+    batches, begun, timed_from, samples = iter(loader), time.time(), None, 0
+    while timed_from is None or time.time() - timed_from < 3.0:
+        batch = next(batches, None)
+        if batch is None:
+            batches = iter(loader)
+            continue
+        step(batch)
+        if timed_from is None:
+            timed_from = time.time() if time.time() - begun > 0.5 else None
+        else:
+            samples += len(batch[1])
+    tune.report({"sps": samples / (time.time() - timed_from), "kwargs": json.dumps(kwargs)})
+
+
+def _workload(name: str) -> Any:
+    import importlib
+
+    return getattr(importlib.import_module(f"feedrate.trainables.{name}"), name)()
+
+
+def stock(name: str, seconds: float, folder: Path) -> dict[str, Any]:
+    """What Tune with OptunaSearch reads highest; run in a process of its own."""
+    command = [sys.executable, "-W", "ignore", __file__, name, "--stock", str(seconds), "--folder", str(folder)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"Tune on {name} failed:\n{done.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _tune(name: str, seconds: float, folder: str) -> dict[str, Any]:
+    os.environ.update({"RAY_AIR_NEW_OUTPUT": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_USAGE_STATS_ENABLED": "0"})
+    import ray
+    from ray import tune
+    from ray.tune.search.optuna import OptunaSearch
+
+    begun = time.time()
+    cpus = len(os.sched_getaffinity(0))
+    ray.init("local", num_cpus=cpus, include_dashboard=False, object_store_memory=100 * 1024**2, log_to_driver=False, logging_level="ERROR")
+    tuner = tune.Tuner(
+        tune.with_resources(_stock_trial, {"cpu": cpus}),
+        param_space={
+            "workload": name,
+            "num_workers": tune.choice(list(WORKERS)),
+            "batch_size": tune.choice(list(BATCH_SIZES)),
+            "prefetch_factor": tune.choice(list(PREFETCH)),
+            "persistent_workers": tune.choice([True, False]),
+        },
+        tune_config=tune.TuneConfig(
+            metric="sps", mode="max", search_alg=OptunaSearch(seed=0), num_samples=-1, time_budget_s=seconds, max_concurrent_trials=1
+        ),
+        run_config=tune.RunConfig(storage_path=folder, verbose=0),
+    )
+    results = tuner.fit()
+    ray.shutdown()
+    read = [result.metrics for result in results if result.metrics and "sps" in result.metrics]
+    best = max(read, key=lambda metrics: metrics["sps"])
+    return {"kwargs": json.loads(best["kwargs"]), "read_sps": best["sps"], "settings": len(read), "wall_s": time.time() - begun}
+
+
+def plain(name: str, kwargs: dict[str, Any], seconds: float) -> float:
+    """Samples per second of a plain loop in a fresh process."""
+    script = Path(__file__).with_name("plain_train.py")
+    command = [sys.executable, "-W", "ignore", str(script), name, "-", "--seconds", str(seconds), "--once", json.dumps(kwargs)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def main() -> None:
+    """Search with both, then judge."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workloads", nargs="+", choices=("images", "objects", "table"))
+    parser.add_argument("--time-budget", type=float, default=300.0, metavar="S")
+    parser.add_argument("--rounds", type=int, default=2, help="ABBA rounds, two measurements of each side a round")
+    parser.add_argument("--seconds", type=float, default=8.0, help="timed part of one plain loop")
+    parser.add_argument("--stock", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.stock:
+        print(json.dumps(_tune(args.workloads[0], args.stock, args.folder)))
+        return
+    print(f"{'workload':10}{'side':10}{'settings':>9}{'wall':>8}{'plain loop':>12}{'true gain':>11}{'claimed':>9}  setting")
+    for name in args.workloads:
+        with tempfile.TemporaryDirectory() as folder:
+            found = {"feedrate": ours(name, args.time_budget, Path(folder)), "Tune": stock(name, args.time_budget, Path(folder) / "tune")}
+        sides = {side: each["kwargs"] for side, each in found.items()}
+        for size in {each["kwargs"]["batch_size"] for each in found.values()}:
+            sides[f"default b{size}"] = {"batch_size": size}
+        rates: dict[str, list[float]] = {side: [] for side in sides}
+        for _ in range(args.rounds):
+            for side in [*sides, *reversed(sides)]:
+                rates[side].append(plain(name, sides[side], args.seconds))
+        medians = {side: statistics.median(values) for side, values in rates.items()}
+        for side, each in found.items():
+            default = medians[f"default b{each['kwargs']['batch_size']}"]
+            claimed = each["claimed"] if side == "feedrate" else each["read_sps"] / default
+            print(
+                f"{name:10}{side:10}{each['settings']:>9}{each['wall_s']:>7.0f}s{medians[side]:>12,.1f}{medians[side] / default:>10.2f}x"
+                f"{claimed:>8.2f}x  {each['kwargs']}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

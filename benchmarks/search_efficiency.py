@@ -1,0 +1,336 @@
+"""How good are answers, and how soon? Searches replayed on landscapes, without Ray or a machine, many seeds each.
+
+    python benchmarks/search_efficiency.py --seeds 200 benchmarks/landscapes/*.parquet
+    python benchmarks/search_efficiency.py --seeds 20 --made-up
+
+Time is counted in fractions of what the whole grid takes, three times each. Columns, over the seeds:
+
+    truth     true rate of the answer as a fraction of the grid's best, mean
+    off       share of searches whose answer is more than 2 % behind the best
+    time      when the search ended by itself, or (methods without an end) 10 % of the grid's time
+    claimed   mean of |claimed gain / true gain - 1|
+    98 %      time after which the mean is 98 % or more and at most 5 % of the answers are off; - where it never is
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import logging
+import shutil
+import statistics
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import landscape as landscapes
+import numpy as np
+from landscape import MADE_UP, NUM_WINDOWS, WINDOWS_FRACTION, Landscape, columns_of, cut
+from rich.console import Console
+
+from feedrate.analysis.load import SEARCH_SCHEMA
+from feedrate.analysis.run_folder import RunFolder, write_atomic
+from feedrate.search.engine import Placement
+from feedrate.search.options import LOOKS, SearchOptions
+from feedrate.search.progress import Display
+from feedrate.search.request import baseline_configs, seed_configs
+from feedrate.search.result import conclude
+from feedrate.search.session import Session
+from feedrate.search.space import Choice, SearchSpace
+from feedrate.search.study import Brain
+from feedrate.trainables.config import LoaderConfig
+
+UNTIL = 0.1
+"""Methods without an end of their own are judged after this fraction of the grid's time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a method says at some time."""
+
+    elapsed_s: float
+    config: LoaderConfig
+    claimed: float
+    """Gain over the baseline at the same batch size."""
+
+
+Method = Callable[[Landscape, int], Iterator[Answer]]
+
+
+def space_of(landscape: Landscape) -> SearchSpace:
+    """The grid as a search space."""
+    given = {name: Choice(tuple(landscape.values(name))) for name in ("num_workers", "batch_size", "prefetch_factor")}
+    return SearchSpace.default(
+        num_cpus=landscape.num_cpus, has_accelerator=False, given=given | {"persistent_workers": Choice((True,))}
+    )
+
+
+def feedrate(sampler: str, **options: Any) -> Method:
+    """The search of this repository, as it runs under Ray, but for Ray."""
+
+    def run(landscape: Landscape, seed: int) -> Iterator[Answer]:
+        rng = np.random.default_rng([seed, 1])
+        folder = RunFolder(tempfile.mkdtemp(prefix="feedrate-replay-", dir="/dev/shm"))
+        now = [0.0]
+        try:
+            space = space_of(landscape)
+            asked = SearchOptions(**{"time_budget_s": 1e6, "sampler": sampler, "seed": seed} | options)
+            baseline = landscape.baseline
+            search = {"schema": SEARCH_SCHEMA, "study": "s", "objective": "epoch", "baseline": baseline.to_dict(), "options": asked.to_json()}
+            write_atomic(folder.search, __import__("json").dumps(search))
+            session = Session(
+                brain=Brain.open(None, folder.journal, study_name="s", space=space, seed=seed, sampler=sampler),
+                folder=folder,
+                options=asked,
+                study="s",
+                baselines=baseline_configs(baseline, space.values("batch_size")),
+                seeds=seed_configs(baseline, Placement(cpus=landscape.num_cpus, gpus=0, trial_slot=False, num_slots=1, where=""), space),
+                epoch_samples=None,
+                display=Display(Console(file=io.StringIO()), time_budget_s=1.0, quiet=True),
+                clock=lambda: now[0],
+            )
+            while (request := session.next()) is not None:
+                if request.kind == "confirm":
+                    assert session.confirmation is not None
+                    for position, config in enumerate(request.configs):
+                        now[0] += landscape.at(config).spent_s
+                        sps = landscape.measure(config, rng)
+                        session.confirmation.measured(request.number, position, columns_of(landscape, config, sps, rng, step_only=False), None)
+                    session.confirmation.over(request.number)
+                    continue
+                config = request.config
+                columns = columns_of(landscape, config, landscape.measure(config, rng), rng, step_only=request.measure_step)
+                share = 1.0
+                for look in LOOKS:
+                    if look < NUM_WINDOWS and session.should_stop(request.number, cut(columns, look)):
+                        share = 1 - WINDOWS_FRACTION * (1 - look / NUM_WINDOWS)
+                        columns = cut(columns, look)
+                        break
+                now[0] += share * landscape.at(config).spent_s
+                session.completed(request.number, columns, None)
+            best = conclude(folder, session.stop_reason).best
+            assert best is not None
+            gain = best["baseline"]["speedup"] if best["baseline"] else 1.0
+            yield Answer(now[0], LoaderConfig.from_dict({"batch_size": None, **best["dataloader"]}), gain)
+        finally:
+            shutil.rmtree(folder.path)
+
+    return run
+
+
+class Tally:
+    """Rates as a user of a plain optimiser keeps them: one reading a setting, the highest is the answer."""
+
+    def __init__(self, landscape: Landscape, seed: int) -> None:
+        self.landscape, self.rng, self.elapsed_s = landscape, np.random.default_rng([seed, 2]), 0.0
+        self.sps: dict[LoaderConfig, float] = {}
+        self.yours = self.measure(landscape.baseline)
+
+    def measure(self, config: LoaderConfig) -> float:
+        """One trial."""
+        self.elapsed_s += self.landscape.at(config).spent_s
+        self.sps[config] = self.landscape.measure(config, self.rng)
+        return self.sps[config]
+
+    def answer(self) -> Answer:
+        """The highest reading; its gain over the reading of the baseline."""
+        best = max(self.sps, key=lambda config: self.sps[config])
+        return Answer(self.elapsed_s, best, self.sps[best] / self.yours)
+
+
+def _config(landscape: Landscape, params: dict[str, Any]) -> LoaderConfig:
+    number = params["num_workers"]
+    return LoaderConfig(
+        num_workers=number,
+        batch_size=params["batch_size"],
+        prefetch_factor=params["prefetch_factor"] if number else None,
+        persistent_workers=number > 0,
+    )
+
+
+def stock(landscape: Landscape, seed: int) -> Iterator[Answer]:
+    """Ray's OptunaSearch with its defaults, driven as Tune drives it."""
+    from ray import tune
+    from ray.tune.search.optuna import OptunaSearch
+
+    names = ("num_workers", "batch_size", "prefetch_factor")
+    space = {name: tune.choice(landscape.values(name)) for name in names}
+    search = OptunaSearch(space=None, metric="sps", mode="max", seed=seed)
+    search.set_search_properties("sps", "max", space)
+    tally = Tally(landscape, seed)
+    for number in range(400):
+        params = search.suggest(str(number))
+        search.on_trial_complete(str(number), {"sps": tally.measure(_config(landscape, params))})
+        yield tally.answer()
+
+
+def plain_tpe(landscape: Landscape, seed: int) -> Iterator[Answer]:
+    """Optuna's TPESampler, multivariate."""
+    import optuna
+
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True))
+    tally = Tally(landscape, seed)
+    for _ in range(400):
+        trial = study.ask()
+        params = {name: trial.suggest_categorical(name, landscape.values(name)) for name in ("num_workers", "batch_size", "prefetch_factor")}
+        study.tell(trial, tally.measure(_config(landscape, params)))
+        yield tally.answer()
+
+
+def at_random(landscape: Landscape, seed: int) -> Iterator[Answer]:
+    """Settings of the grid in random order."""
+    tally = Tally(landscape, seed)
+    for index in np.random.default_rng([seed, 3]).permutation(len(landscape.points)):
+        tally.measure(landscape.points[index].config)
+        yield tally.answer()
+
+
+def grid(landscape: Landscape, seed: int) -> Iterator[Answer]:
+    """Every setting once, fewest workers first, as a loop would do it."""
+    tally = Tally(landscape, seed)
+    for point in landscape.points:
+        tally.measure(point.config)
+        yield tally.answer()
+
+
+def rules(landscape: Landscape, seed: int) -> Iterator[Answer]:
+    """The published rules of thumb, each measured once."""
+    tally = Tally(landscape, seed)
+    values = landscape.values("num_workers")
+    for asked in (0, 2, 4, 8, 16, landscape.num_cpus):
+        number = min(values, key=lambda each: abs(each - asked))
+        tally.measure(_config(landscape, {"num_workers": number, "batch_size": landscape.baseline.batch_size, "prefetch_factor": 2}))
+        yield tally.answer()
+
+
+def cpu_count(landscape: Landscape, seed: int) -> Iterator[Answer]:
+    """One worker a CPU, nothing measured but that and the baseline: the most quoted rule."""
+    tally = Tally(landscape, seed)
+    number = min(landscape.values("num_workers"), key=lambda each: abs(each - landscape.num_cpus))
+    config = _config(landscape, {"num_workers": number, "batch_size": landscape.baseline.batch_size, "prefetch_factor": 2})
+    tally.measure(config)
+    yield Answer(tally.elapsed_s, config, tally.sps[config] / tally.yours)
+
+
+def one_by_one(landscape: Landscape, seed: int) -> Iterator[Answer]:
+    """One factor at a time: workers, then prefetching, then batch size, the best of each kept."""
+    tally = Tally(landscape, seed)
+    params: dict[str, Any] = {"num_workers": 0, "batch_size": landscape.baseline.batch_size, "prefetch_factor": 2}
+    for name in ("num_workers", "prefetch_factor", "batch_size"):
+        rates = {}
+        for value in landscape.values(name):
+            rates[value] = tally.measure(_config(landscape, params | {name: value}))
+            yield tally.answer()
+        params[name] = max(rates, key=lambda value: rates[value])
+
+
+def bisection(landscape: Landscape, seed: int) -> Iterator[Answer]:
+    """Workers by golden section over the grid's values, at the baseline's batch size."""
+    tally = Tally(landscape, seed)
+    values = landscape.values("num_workers")
+    low, high = 0, len(values) - 1
+
+    def rate(index: int) -> float:
+        config = _config(landscape, {"num_workers": values[index], "batch_size": landscape.baseline.batch_size, "prefetch_factor": 2})
+        return tally.sps[config] if config in tally.sps else tally.measure(config)
+
+    while high - low > 2:
+        left, right = low + (high - low) // 3, high - (high - low) // 3
+        if rate(left) < rate(right):
+            low = left
+        else:
+            high = right
+        yield tally.answer()
+    for index in range(low, high + 1):
+        rate(index)
+    yield tally.answer()
+
+
+METHODS: dict[str, Method] = {
+    "feedrate": feedrate("gp"),
+    "feedrate --sampler tpe": feedrate("tpe"),
+    "feedrate --sampler random": feedrate("random"),
+    "Tune + OptunaSearch": stock,
+    "Optuna TPE, multivariate": plain_tpe,
+    "random": at_random,
+    "grid": grid,
+    "one factor at a time": one_by_one,
+    "golden section on workers": bisection,
+    "rules of thumb, best of": rules,
+    "workers = CPUs": cpu_count,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One search: its answers over time, against the truth."""
+
+    times: list[float]
+    """Fractions of the grid's time."""
+    truths: list[float]
+    claims: list[float]
+    """claimed gain / true gain - 1."""
+
+
+def outcome(landscape: Landscape, method: Method, seed: int) -> Outcome:
+    """Run a method to its end, or to the time of one whole grid."""
+    best = landscape.best.sps
+    answers = list(itertools.takewhile(lambda answer: answer.elapsed_s <= landscape.grid_s, method(landscape, seed)))
+    truths, claims = [], []
+    for answer in answers:
+        sps = landscape.at(answer.config).sps
+        yours = landscape.at(LoaderConfig(num_workers=0, batch_size=answer.config.batch_size)).sps
+        truths.append(sps / best)
+        claims.append(answer.claimed / (sps / yours) - 1)
+    return Outcome([answer.elapsed_s / landscape.grid_s for answer in answers], truths, claims)
+
+
+def at_time(each: Outcome, time: float) -> int:
+    """Index of the answer that stands at a time; the first one before there is any."""
+    return max(int(np.searchsorted(each.times, time, side="right")) - 1, 0)
+
+
+def report(landscape: Landscape, method: str, outcomes: list[Outcome]) -> str:
+    """One line of the table."""
+    ends = all(len(each.times) == 1 for each in outcomes)
+    last = [len(each.times) - 1 if ends else at_time(each, UNTIL) for each in outcomes]
+    truths = [each.truths[index] for each, index in zip(outcomes, last, strict=True)]
+    claims = [abs(each.claims[index]) for each, index in zip(outcomes, last, strict=True)]
+    times = [each.times[index] for each, index in zip(outcomes, last, strict=True)]
+    reached = "-"
+    for time in sorted({*np.linspace(0.005, 1.0, 200).tolist(), max(times)}):
+        now = [each.truths[at_time(each, time)] if each.times[0] <= time else 0.0 for each in outcomes]
+        if statistics.fmean(now) >= 0.98 and sum(truth < 0.98 for truth in now) <= 0.05 * len(now):
+            reached = f"{time:.1%}"
+            break
+    off = sum(truth < 0.98 for truth in truths) / len(truths)
+    return (
+        f"{landscape.name:14}{method:28}{statistics.fmean(truths):>8.1%}{off:>8.1%}{statistics.fmean(times):>8.1%}"
+        f"{statistics.fmean(claims):>9.1%}{reached:>8}"
+    )
+
+
+def main() -> None:
+    """Replay and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("landscapes", nargs="*", type=Path, metavar="FILE", help="Parquet files of record_landscape.py")
+    parser.add_argument("--made-up", action="store_true", help="made-up worlds too")
+    parser.add_argument("--seeds", type=int, default=200)
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS), metavar="NAME")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    print(f"{'landscape':14}{'method':28}{'truth':>8}{'off':>8}{'time':>8}{'claimed':>9}{'98 %':>8}")
+    worlds = [*map(landscapes.read, args.landscapes), *(MADE_UP if args.made_up else ())]
+    for world in worlds:
+        for method in args.methods:
+            outcomes = [outcome(world, METHODS[method], seed) for seed in range(args.seeds)]
+            print(report(world, method, outcomes), flush=True)
+
+
+if __name__ == "__main__":
+    main()

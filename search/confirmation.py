@@ -1,0 +1,116 @@
+"""The confirmation of a search under way: one interleaved round after the other until the answer is clear.
+
+Where several hosts measure, rounds run beside each other, each whole on one host. A crash loses the round that was
+under way, except what it had recorded; a resumed search goes on with the next round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from feedrate.analysis.estimate import record_rate
+from feedrate.analysis.rounds import MIN_ROUNDS, Comparison, rounds_of
+from feedrate.search.finalists import Candidate, next_round
+from feedrate.search.past import Request
+from feedrate.trainables.config import LoaderConfig
+
+if TYPE_CHECKING:
+    from feedrate.search.session import Session
+
+LOST_ROUNDS = 2
+"""Rounds whose supervisor died before no more are begun."""
+
+
+class Confirmation:
+    """The rounds of one search.
+
+    Args:
+        session: the search; records go through it.
+        finalists: as `finalists.choose` gives them; empty confirms nothing.
+    """
+
+    def __init__(self, session: Session, finalists: Sequence[Candidate]) -> None:
+        self.session, self.finalists = session, list(finalists)
+        self._round = max((record.get("round") or 0 for record in session.records), default=0)
+        self._before = self._round
+        self._running: dict[int, Request] = {}
+        self._since_unix_s: dict[int, float] = {}
+        self._lost = 0
+        self.is_over = not finalists
+        if finalists:
+            session.display.confirming([each.config for each in finalists])
+
+    @property
+    def running(self) -> list[Request]:
+        """Rounds asked for and not ended."""
+        return list(self._running.values())
+
+    def next(self) -> Request | None:
+        """The next round; None where there is none now, and once `is_over` there will be none."""
+        if self.is_over:
+            return None
+        session = self.session
+        comparison = self._comparison()
+        begun = self._round - self._before  # rounds of an earlier confirmation inform, and do not count
+        most = session.brain.max_num_workers
+        configs = next_round(self.finalists, comparison, begun + 1, seed=session.options.seed, max_num_workers=most)
+        if self._running and (begun >= MIN_ROUNDS or not configs):
+            return None  # what it gives may be enough
+        expected_s = sum(each.spent_s for each in self.finalists if each.config in configs)
+        is_late = begun >= MIN_ROUNDS and session.seconds_left() < expected_s
+        if not configs or is_late or self._lost >= LOST_ROUNDS:
+            self.is_over = True
+            return None
+        self._round += 1
+        request = Request(
+            kind="confirm",
+            number=self._round,
+            configs=tuple(configs),
+            origin="finalist",
+            measure_step=False,
+            max_trial_s=session.options.max_trial_s,
+            asked_unix_s=session.clock(),
+        )
+        self._running[request.number] = request
+        self._since_unix_s[request.number] = request.asked_unix_s
+        session.display.round_started(request.number, len(configs))
+        return request
+
+    def measured(
+        self, number: int, position: int, columns: dict[str, Any], failure: dict[str, Any] | None
+    ) -> None:
+        """One setting of a round was measured, or failed: write its record.
+
+        Args:
+            number: of the round.
+            position: of the setting in the round, from 0.
+            columns: measurement and host columns, as far as they are known.
+            failure: failure columns, None when the setting was measured; it is not measured again.
+        """
+        request = self._running.get(number)
+        if request is None:
+            return  # of a round that was given up
+        config = request.configs[position]
+        yours = any(each.is_baseline and each.config == config for each in self.finalists)
+        origin = "baseline" if yours else request.origin
+        session = self.session
+        place: dict[str, Any] = {"round": number, "position": position, "started_unix_s": self._since_unix_s[number]}
+        record = session.write(request, config, columns, failure, origin=origin, **place)
+        self._since_unix_s[number] = record["finished_unix_s"]
+        if failure is not None:
+            self.finalists = [each for each in self.finalists if each.config != config]
+        session.display.in_round(record, record_rate(record, session.options.objective))
+
+    def over(self, number: int, *, lost: bool = False) -> None:
+        """A round ended, or (lost) its supervisor died: what was recorded of it counts as far as it can be compared."""
+        if self._running.pop(number, None) is not None:
+            self._lost += lost
+
+    def _comparison(self) -> Comparison:
+        measured = []
+        for record in self.session.records:
+            rate = record_rate(record, self.session.options.objective) if record["kind"] == "confirm" else None
+            if rate is not None:
+                measured.append((LoaderConfig.from_dict(record).short(), rate.sps, record))
+        return Comparison(rounds_of(measured))

@@ -1,0 +1,179 @@
+"""Who is measured again before a search answers, in which order, and when that is enough. Neither Ray nor Optuna.
+
+The best of many noisy readings is flattered by luck, so that the finalists and the baseline are measured again in
+interleaved rounds (analysis/rounds.py), and only those rounds decide. A crash loses the round that was under way; what
+was recorded is counted when the search is resumed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION, Rate, gpu_headroom_fraction, record_rate
+from feedrate.analysis.rounds import MIN_ROUNDS, TIED_FRACTION, Comparison, Finalist, out_soon, standing
+from feedrate.analysis.schema import status
+from feedrate.trainables.config import LoaderConfig
+
+MAX_FINALISTS = 4
+"""Beside the baseline."""
+MAX_ROUNDS = 8
+MAX_REPEATED = 4
+"""Rounds that may be repeated because other processes disturbed them."""
+SPEEDUP_HALF_WIDTH = 0.03
+"""Half of a speed-up's interval, as a fraction, at which the baseline has been measured well enough."""
+BUDGET_FRACTION = 0.5
+"""Share of the time budget that is kept for rounds, at most."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """A setting that a trial measured to its end."""
+
+    config: LoaderConfig
+    rate: Rate
+    spent_s: float
+    """Wall time of its trial."""
+    memory_bytes: float
+    is_baseline: bool = False
+    headroom_fraction: float | None = None
+    """Of the accelerator's memory; None on a CPU."""
+
+    @property
+    def name(self) -> str:
+        """As the analysis names it."""
+        return self.config.short()
+
+    @property
+    def cost(self) -> tuple[float, ...]:
+        """Compared in order: workers, batches in flight for each, memory."""
+        return (self.config.num_workers, self.config.prefetch_factor or 0, self.memory_bytes)
+
+    @property
+    def finalist(self) -> Finalist:
+        """As the analysis knows it."""
+        return Finalist(name=self.name, batch_size=self.config.batch_size, cost=self.cost)
+
+
+def candidate_of(record: dict[str, Any], objective: str) -> Candidate | None:
+    """The setting of a record; None unless a search trial measured it to its end."""
+    rate = record_rate(record, objective) if status(record) == "complete" and record["kind"] == "search" else None
+    if rate is None:
+        return None
+    return Candidate(
+        config=LoaderConfig.from_dict(record),
+        rate=rate,
+        spent_s=record["finished_unix_s"] - record["started_unix_s"],
+        memory_bytes=float(record.get("tree_pss_bytes") or 0),
+        is_baseline=record["origin"] == "baseline",
+        headroom_fraction=gpu_headroom_fraction(record),
+    )
+
+
+def choose(candidates: Sequence[Candidate], max_num_workers: int | None = None) -> list[Candidate]:
+    """The finalists, the most important first: the surest, yours at its batch size, the cheapest that may be as good, then the fastest readings.
+
+    Args:
+        candidates: measured settings.
+        max_num_workers: more repeat data and cannot be the answer; None where none does.
+
+    Returns:
+        Empty where there is nothing to compare: no setting, or the baseline alone.
+    """
+    allowed = able(candidates, max_num_workers)
+    if not allowed:
+        return []
+    surest = max(allowed, key=lambda each: each.rate.low_sps)
+    rivals = [each for each in allowed if each.rate.high_sps >= surest.rate.low_sps and each is not surest]
+    fastest = sorted(rivals, key=lambda each: -each.rate.sps)
+    near = [
+        each
+        for each in rivals
+        if each.config.batch_size == surest.config.batch_size
+        and each.cost < surest.cost
+        and each.rate.sps >= surest.rate.sps * (1 - 1.5 * TIED_FRACTION)
+    ]
+    cheapest = sorted(near, key=lambda each: each.cost)
+    yours = [each for each in candidates if each.is_baseline and _same_size(each, surest) and each is not surest]
+    chosen = [surest, *yours]
+    if surest.is_baseline and not fastest:  # that nothing is faster than yours is confirmed too
+        fastest = sorted((each for each in allowed if each is not surest), key=lambda each: -each.rate.sps)[:1]
+    for group in (cheapest[:1], fastest[:1], cheapest[1:2], fastest[1:]):
+        for each in group:
+            if each not in chosen and sum(not other.is_baseline for other in chosen) < MAX_FINALISTS:
+                chosen.append(each)
+    return chosen if len(chosen) > 1 else []
+
+
+def able(candidates: Sequence[Candidate], max_num_workers: int | None) -> list[Candidate]:
+    """Those that may be the answer: no repeated data, and memory of the accelerator left."""
+    return [
+        each
+        for each in candidates
+        if (max_num_workers is None or each.config.num_workers <= max_num_workers)
+        and (each.headroom_fraction is None or each.headroom_fraction >= LEAST_HEADROOM_FRACTION)
+    ]
+
+
+def _same_size(first: Candidate, second: Candidate) -> bool:
+    return first.config.batch_size == second.config.batch_size
+
+
+def next_round(
+    finalists: Sequence[Candidate], comparison: Comparison, number: int, *, seed: int, max_num_workers: int | None = None
+) -> list[LoaderConfig]:
+    """The settings of round `number` (1, 2, ... of this confirmation) in the order to measure them; empty when there is nothing more to learn.
+
+    Odd rounds are in random order, even ones in the reverse of the one before, so that a drift of the machine falls on
+    all alike (ABBA).
+
+    Args:
+        finalists: as `choose` gives them, without those that failed.
+        comparison: of the rounds so far.
+        number: of the round.
+        seed: of the order.
+        max_num_workers: as for `choose`.
+    """
+    names = _wanted(finalists, comparison, number, max_num_workers)
+    shuffled = random.Random(f"{seed} {(number - 1) // 2}").sample(finalists, len(finalists))
+    ordered = shuffled if number % 2 else shuffled[::-1]
+    return [each.config for each in ordered if each.name in names]
+
+
+def _wanted(
+    finalists: Sequence[Candidate], comparison: Comparison, number: int, max_num_workers: int | None
+) -> set[str]:
+    names = {each.name for each in finalists}
+    able_names = {each.name for each in able(finalists, max_num_workers)}
+    if len(names) < 2 or number > MAX_ROUNDS + min(comparison.num_disturbed, MAX_REPEATED):
+        return set()
+    now = standing(comparison, [each.finalist for each in able(finalists, max_num_workers)])
+    if number <= MIN_ROUNDS or now is None:
+        yours = {each.name for each in finalists if each.is_baseline}
+        return names - (out_soon(comparison, able_names) - yours)
+    wanted = set() if now.decided else {now.fastest, now.answer, *now.undecided}
+    for each in finalists:
+        if each.is_baseline and each.name != now.answer:
+            log, half = comparison.log_ratio(now.answer, each.name)
+            unclear = abs(log) < half and abs(log) + half > TIED_FRACTION
+            if half > SPEEDUP_HALF_WIDTH or unclear:
+                wanted |= {each.name, now.answer}
+    return wanted & names if len(wanted & names) > 1 else set()
+
+
+def fit_into(finalists: Sequence[Candidate], seconds: float) -> list[Candidate]:
+    """As many of the finalists, the most important first, as MIN_ROUNDS rounds have time for; empty below two."""
+    kept: list[Candidate] = []
+    for each in finalists:
+        if MIN_ROUNDS * sum(other.spent_s for other in [*kept, each]) <= seconds:
+            kept.append(each)
+    return kept if len(kept) > 1 else []
+
+
+def rounds_time_s(finalists: Sequence[Candidate], time_budget_s: float) -> float:
+    """Time to keep for rounds: what MIN_ROUNDS of them take, at most half of the budget; 0 where not even two settings fit."""
+    most = BUDGET_FRACTION * time_budget_s
+    kept = fit_into(finalists, most)
+    return min(MIN_ROUNDS * sum(each.spent_s for each in kept), most)

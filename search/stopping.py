@@ -1,0 +1,77 @@
+"""When there is nothing left to gain by trying further settings, or no use in it. Plain functions of what was measured."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from feedrate.search.finalists import Candidate
+from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.failure import INFEASIBLE
+
+SAME_FAILURES = 8
+LEAST_TOLD = 6
+"""Settings tried before what another one may gain is judged."""
+WORTH_FRACTION = 0.01
+"""A trial that is expected to gain less, as a fraction of the best rate, is not worth its time."""
+AT_CEILING_FRACTION = 0.03
+"""Less than this to gain, as a fraction of the best rate, ends a search."""
+
+
+def same_failures(records: Sequence[Mapping[str, Any]]) -> str | None:
+    """That the last settings all failed alike: the workload is broken, not its settings."""
+    last = [_reason(record) for record in records[-SAME_FAILURES:]]
+    if len(last) < SAME_FAILURES or last[0] is None or len(set(last)) > 1:
+        return None
+    return f"the last {SAME_FAILURES} settings failed for the same reason"
+
+
+def _reason(record: Mapping[str, Any]) -> str | None:
+    """Why a trial failed; samples, processes and times differ where the reason does not, sizes that do not fit matter."""
+    message = record.get("failure_message")
+    if message is None or record.get("failure_kind") in INFEASIBLE:
+        return message
+    return re.sub(r"\d+", "#", message)
+
+
+def nothing_to_gain(expected_gain: float | None, num_told: int) -> str | None:
+    """That another trial is not worth its time.
+
+    Args:
+        expected_gain: of the most promising untried setting, as a fraction; None where it is not known.
+        num_told: settings tried so far.
+    """
+    if expected_gain is None or num_told < LEAST_TOLD or expected_gain >= WORTH_FRACTION:
+        return None
+    return f"another trial is expected to gain less than {WORTH_FRACTION:.0%}"
+
+
+def at_ceiling(
+    candidates: Iterable[Candidate],
+    ceilings: Mapping[int | None, float],
+    batch_sizes: Collection[int | None],
+    waiting: Iterable[LoaderConfig],
+) -> str | None:
+    """That the best setting is as fast as training without loading, whatever the batch size: none can be faster.
+
+    Args:
+        candidates: what was measured to its end and may be the answer.
+        ceilings: batch size -> items per second of the training step alone, where that was measured.
+        batch_sizes: all that are searched.
+        waiting: what will be measured next; while something among it needs fewer workers than the best, the search
+            goes on, as that may do as well.
+    """
+    best = max(candidates, key=lambda each: each.rate.low_sps, default=None)
+    if best is None or not set(batch_sizes) <= ceilings.keys():
+        return None
+    ceiling_sps = max(ceilings[size] for size in batch_sizes)
+    own = best.config.batch_size
+    # a lucky reading at one batch size must not rule out another one, whose ceiling is higher
+    sure_sps = best.rate.sps if ceiling_sps == ceilings[own] else best.rate.sps * (1 - best.rate.half_width_fraction / 1.96)
+    if ceiling_sps > sure_sps * (1 + AT_CEILING_FRACTION):
+        return None
+    if any(config.num_workers < best.config.num_workers for config in waiting):
+        return None
+    share = min(best.rate.sps / ceiling_sps, 1.0)
+    return f"{best.name} trains at {share:.0%} of the rate without any loading: compute-bound, no loader setting can be faster"

@@ -1,0 +1,81 @@
+"""What an earlier search of the same workload on the same hardware found: its best settings are tried early (`--warm-start`).
+
+Only settings are taken over, never rates: a memory that is out of date costs as many trials as it names settings.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from feedrate.analysis.load import load_run
+from feedrate.analysis.run_folder import RunError
+from feedrate.analysis.summary import may_win, ranking
+from feedrate.search.options import UsageError
+from feedrate.search.space import SearchSpace
+from feedrate.trainables.config import LoaderConfig
+
+MAX_REMEMBERED = 2
+
+
+def fingerprint(search: Mapping[str, Any]) -> dict[str, Any]:
+    """What has to be the same for a memory to be of use: the workload, the size of its data, and the machine.
+
+    Args:
+        search: the content of search.json.
+    """
+    workload, hardware = search.get("workload") or {}, search.get("hardware") or {}
+    return {
+        "workload": workload.get("name"),
+        "options of the workload": workload.get("options"),
+        "items in an epoch": workload.get("epoch_samples"),
+        "GPUs": hardware.get("gpus"),
+        "CPU": hardware.get("cpu_model"),
+        "number of CPUs": hardware.get("num_cpus"),
+        "objective": search.get("objective"),
+    }
+
+
+def remembered(run: str | os.PathLike[str], search: Mapping[str, Any], space: SearchSpace) -> tuple[list[LoaderConfig], str]:
+    """The best settings of an earlier run that this search may try, the best first, and a sentence about them.
+
+    Args:
+        run: the earlier run folder.
+        search: what goes into this search's search.json.
+        space: what may be tried.
+
+    Raises:
+        UsageError: the folder is no run.
+    """
+    try:
+        earlier = load_run(run)
+    except RunError as error:
+        raise UsageError(f"--warm-start: {error}") from None
+    theirs, ours = fingerprint(earlier.search), fingerprint(search)
+    other = [name for name, value in ours.items() if theirs[name] != value]
+    if other:
+        return [], f"--warm-start has no effect: {earlier.path} differs in {', '.join(other)}"
+    ranked = ranking(earlier)
+    ranked = ranked[(ranked["status"] == "complete") & may_win(earlier, ranked) & ~ranked["is_baseline"]]
+    ranked = ranked.sort_values("throughput_low_sps", ascending=False, kind="stable")
+    known = earlier.latest.drop_duplicates("config").set_index("config")
+    found = []
+    for name in ranked["config"]:
+        row = known.loc[name]
+        config = LoaderConfig.from_dict({field: _plain(row[field]) for field in LoaderConfig.__dataclass_fields__})
+        if space.contains(config):
+            found.append(config)
+    found = found[:MAX_REMEMBERED]
+    if not found:
+        return [], f"--warm-start has no effect: no setting of {earlier.path} is in the space of this search"
+    return found, f"--warm-start: {' and '.join(config.short() for config in found)} come first, the best of {earlier.path}"
+
+
+def _plain(value: Any) -> Any:
+    """A cell of a table as a record holds it."""
+    import pandas as pd
+
+    if pd.isna(value):
+        return None
+    return value.item() if hasattr(value, "item") else value

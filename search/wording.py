@@ -1,0 +1,156 @@
+"""The end of a search in words: a short table, why it is so, and what to paste."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from feedrate.analysis.best import python_snippet
+from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION
+from feedrate.analysis.rounds import MIN_ROUNDS, TIED_FRACTION
+from feedrate.analysis.summary import KNEE_FRACTION
+from feedrate.analysis.verdict import SHARED_FRACTION
+from feedrate.search.result import SearchResult, same
+from feedrate.trainables.config import LoaderConfig
+
+GROWN_BYTES = 1e9
+"""Memory at the end of an epoch below this is not worth a line."""
+
+
+def print_result(result: SearchResult, console: Console, unit: str = "samples") -> None:
+    """The short table at the end of a search, why it is so, and what to paste."""
+    best = result.best
+    if best is None:
+        return
+    size = best["dataloader"].get("batch_size")
+    ranked = result.ranking
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, justify in (
+        ("", "left"),
+        ("setting", "left"),
+        (f"{unit}/s", "right"),
+        ("95 % interval", "right"),
+        ("vs yours", "right"),
+        ("memory", "right"),
+    ):
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    rivals = ranked[(ranked["status"] == "complete") & same(ranked["batch_size"], size)]
+    chosen = _row_of(rivals, best["process"] | best["dataloader"])
+    tied = [_row_of(rivals, entry.get("process", {}) | entry) for entry in best["tied_with"]]
+    rows = [("yours", row) for _, row in rivals[rivals["is_baseline"]].iterrows() if row["config"] != chosen["config"]]
+    rows += [("best" if not chosen["is_baseline"] else "best (yours)", chosen), *(("tied", row) for row in tied[:3])]
+    for name, row in rows:
+        memory = "" if pd.isna(row["tree_pss_bytes"]) else f"{row['tree_pss_bytes'] / 1e9:.1f} GB"
+        interval = f"{row['throughput_low_sps']:,.0f}-{row['throughput_high_sps']:,.0f}"
+        gain = "" if pd.isna(row["speedup"]) else f"{row['speedup']:.2f}x"
+        if name == "best" and gain:
+            gain += f" [{row['speedup_low']:.2f}-{row['speedup_high']:.2f}]"
+        table.add_row(name, row["config"], f"{row['throughput_sps']:,.0f}", interval, gain, memory)
+    console.print()
+    console.print(table)
+    console.print()
+    for line in explain(result):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def explain(result: SearchResult) -> list[str]:
+    """The sentences under the table."""
+    best = result.best
+    assert best is not None
+    lines = []
+    why = "; ".join(best.get("verdict_evidence", ()))
+    lines.append(f"Why: {best['verdict']}" + (f": {why}" if why else ""))
+    left_out = best["search"].get("disqualified")
+    if left_out is not None:
+        most, ranked = left_out["max_num_workers"], result.ranking
+        lines.append(f"Left out: settings with more than {most} worker, where {left_out['reason']}; see feedrate check.")
+        if (ranked["is_baseline"] & (ranked["num_workers"] > most)).any():
+            lines.append("Yours is one of them: its rate counts repeated data, so that it cannot be the answer.")
+    yours = best["baseline"]
+    full = result.ranking[result.ranking["gpu_headroom_fraction"] < LEAST_HEADROOM_FRACTION]
+    if not full.empty:
+        some = ", ".join(full["config"].head(3)) + (" and more" if len(full) > 3 else "")
+        lines.append(f"Left out: {some}, with less than {LEAST_HEADROOM_FRACTION:.0%} of the accelerator's memory to spare.")
+    if result.ranking["is_baseline"].all() and left_out is None:
+        command = shlex.join(["feedrate", "resume", str(result.folder)])
+        lines.append(f"Only your own setting was measured: nothing is known about others. Try some with: {command}")
+    elif best["verdict"] == "compute-bound" and yours and yours["speedup"] < 1.05:
+        lines.append("The training step is the limit here: no loader setting makes a real difference.")
+    elif yours and yours["dataloader"] == best["dataloader"] and yours.get("process", {}) == best["process"]:
+        lines.append("Nothing faster than yours was found: keep it.")
+    elif yours and yours["speedup_ci95"][0] <= 1:
+        lines.append("No significant gain over yours" + (", but it is cheaper." if _is_cheaper(result) else "."))
+    lines += _not_the_fastest(result)
+    by_size = best["best_by_batch_size"]
+    if len(by_size) > 1:
+        rates = " · ".join(f"b{size} {entry['samples_per_second']:,.0f}/s" for size, entry in by_size.items())
+        most = max(entry["samples_per_second"] for entry in by_size.values())
+        enough = min(int(size) for size, entry in by_size.items() if entry["samples_per_second"] >= KNEE_FRACTION * most)
+        rates += f"; beyond b{enough} less than 5 % more" if enough < max(map(int, by_size)) else ""
+        lines.append(f"Best by batch size: {rates} (batch size changes training: --batch-size N fixes it; yours is compared at the best's)")
+    for _, failure in result.failures.drop_duplicates("failure_message").head(3).iterrows():
+        lines.append(f"Failed: {failure['config']}: {failure['failure_message']}")
+    memory = best["memory"]["end_of_epoch_bytes"]
+    if memory is not None and memory >= 1.2 * (best["memory"]["pss_bytes"] or 0) and memory >= GROWN_BYTES:
+        grown = "a dataset of Python objects is copied by every worker that reads it"
+        lines.append(f"Memory grows: {memory / 1e9:.1f} GB at the end of an epoch if it goes on as in the trial ({grown}).")
+    foreign = best["scope"]["foreign_cpu_fraction"]
+    if foreign is not None and foreign >= SHARED_FRACTION:
+        lines.append(f"Shared host: other processes took {foreign:.0%} of the CPUs meanwhile; on a quiet one the rates differ.")
+    step = [name for name, on in (("bfloat16 autocast", best["search"]["amp"]), ("torch.compile", best["search"]["compile"])) if on]
+    if step:
+        lines.append(f"The training step ran with {' and '.join(step)}: without, the ceiling and these rates are others.")
+    if result.stop_reason:
+        lines.append(f"Ended because {result.stop_reason}.")
+    lines.append(_confirmed(best))
+    if best["process"]:
+        names = ", ".join(best["process"])
+        lines.append(f"`dataloader` alone does not reproduce this rate: the process needs {names} too, as below.")
+    lines.append(("Paste:\n" if best["process"] else "Paste: ") + python_snippet(best))
+    return lines
+
+
+def _confirmed(best: dict[str, Any]) -> str:
+    """Whether the answer was measured again, and what is still open."""
+    if not best["confirmed"]:
+        return "Not confirmed: one measurement a setting, so that the best one is a little flattered by luck."
+    text = f"Confirmed in {best['search']['num_rounds']} interleaved rounds"
+    if best["search"]["undecided"]:
+        text += f"; {' and '.join(best['search']['undecided'])} could not be told apart from it in that time"
+    return text + "."
+
+
+def _is_cheaper(result: SearchResult) -> bool:
+    """Whether the answer has fewer workers than the baseline."""
+    assert result.best is not None and result.best["baseline"] is not None
+    return bool(result.best["dataloader"]["num_workers"] < result.best["baseline"]["dataloader"]["num_workers"])
+
+
+def _not_the_fastest(result: SearchResult) -> list[str]:
+    """Why a setting that read more is not the answer, where there is one."""
+    best = result.best
+    assert best is not None
+    ranked = result.ranking
+    complete = ranked[ranked["status"] == "complete"]
+    left_out = best["search"].get("disqualified")
+    if left_out is not None:
+        complete = complete[complete["num_workers"] <= left_out["max_num_workers"]]
+    if best["confirmed"]:  # readings that rounds did not repeat say little
+        complete = complete[complete["num_rounds"] >= MIN_ROUNDS]
+    first, rate = complete.sort_values("throughput_sps", ascending=False).iloc[0], best["throughput"]
+    if first["throughput_sps"] <= rate["samples_per_second"] * (1 + TIED_FRACTION):
+        return []
+    low, best_low = first["throughput_low_sps"], rate["ci95"][0]
+    why = f"its interval begins at {low:,.0f}, that of the best at {best_low:,.0f}"
+    what = f"{first['config']} read more, {first['throughput_sps']:,.0f}/s, and less surely"
+    return [f"{what}: {why}. The higher beginning counts, or the luckiest reading would win."]
+
+
+def _row_of(rows: pd.DataFrame, setting: dict[str, Any]) -> pd.Series[Any]:
+    name = LoaderConfig.from_dict({"batch_size": None, **setting}).short()
+    row: pd.Series[Any] = rows[rows["config"] == name].iloc[0]
+    return row
