@@ -161,8 +161,8 @@ class Standing:
     undecided: tuple[str, ...]
     """Neither of the two so far."""
     decided: bool
-    """More rounds would not change the answer: all were in MIN_ROUNDS rounds, and where each stands is known of those that
-    are cheaper or of another batch size."""
+    """More rounds would not change the answer: nothing can be 2 % faster, and where each stands is known of those that are
+    cheaper at the same batch size."""
 
 
 def out_soon(comparison: Comparison, names: Iterable[str]) -> set[str]:
@@ -197,10 +197,18 @@ def standing(comparison: Comparison, finalists: Iterable[Finalist]) -> Standing 
         else:
             undecided.append(each)
     answer = next(each for each in tied if each.batch_size == fastest.batch_size)
+    most = -math.log1p(-TIED_FRACTION)
+    ahead = {each.name: sum(comparison.log_ratio(each.name, answer.name)) for each in ordered}
     matter = [
         each
-        for each in undecided
-        if each not in measured or each.batch_size != fastest.batch_size or each.cost < answer.cost
+        for each in ordered
+        if each is not answer
+        and each not in slower
+        and (
+            each not in measured
+            or ahead[each.name] >= most
+            or (each in undecided and each.batch_size == answer.batch_size and each.cost < answer.cost)
+        )
     ]
     return Standing(
         fastest=fastest.name,

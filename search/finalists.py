@@ -19,10 +19,10 @@ from feedrate.trainables.config import LoaderConfig
 
 MAX_FINALISTS = 4
 """Beside the baseline."""
-MAX_ROUNDS = 8
+MAX_ROUNDS = 6
 MAX_REPEATED = 4
 """Rounds that may be repeated because other processes disturbed them."""
-SPEEDUP_HALF_WIDTH = 0.03
+SPEEDUP_HALF_WIDTH = 0.04
 """Half of a speed-up's interval, as a fraction, at which the baseline has been measured well enough."""
 BUDGET_FRACTION = 0.5
 """Share of the time budget that is kept for rounds, at most."""

@@ -29,6 +29,8 @@ from feedrate.trainables.failure import Failure
 FIRST_TRIAL_GUESS_S = 10.0
 SHORTEST_TRIAL_S = 5.0
 EARLY_SEEDS = 2
+WORTH_ROUNDS_FRACTION = 0.03
+"""Of the baseline's rate: with less to gain, rounds are not worth their time."""
 
 
 class Session:
@@ -122,8 +124,8 @@ class Session:
             return None  # what it gives may be a finalist
         if self.confirmation is None:
             finalists = fit_into(self._finalists(), self.seconds_left())
-            if finalists and finalists[0].is_baseline and self._at_ceiling() is not None:
-                finalists = []  # nothing can be faster than what the user has
+            if any(each.is_baseline and self._near_ceiling(each) for each in finalists):
+                finalists = []  # nothing is worth mentioning that is faster than what the user has
             self.confirmation = Confirmation(self, finalists)
         return self.confirmation.next()
 
@@ -236,6 +238,10 @@ class Session:
         """Measurements asked for and not ended."""
         return [*self._running.values(), *(self.confirmation.running if self.confirmation else [])]
 
+    def measured(self) -> list[Candidate]:
+        """The settings that were measured to their end and may be the answer."""
+        return able(list(self._candidates.values()), self.brain.max_num_workers)
+
     def seconds_left(self) -> float:
         """Of the time budget."""
         return self.options.time_budget_s - (self.clock() - self.started_unix_s)
@@ -253,13 +259,17 @@ class Session:
         """Whom rounds would measure now."""
         return choose(list(self._candidates.values()), self.brain.max_num_workers)
 
+    def _near_ceiling(self, candidate: Candidate) -> bool:
+        """Whether training without loading would be less than 3 % faster than this setting, at every batch size."""
+        known = self.ceilings.keys() >= self._batch_sizes
+        return known and max(self.ceilings[size] for size in self._batch_sizes) <= candidate.rate.sps * (1 + WORTH_ROUNDS_FRACTION)
+
     def _waiting(self) -> list[LoaderConfig]:
         """Baselines and seeds that are still to be measured."""
         return [past.config for past in self.brain.history() if past.state == "waiting" and past.config is not None]
 
     def _at_ceiling(self) -> str | None:
-        allowed = able(list(self._candidates.values()), self.brain.max_num_workers)
-        return at_ceiling(allowed, self.ceilings, self._batch_sizes, self._waiting())
+        return at_ceiling(self.measured(), self.ceilings, self._batch_sizes, self._waiting())
 
     def _why_stop(self) -> str | None:
         tried = self.brain.counts().told + len(self._running)
@@ -282,7 +292,7 @@ class Session:
 
     def _extended(self) -> bool:
         """Whether there is more to try after all, because the best setting is on the edge of a default range."""
-        allowed = able(list(self._candidates.values()), self.brain.max_num_workers)
+        allowed = self.measured()
         best = max(allowed, key=lambda each: each.rate.low_sps)
         fewer = [each for each in allowed if each.config.num_workers < best.config.num_workers]
         if any(each.rate.sps >= best.rate.sps * (1 - TIED_FRACTION) for each in fewer):

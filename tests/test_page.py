@@ -180,7 +180,7 @@ def test_people_who_do_not_see_the_plots_get_the_same(tmp_path: Path) -> None:
     assert all(each.get("scope") in ("col", "row") for each in page.all("th"))
     plots = [each for each in page.all("div") if each.get("role") == "img"]
     assert [bool(each["aria-label"]) for each in plots] == [True, True, True]
-    assert len(page.all("figcaption")) == 2
+    assert len(page.all("figcaption")) == 3
     assert len(page.all("noscript")) == 1
     assert "prefers-color-scheme: dark" in text
     assert "@media print" in text
