@@ -42,6 +42,8 @@ class Expectation:
     config: LoaderConfig
     gain_fraction: float
     """By how much it is expected to raise the best rate."""
+    best_sps: float
+    """The best rate so far, as the model sees it: less lucky than the highest reading."""
 
 
 def most_promising(
@@ -85,12 +87,13 @@ def most_promising(
     surrogate = Surrogate(observed, log_sps, sd, model)
     rows = _rows(space, configs, log_sps, seed)
     numbers = space.numbers(rows)
-    gain = surrogate.expected_gain(_settings(space, numbers), _best(surrogate, observed, max_num_workers))
+    best = _best(surrogate, observed, max_num_workers)
+    gain = surrogate.expected_gain(_settings(space, numbers), best)
     gain[_does_not_fit(numbers, trials)] = -1.0
     for index in np.argsort(-gain, kind="stable"):
         config = space.config_at(int(rows[index]))
         if config not in tried:
-            return Expectation(config, max(float(gain[index]), 0.0))
+            return Expectation(config, max(float(gain[index]), 0.0), math.exp(best))
     return None
 
 

@@ -264,13 +264,6 @@ class Session:
         known = self.ceilings.keys() >= self._batch_sizes
         return known and max(self.ceilings[size] for size in self._batch_sizes) <= candidate.rate.sps * (1 + WORTH_ROUNDS_FRACTION)
 
-    def _waiting(self) -> list[LoaderConfig]:
-        """Baselines and seeds that are still to be measured."""
-        return [past.config for past in self.brain.history() if past.state == "waiting" and past.config is not None]
-
-    def _at_ceiling(self) -> str | None:
-        return at_ceiling(self.measured(), self.ceilings, self._batch_sizes, self._waiting())
-
     def _why_stop(self) -> str | None:
         tried = self.brain.counts().told + len(self._running)
         if self.options.max_trials is not None and tried >= self.options.max_trials:
@@ -285,9 +278,15 @@ class Session:
             return "the time budget is spent (--time-budget)"
         if self.options.keep_going:
             return None
-        if (reason := self._at_ceiling()) is not None or self._waiting():
+        expected = self.brain.expectation()
+        if expected is None:
+            return None
+        waiting = [past.config for past in self.brain.history() if past.state == "waiting" and past.config is not None]
+        best = max(self.measured(), key=lambda each: each.rate.low_sps, default=None)
+        reason = at_ceiling(best, expected.best_sps, self.ceilings, self._batch_sizes, waiting)
+        if reason is not None or waiting:
             return reason
-        reason = nothing_to_gain(self.brain.expected_gain(), self.brain.counts().told)
+        reason = nothing_to_gain(expected.gain_fraction, self.brain.counts().told)
         return None if reason is not None and self._extended() else reason
 
     def _extended(self) -> bool:

@@ -16,7 +16,7 @@ LEAST_TOLD = 6
 WORTH_FRACTION = 0.01
 """A trial that is expected to gain less, as a fraction of the best rate, is not worth its time."""
 AT_CEILING_FRACTION = 0.02
-"""Less than this to gain, as a fraction of the best reading, ends a search: less than 3 % with the reading's own luck."""
+"""Less than this to gain, as a fraction of the best rate, ends a search: less than 3 % with what the rate is unsure by."""
 
 
 def same_failures(records: Sequence[Mapping[str, Any]]) -> str | None:
@@ -48,7 +48,8 @@ def nothing_to_gain(expected_gain: float | None, num_told: int) -> str | None:
 
 
 def at_ceiling(
-    candidates: Iterable[Candidate],
+    best: Candidate | None,
+    best_sps: float,
     ceilings: Mapping[int | None, float],
     batch_sizes: Collection[int | None],
     waiting: Iterable[LoaderConfig],
@@ -56,22 +57,19 @@ def at_ceiling(
     """That the best setting is as fast as training without loading, whatever the batch size: none can be faster.
 
     Args:
-        candidates: what was measured to its end and may be the answer.
+        best: the setting that was measured best.
+        best_sps: its rate as the model of all measurements sees it, in items per second; a single reading may be lucky.
         ceilings: batch size -> items per second of the training step alone, where that was measured.
         batch_sizes: all that are searched.
         waiting: what will be measured next; while something among it needs fewer workers than the best, the search
             goes on, as that may do as well.
     """
-    best = max(candidates, key=lambda each: each.rate.low_sps, default=None)
     if best is None or not set(batch_sizes) <= ceilings.keys():
         return None
     ceiling_sps = max(ceilings[size] for size in batch_sizes)
-    own = best.config.batch_size
-    # a lucky reading at one batch size must not rule out another one, whose ceiling is higher
-    sure_sps = best.rate.sps if ceiling_sps == ceilings[own] else best.rate.sps * (1 - best.rate.half_width_fraction / 1.96)
-    if ceiling_sps > sure_sps * (1 + AT_CEILING_FRACTION):
+    if ceiling_sps > best_sps * (1 + AT_CEILING_FRACTION):
         return None
     if any(config.num_workers < best.config.num_workers for config in waiting):
         return None
-    share = min(best.rate.sps / ceiling_sps, 1.0)
+    share = min(best_sps / ceiling_sps, 1.0)
     return f"{best.name} trains at {share:.0%} of the rate without any loading: compute-bound, no loader setting can be faster"

@@ -26,6 +26,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from feedrate.search.domains import to_optuna
+from feedrate.search.expectation import Expectation
 from feedrate.search.options import LOOKS
 from feedrate.search.past import Ask, Counts, Past, Reconciled
 from feedrate.search.pruner import HALF_WIDTH, ConfidencePruner
@@ -119,10 +120,9 @@ class Brain:
             self._sampler.widen(space)
         return space
 
-    def expected_gain(self) -> float | None:
-        """By how much, as a fraction, the most promising untried setting is expected to raise the best rate."""
-        expected = with_retry(lambda: self._sampler.expectation(copy(self.study), len(self._trials)))
-        return None if expected is None else expected.gain_fraction
+    def expectation(self) -> Expectation | None:
+        """The most promising untried setting and what it may gain; None while too little is known, or nothing is left."""
+        return with_retry(lambda: self._sampler.expectation(copy(self.study), len(self._trials)))
 
     def report(self, number: int, step: int, value_sps: float, half_width_fraction: float | None = None) -> None:
         """What a running trial measured in its first `step` windows; a step that was reported already is ignored.
