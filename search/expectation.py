@@ -42,8 +42,8 @@ class Expectation:
     config: LoaderConfig
     gain_fraction: float
     """By how much it is expected to raise the best rate."""
-    best_sps: float
-    """The best rate so far, as the model sees it: less lucky than the highest reading."""
+    surely_sps: float
+    """The best rate so far as the model sees it, less one standard deviation: the highest reading may be lucky."""
 
 
 def most_promising(
@@ -87,19 +87,14 @@ def most_promising(
     surrogate = Surrogate(observed, log_sps, sd, model)
     rows = _rows(space, configs, log_sps, seed)
     numbers = space.numbers(rows)
-    best = _best(surrogate, observed, max_num_workers)
+    best, best_sd = surrogate.best_log_sps(math.inf if max_num_workers is None else max_num_workers)
     gain = surrogate.expected_gain(_settings(space, numbers), best)
     gain[_does_not_fit(numbers, trials)] = -1.0
     for index in np.argsort(-gain, kind="stable"):
         config = space.config_at(int(rows[index]))
         if config not in tried:
-            return Expectation(config, max(float(gain[index]), 0.0), math.exp(best))
+            return Expectation(config, max(float(gain[index]), 0.0), math.exp(best - best_sd))
     return None
-
-
-def _best(surrogate: Surrogate, observed: Settings, max_num_workers: int | None) -> float:
-    allowed = observed.num_workers <= (math.inf if max_num_workers is None else max_num_workers)
-    return surrogate.best_log_sps(allowed)
 
 
 def _seen(trial: FrozenTrial) -> tuple[LoaderConfig, float, float] | None:

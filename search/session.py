@@ -29,7 +29,7 @@ from feedrate.trainables.failure import Failure
 FIRST_TRIAL_GUESS_S = 10.0
 SHORTEST_TRIAL_S = 5.0
 EARLY_SEEDS = 2
-WORTH_ROUNDS_FRACTION = 0.03
+WORTH_ROUNDS_FRACTION = 0.02
 """Of the baseline's rate: with less to gain, rounds are not worth their time."""
 
 
@@ -260,7 +260,7 @@ class Session:
         return choose(list(self._candidates.values()), self.brain.max_num_workers)
 
     def _near_ceiling(self, candidate: Candidate) -> bool:
-        """Whether training without loading would be less than 3 % faster than this setting, at every batch size."""
+        """Whether training without loading would be less than 2 % faster than this setting, at every batch size."""
         known = self.ceilings.keys() >= self._batch_sizes
         return known and max(self.ceilings[size] for size in self._batch_sizes) <= candidate.rate.sps * (1 + WORTH_ROUNDS_FRACTION)
 
@@ -283,7 +283,7 @@ class Session:
             return None
         waiting = [past.config for past in self.brain.history() if past.state == "waiting" and past.config is not None]
         best = max(self.measured(), key=lambda each: each.rate.low_sps, default=None)
-        reason = at_ceiling(best, expected.best_sps, self.ceilings, self._batch_sizes, waiting)
+        reason = at_ceiling(best, expected.surely_sps, self.ceilings, self._batch_sizes, waiting)
         if reason is not None or waiting:
             return reason
         reason = nothing_to_gain(expected.gain_fraction, self.brain.counts().told)

@@ -15,8 +15,8 @@ LEAST_TOLD = 6
 """Settings tried before what another one may gain is judged."""
 WORTH_FRACTION = 0.01
 """A trial that is expected to gain less, as a fraction of the best rate, is not worth its time."""
-AT_CEILING_FRACTION = 0.02
-"""Less than this to gain, as a fraction of the best rate, ends a search: less than 3 % with what the rate is unsure by."""
+AT_CEILING_FRACTION = 0.03
+"""Less than this to gain, as a fraction of the best rate, ends a search."""
 
 
 def same_failures(records: Sequence[Mapping[str, Any]]) -> str | None:
@@ -49,7 +49,7 @@ def nothing_to_gain(expected_gain: float | None, num_told: int) -> str | None:
 
 def at_ceiling(
     best: Candidate | None,
-    best_sps: float,
+    surely_sps: float,
     ceilings: Mapping[int | None, float],
     batch_sizes: Collection[int | None],
     waiting: Iterable[LoaderConfig],
@@ -58,7 +58,7 @@ def at_ceiling(
 
     Args:
         best: the setting that was measured best.
-        best_sps: its rate as the model of all measurements sees it, in items per second; a single reading may be lucky.
+        surely_sps: what it trains at least, in items per second; a single reading may be lucky.
         ceilings: batch size -> items per second of the training step alone, where that was measured.
         batch_sizes: all that are searched.
         waiting: what will be measured next; while something among it needs fewer workers than the best, the search
@@ -67,9 +67,9 @@ def at_ceiling(
     if best is None or not set(batch_sizes) <= ceilings.keys():
         return None
     ceiling_sps = max(ceilings[size] for size in batch_sizes)
-    if ceiling_sps > best_sps * (1 + AT_CEILING_FRACTION):
+    if ceiling_sps > surely_sps * (1 + AT_CEILING_FRACTION):
         return None
     if any(config.num_workers < best.config.num_workers for config in waiting):
         return None
-    share = min(best_sps / ceiling_sps, 1.0)
+    share = min(best.rate.sps / ceiling_sps, 1.0)
     return f"{best.name} trains at {share:.0%} of the rate without any loading: compute-bound, no loader setting can be faster"

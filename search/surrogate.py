@@ -92,10 +92,15 @@ class Surrogate:
         variance = np.maximum(sum(each**2 for each in self._amplitudes) - (solved**2).sum(axis=0), 1e-10)
         return mean, np.sqrt(variance)
 
-    def best_log_sps(self, allowed: np.ndarray[Any, np.dtype[np.bool_]]) -> float:
-        """Highest mean among the measured settings, those that are allowed (a mask of their shape)."""
-        mean, _ = self.predict(self._settings)
-        return float(mean[allowed].max()) if allowed.any() else -math.inf
+    def best_log_sps(self, max_num_workers: float = math.inf) -> tuple[float, float]:
+        """Highest mean among the measured settings with at most so many workers, and its standard deviation.
+
+        The mean is -inf where there is none.
+        """
+        mean, sd = self.predict(self._settings)
+        mean = np.where(self._settings.num_workers <= max_num_workers, mean, -math.inf)
+        best = int(mean.argmax())
+        return float(mean[best]), float(sd[best])
 
     def expected_gain(self, settings: Settings, best_log_sps: float) -> Array:
         """By how much, as a fraction, trying each setting is expected to raise the best rate."""

@@ -197,18 +197,18 @@ def test_rounds_run_beside_each_other_until_there_are_enough_to_judge(search):
 
 
 def ceiling_reached(**more):
-    """`at_ceiling` for a best setting of 980/s with 4 workers."""
+    """`at_ceiling` for a best setting of 980/s at least, with 4 workers."""
     rate = Rate(sps=1000.0, low_sps=960.0, high_sps=1040.0)
     best = Candidate(config=LoaderConfig(num_workers=4, batch_size=64), rate=rate, spent_s=10.0, memory_bytes=0.0)
-    asked = {"best": best, "best_sps": 980.0, "ceilings": {64: 990.0}, "batch_sizes": {64}, "waiting": []} | more
+    asked = {"best": best, "surely_sps": 980.0, "ceilings": {64: 1005.0}, "batch_sizes": {64}, "waiting": []} | more
     return at_ceiling(**asked)
 
 
 def test_a_search_at_the_ceiling_has_nothing_to_gain():
     """The model's rate counts, not the luckier reading; at every batch size; and cheaper settings are tried first."""
-    assert "b64 w4 p2 trains at 99% of the rate without any loading: compute-bound" in ceiling_reached()
-    assert ceiling_reached(ceilings={64: 1005.0}) is None
-    assert ceiling_reached(ceilings={64: 990.0, 128: 1500.0}, batch_sizes={64, 128}) is None
+    assert "b64 w4 p2 trains at 100% of the rate without any loading: compute-bound" in ceiling_reached()
+    assert ceiling_reached(ceilings={64: 1015.0}) is None
+    assert ceiling_reached(ceilings={64: 1005.0, 128: 1500.0}, batch_sizes={64, 128}) is None
     assert ceiling_reached(batch_sizes={64, 128}) is None, "the ceiling at 128 is not known"
     assert ceiling_reached(waiting=[LoaderConfig(num_workers=2, batch_size=64)]) is None, "2 workers may do as well"
     assert ceiling_reached(waiting=[LoaderConfig(num_workers=8, batch_size=64)])

@@ -91,8 +91,8 @@ def test_nothing_is_gained_beyond_the_ceiling():
 
 def test_the_best_counts_only_what_is_allowed():
     fitted = surrogate([0, 2, 4], np.log(rates(WORLD, [0, 2, 4])))
-    assert fitted.best_log_sps(np.array([True, True, False])) == pytest.approx(math.log(200.0), abs=0.05)
-    assert fitted.best_log_sps(np.zeros(3, dtype=bool)) == -math.inf
+    assert fitted.best_log_sps(2)[0] == pytest.approx(math.log(200.0), abs=0.05)
+    assert fitted.best_log_sps(-1)[0] == -math.inf
 
 
 def test_a_thousand_measurements_are_no_burden():
@@ -100,5 +100,6 @@ def test_a_thousand_measurements_are_no_burden():
     workers = [index % 33 for index in range(1000)]
     fitted = surrogate(workers, np.log(rates(WORLD, workers)))
     assert len(fitted._weights) == MAX_OBSERVED
+    assert fitted.best_log_sps()[0] == pytest.approx(math.log(rates(WORLD, [32])[0]), abs=0.03)
     mean, _ = fitted.predict(settings([16]))
     assert mean[0] == pytest.approx(math.log(rates(WORLD, [16])[0]), abs=0.03)
