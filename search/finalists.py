@@ -104,6 +104,9 @@ def choose(candidates: Sequence[Candidate], max_num_workers: int | None = None) 
         for each in group:
             if each not in chosen and sum(not other.is_baseline for other in chosen) < MAX_FINALISTS:
                 chosen.append(each)
+    # yours at the batch sizes of rivals: should one of those win, its speed-up is a difference inside rounds, too
+    sizes = {each.config.batch_size for each in chosen}
+    chosen += [each for each in candidates if each.is_baseline and each.config.batch_size in sizes and each not in chosen]
     return chosen if len(chosen) > 1 else []
 
 
@@ -154,8 +157,9 @@ def _wanted(
         yours = {each.name for each in finalists if each.is_baseline}
         return names - (out_soon(comparison, able_names) - yours)
     wanted = set() if now.decided else {now.fastest, now.answer, *now.undecided}
+    size = next(each.config.batch_size for each in finalists if each.name == now.answer)
     for each in finalists:
-        if each.is_baseline and each.name != now.answer:
+        if each.is_baseline and each.config.batch_size == size and each.name != now.answer:
             log, half = comparison.log_ratio(now.answer, each.name)
             unclear = abs(log) < half and abs(log) + half > TIED_FRACTION
             if half > SPEEDUP_HALF_WIDTH or unclear:
