@@ -29,8 +29,10 @@ CPU_ITEM = "cpu_item_s"
 NUM_CPUS = "num_cpus"
 """User attribute: CPUs the trial could use."""
 LEAST_OBSERVED = 3
-MAX_ROWS = 4000
+MAX_ROWS = 2000
 """Settings of the space that are looked at in one draw; of a larger space those beside the best ones, and others at random."""
+MAX_OBSERVED = 60
+"""Trials that are looked at, half of them the best and half the latest: solving for them is cubic in their number."""
 UNSURE_SD = 0.05
 """Of a trial that was stopped and says nothing about its own interval."""
 
@@ -69,7 +71,10 @@ def most_promising(
     seen = [each for each in map(_seen, trials) if each is not None]
     if len(seen) < LEAST_OBSERVED:
         return None
-    configs = [each[0] for each in seen]
+    if len(seen) > MAX_OBSERVED:
+        late, early = seen[-MAX_OBSERVED // 2 :], seen[: -MAX_OBSERVED // 2]
+        seen = sorted(early, key=lambda each: -each[1])[: MAX_OBSERVED // 2] + late
+    configs = [LoaderConfig.from_dict(each[0]) for each in seen]
     log_sps, sd = (np.array([each[index] for each in seen], dtype=float) for index in (1, 2))
     observed = _settings(space, space.numbers_of(configs))
     attrs = [trial.user_attrs for trial in trials]
@@ -97,7 +102,7 @@ def most_promising(
     return None
 
 
-def _seen(trial: FrozenTrial) -> tuple[LoaderConfig, float, float] | None:
+def _seen(trial: FrozenTrial) -> tuple[dict[str, Any], float, float] | None:
     """Setting, log(rate) and its standard deviation; None where the trial has no rate."""
     attrs = trial.user_attrs
     if trial.state == TrialState.COMPLETE and trial.value is not None:
@@ -110,7 +115,7 @@ def _seen(trial: FrozenTrial) -> tuple[LoaderConfig, float, float] | None:
         return None
     if "config" not in attrs or not sps > 0:
         return None
-    return LoaderConfig.from_dict(attrs["config"]), math.log(sps), min(max(sd, 0.005), 1.0)
+    return attrs["config"], math.log(sps), min(max(sd, 0.005), 1.0)
 
 
 def _rows(space: SearchSpace, configs: Sequence[LoaderConfig], log_sps: Any, seed: int) -> Any:

@@ -24,8 +24,6 @@ CEILING_SD = 0.02
 _AMPLITUDES = (0.05, 0.1, 0.2, 0.4, 0.8)
 _SMALL_AMPLITUDES = (0.02, 0.05, 0.1, 0.2)
 _SCALES = (0.5, 0.7, 1.0, 1.4, 2.0)
-MAX_OBSERVED = 160
-"""Measurements that are looked at, the best and the latest: solving for them is cubic in their number."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,11 +38,10 @@ class Settings:
     rest: Array
     """The other dimensions alike."""
 
-    def __getitem__(self, rows: Any) -> Settings:
-        """Some of them."""
-        return Settings(
-            num_workers=self.num_workers[rows], batch_size=self.batch_size[rows], main=self.main[rows], rest=self.rest[rows]
-        )
+    @property
+    def all(self) -> Array:
+        """Both, side by side."""
+        return np.concatenate([self.main, self.rest], axis=1)
 
 
 class Surrogate:
@@ -58,13 +55,6 @@ class Surrogate:
     """
 
     def __init__(self, settings: Settings, log_sps: Array, sd: Array, model: RateModel) -> None:
-        if len(log_sps) > MAX_OBSERVED:
-            half = MAX_OBSERVED // 2
-            late = np.arange(len(log_sps) - half, len(log_sps))
-            early = np.argsort(-log_sps[: len(log_sps) - half], kind="stable")[:half]
-            kept = np.concatenate([np.sort(early), late])
-            settings = settings[kept]
-            log_sps, sd = log_sps[kept], sd[kept]
         self._settings, self._model = settings, model
         noise = np.diag(sd**2 + JITTER_SD**2)
         residual = log_sps - model.log_rate(settings.num_workers, settings.batch_size)
@@ -72,21 +62,32 @@ class Surrogate:
         residual = residual - self._shift
         # two layers: workers and batch size change rates many times over, everything else by a little
         self._scales, self._amplitudes = np.ones(settings.main.shape[1]), (0.2, 0.05)
+        small = _matern(settings.all, settings.all)
+
+        def evidence(amplitudes: tuple[float, float], large: Array, scales: Array) -> float:
+            """log of the marginal likelihood, and of priors that keep scales and amplitudes near what is usual."""
+            cholesky = np.linalg.cholesky(amplitudes[0] ** 2 * large + amplitudes[1] ** 2 * small + noise)
+            solved = np.linalg.solve(cholesky, residual)
+            prior = float((np.log(scales) ** 2).sum()) / 0.5**2
+            prior += math.log(amplitudes[0] / 0.2) ** 2 + math.log(amplitudes[1] / 0.05) ** 2
+            return float(-(solved @ solved) / 2 - np.log(np.diag(cholesky)).sum() - prior / 2)
+
         for _ in range(2):
+            large = self._large(settings, settings, self._scales)
             self._amplitudes = max(
-                itertools.product(_AMPLITUDES, _SMALL_AMPLITUDES),
-                key=lambda each: self._evidence(residual, noise, each, self._scales),
+                itertools.product(_AMPLITUDES, _SMALL_AMPLITUDES), key=lambda each: evidence(each, large, self._scales)
             )
             for dimension in range(len(self._scales)):
                 self._scales = max(
-                    self._varied(dimension), key=lambda each: self._evidence(residual, noise, self._amplitudes, each)
+                    self._varied(dimension),
+                    key=lambda each: evidence(self._amplitudes, self._large(settings, settings, each), each),
                 )
-        self._cholesky = np.linalg.cholesky(self._covariance(settings, settings, self._amplitudes, self._scales) + noise)
+        self._cholesky = np.linalg.cholesky(self._covariance(settings, settings) + noise)
         self._weights = np.linalg.solve(self._cholesky.T, np.linalg.solve(self._cholesky, residual))
 
     def predict(self, settings: Settings) -> tuple[Array, Array]:
         """Mean and standard deviation of log(rate) of each setting."""
-        across = self._covariance(settings, self._settings, self._amplitudes, self._scales)
+        across = self._covariance(settings, self._settings)
         mean = across @ self._weights + self._shift + self._model.log_rate(settings.num_workers, settings.batch_size)
         solved = np.linalg.solve(self._cholesky, across.T)
         variance = np.maximum(sum(each**2 for each in self._amplitudes) - (solved**2).sum(axis=0), 1e-10)
@@ -117,24 +118,18 @@ class Surrogate:
             varied.append(scales)
         return varied
 
-    def _covariance(self, first: Settings, second: Settings, amplitudes: tuple[float, float], scales: Array) -> Array:
-        large, small = amplitudes
-        both = [np.concatenate([each.main, each.rest], axis=1) for each in (first, second)]
-        return large**2 * _matern(first.main / scales, second.main / scales) + small**2 * _matern(*both)
+    def _covariance(self, first: Settings, second: Settings) -> Array:
+        large, small = self._amplitudes
+        return large**2 * self._large(first, second, self._scales) + small**2 * _matern(first.all, second.all)
 
-    def _evidence(self, residual: Array, noise: Array, amplitudes: tuple[float, float], scales: Array) -> float:
-        """log of the marginal likelihood, and of priors that keep scales and amplitudes near what is usual."""
-        cholesky = np.linalg.cholesky(self._covariance(self._settings, self._settings, amplitudes, scales) + noise)
-        solved = np.linalg.solve(cholesky, residual)
-        prior = float((np.log(scales) ** 2).sum()) / 0.5**2
-        prior += math.log(amplitudes[0] / 0.2) ** 2 + math.log(amplitudes[1] / 0.05) ** 2
-        return float(-(solved @ solved) / 2 - np.log(np.diag(cholesky)).sum() - prior / 2)
+    def _large(self, first: Settings, second: Settings, scales: Array) -> Array:
+        return _matern(first.main / scales, second.main / scales)
 
 
 def _matern(first: Array, second: Array) -> Array:
     """Matern 5/2 of length 1, shape (first, second)."""
-    difference = first[:, None, :] - second[None, :, :]
-    distance = math.sqrt(5) * np.sqrt((difference**2).sum(axis=2))
+    squares = (first**2).sum(axis=1)[:, None] + (second**2).sum(axis=1)[None, :] - 2 * first @ second.T
+    distance = np.sqrt(5 * np.maximum(squares, 0.0))
     return np.asarray((1 + distance + distance**2 / 3) * np.exp(-distance))
 
 

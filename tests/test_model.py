@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from feedrate.search.model import RateModel, fit_model
-from feedrate.search.surrogate import MAX_OBSERVED, Settings, Surrogate
+from feedrate.search.surrogate import Settings, Surrogate
 
 CEILINGS = {32: 900.0, 64: 1000.0, 128: 1050.0}
 WORLD = RateModel(item_s=0.01, cap_sps=1600.0, ceilings=CEILINGS)
@@ -93,13 +93,3 @@ def test_the_best_counts_only_what_is_allowed():
     fitted = surrogate([0, 2, 4], np.log(rates(WORLD, [0, 2, 4])))
     assert fitted.best_log_sps(2)[0] == pytest.approx(math.log(200.0), abs=0.05)
     assert fitted.best_log_sps(-1)[0] == -math.inf
-
-
-def test_a_thousand_measurements_are_no_burden():
-    """The best and the latest are looked at; the rest is left out."""
-    workers = [index % 33 for index in range(1000)]
-    fitted = surrogate(workers, np.log(rates(WORLD, workers)))
-    assert len(fitted._weights) == MAX_OBSERVED
-    assert fitted.best_log_sps()[0] == pytest.approx(math.log(rates(WORLD, [32])[0]), abs=0.03)
-    mean, _ = fitted.predict(settings([16]))
-    assert mean[0] == pytest.approx(math.log(rates(WORLD, [16])[0]), abs=0.03)
