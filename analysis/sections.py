@@ -76,6 +76,8 @@ def answer(run: Run, ranked: pd.DataFrame) -> Section:
     rows.append(("Trials", told or "none yet"))
     if num_rounds := run.latest["round"].nunique():
         rows.append(("Rounds", f"{num_rounds}, in which the finalists and the baseline were measured again"))
+    if isinstance(reason := run.search.get("stop_reason"), str):
+        rows.append(("Ended because", reason))
     if (ranked["num_hosts"] > 1).any():
         rows.append(("Hosts", "settings are pooled over different machines; the ranking counts them"))
     return Section(caption="The answer", headers=("", "Value"), rows=rows)

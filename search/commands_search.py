@@ -146,7 +146,10 @@ class Resume:
             help="from now on (default: the run's own budget again)",
         )
         parser.add_argument(
-            "--max-trials", type=arguments.whole(1), metavar="N", help="settings in total, those of before included"
+            "--max-trials",
+            type=arguments.whole(1),
+            metavar="N",
+            help="settings in total, those of before included, also where nothing more is expected to be gained",
         )
         parser.add_argument("--storage", metavar="URL", help="the run's database again, where its URL holds a password")
         parser.add_argument("--quiet", action="store_true", help="print only the answer")

@@ -68,7 +68,7 @@ class Confirmation:
             number=self._round,
             configs=tuple(configs),
             origin="finalist",
-            measure_step=False,
+            measure_step=not all(session.has_ceiling(config.batch_size) for config in configs),
             max_trial_s=session.options.max_trial_s,
             asked_unix_s=session.clock(),
         )

@@ -78,7 +78,15 @@ def most_promising(
     log_sps, sd = (np.array([each[index] for each in seen], dtype=float) for index in (1, 2))
     observed = _settings(space, space.numbers_of(configs))
     attrs = [trial.user_attrs for trial in trials]
-    ceilings = {int(trial["config"]["batch_size"] or 0): trial[STEP_ONLY] for trial in attrs if trial.get(STEP_ONLY)}
+    ceilings: dict[int, float] = {}
+    for trial in attrs:
+        size = int(trial.get("config", {}).get("batch_size") or 0)
+        if trial.get(STEP_ONLY):  # load from elsewhere lowers it, nothing raises it
+            ceilings[size] = max(trial[STEP_ONLY], ceilings.get(size, 0.0))
+    for setting, log_rate, log_sd in seen:
+        size = int(setting.get("batch_size") or 0)
+        if log_rate - 2 * log_sd > math.log(ceilings.get(size, math.inf)):
+            ceilings[size] = math.inf  # something trained faster: it was measured wrong
     cpu_item_s = [trial[CPU_ITEM] for trial in attrs if trial.get(CPU_ITEM)]
     num_cpus = [trial[NUM_CPUS] for trial in attrs if trial.get(NUM_CPUS)]
     model = fit_model(

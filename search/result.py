@@ -10,7 +10,7 @@ import pandas as pd
 
 from feedrate.analysis.best import BEST_SCHEMA, write_best
 from feedrate.analysis.load import Run, load_run
-from feedrate.analysis.rounds import TIED_FRACTION, Standing
+from feedrate.analysis.rounds import DISTURBED_FRACTION, TIED_FRACTION, Standing
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.summary import COST, best_by_batch_size, may_win, ranking, standing_of
 from feedrate.analysis.verdict import SHARED_FRACTION, judge
@@ -149,6 +149,9 @@ def _best(run: Run, complete: pd.DataFrame, chosen: pd.Series[Any], where: Stand
             "num_trials": int((run.latest["kind"] != "confirm").sum()),
             "num_failed": int((run.failures["kind"] != "confirm").sum()),
             "num_rounds": int(run.latest["round"].nunique()),
+            "num_measurements": int(run.latest["throughput_sps"].notna().sum()),
+            "num_disturbed": int((run.latest["foreign_cpu_fraction"] >= DISTURBED_FRACTION).sum()),
+            "most_foreign_cpu_fraction": _float(run.latest["foreign_cpu_fraction"].max()),
             "undecided": [] if where is None else list(where.undecided),
             "created_unix_s": run.search.get("created_unix_s"),
         },

@@ -43,7 +43,7 @@ from feedrate.search.session import Session
 from feedrate.search.space import SearchSpace
 from feedrate.search.storage import BrainError, check_address
 from feedrate.search.study import Brain
-from feedrate.search.warm_start import remembered
+from feedrate.search.warm_start import check_run, remembered
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.host import cpu_model
 from feedrate.trainables.resolve import WorkloadRef
@@ -85,6 +85,8 @@ def run_search(
     ref = make_workload_ref(workload, workload_options)
     if out is not None:
         choose_folder(out, "", force)  # what is wrong with it is said before the data are made
+    if options.warm_start is not None:
+        check_run(options.warm_start)
     if options.storage is not None:
         try:
             check_address(options.storage)
@@ -163,7 +165,8 @@ def resume_search(
     Args:
         run: the run folder.
         time_budget_s: wall time from now on; None is the run's own budget again.
-        max_trials: settings in total, those of before included; None is the run's own limit.
+        max_trials: settings in total, those of before included, tried also where nothing more is expected to be gained;
+            None is the run's own limit.
         storage: the database URL again, where the run used one with a password (it is not stored).
         console: where progress goes; None is standard error.
         quiet: show no progress.
@@ -185,7 +188,10 @@ def resume_search(
             f"the run's database needs its password, which is not stored: pass --storage again ({options.storage})"
         )
     options = replace(
-        options, time_budget_s=time_budget_s or options.time_budget_s, max_trials=max_trials or options.max_trials
+        options,
+        time_budget_s=time_budget_s or options.time_budget_s,
+        max_trials=max_trials or options.max_trials,
+        keep_going=options.keep_going or max_trials is not None,  # so many were asked for
     )
     tried = len({record["number"] for record in folder.records()[0] if record["kind"] != "confirm"})
     if search["finished"] and options.max_trials is not None and tried >= options.max_trials:
@@ -283,6 +289,8 @@ def _search(
         display.end()
     if not complete:
         raise KeyboardInterrupt
-    search = folder.read_search() | {"finished": True}  # its space may have been widened
+    if len(session.records) == len(records):
+        display.say(f"nothing new was measured: {session.stop_reason}")
+    search = folder.read_search() | {"finished": True, "stop_reason": session.stop_reason}  # its space may be wider now
     write_atomic(folder.search, json.dumps(search, indent=2) + "\n")
     return conclude(folder, session.stop_reason)

@@ -110,7 +110,7 @@ class Session:
             number=ask.number,
             configs=(ask.config,),
             origin=ask.origin,
-            measure_step=ask.config.batch_size not in self.ceilings,
+            measure_step=not self.has_ceiling(ask.config.batch_size),
             # a trial that would outlast the budget is cut short rather than not begun
             max_trial_s=min(self.options.max_trial_s, max(self.seconds_left(), SHORTEST_TRIAL_S)),
             asked_unix_s=self.clock(),
@@ -238,6 +238,11 @@ class Session:
         """Measurements asked for and not ended."""
         return [*self._running.values(), *(self.confirmation.running if self.confirmation else [])]
 
+    def has_ceiling(self, batch_size: int | None) -> bool:
+        """Whether the step alone was timed at this batch size, and nothing trained faster since, which it cannot."""
+        rates = [each.rate.low_sps for each in self._candidates.values() if each.config.batch_size == batch_size]
+        return self.ceilings.get(batch_size, 0.0) > max(rates, default=0.0)
+
     def measured(self) -> list[Candidate]:
         """The settings that were measured to their end and may be the answer."""
         return able(list(self._candidates.values()), self.brain.max_num_workers)
@@ -261,7 +266,7 @@ class Session:
 
     def _near_ceiling(self, candidate: Candidate) -> bool:
         """Whether training without loading would be less than 2 % faster than this setting, at every batch size."""
-        known = self.ceilings.keys() >= self._batch_sizes
+        known = all(map(self.has_ceiling, self._batch_sizes))
         return known and max(self.ceilings[size] for size in self._batch_sizes) <= candidate.rate.sps * (1 + WORTH_ROUNDS_FRACTION)
 
     def _why_stop(self) -> str | None:
@@ -283,7 +288,8 @@ class Session:
             return None
         waiting = [past.config for past in self.brain.history() if past.state == "waiting" and past.config is not None]
         best = max(self.measured(), key=lambda each: each.rate.low_sps, default=None)
-        reason = at_ceiling(best, expected.surely_sps, self.ceilings, self._batch_sizes, waiting)
+        ceilings = {size: sps for size, sps in self.ceilings.items() if self.has_ceiling(size)}
+        reason = at_ceiling(best, expected.surely_sps, ceilings, self._batch_sizes, waiting)
         if reason is not None or waiting:
             return reason
         reason = nothing_to_gain(expected.gain_fraction, self.brain.counts().told)
@@ -310,5 +316,5 @@ class Session:
         if candidate is not None:
             self._candidates[candidate.config] = candidate
         ceiling = step_only_sps(record)
-        if ceiling is not None and record["batch_size"] not in self.ceilings:
-            self.ceilings[record["batch_size"]] = ceiling
+        if ceiling is not None:  # load from elsewhere lowers it, nothing raises it
+            self.ceilings[record["batch_size"]] = max(ceiling, self.ceilings.get(record["batch_size"], 0.0))

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from feedrate.analysis.load import load_run
+from feedrate.analysis.load import Run, load_run
 from feedrate.analysis.run_folder import RunError
 from feedrate.analysis.summary import may_win, ranking
 from feedrate.search.options import UsageError
@@ -37,6 +37,18 @@ def fingerprint(search: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def check_run(run: str | os.PathLike[str]) -> Run:
+    """Read an earlier run.
+
+    Raises:
+        UsageError: the folder is no run.
+    """
+    try:
+        return load_run(run)
+    except RunError as error:
+        raise UsageError(f"--warm-start: {error}") from None
+
+
 def remembered(run: str | os.PathLike[str], search: Mapping[str, Any], space: SearchSpace) -> tuple[list[LoaderConfig], str]:
     """The best settings of an earlier run that this search may try, the best first, and a sentence about them.
 
@@ -48,10 +60,7 @@ def remembered(run: str | os.PathLike[str], search: Mapping[str, Any], space: Se
     Raises:
         UsageError: the folder is no run.
     """
-    try:
-        earlier = load_run(run)
-    except RunError as error:
-        raise UsageError(f"--warm-start: {error}") from None
+    earlier = check_run(run)
     theirs, ours = fingerprint(earlier.search), fingerprint(search)
     other = [name for name, value in ours.items() if theirs[name] != value]
     if other:

@@ -11,9 +11,8 @@ from rich.table import Table
 
 from feedrate.analysis.best import python_snippet
 from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION
-from feedrate.analysis.rounds import MIN_ROUNDS, TIED_FRACTION
+from feedrate.analysis.rounds import DISTURBED_FRACTION, MIN_ROUNDS, TIED_FRACTION
 from feedrate.analysis.summary import KNEE_FRACTION
-from feedrate.analysis.verdict import SHARED_FRACTION
 from feedrate.search.result import SearchResult, same
 from feedrate.trainables.config import LoaderConfig
 
@@ -98,9 +97,12 @@ def explain(result: SearchResult) -> list[str]:
     if memory is not None and memory >= 1.2 * (best["memory"]["pss_bytes"] or 0) and memory >= GROWN_BYTES:
         grown = "a dataset of Python objects is copied by every worker that reads it"
         lines.append(f"Memory grows: {memory / 1e9:.1f} GB at the end of an epoch if it goes on as in the trial ({grown}).")
-    foreign = best["scope"]["foreign_cpu_fraction"]
-    if foreign is not None and foreign >= SHARED_FRACTION:
-        lines.append(f"Shared host: other processes took {foreign:.0%} of the CPUs meanwhile; on a quiet one the rates differ.")
+    facts = best["search"]
+    if facts["num_disturbed"]:
+        lines.append(
+            f"Shared host: during {facts['num_disturbed']} of {facts['num_measurements']} measurements other processes took "
+            f"{DISTURBED_FRACTION:.0%} of the CPUs or more (up to {facts['most_foreign_cpu_fraction']:.0%}); on a quiet one the rates differ."
+        )
     step = [name for name, on in (("bfloat16 autocast", best["search"]["amp"]), ("torch.compile", best["search"]["compile"])) if on]
     if step:
         lines.append(f"The training step ran with {' and '.join(step)}: without, the ceiling and these rates are others.")

@@ -34,6 +34,12 @@ def test_more_workers_are_promising_while_they_help():
     assert 0.94 * rate_of(config(4)) < found.surely_sps < rate_of(config(4))
 
 
+def test_a_ceiling_that_something_exceeds_is_no_ceiling():
+    """The step was timed at 600/s while another process ran; 4 workers train 1,464/s, and more promise more."""
+    seen = [trial(config(number), rate_of(config(number)), step_only_sps=600.0) for number in (0, 2, 4)]
+    assert most_promising(SPACE, seen, set(), seed=0).gain_fraction > 0.1
+
+
 def test_the_same_trials_give_the_same_draw():
     assert most_promising(SPACE, SEEN, set(), seed=0) == most_promising(SPACE, SEEN, set(), seed=0)
 

@@ -81,6 +81,9 @@ def preload(ref: WorkloadRef) -> Callable[..., Any]:
         return getattr(module, ref.target)  # type: ignore[no-any-return]
     place, _, name = ref.target.rpartition(":")
     if ref.folder is not None and ref.folder not in sys.path[:1]:
+        # `feedrate` has no __init__.py: a folder of that name on the path, perhaps a clone, would become a part of it
+        package = sys.modules["feedrate"]
+        package.__path__ = list(package.__path__)
         sys.path.insert(0, ref.folder)
     module = _from_file(Path(place)) if place.endswith(".py") else _from_name(place)
     function = getattr(module, name, None)

@@ -170,7 +170,8 @@ class Template:
         self._control, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "feedrate.trainables.template", str(theirs.fileno())],
+                # -P: a folder named feedrate where the user works, perhaps a clone of ours, is not imported instead
+                [sys.executable, "-P", "-m", "feedrate.trainables.template", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 env=environment,
                 stdin=subprocess.DEVNULL,

@@ -1,7 +1,7 @@
 """The clean template process: imports torch and the user's module once, then forks a child for every request.
 
 A forked child runs user code 30 ms after it was asked for, where a new interpreter pays seconds for `import torch`
-(RAY_OPTUNA.md 8). Started by `feedrate.trainables.supervise` as `python -m feedrate.trainables.template FD`, where FD
+(RAY_OPTUNA.md 8). Started by `feedrate.trainables.supervise` as `python -P -m feedrate.trainables.template FD`, where FD
 is one end of a socket pair: requests come in with the pipe for their events, {"started": pid} and {"ended": wait
 status} go out. When the other end closes, however its owner died, the template ends every child and then itself.
 
@@ -137,7 +137,7 @@ def _spawn(request: dict[str, Any], pipe: int, hello: dict[str, Any]) -> int:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         child = subprocess.Popen(
-            [sys.executable, "-m", "feedrate.trainables.template", str(theirs.fileno()), "--once"],
+            [sys.executable, "-P", "-m", "feedrate.trainables.template", str(theirs.fileno()), "--once"],
             pass_fds=[theirs.fileno()],
         )
         theirs.close()
