@@ -330,25 +330,3 @@ def test_a_trial_that_rays_memory_monitor_ended_is_not_tried_again(search):
     later = [lost.one().config, lost.one().config]
     assert second.config in later
     assert first.config not in later
-
-
-def test_a_ceiling_that_something_exceeds_is_measured_again(search):
-    """Another process ran while the step was timed: 300/s, and then a setting trains 500/s. It ends nothing."""
-    asked = search(keep_going=False)
-    first = asked.ask()
-    assert first.measure_step
-    slow = {"step_only_num_items": [300] * 3, "step_only_duration_s": [1.0] * 3}
-    asked.session.completed(first.number, measured(first, rate_sps=290.0) | slow, None)
-    assert asked.session.has_ceiling(64)
-    second = asked.ask()
-    assert second.config.batch_size == 32
-    asked.session.completed(second.number, measured(second, rate_sps=280.0) | slow, None)
-    third = asked.ask()
-    asked.session.completed(third.number, measured(third, rate_sps=900.0), None)
-    assert not asked.session.has_ceiling(third.config.batch_size)
-    again = next(request for request in iter(asked.ask, None) if request.config.batch_size == third.config.batch_size)
-    assert again.measure_step
-    asked.session.completed(again.number, measured(again, rate_sps=800.0), None)
-    assert asked.session.has_ceiling(third.config.batch_size)
-    assert asked.session.ceilings[third.config.batch_size] == pytest.approx(3000.0)
-    assert asked.session.search_reason is None

@@ -1,7 +1,5 @@
 """start_check.py: what cannot be pickled is named, and start methods are timed."""
 
-import multiprocessing
-import os
 import re
 import subprocess
 import sys
@@ -108,9 +106,20 @@ def test_the_size_of_a_pickle_counts_arrays_and_shares_tensors():
     assert "pickles to 100 MB" in pickling.sentence
 
 
-def test_spawned_workers_leave_no_semaphore(monkeypatch):
-    """Their names are given back, so that nobody warns of them at the end."""
-    mine = f"mp-check-{os.getpid()}"
-    monkeypatch.setitem(multiprocessing.current_process()._config, "semprefix", f"/{mine}")
-    start_findings(parts(short(Rows())), lambda: 1.0)
-    assert list(Path("/dev/shm").glob(f"sem.{mine}*")) == []
+SEMAPHORES = """
+import multiprocessing, os
+from pathlib import Path
+from test_start_check import Rows, parts, short, start_findings
+
+mine = f"mp-check-{os.getpid()}"
+multiprocessing.current_process()._config["semprefix"] = f"/{mine}"
+start_findings(parts(short(Rows())), lambda: 1.0)
+print(*Path("/dev/shm").glob(f"sem.{mine}*"))
+"""
+
+
+def test_spawned_workers_leave_no_semaphore():
+    """Their names are given back, so that nobody warns of them at the end; in a process that has started no worker yet."""
+    command = [sys.executable, "-W", "ignore", "-c", SEMAPHORES]
+    done = subprocess.run(command, check=True, cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert done.stdout == "\n"

@@ -339,18 +339,3 @@ def test_a_template_is_closed_twice_or_never_started():
     template.close()
     template.close()
     assert dataclasses.asdict(template.ref)["target"] == f"{PATH}:rows"
-
-
-def test_a_folder_of_our_name_where_the_user_works_is_not_imported(tag, tmp_path, monkeypatch):
-    """A clone of feedrate, or anything called so, beside train.py: the installed package is used all the same."""
-    for part in ("trainables", "analysis", "search"):
-        (tmp_path / "feedrate" / part).mkdir(parents=True)
-        (tmp_path / "feedrate" / part / "__init__.py").write_text("raise ImportError('not this one')\n")
-    (tmp_path / "train.py").write_text("import sys\nsys.path.insert(0, 'there')\nfrom workloads import rows\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(PATH.parent))
-    made = Template(make_ref("train.py:rows"), environment={TAG: tag})
-    try:
-        assert last(made.run({"op": "describe"}))["event"] == "described"
-    finally:
-        made.close()

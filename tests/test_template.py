@@ -246,3 +246,18 @@ def test_a_helper_may_clean_up_before_it_ends():
     assert time.monotonic() - begin < 10
     assert quick.wait(timeout=10) == 0
     assert slow.wait(timeout=10) == -9
+
+
+def test_a_folder_of_our_name_where_the_user_works_is_not_imported(tag, tmp_path, monkeypatch):
+    """A clone of feedrate, or anything called so, beside train.py: the installed package is used all the same."""
+    for part in ("trainables", "analysis", "search"):
+        (tmp_path / "feedrate" / part).mkdir(parents=True)
+        (tmp_path / "feedrate" / part / "__init__.py").write_text("raise ImportError('not this one')\n")
+    (tmp_path / "train.py").write_text("import sys\nsys.path.insert(0, 'there')\nfrom workloads import rows\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    made = Template(make_ref("train.py:rows"), environment={TAG: tag})
+    try:
+        assert last(made.run({"op": "describe"}))["event"] == "described"
+    finally:
+        made.close()
