@@ -298,7 +298,9 @@ class Session:
     def _extended(self) -> bool:
         """Whether there is more to try after all, because the best setting is on the edge of a default range."""
         allowed = self.measured()
-        best = max(allowed, key=lambda each: each.rate.low_sps)
+        best = max(allowed, key=lambda each: each.rate.low_sps, default=None)
+        if best is None:
+            return False
         fewer = [each for each in allowed if each.config.num_workers < best.config.num_workers]
         if any(each.rate.sps >= best.rate.sps * (1 - TIED_FRACTION) for each in fewer):
             return False  # it levels off inside the range
