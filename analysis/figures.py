@@ -39,15 +39,10 @@ def throughput_figure(run: Run, ranked: pd.DataFrame) -> go.Figure | None:
             shown = settings[settings["status"] == status]
             if shown.empty:
                 continue
-            sps = shown["throughput_sps"]
             figure.add_scatter(
                 x=_list(shown["num_workers"]),
-                y=_list(sps),
-                error_y={
-                    "type": "data", "symmetric": False, "thickness": width, "width": 3,
-                    "array": _list(shown["throughput_high_sps"] - sps),
-                    "arrayminus": _list(sps - shown["throughput_low_sps"]),
-                },
+                y=_list(shown["throughput_sps"]),
+                error_y={**_intervals(shown), "thickness": width},
                 mode="markers",
                 marker={"color": colour, "symbol": symbol, "size": 8},
                 name=name if status == "complete" else f"{name}, stopped early",
@@ -68,21 +63,16 @@ def batch_size_figure(run: Run, by_batch_size: pd.DataFrame) -> go.Figure | None
     if len(known) < 2:
         return None
     figure = _figure("batch_size", f"{run.unit}/s", key="at each batch size")
-    ceilings = {size: sps for size, sps in sorted(run.ceilings.items(), key=str) if size is not None}
-    if len(ceilings) > 1:
-        sizes = sorted(ceilings)
+    sizes = sorted(size for size in run.ceilings if size is not None)
+    if len(sizes) > 1:
         figure.add_scatter(
-            x=sizes, y=[ceilings[size] for size in sizes], mode="lines+markers", name="training step alone",
+            x=sizes, y=[run.ceilings[size] for size in sizes], mode="lines+markers", name="training step alone",
             line={"color": _COLOURS[3], "dash": "dot"}, marker={"size": 6},
         )  # fmt: skip
-    sps = known["throughput_sps"]
     figure.add_scatter(
         x=_list(known["batch_size"]),
-        y=_list(sps),
-        error_y={
-            "type": "data", "symmetric": False, "width": 3,
-            "array": _list(known["throughput_high_sps"] - sps), "arrayminus": _list(sps - known["throughput_low_sps"]),
-        },
+        y=_list(known["throughput_sps"]),
+        error_y=_intervals(known),
         mode="lines+markers",
         line={"color": _COLOURS[0]},
         marker={"size": 8},
@@ -142,6 +132,13 @@ def _figure(x: str, y: str, *, key: str) -> go.Figure:
         "yaxis": {"title": {"text": html.escape(y)}, "gridcolor": "rgba(128,128,128,0.3)"},
     }  # fmt: skip
     return go.Figure(layout=layout)
+
+
+def _intervals(rows: pd.DataFrame) -> dict[str, Any]:
+    """The 95 % intervals of a ranking's rows as error bars."""
+    sps = rows["throughput_sps"]
+    above, below = rows["throughput_high_sps"] - sps, sps - rows["throughput_low_sps"]
+    return {"type": "data", "symmetric": False, "width": 3, "array": _list(above), "arrayminus": _list(below)}
 
 
 def _setting_text(row: Mapping[Any, Any], unit: str) -> str:

@@ -46,6 +46,7 @@ def write_page(run: Run, path: str | os.PathLike[str]) -> None:
 def render_page(run: Run) -> str:
     """The text of the page."""
     ranked = ranking(run)
+    by_batch_size = best_by_batch_size(run, ranked)
     refresh = note = ""
     if run.unfinished:
         refresh = f'<meta http-equiv="refresh" content="{REFRESH_S}">'
@@ -59,7 +60,7 @@ def render_page(run: Run) -> str:
         headline=html.escape(sections.headline(run, ranked)),
         refresh=refresh,
         note=note,
-        body="\n".join([*_answer(run, ranked), *_plots(run, ranked), *_tables(run, ranked)]),
+        body="\n".join([*_answer(run, ranked), *_plots(run, ranked, by_batch_size), *_tables(run, ranked, by_batch_size)]),
         written=datetime.now(UTC).strftime("on %Y-%m-%d at %H:%M:%S UTC"),
     )
 
@@ -72,9 +73,8 @@ def _answer(run: Run, ranked: pd.DataFrame) -> list[str]:
     return [*parts, "</section>"]
 
 
-def _plots(run: Run, ranked: pd.DataFrame) -> list[str]:
+def _plots(run: Run, ranked: pd.DataFrame, by_batch_size: pd.DataFrame) -> list[str]:
     throughput, timeline = throughput_figure(run, ranked), timeline_figure(run)
-    by_batch_size = best_by_batch_size(run)
     sizes = batch_size_figure(run, by_batch_size)
     parts: list[str] = []
     if throughput is None and timeline is None:
@@ -123,10 +123,9 @@ def _plot(name: str, heading: str, figure: go.Figure, alt: str, caption: str, *,
     ]
 
 
-def _tables(run: Run, ranked: pd.DataFrame) -> list[str]:
+def _tables(run: Run, ranked: pd.DataFrame, by_batch_size: pd.DataFrame) -> list[str]:
     parts = ["<section>", _heading("ranking", "Ranking")]
     parts.append(_table(sections.ranking_section(run, ranked)) if len(ranked) else "<p>No setting has a rate.</p>")
-    by_batch_size = best_by_batch_size(run)
     if len(by_batch_size) > 1:
         parts.append(_heading("batch-sizes", "Best at each batch size"))
         parts.append(_table(sections.ranking_section(run, by_batch_size)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,10 @@ class RunFolder:
             return [], problems
         except OSError as error:
             raise RunError(f"{self.trials} cannot be read: {error}") from None
+
+    def write_search(self, search: Mapping[str, Any]) -> None:
+        """Replace search.json whole."""
+        write_atomic(self.search, json.dumps(search, indent=2) + "\n")
 
     def append(self, record: dict[str, Any]) -> None:
         """Append one record and force it to disk before returning.

@@ -64,9 +64,12 @@ def comparison_of(run: Run) -> Comparison:
     return Comparison(rounds_of((row["config"], row["throughput_sps"], row) for row in rows))
 
 
-def best_by_batch_size(run: Run) -> pd.DataFrame:
-    """The first row of `ranking` at each batch size, ordered by batch size; settings that ran to the end go first."""
-    ranked = ranking(run)
+def best_by_batch_size(run: Run, ranked: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The first row of `ranking` at each batch size, ordered by batch size; settings that ran to the end go first.
+
+    `ranked` is the ranking where it was made already.
+    """
+    ranked = ranking(run) if ranked is None else ranked
     ranked = ranked[may_win(run, ranked)].sort_values("status", kind="stable")  # complete before pruned
     best = ranked.drop_duplicates("batch_size")
     return best.sort_values("batch_size", kind="stable").reset_index(drop=True)
@@ -84,8 +87,12 @@ def knee(by_batch_size: pd.DataFrame) -> int | None:
     known = by_batch_size.dropna(subset=["batch_size"])
     if len(known) < 2:
         return None
-    enough = known[known["throughput_sps"] >= KNEE_FRACTION * known["throughput_sps"].max()]
-    return int(enough["batch_size"].min())
+    return knee_of({int(size): float(sps) for size, sps in zip(known["batch_size"], known["throughput_sps"], strict=True)})
+
+
+def knee_of(sps: Mapping[int, float]) -> int:
+    """The same of batch size -> items per second."""
+    return min(size for size, rate in sps.items() if rate >= KNEE_FRACTION * max(sps.values()))
 
 
 def may_win(run: Run, ranked: pd.DataFrame) -> pd.Series[bool]:

@@ -9,6 +9,7 @@ each. `--storage postgresql://...` adds a database. Exit code 1 when ours takes 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import random
 import statistics
@@ -16,38 +17,49 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 MOST_MS = 50.0
 
 
-def ours(storage: str | None, folder: Path, sampler: str, num_trials: int) -> None:
-    """Print `trials ask_ms tell_ms rss_mb` at each mark."""
-    import psutil
-
-    from feedrate.search.space import SearchSpace
-    from feedrate.search.study import Brain
-
-    space = SearchSpace.default(num_cpus=64, has_accelerator=True)
-    brain = Brain.open(storage, folder / "study.journal", study_name="scale", space=space, sampler=sampler)
+def drive(ask: Callable[[], tuple[Any, int]], tell: Callable[[Any, float], None], num_trials: int) -> None:
+    """Print `trials ask_ms tell_ms rss_mb` at each mark; `ask` gives what `tell` wants back and a number of workers."""
     rng, asks, tells = random.Random(0), [], []
     for number in range(1, num_trials + 1):
         begun = time.perf_counter()
-        ask = brain.ask()
+        asked, num_workers = ask()
         asks.append(time.perf_counter() - begun)
-        assert ask is not None
-        sps = 1000.0 * min(ask.config.num_workers + 1, 40) * math.exp(rng.gauss(0, 0.02))
+        sps = 1000.0 * min(num_workers + 1, 40) * math.exp(rng.gauss(0, 0.02))
         begun = time.perf_counter()
-        brain.tell_complete(ask.number, sps, {"low_sps": 0.96 * sps, "wait_fraction": 0.1})
+        tell(asked, sps)
         tells.append(time.perf_counter() - begun)
         if number in (100, 300, num_trials):
             ask_ms, tell_ms = (1000 * statistics.median(each[-100:]) for each in (asks, tells))
             print(number, ask_ms, tell_ms, psutil.Process().memory_info().rss / 1e6, flush=True)
 
 
+def ours(storage: str | None, folder: Path, sampler: str, num_trials: int) -> None:
+    """Our study."""
+    from feedrate.search.space import SearchSpace
+    from feedrate.search.study import Brain
+
+    space = SearchSpace.default(num_cpus=64, has_accelerator=True)
+    brain = Brain.open(storage, folder / "study.journal", study_name="scale", space=space, sampler=sampler)
+
+    def ask() -> tuple[int, int]:
+        asked = brain.ask()
+        assert asked is not None
+        return asked.number, asked.config.num_workers
+
+    drive(ask, lambda number, sps: brain.tell_complete(number, sps, {"low_sps": 0.96 * sps, "wait_fraction": 0.1}), num_trials)
+
+
 def stock(storage: str | None, folder: Path, sampler: str, num_trials: int) -> None:
-    """The same of OptunaSearch as Tune drives it."""
-    import psutil
+    """OptunaSearch as Tune drives it."""
     from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
     from ray import tune
@@ -58,18 +70,13 @@ def stock(storage: str | None, folder: Path, sampler: str, num_trials: int) -> N
     space = {"num_workers": tune.randint(0, 129), "batch_size": tune.choice([32, 64, 128]), "prefetch_factor": tune.choice([1, 2, 4, 8]),
              "persistent_workers": tune.choice([True, False]), "pin_memory": tune.choice([True, False])}  # fmt: skip
     search.set_search_properties("sps", "max", space)
-    rng, asks, tells = random.Random(0), [], []
-    for number in range(1, num_trials + 1):
-        begun = time.perf_counter()
-        params = search.suggest(str(number))
-        asks.append(time.perf_counter() - begun)
-        sps = 1000.0 * min(params["num_workers"] + 1, 40) * math.exp(rng.gauss(0, 0.02))
-        begun = time.perf_counter()
-        search.on_trial_complete(str(number), {"sps": sps})
-        tells.append(time.perf_counter() - begun)
-        if number in (100, 300, num_trials):
-            ask_ms, tell_ms = (1000 * statistics.median(each[-100:]) for each in (asks, tells))
-            print(number, ask_ms, tell_ms, psutil.Process().memory_info().rss / 1e6, flush=True)
+    names = map(str, itertools.count())
+
+    def ask() -> tuple[str, int]:
+        name = next(names)
+        return name, search.suggest(name)["num_workers"]
+
+    drive(ask, lambda name, sps: search.on_trial_complete(name, {"sps": sps}), num_trials)
 
 
 SIDES = {"gp": ours, "tpe": ours, "random": ours, "OptunaSearch": stock}

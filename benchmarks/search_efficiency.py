@@ -33,7 +33,7 @@ from landscape import MADE_UP, NUM_WINDOWS, WINDOWS_FRACTION, Landscape, columns
 from rich.console import Console
 
 from feedrate.analysis.load import SEARCH_SCHEMA
-from feedrate.analysis.run_folder import RunFolder, write_atomic
+from feedrate.analysis.run_folder import RunFolder
 from feedrate.search.engine import Placement
 from feedrate.search.options import LOOKS, SearchOptions
 from feedrate.search.progress import Display
@@ -81,7 +81,7 @@ def feedrate(sampler: str, **options: Any) -> Method:
             asked = SearchOptions(**{"time_budget_s": 1e6, "sampler": sampler, "seed": seed} | options)
             baseline = landscape.baseline
             search = {"schema": SEARCH_SCHEMA, "study": "s", "objective": "epoch", "baseline": baseline.to_dict(), "options": asked.to_json()}
-            write_atomic(folder.search, __import__("json").dumps(search))
+            folder.write_search(search)
             session = Session(
                 brain=Brain.open(None, folder.journal, study_name="s", space=space, seed=seed, sampler=sampler),
                 folder=folder,

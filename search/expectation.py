@@ -7,7 +7,7 @@ flight.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
@@ -78,22 +78,13 @@ def most_promising(
     log_sps, sd = (np.array([each[index] for each in seen], dtype=float) for index in (1, 2))
     observed = _settings(space, space.numbers_of(configs))
     attrs = [trial.user_attrs for trial in trials]
-    ceilings: dict[int, float] = {}
-    for trial in attrs:
-        size = int(trial.get("config", {}).get("batch_size") or 0)
-        if trial.get(STEP_ONLY):  # load from elsewhere lowers it, nothing raises it
-            ceilings[size] = max(trial[STEP_ONLY], ceilings.get(size, 0.0))
-    for setting, log_rate, log_sd in seen:
-        size = int(setting.get("batch_size") or 0)
-        if log_rate - 2 * log_sd > math.log(ceilings.get(size, math.inf)):
-            ceilings[size] = math.inf  # something trained faster: it was measured wrong
     cpu_item_s = [trial[CPU_ITEM] for trial in attrs if trial.get(CPU_ITEM)]
     num_cpus = [trial[NUM_CPUS] for trial in attrs if trial.get(NUM_CPUS)]
     model = fit_model(
         observed.num_workers.astype(int).tolist(),
         observed.batch_size.astype(int).tolist(),
         log_sps.tolist(),
-        ceilings,
+        _ceilings(attrs, seen),
         float(np.median(cpu_item_s)) if cpu_item_s else None,
         max(num_cpus, default=None),
     )
@@ -102,12 +93,28 @@ def most_promising(
     numbers = space.numbers(rows)
     best, best_sd = surrogate.best_log_sps(math.inf if max_num_workers is None else max_num_workers)
     gain = surrogate.expected_gain(_settings(space, numbers), best)
-    gain[_does_not_fit(numbers, trials)] = -1.0
+    gain[_does_not_fit(space, numbers, trials)] = -1.0
     for index in np.argsort(-gain, kind="stable"):
         config = space.config_at(int(rows[index]))
         if config not in tried:
             return Expectation(config, max(float(gain[index]), 0.0), math.exp(best - best_sd))
     return None
+
+
+def _ceilings(
+    attrs: Sequence[Mapping[str, Any]], seen: Sequence[tuple[dict[str, Any], float, float]]
+) -> dict[int, float]:
+    """Batch size (0 for none) -> items per second of the training step alone; infinite where something trained faster."""
+    ceilings: dict[int, float] = {}
+    for trial in attrs:
+        if trial.get(STEP_ONLY):  # load from elsewhere lowers it, nothing raises it
+            size = int(trial["config"]["batch_size"] or 0)
+            ceilings[size] = max(trial[STEP_ONLY], ceilings.get(size, 0.0))
+    for setting, log_rate, log_sd in seen:
+        size = int(setting["batch_size"] or 0)
+        if log_rate - 2 * log_sd > math.log(ceilings.get(size, math.inf)):
+            ceilings[size] = math.inf  # it was measured wrong
+    return ceilings
 
 
 def _seen(trial: FrozenTrial) -> tuple[dict[str, Any], float, float] | None:
@@ -152,23 +159,17 @@ def _settings(space: SearchSpace, numbers: Any) -> Settings:
     )
 
 
-def _does_not_fit(numbers: Any, trials: Sequence[FrozenTrial]) -> Any:
+def _does_not_fit(space: SearchSpace, numbers: Any, trials: Sequence[FrozenTrial]) -> Any:
     """Which settings keep as many items in flight as one that did not fit the machine."""
-    in_flight = _in_flight(numbers)
-    too_many = [
-        _in_flight_of(LoaderConfig.from_dict(trial.user_attrs["config"]))
+    too_large = [
+        LoaderConfig.from_dict(trial.user_attrs["config"])
         for trial in trials
         if any(violation > 0 for violation in trial.constraints.values()) and "config" in trial.user_attrs
     ]
-    return in_flight >= min(too_many, default=math.inf)
+    return _in_flight(numbers) >= min(_in_flight(space.numbers_of(too_large)), default=math.inf)
 
 
 def _in_flight(numbers: Any) -> Any:
     column = {name: numbers[:, index] for index, name in enumerate(NAMES)}
     batches = np.where(column["num_workers"] == 0, 1.0, column["num_workers"] * np.maximum(column["prefetch_factor"], 1) + 1)
     return batches * np.maximum(column["batch_size"], 1)
-
-
-def _in_flight_of(config: LoaderConfig) -> float:
-    batches = config.num_workers * (config.prefetch_factor or 1) + 1 if config.num_workers else 1
-    return float(batches * (config.batch_size or 1))

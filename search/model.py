@@ -4,7 +4,7 @@ MEASURING.md 4: workers load side by side until the CPUs or the training step ar
 try, never to report: under contention it is 10 to 20 % too high.
 
     without workers     1 / (s + x)
-    with W workers      softmin(W / s,  W / s * B / overhead...,  cores / c,  1 / x)
+    with W workers      softmin(W / s,  cores / c,  1 / x)
 
     s   seconds one worker takes for an item        fitted
     c   CPU seconds of trainer and workers an item  measured, times a fitted efficiency

@@ -59,7 +59,7 @@ def conclude(folder: RunFolder, stop_reason: str | None) -> SearchResult:
     ranked = ranking(run)
     complete = ranked[(ranked["status"] == "complete") & may_win(run, ranked)]
     where = standing_of(run, ranked)
-    best = None if complete.empty else _best(run, complete, pick(complete, where), where)
+    best = None if complete.empty else _best(run, ranked, pick(complete, where), where)
     if best is not None and stop_reason is not None:
         write_best(folder.best, best)
     return SearchResult(folder=folder.path, best=best, ranking=ranked, failures=run.failures, stop_reason=stop_reason)
@@ -87,8 +87,9 @@ def same(column: pd.Series[Any], value: Any) -> pd.Series[bool]:
     return column.isna() if pd.isna(value) else (column == value).fillna(False).astype(bool)
 
 
-def _best(run: Run, complete: pd.DataFrame, chosen: pd.Series[Any], where: Standing | None) -> dict[str, Any]:
+def _best(run: Run, ranked: pd.DataFrame, chosen: pd.Series[Any], where: Standing | None) -> dict[str, Any]:
     trial = run.latest[(run.latest["config"] == chosen["config"]) & (run.latest["status"] == "complete")].iloc[-1]
+    complete = ranked[(ranked["status"] == "complete") & may_win(run, ranked)]
     size = None if pd.isna(chosen["batch_size"]) else int(chosen["batch_size"])
     ceiling_sps = run.ceilings.get(size)
     same_size = complete[same(complete["batch_size"], chosen["batch_size"])]
@@ -105,8 +106,8 @@ def _best(run: Run, complete: pd.DataFrame, chosen: pd.Series[Any], where: Stand
     verdict = judge(_facts(trial) | {"copy_only_sps": run.copies.get((size, bool(chosen["pin_memory"])))}, ceiling_sps)
     return {
         "schema": BEST_SCHEMA,
-        "dataloader": _config(chosen).to_kwargs(),
-        "process": _config(chosen).to_process(threads),
+        "dataloader": config_of(chosen).to_kwargs(),
+        "process": config_of(chosen).to_process(threads),
         "throughput": _throughput(chosen) | {"unit": workload.get("unit", "samples"), "per": "rank"},
         "baseline": None if baseline.empty else _baseline(chosen, baseline.iloc[0], threads),
         "ceiling": None
@@ -116,10 +117,10 @@ def _best(run: Run, complete: pd.DataFrame, chosen: pd.Series[Any], where: Stand
         "verdict_evidence": list(verdict.evidence),
         "memory": {"pss_bytes": _float(trial["tree_pss_bytes"]), "end_of_epoch_bytes": _float(trial["epoch_memory_bytes"])},
         "confirmed": where is not None,
-        "tied_with": [_config(row).to_kwargs() | _needs(_config(row), threads) for _, row in tied.iterrows()],
+        "tied_with": [config_of(row).to_kwargs() | _needs(config_of(row), threads) for _, row in tied.iterrows()],
         "best_by_batch_size": {
             str(int(row["batch_size"])): _entry(row, threads) | _throughput(row)
-            for _, row in best_by_batch_size(run).iterrows()
+            for _, row in best_by_batch_size(run, ranked).iterrows()
             if not pd.isna(row["batch_size"])
         },
         "scope": {
@@ -167,7 +168,8 @@ def _facts(trial: pd.Series[Any]) -> dict[str, Any]:
     return {name: _float(trial[name]) for name in names} | {"cache_state": _text(trial["cache_state"])}
 
 
-def _config(row: pd.Series[Any]) -> LoaderConfig:
+def config_of(row: pd.Series[Any]) -> LoaderConfig:
+    """The setting in a row of a ranking or of `Run.trials`."""
     names = LoaderConfig.__dataclass_fields__
     fields: dict[str, Any] = {name: None if pd.isna(row[name]) else row[name] for name in names}
     for name in ("num_workers", "batch_size", "prefetch_factor", "trainer_cpus"):
@@ -178,7 +180,7 @@ def _config(row: pd.Series[Any]) -> LoaderConfig:
 
 
 def _entry(row: pd.Series[Any], threads: int | None) -> dict[str, Any]:
-    return {"dataloader": _config(row).to_kwargs()} | _needs(_config(row), threads)
+    return {"dataloader": config_of(row).to_kwargs()} | _needs(config_of(row), threads)
 
 
 def _needs(config: LoaderConfig, threads: int | None) -> dict[str, Any]:

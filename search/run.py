@@ -6,7 +6,6 @@ that knows them or learns them when the search is resumed. No process survives t
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import socket
@@ -20,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from feedrate.analysis.load import SEARCH_SCHEMA
-from feedrate.analysis.run_folder import RunError, RunFolder, write_atomic
+from feedrate.analysis.run_folder import RunError, RunFolder
 from feedrate.search.duplicates import disqualification, restricted
 from feedrate.search.duplicates import remarks as duplicate_remarks
 from feedrate.search.engine import Placement, cluster, place
@@ -145,7 +144,7 @@ def run_search(
             _say(console, quiet, f"note: {said}")
         with held(folder):
             clear(folder, force)
-            write_atomic(folder.search, json.dumps(search, indent=2) + "\n")
+            folder.write_search(search)
             return _search(folder, search, ref, options, placement, space_, console, quiet, described["notes"])
 
 
@@ -206,7 +205,7 @@ def resume_search(
         placement = place(options)
         search["options"] = options.to_json()
         search["finished"] = False
-        write_atomic(folder.search, json.dumps(search, indent=2) + "\n")
+        folder.write_search(search)
         return _search(folder, search, ref, options, placement, space, console, quiet, described["notes"])
 
 
@@ -292,5 +291,5 @@ def _search(
     if len(session.records) == len(records):
         display.say(f"nothing new was measured: {session.stop_reason}")
     search = folder.read_search() | {"finished": True, "stop_reason": session.stop_reason}  # its space may be wider now
-    write_atomic(folder.search, json.dumps(search, indent=2) + "\n")
+    folder.write_search(search)
     return conclude(folder, session.stop_reason)

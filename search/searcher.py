@@ -14,6 +14,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
+from feedrate.search.confirmation import Confirmation
 from feedrate.search.past import Request
 from feedrate.search.session import Session
 
@@ -52,12 +53,16 @@ class SessionSearcher(Searcher):
         self.requests[trial_id] = request
         return self.to_config(request)
 
+    @property
+    def _confirmation(self) -> Confirmation:
+        assert self.session.confirmation is not None, "a round was asked for, so that there is one"
+        return self.session.confirmation
+
     def measured(self, trial_id: str, result: dict[str, Any]) -> None:
         """One setting of a confirmation round is done, with others to come."""
         request = self.requests[trial_id]
         columns, failure = json.loads(result["columns"]), json.loads(result["failure"])
-        assert self.session.confirmation is not None
-        self.session.confirmation.measured(request.number, result["position"], columns, failure)
+        self._confirmation.measured(request.number, result["position"], columns, failure)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Record the end of a trial; called again for the same trial, it does nothing."""
@@ -66,8 +71,7 @@ class SessionSearcher(Searcher):
             return
         is_lost = error or result is None or not result.get("columns")
         if request.kind == "confirm":
-            assert self.session.confirmation is not None
-            self.session.confirmation.over(request.number, lost=is_lost)
+            self._confirmation.over(request.number, lost=is_lost)
         elif is_lost:
             self.session.lost(request.number, self.reasons.pop(trial_id, ""))
         else:
@@ -80,8 +84,7 @@ class SessionSearcher(Searcher):
         running = self.session.running
         for request in running:
             if request.kind == "confirm":
-                assert self.session.confirmation is not None
-                self.session.confirmation.over(request.number, lost=True)
+                self._confirmation.over(request.number, lost=True)
             else:
                 self.session.lost(request.number, MEMORY_MONITOR, starved=len(running) == 1)
 

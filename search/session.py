@@ -6,14 +6,13 @@ the two leaves a record that the study does not know; `resume` tells it.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from feedrate.analysis.estimate import epoch_factor, record_rate, steady_rate, step_only_sps
 from feedrate.analysis.rounds import TIED_FRACTION
-from feedrate.analysis.run_folder import RunFolder, write_atomic
+from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.schema import SCHEMA, status
 from feedrate.search.confirmation import Confirmation
 from feedrate.search.finalists import Candidate, able, candidate_of, choose, fit_into, rounds_time_s
@@ -307,8 +306,7 @@ class Session:
         space = self.brain.extend(best.config)
         if space is None:
             return False
-        search = self.folder.read_search()
-        write_atomic(self.folder.search, json.dumps(search | {"space": space.to_json()}, indent=2) + "\n")
+        self.folder.write_search(self.folder.read_search() | {"space": space.to_json()})
         self.display.say(f"{best.name} is on the edge of the default range: now up to {space.values('num_workers')[-1]} workers")
         return True
 

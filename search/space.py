@@ -117,7 +117,7 @@ class SearchSpace:
 
     def configs(self) -> Iterator[LoaderConfig]:
         """Every setting once, fewest workers first."""
-        return (self._config(row) for row in range(len(self._table)))
+        return (self.config_at(row) for row in range(len(self._table)))
 
     def contains(self, config: LoaderConfig) -> bool:
         """Whether the search may try this setting."""
@@ -135,7 +135,7 @@ class SearchSpace:
         difference[self._is_single != (config.num_workers == 0), len(ALWAYS)] = 1.0
         distance = difference.sum(axis=1).round(9)  # rounded, so that equal sums of steps compare equal
         for row in np.argsort(distance, kind="stable"):  # stable: ties stay in table order, fewest workers first
-            candidate = self._config(int(row))
+            candidate = self.config_at(int(row))
             if candidate not in tried:
                 return candidate
         return None
@@ -169,10 +169,6 @@ class SearchSpace:
             value, values = getattr(config, name), self.values(name)
             indices.append(values.index(value) if value in values else 0 if not config.num_workers else -1)
         return np.flatnonzero((self._table != indices).sum(axis=1) <= 1)
-
-    def config_at(self, row: int) -> LoaderConfig:
-        """The setting at a position in configs()."""
-        return self._config(row)
 
     def _codes(self, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
         values = self.values(name)
@@ -224,7 +220,8 @@ class SearchSpace:
     def _made(self) -> dict[int, LoaderConfig]:
         return {}
 
-    def _config(self, row: int) -> LoaderConfig:
+    def config_at(self, row: int) -> LoaderConfig:
+        """The setting at a position in configs()."""
         if row not in self._made:
             indices = self._table[row].tolist()
             chosen = {name: self.values(name)[index] for name, index in zip(NAMES, indices, strict=True)}

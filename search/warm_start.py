@@ -13,6 +13,7 @@ from feedrate.analysis.load import Run, load_run
 from feedrate.analysis.run_folder import RunError
 from feedrate.analysis.summary import may_win, ranking
 from feedrate.search.options import UsageError
+from feedrate.search.result import config_of
 from feedrate.search.space import SearchSpace
 from feedrate.trainables.config import LoaderConfig
 
@@ -68,23 +69,8 @@ def remembered(run: str | os.PathLike[str], search: Mapping[str, Any], space: Se
     ranked = ranking(earlier)
     ranked = ranked[(ranked["status"] == "complete") & may_win(earlier, ranked) & ~ranked["is_baseline"]]
     ranked = ranked.sort_values("throughput_low_sps", ascending=False, kind="stable")
-    known = earlier.latest.drop_duplicates("config").set_index("config")
-    found = []
-    for name in ranked["config"]:
-        row = known.loc[name]
-        config = LoaderConfig.from_dict({field: _plain(row[field]) for field in LoaderConfig.__dataclass_fields__})
-        if space.contains(config):
-            found.append(config)
-    found = found[:MAX_REMEMBERED]
+    settings = [config_of(row) for _, row in ranked.iterrows()]
+    found = [config for config in settings if space.contains(config)][:MAX_REMEMBERED]
     if not found:
         return [], f"--warm-start has no effect: no setting of {earlier.path} is in the space of this search"
     return found, f"--warm-start: {' and '.join(config.short() for config in found)} come first, the best of {earlier.path}"
-
-
-def _plain(value: Any) -> Any:
-    """A cell of a table as a record holds it."""
-    import pandas as pd
-
-    if pd.isna(value):
-        return None
-    return value.item() if hasattr(value, "item") else value

@@ -12,7 +12,7 @@ from rich.table import Table
 from feedrate.analysis.best import python_snippet
 from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION
 from feedrate.analysis.rounds import DISTURBED_FRACTION, MIN_ROUNDS, TIED_FRACTION
-from feedrate.analysis.summary import KNEE_FRACTION
+from feedrate.analysis.summary import knee_of
 from feedrate.search.result import SearchResult, same
 from feedrate.trainables.config import LoaderConfig
 
@@ -87,8 +87,7 @@ def explain(result: SearchResult) -> list[str]:
     by_size = best["best_by_batch_size"]
     if len(by_size) > 1:
         rates = " · ".join(f"b{size} {entry['samples_per_second']:,.0f}/s" for size, entry in by_size.items())
-        most = max(entry["samples_per_second"] for entry in by_size.values())
-        enough = min(int(size) for size, entry in by_size.items() if entry["samples_per_second"] >= KNEE_FRACTION * most)
+        enough = knee_of({int(size): entry["samples_per_second"] for size, entry in by_size.items()})
         rates += f"; beyond b{enough} less than 5 % more" if enough < max(map(int, by_size)) else ""
         lines.append(f"Best by batch size: {rates} (batch size changes training: --batch-size N fixes it; yours is compared at the best's)")
     for _, failure in result.failures.drop_duplicates("failure_message").head(3).iterrows():
