@@ -1,7 +1,9 @@
 """isolated.py: a piece of user code runs in a process of its own, and leaves nothing behind."""
 
+import multiprocessing
 import os
 import time
+from pathlib import Path
 
 import psutil
 from torch.utils.data import DataLoader
@@ -39,6 +41,30 @@ def test_isolated_work_leaves_no_process():
         time.sleep(0.05)
     assert len(pids) == 2
     assert left == []
+
+
+class Slow:
+    """Keeps the feeder thread of a queue busy while it is pickled."""
+
+    def __reduce__(self):
+        time.sleep(0.3)
+        return str, ()
+
+
+def test_isolated_work_leaves_no_semaphore(tmp_path):
+    """Not even those that the thread of a closed queue holds for a moment longer."""
+    prefix = f"{os.getpid()}-{tmp_path.name}"
+
+    def work():
+        multiprocessing.current_process()._config["semprefix"] = f"/{prefix}"
+        queue = multiprocessing.get_context("spawn").Queue()
+        queue.cancel_join_thread()  # as DataLoader does
+        queue.put(Slow())
+        queue.close()
+        return len(list(Path("/dev/shm").glob(f"sem.{prefix}*")))
+
+    assert isolated(work, 60) > 0
+    assert list(Path("/dev/shm").glob(f"sem.{prefix}*")) == []
 
 
 def is_running(pid):

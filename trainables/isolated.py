@@ -8,6 +8,7 @@ import os
 import pickle
 import select
 import signal
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -17,6 +18,8 @@ import torch
 from feedrate.trainables.failure import Failure, classify
 
 T = TypeVar("T")
+
+FEEDER_LIMIT_S = 2.0
 
 
 def isolated(work: Callable[[], T], limit_s: float) -> T | Failure:
@@ -32,7 +35,7 @@ def isolated(work: Callable[[], T], limit_s: float) -> T | Failure:
             os.setpgid(0, 0)
             torch.set_num_threads(1)  # as in loader workers: threads do not survive the fork
             done = _outcome(work)
-            gc.collect()  # the semaphores of spawned workers have names, and are unlinked by their finalizers
+            _give_back_semaphores()
             _send(writing, done)
         finally:
             os._exit(0)
@@ -59,6 +62,14 @@ def isolated(work: Callable[[], T], limit_s: float) -> T | Failure:
             os.killpg(pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, 0)
+
+
+def _give_back_semaphores() -> None:
+    """The semaphores of spawned workers have names, which their finalizers unlink; a queue's feeder thread holds some."""
+    for thread in threading.enumerate():
+        if thread.name == "QueueFeederThread":  # told to end when the loader went, and ends a moment later
+            thread.join(FEEDER_LIMIT_S)
+    gc.collect()
 
 
 def _outcome(work: Callable[[], T]) -> bytes:
