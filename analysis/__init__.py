@@ -6,7 +6,11 @@ The public names load on first use, so that importing the package costs nothing.
 from importlib import import_module
 from typing import Any
 
-_PUBLIC = {"load_run": "load", "load_best": "best", "Run": "load"}
+_PUBLIC = {
+    "Run": "load", "load_run": "load", "load_runs": "runs", "runs_table": "runs", "load_best": "best",
+    "ranking": "summary", "best_by_batch_size": "summary", "effects": "questions", "pareto": "questions",
+    "time_shares": "questions", "noise": "questions", "failures_by_reason": "questions", "compare": "two_runs",
+}  # fmt: skip
 __all__ = list(_PUBLIC)
 
 

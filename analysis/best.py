@@ -84,6 +84,11 @@ def load_best(path: str | os.PathLike[str]) -> BestConfig:
 
     Raises:
         RunError: there is no such file, or it is broken, or another version of feedrate wrote it.
+
+    Example:
+        >>> from feedrate.analysis import load_best
+        >>> sorted(load_best("docs/example-run"))
+        ['batch_size', 'num_workers', 'persistent_workers', 'pin_memory', 'prefetch_factor']
     """
     file = Path(path)
     file = file / "best.json" if file.is_dir() else file

@@ -85,6 +85,58 @@ def batch_size_figure(run: Run, by_batch_size: pd.DataFrame) -> go.Figure | None
     return figure
 
 
+def heat_figure(run: Run, ranked: pd.DataFrame) -> go.Figure | None:
+    """The best rate for each number of workers and prefetch factor, at the fastest setting's batch size; None for fewer than
+    two of either. Cells that no complete trial filled stay empty."""
+    complete = ranked[(ranked["status"] == "complete")]
+    if complete.empty:
+        return None
+    size = complete.iloc[0]["batch_size"]
+    here = complete[complete["batch_size"].isna() if pd.isna(size) else (complete["batch_size"] == size).fillna(False)]
+    cells = here[here["num_workers"] > 0].pivot_table(
+        index="prefetch_factor", columns="num_workers", values="throughput_sps", aggfunc="max", dropna=False
+    )
+    cells = cells.sort_index().sort_index(axis=1)
+    if min(cells.shape) < 2:
+        return None
+    values = [[None if pd.isna(value) else float(value) for value in row] for row in cells.to_numpy(dtype=float)]
+    figure = _figure("num_workers", "prefetch_factor", key="setting")
+    figure.add_heatmap(
+        z=values,
+        x=[str(value) for value in cells.columns],
+        y=[str(value) for value in cells.index],
+        text=[["" if value is None else number(value) for value in row] for row in values],
+        texttemplate="%{text}",
+        hovertemplate=f"%{{x}} workers, prefetch_factor %{{y}}: %{{text}} {html.escape(run.unit)}/s<extra></extra>",
+        colorscale="Cividis",  # even for colour-blind readers, and in print
+        hoverongaps=False,
+        colorbar={"title": {"text": html.escape(f"{run.unit}/s")}},
+    )
+    figure.update_xaxes(type="category")
+    figure.update_yaxes(type="category")
+    return figure
+
+
+def pareto_figure(run: Run, ranked: pd.DataFrame, front: pd.DataFrame) -> go.Figure | None:
+    """Throughput against memory; `front` is `questions.pareto(run)`. None for fewer than two settings."""
+    known = ranked[ranked["status"] == "complete"].dropna(subset=["tree_pss_bytes"])
+    if len(known) < 2:
+        return None
+    figure = _figure("memory of trainer and workers, GB", f"{run.unit}/s", key="setting")
+    inside = known[~known["config"].isin(front["config"])]
+    for shown, name, symbol, mode in ((inside, "another is better in both", "circle-open", "markers"), (front, "nothing is better in both", "circle", "lines+markers")):
+        if shown.empty:
+            continue
+        figure.add_scatter(
+            x=_list(shown["tree_pss_bytes"] / 1e9), y=_list(shown["throughput_sps"]), mode=mode, name=name,
+            line={"shape": "hv", "color": _COLOURS[0]}, marker={"size": 8, "symbol": symbol, "color": _COLOURS[0]},
+            text=[_setting_text(row, run.unit) for row in shown.to_dict("records")], hoverinfo="text",
+        )  # fmt: skip
+    figure.update_xaxes(rangemode="tozero")
+    figure.update_yaxes(rangemode="tozero")
+    return figure
+
+
 def timeline_figure(run: Run) -> go.Figure | None:
     """Every trial in the order of time, with the best rate so far; failed ones lie on the axis."""
     trials = run.latest

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from feedrate.analysis.estimate import (
     step_only_sps,
     wait_fraction,
 )
+from feedrate.analysis.remote import is_url, local_copy
 from feedrate.analysis.run_folder import RunError, RunFolder, read_object
 from feedrate.analysis.schema import COLUMN, COLUMNS, status
 
@@ -68,6 +69,13 @@ class Run:
         return self.trials[~self.trials["superseded"]]
 
     @property
+    def configs(self) -> pd.DataFrame:
+        """One row a setting, replicates pooled with their intervals, the fastest first: `summary.ranking` of this run."""
+        from feedrate.analysis.summary import ranking  # it imports this module
+
+        return ranking(self)
+
+    @property
     def failures(self) -> pd.DataFrame:
         """The rows of `trials` that failed, those of earlier attempts too."""
         return self.trials[self.trials["status"] == "failed"]
@@ -103,12 +111,28 @@ class Run:
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
-    """Read a run folder.
+    """Read a run folder, also while the search is going on.
+
+    Args:
+        path: a folder, or an address that pyarrow or fsspec opens (`s3://bucket/run`); of an address, `Run.path` is the
+            last part only.
 
     Raises:
         RunError: the folder is no run, or a newer feedrate wrote it.
+
+    Example:
+        >>> from feedrate.analysis import load_run
+        >>> run = load_run("docs/example-run")
+        >>> list(run.trials.loc[0, ["origin", "num_workers", "status"]])
+        ['baseline', 0, 'complete']
     """
-    folder = RunFolder(path)
+    if is_url(path):
+        with local_copy(os.fspath(path)) as copy:
+            return replace(_load(RunFolder(copy)), path=Path(copy.name))
+    return _load(RunFolder(path))
+
+
+def _load(folder: RunFolder) -> Run:
     search = printable(folder.read_search())
     if search.get("schema") != SEARCH_SCHEMA:
         reads = f"this feedrate reads {SEARCH_SCHEMA!r}. Install the version that wrote it"
@@ -147,6 +171,11 @@ def config_text(setting: Mapping[str, Any]) -> str:
     parts += [setting[name] for name in ("multiprocessing_context", "sharing_strategy") if setting.get(name)]
     trainer_cpus = setting.get("trainer_cpus")
     return " ".join(parts if trainer_cpus is None else [*parts, f"trainer_cpus={trainer_cpus}"])
+
+
+def setting_text(entry: Mapping[str, Any]) -> str:
+    """The same of best.json, of its baseline, or of an entry of tied_with."""
+    return config_text({**entry.get("process", {}), **entry.get("dataloader", entry)})
 
 
 def _current(records: list[dict[str, Any]], problems: list[str]) -> set[int]:

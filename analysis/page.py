@@ -19,8 +19,10 @@ import plotly.graph_objects as go
 import plotly.io
 
 from feedrate.analysis import sections
-from feedrate.analysis.figures import batch_size_figure, throughput_figure, timeline_figure
+from feedrate.analysis.figures import batch_size_figure, heat_figure, pareto_figure, throughput_figure, timeline_figure
 from feedrate.analysis.load import Run
+from feedrate.analysis.question_sections import effects_section, noise_section, time_section
+from feedrate.analysis.questions import pareto
 from feedrate.analysis.run_folder import RunError, write_atomic
 from feedrate.analysis.summary import best_by_batch_size, knee, ranking
 
@@ -76,6 +78,8 @@ def _answer(run: Run, ranked: pd.DataFrame) -> list[str]:
 def _plots(run: Run, ranked: pd.DataFrame, by_batch_size: pd.DataFrame) -> list[str]:
     throughput, timeline = throughput_figure(run, ranked), timeline_figure(run)
     sizes = batch_size_figure(run, by_batch_size)
+    heat, front = heat_figure(run, ranked), pareto(run)
+    memory = pareto_figure(run, ranked, front)
     parts: list[str] = []
     if throughput is None and timeline is None:
         return parts
@@ -88,6 +92,11 @@ def _plots(run: Run, ranked: pd.DataFrame, by_batch_size: pd.DataFrame) -> list[
         )
         caption = "Bars are 95 % intervals; the line joins the fastest settings; open diamonds were stopped early."
         parts += _plot("throughput", "Throughput by number of workers", throughput, alt, caption, with_script=True)
+    if heat is not None:
+        filled = sum(value is not None for row in heat.data[0].z for value in row)
+        alt = f"The best rate for each number of workers and prefetch factor, {sections.plural(filled, 'cell')} filled; the ranking holds the numbers."
+        caption = "At the fastest setting's batch size. Empty cells were not tried, or stopped early."
+        parts += _plot("heat", "Workers and prefetching", heat, alt, caption, with_script=False)
     if sizes is not None:
         told = "; ".join(
             f"{row['batch_size']}: {sections.number(row['throughput_sps'])} {run.unit}/s" for row in by_batch_size.to_dict("records")
@@ -103,6 +112,13 @@ def _plots(run: Run, ranked: pd.DataFrame, by_batch_size: pd.DataFrame) -> list[
         alt = "Trials in the order of time: " + ", ".join(f"{count} {status}" for status, count in counts.items()) + "."
         caption = "Filled points ran to their end, open diamonds were stopped early, crosses on the axis failed."
         parts += _plot("timeline", "Timeline of trials", timeline, alt, caption, with_script=throughput is None)
+    if memory is not None:
+        alt = "Throughput against memory. On the front: " + "; ".join(
+            f"{row['config']}, {sections.size(row['tree_pss_bytes'])}, {sections.number(row['throughput_sps'])} {run.unit}/s"
+            for row in front.head(10).to_dict("records")
+        )
+        caption = "The line joins the settings that no other beats in both: what more memory buys."
+        parts += _plot("memory", "Throughput against memory", memory, alt, caption, with_script=False)
     return parts
 
 
@@ -129,6 +145,13 @@ def _tables(run: Run, ranked: pd.DataFrame, by_batch_size: pd.DataFrame) -> list
     if len(by_batch_size) > 1:
         parts.append(_heading("batch-sizes", "Best at each batch size"))
         parts.append(_table(sections.ranking_section(run, by_batch_size)))
+    for name, heading, section in (
+        ("effects", "How much each dimension matters", effects_section(run)),
+        ("time", "Where the time goes", time_section(run)),
+        ("noise", "How noisy the machine was", noise_section(run)),
+    ):
+        if section.rows:
+            parts += ["</section>", "<section>", _heading(name, heading), _table(section)]
     failures = sections.failures_section(run)
     parts += ["</section>", "<section>", _heading("failures", "Failures")]
     parts.append(_table(failures) if failures.rows else "<p>No trial failed.</p>")
@@ -181,6 +204,6 @@ def _rows(section: sections.Section, rows: Sequence[tuple[str, ...]], caption: s
             cells[0] = f'<th scope="row">{html.escape(row[0])}</th>'
         body.append(f"<tr>{''.join(cells)}</tr>")
     return (
-        f'<div class="scroll"><table><caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(caption)}"><table><caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from feedrate.analysis.best import python_snippet
-from feedrate.analysis.load import Run, config_text
+from feedrate.analysis.load import Run, setting_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,11 +37,11 @@ def headline(run: Run, ranked: pd.DataFrame) -> str:
     """The answer in one sentence; `ranked` is `summary.ranking(run)`."""
     if run.best is not None:
         rate = run.best["throughput"]["samples_per_second"]
-        text = f"{_setting(run.best)} trains {number(rate)} {run.unit}/s"
+        text = f"{setting_text(run.best)} trains {number(rate)} {run.unit}/s"
         baseline = run.best["baseline"]
         if baseline is None:
             return text
-        if _setting(baseline) == _setting(run.best):
+        if setting_text(baseline) == setting_text(run.best):
             only = ranked.empty or bool(ranked["is_baseline"].all())
             return text + (": only the baseline was measured" if only else ": the baseline is the best")
         gain = f"{baseline['speedup']:.2f}x the baseline"
@@ -170,19 +170,14 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
-def _setting(entry: Mapping[str, Any]) -> str:
-    """The setting of best.json, its baseline or an entry of tied_with, in a few characters."""
-    return config_text({**entry.get("process", {}), **entry.get("dataloader", entry)})
-
-
 def _best_rows(best: Mapping[str, Any], unit: str) -> list[tuple[str, str]]:
     throughput, baseline, ceiling = best["throughput"], best["baseline"], best["ceiling"]
     low, high = throughput["ci95"]
     rate = f"{number(throughput['samples_per_second'])} {unit}/s (95 % interval {number(low)}-{number(high)})"
-    rows = [("Setting", _setting(best))]
+    rows = [("Setting", setting_text(best))]
     if baseline:
         low, high = baseline["speedup_ci95"]
-        against = f"{_setting(baseline)} at {number(baseline['samples_per_second'])} {unit}/s"
+        against = f"{setting_text(baseline)} at {number(baseline['samples_per_second'])} {unit}/s"
         rows.append(("Speed-up", f"{baseline['speedup']:.2f}x [{low:.2f}-{high:.2f}] the baseline {against}"))
     else:
         rows.append(("Speed-up", "unknown: no baseline was measured"))
@@ -195,7 +190,7 @@ def _best_rows(best: Mapping[str, Any], unit: str) -> list[tuple[str, str]]:
     again = "yes, measured again against the baseline" if best["confirmed"] else "no, measured in the search only"
     rows.append(("Confirmed", again))
     if best["tied_with"]:
-        rows.append(("Tied with", ", ".join(map(_setting, best["tied_with"]))))
+        rows.append(("Tied with", ", ".join(map(setting_text, best["tied_with"]))))
     if best["process"]:
         rows.append(("Also needed", "the DataLoader arguments alone do not reproduce the rate: " + "; ".join(
             f"{name} = {value}" for name, value in best["process"].items())))  # fmt: skip

@@ -6,6 +6,7 @@ import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import pandas as pd
@@ -38,7 +39,19 @@ def ranking(run: Run) -> pd.DataFrame:
     these rounds alone, because the reading that made it a finalist is flattered by luck. `num_hosts` above 1 says that
     different machines are pooled. `speedup` compares with the baseline at the same batch size, within rounds where both
     were in them, and is missing where there is none. `tree_pss_bytes` is the largest seen.
+
+    Example:
+        >>> from feedrate.analysis import load_run, ranking
+        >>> ranked = ranking(load_run("docs/example-run"))
+        >>> bool(ranked["throughput_sps"].is_monotonic_decreasing)
+        True
     """
+    return _ranking(run).copy()
+
+
+@lru_cache(maxsize=2)
+def _ranking(run: Run) -> pd.DataFrame:
+    """The same, made once for the tables of a report; a run is known by its identity, and never changes."""
     comparison = comparison_of(run)
     measured = run.latest.dropna(subset=["throughput_sps"])
     records: dict[str, list[Mapping[Any, Any]]] = {}
@@ -68,6 +81,12 @@ def best_by_batch_size(run: Run, ranked: pd.DataFrame | None = None) -> pd.DataF
     """The first row of `ranking` at each batch size, ordered by batch size; settings that ran to the end go first.
 
     `ranked` is the ranking where it was made already.
+
+    Example:
+        >>> from feedrate.analysis import best_by_batch_size, load_run
+        >>> best = best_by_batch_size(load_run("docs/example-run"))
+        >>> bool(best["batch_size"].is_unique)
+        True
     """
     ranked = ranking(run) if ranked is None else ranked
     ranked = ranked[may_win(run, ranked)].sort_values("status", kind="stable")  # complete before pruned

@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn, Protocol
 
-from feedrate.search.commands_analysis import Export, Report
+from feedrate.search.commands_analysis import Export, Report, Show
 from feedrate.search.commands_ceilings import Ceilings
 from feedrate.search.commands_check import Check
+from feedrate.search.commands_runs import Compare, Runs
 from feedrate.search.commands_search import Resume, Search
 from feedrate.search.commands_trial import Measure, Workloads
+from feedrate.search.commands_verify import Verify
 from feedrate.search.options import NothingFound, UsageError
 
 DONE, NOTHING_FOUND, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -33,7 +35,10 @@ class Command(Protocol):
         """Do the work; returns an exit code other than 0 where there is one. Raises UsageError, NothingFound, RunError."""
 
 
-COMMANDS: tuple[Command, ...] = (Search(), Resume(), Measure(), Ceilings(), Check(), Workloads(), Report(), Export())
+COMMANDS: tuple[Command, ...] = (
+    Search(), Resume(), Measure(), Ceilings(), Check(), Workloads(),
+    Report(), Show(), Export(), Verify(), Compare(), Runs(),
+)  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,15 +1,51 @@
-"""`feedrate report` and `feedrate export`: what a run folder says."""
+"""`feedrate report`, `show` and `export`: what a run folder says. `compare` and `runs` are in commands_runs.py."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from feedrate.search.options import NothingFound, UsageError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from feedrate.analysis.sections import Section
+
 FORMATS = ("html", "csv", "parquet", "markdown")
+QUESTIONS = ("ranking", "batch-size", "effects", "pareto", "time", "failures", "noise")
+RUN = "the run folder, or an address that pyarrow or fsspec opens (s3://bucket/run)"
+
+
+def terminal() -> Console:
+    """For tables: a file or a pipe gets them as wide as they are."""
+    from rich.console import Console
+
+    return Console(soft_wrap=True) if sys.stdout.isatty() else Console(soft_wrap=True, width=1000)
+
+
+def print_section(console: Console, section: Section, heading: str, most_rows: int) -> None:
+    """A table on the terminal, no wider than its text; `heading` stands above it."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console.print(f"\n{heading[0].upper()}{heading[1:]}", style="bold", markup=False, highlight=False)
+    if not section.rows:
+        console.print("nothing to show", markup=False, highlight=False)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for header in section.headers:
+        table.add_column(Text(header), justify="right" if header in section.numeric else "left", overflow="fold")
+    for row in section.rows[:most_rows]:
+        table.add_row(*map(Text, row))
+    console.print(table)
+    if len(section.rows) > most_rows:
+        left = len(section.rows) - most_rows
+        console.print(f"... and {left} more (--rows {len(section.rows)})", markup=False, highlight=False)
 
 
 class Report:
@@ -20,7 +56,7 @@ class Report:
     """
 
     def prepare(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("run", metavar="RUN", help="the run folder")
+        parser.add_argument("run", metavar="RUN", help=RUN)
         parser.add_argument(
             "--format", default="html", metavar="LIST", help=f"any of {','.join(FORMATS)} (default html)"
         )
@@ -30,12 +66,15 @@ class Report:
         from feedrate.analysis.export import export_tables
         from feedrate.analysis.load import load_run
         from feedrate.analysis.page import write_page
+        from feedrate.analysis.remote import is_url
 
         formats = [word.strip() for word in args.format.split(",") if word.strip()]
         unknown = [word for word in formats if word not in FORMATS]
         if unknown or not formats:
             raise UsageError(f"--format takes any of {', '.join(FORMATS)}, not {args.format!r}")
         run = load_run(args.run)
+        if args.output is None and is_url(args.run):
+            raise UsageError(f"{args.run} is an address: say with -o DIR where to write")
         folder = Path(args.output) if args.output else run.path
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -52,6 +91,44 @@ class Report:
         return None
 
 
+class Show:
+    """Print tables of a run: what is best, what matters, where the time goes. Also while it is going on.
+
+    feedrate show feedrate-runs/images-1
+    feedrate show feedrate-runs/images-1 --table time,noise
+    """
+
+    def prepare(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("run", metavar="RUN", help=RUN)
+        parser.add_argument(
+            "--table", default="all", metavar="LIST",
+            help=f"any of {', '.join(QUESTIONS)} (default all); see docs/analyse.md",
+        )  # fmt: skip
+        parser.add_argument("--rows", type=int, default=20, metavar="N", help="at most so many rows of each (default 20)")
+
+    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
+        names = list(QUESTIONS) if args.table == "all" else [word.strip() for word in args.table.split(",") if word.strip()]
+        unknown = [name for name in names if name not in QUESTIONS]
+        if unknown or not names:
+            raise UsageError(f"--table takes any of {', '.join(QUESTIONS)}, not {args.table!r}")
+        if args.rows < 1:
+            raise UsageError(f"--rows must be 1 or more, not {args.rows}")
+        from feedrate.analysis.load import load_run
+        from feedrate.analysis.question_sections import TABLES
+        from feedrate.analysis.sections import headline, title
+        from feedrate.analysis.summary import ranking
+
+        run = load_run(args.run)
+        console = terminal()
+        console.print(f"{title(run)}\n{headline(run, ranking(run))}", markup=False, highlight=False)
+        for name in names:
+            question, build = TABLES[name]
+            print_section(console, build(run), question, args.rows)
+        for problem in run.problems:
+            console.print(f"note: {problem}", markup=False, highlight=False)
+        return None
+
+
 class Export:
     """Print or save the best setting of a run, as JSON or as Python to paste.
 
@@ -60,7 +137,7 @@ class Export:
     """
 
     def prepare(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("run", metavar="RUN", help="the run folder")
+        parser.add_argument("run", metavar="RUN", help=RUN)
         parser.add_argument("-o", "--output", metavar="FILE", help="write to this file (default: print)")
         parser.add_argument("--format", choices=("json", "python"), default="json")
         parser.add_argument("--force", action="store_true", help="replace the file")

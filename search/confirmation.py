@@ -46,6 +46,11 @@ class Confirmation:
         """Rounds asked for and not ended."""
         return list(self._running.values())
 
+    @property
+    def num_ahead(self) -> int:
+        """Rounds that are needed at least, those under way included."""
+        return 0 if self.is_over else max(MIN_ROUNDS - (self._round - self._before), 0) + len(self._running)
+
     def next(self) -> Request | None:
         """The next round; None where there is none now, and once `is_over` there will be none."""
         if self.is_over:

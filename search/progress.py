@@ -14,12 +14,17 @@ from rich.table import Table
 
 from feedrate.analysis.estimate import Rate, wait_fraction
 from feedrate.analysis.schema import status
+from feedrate.search.stopping import WORTH_FRACTION
 from feedrate.trainables.config import LoaderConfig
 
 
 def _spread(rate: Rate) -> str:
     half = rate.half_width_fraction
     return f"±{half:.0%}" if half < 1 else "±100 % or more"
+
+
+def _minutes(seconds: int) -> str:
+    return f"{seconds // 60}:{seconds % 60:02d}"
 
 
 class Display:
@@ -51,6 +56,8 @@ class Display:
         self.counts = {"complete": 0, "pruned": 0, "failed": 0}
         self.best: tuple[LoaderConfig, Rate] | None = None
         self.now = ""
+        self.to_gain = ""
+        self._soonest_end: float | None = None
         self._live: Live | None = None
 
     def begin(self) -> None:
@@ -80,6 +87,11 @@ class Display:
         """A trial was asked for."""
         self.now = f"measuring {config.short()}" + (f" ({origin})" if origin != "sampler" else "")
         self.tick()
+
+    def ahead(self, seconds: float | None, gain_fraction: float | None) -> None:
+        """What is to be expected: the time that is needed even if no further setting is better, and what one may gain."""
+        self._soonest_end = None if seconds is None else self.clock() + seconds
+        self.to_gain = "" if gain_fraction is None else f"{gain_fraction:.1%} is expected of another setting (under {WORTH_FRACTION:.0%} ends it)"
 
     def confirming(self, configs: Sequence[LoaderConfig]) -> None:
         """The settings were tried; the best of them are measured again in rounds."""
@@ -143,8 +155,13 @@ class Display:
         return words
 
     def _elapsed(self) -> str:
-        seconds = int(self.clock() - self.begun)
-        return f"{seconds // 60}:{seconds % 60:02d}"
+        return _minutes(int(self.clock() - self.begun))
+
+    def _left(self, at_most: int) -> str:
+        if self._soonest_end is None:
+            return _minutes(at_most)
+        soonest = min(int(max(self._soonest_end - self.clock(), 0.0)), at_most)
+        return f"about {_minutes(soonest)} if nothing better is found, {_minutes(at_most)} at most"
 
     def _panel(self) -> Table:
         spent = self.clock() - self.begun
@@ -160,6 +177,8 @@ class Display:
         table.add_row("settings", f"{done}{of} tried, {self.counts['pruned']} stopped early, {self.counts['failed']} failed")
         table.add_row("best so far", best)
         table.add_row("now", escape(self.now))
-        table.add_row("time left", f"{left // 60}:{left % 60:02d}" if left else "over, the last trial is ending")
+        if self.to_gain:
+            table.add_row("to gain", self.to_gain)
+        table.add_row("time left", self._left(left) if left else "over, the last trial is ending")
         table.add_row("", ProgressBar(total=self.time_budget_s, completed=min(spent, self.time_budget_s), width=40))
         return table

@@ -154,9 +154,19 @@ def _best(run: Run, ranked: pd.DataFrame, chosen: pd.Series[Any], where: Standin
             "num_disturbed": int((run.latest["foreign_cpu_fraction"] >= DISTURBED_FRACTION).sum()),
             "most_foreign_cpu_fraction": _float(run.latest["foreign_cpu_fraction"].max()),
             "undecided": [] if where is None else list(where.undecided),
+            "faster_since": [] if where is None else _faster_since(run, complete, chosen),
             "created_unix_s": run.search.get("created_unix_s"),
         },
     }
+
+
+def _faster_since(run: Run, complete: pd.DataFrame, chosen: pd.Series[Any]) -> list[str]:
+    """Settings tried after the last round that read surely faster than the answer and were in no round: a search resumed
+    with too little time for rounds, or without them."""
+    rounds = run.latest[run.latest["kind"] == "confirm"]
+    since = run.latest[run.latest["started_unix_s"] >= rounds["finished_unix_s"].max()]["config"]
+    known = complete[complete["config"].isin(since) & (complete["num_rounds"] == 0)]
+    return list(known[known["throughput_low_sps"] > chosen["throughput_high_sps"]]["config"])
 
 
 def _facts(trial: pd.Series[Any]) -> dict[str, Any]:

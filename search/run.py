@@ -286,6 +286,7 @@ def _search(
             session.abandon()
     finally:
         display.end()
+        brain.close()
     if not complete:
         raise KeyboardInterrupt
     if len(session.records) == len(records):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from feedrate.analysis.estimate import epoch_factor, record_rate, steady_rate, step_only_sps
-from feedrate.analysis.rounds import TIED_FRACTION
+from feedrate.analysis.rounds import MIN_ROUNDS, TIED_FRACTION
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.schema import SCHEMA, status
 from feedrate.search.confirmation import Confirmation
@@ -20,7 +20,7 @@ from feedrate.search.options import SearchOptions
 from feedrate.search.past import Request
 from feedrate.search.progress import Display
 from feedrate.search.reconcile import tell_record
-from feedrate.search.stopping import at_ceiling, nothing_to_gain, same_failures
+from feedrate.search.stopping import LEAST_TOLD, at_ceiling, nothing_to_gain, same_failures
 from feedrate.search.study import Brain
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import Failure
@@ -75,6 +75,7 @@ class Session:
         self._running: dict[int, Request] = {}
         self._stopped: set[int] = set()
         self._spent_s: list[float] = []
+        self._gain_fraction: float | None = None
         # a few others before the baselines of further batch sizes: a short budget must not measure baselines only
         seeds = [config for config in seeds if config not in baselines]
         queue = [*baselines[:1], *seeds[:EARLY_SEEDS], *baselines[1:], *seeds[EARLY_SEEDS:]]
@@ -92,6 +93,7 @@ class Session:
     def next(self) -> Request | None:
         """The next trial; None where there is none now, and once `stop_reason` is set none will come."""
         request = self._next_setting() if self.search_reason is None else None
+        self.display.ahead(self._least_seconds_ahead(), self._gain_fraction)
         if request is None and self.stop_reason is None:
             request = self._next_round() if self.options.confirm else None
             if not self.options.confirm or (self.confirmation is not None and self.confirmation.is_over):
@@ -275,8 +277,7 @@ class Session:
         mine = self.records[self._num_replayed :]  # a resumed search may follow a repair of the workload
         if (reason := same_failures(mine)) is not None:
             return reason
-        recent = self._spent_s[-5:]
-        expected_s = sum(recent) / len(recent) if recent else min(FIRST_TRIAL_GUESS_S, self.options.time_budget_s / 3)
+        expected_s = self._trial_s()
         kept_s = rounds_time_s(self._finalists(), self.options.time_budget_s) if self.options.confirm else 0.0
         if self._spent_s and self.seconds_left() - kept_s < expected_s:
             return "the time budget is spent (--time-budget)"
@@ -285,6 +286,7 @@ class Session:
         expected = self.brain.expectation()
         if expected is None:
             return None
+        self._gain_fraction = expected.gain_fraction
         waiting = [past.config for past in self.brain.history() if past.state == "waiting" and past.config is not None]
         best = max(self.measured(), key=lambda each: each.rate.low_sps, default=None)
         ceilings = {size: sps for size, sps in self.ceilings.items() if self.has_ceiling(size)}
@@ -293,6 +295,25 @@ class Session:
             return reason
         reason = nothing_to_gain(expected.gain_fraction, self.brain.counts().told)
         return None if reason is not None and self._extended() else reason
+
+    def _trial_s(self) -> float:
+        """What a trial takes, as the latest ones did."""
+        recent = self._spent_s[-5:]
+        return sum(recent) / len(recent) if recent else min(FIRST_TRIAL_GUESS_S, self.options.time_budget_s / 3)
+
+    def _least_seconds_ahead(self) -> float | None:
+        """What a search takes from here that finds nothing better; None before a trial ended, and where it goes on anyway."""
+        counts = self.brain.counts()
+        if not self._spent_s or (self.options.keep_going and self.search_reason is None):
+            return None
+        num_ahead = max(counts.waiting, LEAST_TOLD - counts.told - len(self._running), 0)
+        if self.options.max_trials is not None:
+            num_ahead = min(num_ahead, self.options.max_trials - counts.told - len(self._running))
+        if self.search_reason is not None:
+            num_ahead = 0
+        num_rounds = 0 if not self.options.confirm else self.confirmation.num_ahead if self.confirmation else MIN_ROUNDS
+        finalists = self.confirmation.finalists if self.confirmation else self._finalists()
+        return self._trial_s() * (num_ahead + len(self._running)) + num_rounds * sum(each.spent_s for each in finalists)
 
     def _extended(self) -> bool:
         """Whether there is more to try after all, because the best setting is on the edge of a default range."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,7 +27,8 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
 DATABASES = ("sqlite", "postgresql")
-RETRY_PAUSES_S = (0.1, 0.4, 1.6)
+GIVE_UP_S = 90.0
+LONGEST_PAUSE_S = 5.0
 
 T = TypeVar("T")
 
@@ -67,6 +69,13 @@ def open_storage(storage_url: str | None, journal_path: str | os.PathLike[str]) 
     return _open_journal(Path(journal_path)) if storage_url is None else _open_database(storage_url)
 
 
+def close_storage(storage: BaseStorage) -> None:
+    """Give the connections to a database back; a journal holds none."""
+    if isinstance(storage, RDBStorage):
+        storage.remove_session()
+        storage.engine.dispose()
+
+
 def open_study(
     storage: BaseStorage,
     name: str,
@@ -98,26 +107,30 @@ def open_study(
 
 
 def with_retry(call: Callable[[], T]) -> T:
-    """Repeat a storage call that must not end a search because a database was busy or restarted for two seconds.
+    """Repeat a storage call that must not end a search because a database was busy, restarted, or away for a minute.
 
-    The call is made again from its start: it has to be one that may happen twice.
+    The call is made again from its start: it has to be one that may happen twice. Waiting longer is told on stderr.
 
     Raises:
-        BrainError: the database stayed away. Resume when it is back.
+        BrainError: the database stayed away for GIVE_UP_S. Resume when it is back.
     """
-    for pause_s in (*RETRY_PAUSES_S, None):
+    begun, pause_s, told = time.monotonic(), 0.1, False
+    while True:
         try:
             return call()
         except (OperationalError, StorageInternalError) as error:
             database = error if isinstance(error, OperationalError) else error.__cause__
             if not isinstance(database, OperationalError):
                 raise
-            if pause_s is None:
-                reason = str(database.orig).strip().splitlines()[0]
+            reason = str(database.orig).strip().splitlines()[0]
+            if time.monotonic() - begun + pause_s > GIVE_UP_S:
                 way_out = "resume the search when it is back"
                 raise BrainError(f"the study's database stopped answering ({reason}): {way_out}") from None
+            if pause_s == LONGEST_PAUSE_S and not told:
+                told = True
+                print(f"waiting: the study's database does not answer ({reason})", file=sys.stderr, flush=True)
             time.sleep(pause_s)
-    raise AssertionError("unreachable")
+            pause_s = min(4 * pause_s, LONGEST_PAUSE_S)
 
 
 def _values(distribution: BaseDistribution) -> str:

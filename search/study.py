@@ -33,7 +33,7 @@ from feedrate.search.pruner import HALF_WIDTH, ConfidencePruner
 from feedrate.search.reconcile import reconcile
 from feedrate.search.sampler import SnappingSampler
 from feedrate.search.space import SearchSpace
-from feedrate.search.storage import BrainError, open_storage, open_study, with_retry
+from feedrate.search.storage import BrainError, close_storage, open_storage, open_study, with_retry
 from feedrate.trainables.config import LoaderConfig
 
 __all__ = ["Ask", "Brain", "BrainError", "Counts", "Past", "Reconciled"]
@@ -85,6 +85,10 @@ class Brain:
         snapping = SnappingSampler(space, seed=seed, kind=sampler, tried=lambda: brain.tried())
         study = open_study(storage, study_name, snapping, ConfidencePruner(), to_optuna(space))
         return (brain := cls(storage, study, run_id or study_name, snapping))
+
+    def close(self) -> None:
+        """Give the connections to a database back; the study is not used any more."""
+        close_storage(self._storage)
 
     def enqueue(self, config: LoaderConfig, origin: str) -> bool:
         """Have a setting measured before anything that is drawn; False when it was tried or waits already."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -107,7 +108,7 @@ def explain(result: SearchResult) -> list[str]:
         lines.append(f"The training step ran with {' and '.join(step)}: without, the ceiling and these rates are others.")
     if result.stop_reason:
         lines.append(f"Ended because {result.stop_reason}.")
-    lines.append(_confirmed(best))
+    lines.append(_confirmed(best, result.folder))
     if best["process"]:
         names = ", ".join(best["process"])
         lines.append(f"`dataloader` alone does not reproduce this rate: the process needs {names} too, as below.")
@@ -115,13 +116,17 @@ def explain(result: SearchResult) -> list[str]:
     return lines
 
 
-def _confirmed(best: dict[str, Any]) -> str:
+def _confirmed(best: dict[str, Any], folder: Path) -> str:
     """Whether the answer was measured again, and what is still open."""
     if not best["confirmed"]:
         return "Not confirmed: one measurement a setting, so that the best one is a little flattered by luck."
     text = f"Confirmed in {best['search']['num_rounds']} interleaved rounds"
     if best["search"]["undecided"]:
         text += f"; {' and '.join(best['search']['undecided'])} could not be told apart from it in that time"
+    if best["search"]["faster_since"]:
+        command = shlex.join(["feedrate", "resume", str(folder)])
+        text += f"; {best['search']['faster_since'][0]} was tried since and read faster, in no round yet. Put it into rounds with: {command}"
+        return text
     return text + "."
 
 

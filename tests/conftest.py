@@ -211,6 +211,27 @@ def finished(tmp_path_factory, home):
         command.end()
 
 
+@pytest.fixture(scope="session")
+def postgresql():
+    """A PostgreSQL server; where there is none, the test is skipped, but not in CI."""
+    from postgresql_server import Server, programs
+
+    if programs() is None:
+        why = "needs PostgreSQL: apt-get install postgresql"
+        pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
+    server = Server()
+    yield server
+    server.end()
+
+
+@pytest.fixture(params=["journal", "sqlite", "postgresql"])
+def storage_url(request, tmp_path):
+    """The address of a new study, on each storage in turn; None is the journal file."""
+    if request.param == "postgresql":
+        return request.getfixturevalue("postgresql").database()
+    return f"sqlite:///{tmp_path}/study.db" if request.param == "sqlite" else None
+
+
 @pytest.fixture
 def copied(finished, tmp_path):
     """A copy of the finished run, to be changed."""

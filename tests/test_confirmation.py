@@ -12,9 +12,11 @@ from feedrate.analysis.rounds import MIN_ROUNDS
 from feedrate.analysis.schema import check_record
 from feedrate.analysis.summary import ranking, standing_of
 from feedrate.search.finalists import MAX_ROUNDS, Candidate
+from feedrate.search.result import conclude
 from feedrate.search.searcher import SessionSearcher
 from feedrate.search.space import Choice, SearchSpace
 from feedrate.search.stopping import at_ceiling, nothing_to_gain, same_failures
+from feedrate.search.wording import explain
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import Failure
 
@@ -160,6 +162,40 @@ def test_a_resumed_search_goes_on_with_the_next_round(search):
     assert numbers == list(range(3, 3 + len(numbers)))
     keys = [(record["kind"], record["number"], record["position"]) for record in again.records() if record["kind"] == "confirm"]
     assert len(set(keys)) == len(keys)
+
+
+def test_a_faster_setting_without_rounds_is_named_and_not_the_answer(search):
+    """A resumed search that has no rounds keeps the confirmed answer, and says how to get the other one into rounds."""
+    one = LoaderConfig(num_workers=1, batch_size=64, persistent_workers=True)
+    first = search(seeds=[one], max_trials=2)
+    first.go()
+    more = search(confirm=False)
+    more.clock.now = first.clock.now
+    more.go()
+    more.folder.search.write_text('{"schema": "feedrate/search/1", "study": "s"}')
+    result = conclude(more.folder, more.session.stop_reason)
+    assert result.dataloader["num_workers"] == 1
+    assert result.best["search"]["faster_since"][0] == "b64 w3 p2 pers"
+    assert explain(result)[-2].endswith(
+        f"b64 w3 p2 pers was tried since and read faster, in no round yet. Put it into rounds with: feedrate resume {more.folder.path}"
+    )
+    confirmed = search()
+    confirmed.go()
+    result = conclude(confirmed.folder, confirmed.session.stop_reason)
+    assert result.dataloader["num_workers"] == 3
+    assert result.best["search"]["faster_since"] == []
+
+
+def test_the_time_that_is_needed_at_least_is_told(search):
+    """Nothing before the first trial; then six trials and three rounds of the finalists, which become fewer."""
+    told = []
+    done = search(keep_going=False, space=SPACE)
+    done.session.display.ahead = lambda seconds, gain_fraction: told.append(seconds)
+    request = done.go(is_round)
+    assert told[0] is None
+    assert told[1] >= 5 * 10.0
+    assert told[-1] == (MIN_ROUNDS - 1) * len(request.configs) * 10.0 + len(request.configs) * 10.0
+    assert done.session.search_reason.endswith("less than 1%")
 
 
 def test_rounds_whose_supervisor_dies_are_not_tried_for_ever(search):

@@ -15,7 +15,7 @@ import pytest
 
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.schema import check_record, status
-from feedrate.search.storage import open_storage
+from feedrate.search.storage import close_storage, open_storage
 
 NUM_TRIALS = 40
 DRIVER = """
@@ -74,6 +74,7 @@ def check(path, storage):
     opened = open_storage(storage or None, path / "study.journal")
     (study,) = opened.get_all_studies()
     trials = {trial.number: trial for trial in opened.get_all_trials(study._study_id)}
+    close_storage(opened)
     states = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
     assert {number: trials[number].state.name for number in searched} == {
         number: states[outcome] for number, outcome in searched.items()
@@ -83,10 +84,8 @@ def check(path, storage):
     assert any(record["kind"] == "confirm" for record in kept)
 
 
-@pytest.mark.parametrize("name", ["journal", "sqlite"])
 @pytest.mark.parametrize("num_kills", [5, pytest.param(20, marks=pytest.mark.soak)])
-def test_a_search_that_is_killed_often_loses_and_repeats_nothing(tmp_path, name, num_kills):
-    path = tmp_path / "run"
-    storage = f"sqlite:///{tmp_path}/study.db" if name == "sqlite" else ""
+def test_a_search_that_is_killed_often_loses_and_repeats_nothing(tmp_path, storage_url, num_kills):
+    path, storage = tmp_path / "run", storage_url or ""
     killed(path, storage, num_kills)
     check(path, storage)

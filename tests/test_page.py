@@ -10,8 +10,9 @@ import pytest
 from synthetic import design_best, record, small_run, write_run
 
 from feedrate.analysis import load_run
-from feedrate.analysis.figures import batch_size_figure, throughput_figure, timeline_figure
+from feedrate.analysis.figures import batch_size_figure, heat_figure, pareto_figure, throughput_figure, timeline_figure
 from feedrate.analysis.page import render_page, write_page
+from feedrate.analysis.questions import pareto
 from feedrate.analysis.run_folder import RunError
 from feedrate.analysis.summary import best_by_batch_size, ranking
 
@@ -60,7 +61,8 @@ def test_the_answer_comes_first_and_every_section_is_there(tmp_path: Path) -> No
     """Answer, plots, ranking, failures, machine, how to repeat it: in this order, each under its heading."""
     text, page = rendered(tmp_path, small_run(), best=design_best())
     assert [each.get("id") for each in page.all("h2")] == [
-        "answer", "throughput", "sizes", "timeline", "ranking", "batch-sizes", "failures", "machine", "repeat",
+        "answer", "throughput", "sizes", "timeline", "memory", "ranking", "batch-sizes", "effects", "time", "noise",
+        "failures", "machine", "repeat",
     ]  # fmt: skip
     assert len(page.all("h1")) == 1
     assert "b64 w6 p4 pin pers trains 1,843 samples/s, 4.46x the baseline" in page.text["p"]
@@ -179,8 +181,8 @@ def test_people_who_do_not_see_the_plots_get_the_same(tmp_path: Path) -> None:
     assert len(page.all("caption")) == len(page.all("table")) > 3
     assert all(each.get("scope") in ("col", "row") for each in page.all("th"))
     plots = [each for each in page.all("div") if each.get("role") == "img"]
-    assert [bool(each["aria-label"]) for each in plots] == [True, True, True]
-    assert len(page.all("figcaption")) == 3
+    assert [bool(each["aria-label"]) for each in plots] == [True] * 4
+    assert len(page.all("figcaption")) == 4
     assert len(page.all("noscript")) == 1
     assert "prefers-color-scheme: dark" in text
     assert "@media print" in text
@@ -223,3 +225,34 @@ def test_throughput_by_batch_size_has_its_knee_and_the_steps_own_rate(tmp_path: 
     assert "From batch size 64 on, larger batches gain less than 5 %" in text
     one, _ = rendered(tmp_path / "one", [record(1)])
     assert "Throughput by batch size" not in one
+
+
+def test_the_heat_map_is_of_workers_and_prefetching_at_the_best_batch_size(tmp_path: Path) -> None:
+    """The best rate a cell; other batch sizes, stopped trials and 0 workers are not in it; a single row is no map."""
+    records = [
+        record(0, num_workers=0, rate_sps=400.0),
+        record(1, num_workers=2, rate_sps=700.0),
+        record(2, num_workers=2, rate_sps=800.0, persistent_workers=True),
+        record(3, num_workers=4, rate_sps=1000.0, prefetch_factor=4),
+        record(4, num_workers=4, rate_sps=300.0, status="pruned"),
+        record(5, num_workers=4, rate_sps=999.0, batch_size=32),
+    ]
+    run = load_run(write_run(tmp_path / "run", records))
+    (heat,) = heat_figure(run, ranking(run)).data
+    assert (list(heat.x), list(heat.y)) == (["2", "4"], ["2", "4"])
+    assert [[value and round(value) for value in row] for row in heat.z] == [[800, None], [None, 1000]]
+    few = load_run(write_run(tmp_path / "few", records[:3]))
+    assert heat_figure(few, ranking(few)) is None
+    page = render_page(run)
+    assert "Workers and prefetching" in page
+
+
+def test_the_front_of_throughput_and_memory_is_joined(tmp_path: Path) -> None:
+    """The others are open circles; one setting alone is no plot."""
+    records = [record(n, num_workers=n, rate_sps=rate) for n, rate in ((0, 400.0), (2, 700.0), (4, 600.0))]
+    run = load_run(write_run(tmp_path / "run", records))
+    inside, front = pareto_figure(run, ranking(run), pareto(run)).data
+    assert (list(inside.x), inside.mode) == ([1.3], "markers")
+    assert (list(front.x), front.mode) == ([0.5, 0.9], "lines+markers")
+    alone = load_run(write_run(tmp_path / "alone", records[:1]))
+    assert pareto_figure(alone, ranking(alone), pareto(alone)) is None

@@ -88,7 +88,15 @@ def test_a_terminal_gets_a_panel_that_is_taken_away(clock):
     assert "3 of 20 tried, 1 stopped early, 1 failed" in panel
     assert re.search(r"b64 w2 p2  \d\d\d samples/s", panel)
     assert "measuring b64 w5 p2 (seed)" in panel
+    assert "time left" in panel
     assert "3:58" in panel
+    assert "to gain" not in panel
+    shown.ahead(70.0, 0.034)
+    clock.now += 5.0
+    empty(text)
+    shown.tick()
+    assert "3.4% is expected of another setting (under 1% ends it)" in text.getvalue()
+    assert "about 1:05 if nothing better is found, 3:53 at most" in text.getvalue()
     shown.end()
     empty(text)
     shown.tick()

@@ -12,14 +12,18 @@ SPACE = SearchSpace.default(num_cpus=8, has_accelerator=True)
 BASELINE = LoaderConfig(num_workers=0, batch_size=32)
 
 
-@pytest.fixture(params=["journal", "sqlite"])
-def opened(request, tmp_path):
-    url = f"sqlite:///{tmp_path}/study.db" if request.param == "sqlite" else None
+@pytest.fixture
+def opened(storage_url, tmp_path):
+    brains = []
 
     def open_brain(**options):
-        return Brain.open(url, tmp_path / "study.journal", **{"study_name": "s", "space": SPACE, "seed": 1} | options)
+        brain = Brain.open(storage_url, tmp_path / "study.journal", **{"study_name": "s", "space": SPACE, "seed": 1} | options)
+        brains.append(brain)
+        return brain
 
-    return open_brain
+    yield open_brain
+    for brain in brains:
+        brain.close()
 
 
 def record(number, config, rate_sps=100.0, **columns):

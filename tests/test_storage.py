@@ -105,16 +105,27 @@ def failing(times, error):
     return call
 
 
-def test_busy_database_is_asked_again(monkeypatch):
-    """A call that fails because the database is away is repeated; then the error says to resume."""
-    pauses = []
-    monkeypatch.setattr(time, "sleep", pauses.append)
+@pytest.fixture
+def pauses(monkeypatch):
+    """Time passes only in pauses."""
+    made = []
+    monkeypatch.setattr(time, "sleep", made.append)
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0 + sum(made))
+    return made
+
+
+def test_busy_database_is_asked_again(pauses, capsys):
+    """A call that fails because the database is away is repeated; a minute is waited for, and told; then the error says to resume."""
     away = sqlalchemy.exc.OperationalError("select", {}, Exception("server closed the connection"))
     wrapped = StorageInternalError("commit failed")
     wrapped.__cause__ = away
     assert with_retry(failing(3, away)) == with_retry(failing(2, wrapped)) == "done"
-    assert pauses == [0.1, 0.4, 1.6, 0.1, 0.4]
+    assert pauses == pytest.approx([0.1, 0.4, 1.6, 0.1, 0.4])
+    assert capsys.readouterr().err == ""
+    assert with_retry(failing(14, away)) == "done"
+    assert 50 < sum(pauses) < 70
+    assert capsys.readouterr().err == "waiting: the study's database does not answer (server closed the connection)\n"
     with pytest.raises(BrainError, match=r"server closed the connection.*resume"):
-        with_retry(failing(4, away))
+        with_retry(failing(100, away))
     with pytest.raises(KeyError):
         with_retry(failing(1, KeyError("a defect")))

@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -26,15 +27,20 @@ W4 = LoaderConfig(num_workers=4, batch_size=64)
 W9 = LoaderConfig(num_workers=9, batch_size=64)
 
 
-@pytest.fixture(params=["journal", "sqlite"])
-def opened(request, tmp_path):
+@pytest.fixture
+def opened(storage_url, tmp_path):
     """Opens the same study again and again, in each kind of storage."""
-    url = f"sqlite:///{tmp_path}/study.db" if request.param == "sqlite" else None
+
+    brains = []
 
     def open_brain(**options):
-        return Brain.open(url, tmp_path / "study.journal", **{"study_name": "s", "space": SPACE, "seed": 1} | options)
+        brain = Brain.open(storage_url, tmp_path / "study.journal", **{"study_name": "s", "space": SPACE, "seed": 1} | options)
+        brains.append(brain)
+        return brain
 
-    return open_brain
+    yield open_brain
+    for brain in brains:
+        brain.close()
 
 
 def test_enqueued_first_in_order(opened):
@@ -188,19 +194,17 @@ while True:
 """
 
 
-@pytest.mark.parametrize("kind", ["journal", "sqlite"])
-def test_killed_at_random_moments(tmp_path, kind):
+def test_killed_at_random_moments(tmp_path, storage_url):
     """SIGKILL in the middle of asks and tells, again and again: the study opens and no told trial is missing."""
-    url, journal = f"sqlite:///{tmp_path}/s.db" if kind == "sqlite" else "", tmp_path / "study.journal"
-    rng, told = random.Random(0), set()
+    journal, rng, told = tmp_path / "study.journal", random.Random(0), set()
     for _ in range(4):
-        command = [sys.executable, "-c", KILLED, url, str(journal), "0"]
+        command = [sys.executable, "-c", KILLED, storage_url or "", str(journal), "0"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout.readline() == "ready\n"
             time.sleep(rng.uniform(0.05, 0.5))
             process.send_signal(signal.SIGKILL)
             told |= {int(line) for line in process.stdout.read().splitlines() if line}
-    brain = Brain.open(url or None, journal, study_name="s", space=SPACE)
+    brain = Brain.open(storage_url, journal, study_name="s", space=SPACE)
     brain.reconcile([])
     counts = brain.counts()
     assert counts.running == 0
@@ -210,6 +214,35 @@ def test_killed_at_random_moments(tmp_path, kind):
     assert told <= complete
     configs = [past.config for past in brain.history() if past.state != "lost"]
     assert len(configs) == len(set(configs))
+    brain.close()
+
+
+def test_a_database_that_restarts(postgresql, tmp_path):
+    """A server that is away for a second, in mid-search, costs a moment; every trial is there once."""
+    brain = Brain.open(postgresql.database(), tmp_path / "none", study_name="s", space=SPACE)
+    done = threading.Event()
+
+    def restart():
+        while not done.wait(0.5):
+            postgresql.stop()
+            time.sleep(0.5)
+            postgresql.start()
+
+    thread = threading.Thread(target=restart)
+    thread.start()
+    try:
+        end = time.monotonic() + 4
+        while time.monotonic() < end:
+            ask = brain.ask()
+            brain.tell_complete(ask.number, 1.0)
+    finally:
+        done.set()
+        thread.join()
+    trials = brain.study.trials
+    assert {trial.state.name for trial in trials} == {"COMPLETE"}
+    configs = [past.config for past in brain.history()]
+    assert len(configs) == len(set(configs)) == len(trials)
+    brain.close()
 
 
 def landscape(config):

@@ -1,0 +1,175 @@
+"""The tables of questions.py, two_runs.py and runs.py as text cells, for the page and the terminal; `TABLES` names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+
+from feedrate.analysis.load import Run
+from feedrate.analysis.questions import NOISY, effects, failures_by_reason, noise, pareto, time_shares
+from feedrate.analysis.sections import Section, number, ranking_section, size
+from feedrate.analysis.summary import best_by_batch_size, ranking
+from feedrate.analysis.two_runs import Compared
+
+_SAID = {
+    "foreign_cpu_fraction": "Other processes",
+    "throttled_fraction": "CPU quota spent",
+    "steal_fraction": "Taken by hypervisor",
+    "psi_io_fraction": "Waits for storage",
+}
+
+
+def effects_section(run: Run) -> Section:
+    """How much each dimension matters."""
+    rows = [
+        (
+            row["dimension"],
+            row["value"],
+            row["config"],
+            f"{number(row['throughput_sps'])} ({_interval(row, 'throughput')})",
+            f"{row['fraction_of_best']:.1%}",
+            str(row["num_settings"]),
+            str(row["differs_in"]),
+        )
+        for row in effects(run).to_dict("records")
+    ]
+    numeric = ("Of the best", "Settings", "Differs in")
+    return Section(
+        caption="The best that was found with each value, compared with the answer, at its batch size; a value that few settings were tried with is known less well",
+        headers=("Dimension", "Value", "Best setting with it", f"{run.unit}/s", *numeric),
+        rows=rows,
+        numeric=frozenset(numeric),
+    )
+
+
+def pareto_section(run: Run) -> Section:
+    """Throughput against memory."""
+    rows = [
+        (str(row["config"]), size(row["tree_pss_bytes"]), number(row["throughput_sps"]), _interval(row, "throughput"))
+        for row in pareto(run).to_dict("records")
+    ]
+    numeric = ("RAM", f"{run.unit}/s", "95 % interval")
+    caption = "Settings that no other beats in both memory and throughput"
+    return Section(caption=caption, headers=("Setting", *numeric), rows=rows, numeric=frozenset(numeric))
+
+
+def time_section(run: Run) -> Section:
+    """Where the time goes."""
+    names = ("wait_fraction", "compute_fraction", "copy_fraction", "slowed_fraction", "boundary_fraction")
+    rows = [
+        (str(row["config"]), *(_share(row[name]) for name in names), _seconds(row["startup_s"]), _seconds(row["setup_s"]))
+        for row in time_shares(run).to_dict("records")
+    ]
+    numeric = ("Waits", "Step alone", "Copy alone", "Slowed", "Epoch start", "First batch", "Set-up")
+    caption = (
+        "Shares of the time in an epoch: waiting for data, what step and copy take alone, and what they lose to each other and to loading; "
+        "then the share of a whole epoch that its start costs, and seconds before the first step"
+    )
+    return Section(caption=caption, headers=("Setting", *numeric), rows=rows, numeric=frozenset(numeric))
+
+
+def noise_section(run: Run) -> Section:
+    """How noisy each machine was."""
+    rows = [
+        (
+            str(row["hostname"]) if pd.notna(row["hostname"]) else "unknown",
+            str(row["num_measurements"]),
+            str(row["num_disturbed"]),
+            _share(row["window_sd_fraction"], 1),
+            _share(row["run_sd_fraction"], 1),
+            *(_most(row, name) for name in NOISY),
+        )
+        for row in noise(run).to_dict("records")
+    ]
+    numeric = ("Measurements", "Disturbed", "Between windows", "Between starts", *(_SAID[name] for name in NOISY))
+    caption = (
+        "Standard deviations between the windows of one trial and between fresh starts of one setting; then shares of the CPUs or of the "
+        "time, median and maximum"
+    )
+    return Section(caption=caption, headers=("Host", *numeric), rows=rows, numeric=frozenset(numeric))
+
+
+def reasons_section(run: Run) -> Section:
+    """What failed and why, the most frequent first."""
+    rows = [
+        (str(row["num_trials"]), *(str(row[name]) if pd.notna(row[name]) else "" for name in _WHY), row["configs"])
+        for row in failures_by_reason(run).to_dict("records")
+    ]
+    headers = ("Trials", "Kind", "While", "Reason", "Settings")
+    return Section(caption="What failed, and why", headers=headers, rows=rows, numeric=frozenset({"Trials"}))
+
+
+_WHY = ("failure_kind", "failure_phase", "failure_message")
+
+TABLES: dict[str, tuple[str, Callable[[Run], Section]]] = {
+    "ranking": ("what is best, and how sure that is", lambda run: ranking_section(run, ranking(run))),
+    "batch-size": ("the best at each batch size", lambda run: ranking_section(run, best_by_batch_size(run))),
+    "effects": ("how much each dimension matters", effects_section),
+    "pareto": ("throughput against memory", pareto_section),
+    "time": ("where the time goes", time_section),
+    "failures": ("what failed, and why", reasons_section),
+    "noise": ("how noisy the machine was", noise_section),
+}
+"""Name -> the question, and what answers it."""
+
+
+def compared_section(compared: Compared, first: Run, second: Run) -> Section:
+    """Two runs, setting by setting."""
+    rows = [
+        (
+            f"{row['config']} (baseline)" if row["is_baseline"] else str(row["config"]),
+            number(row["first_sps"]),
+            number(row["second_sps"]),
+            f"{row['ratio']:.3f} [{row['ratio_low']:.3f}-{row['ratio_high']:.3f}]",
+            "" if pd.isna(row["first_speedup"]) else f"{row['first_speedup']:.2f}x",
+            "" if pd.isna(row["second_speedup"]) else f"{row['second_speedup']:.2f}x",
+        )
+        for row in compared.settings.to_dict("records")
+    ]
+    numeric = (f"A, {first.unit}/s", f"B, {second.unit}/s", "B / A", "A vs baseline", "B vs baseline")
+    caption = f"A: {first.path} · B: {second.path}"
+    return Section(caption=caption, headers=("Setting", *numeric), rows=rows, numeric=frozenset(numeric))
+
+
+def runs_section(table: pd.DataFrame) -> Section:
+    """A list of runs, as `runs.runs_table` gives it."""
+    rows = [
+        (
+            str(row["run"]),
+            "" if pd.isna(row["created"]) else f"{row['created']:%Y-%m-%d %H:%M}",
+            _text(row["workload"]),
+            _text(row["hostname"]),
+            str(row["state"]),
+            str(row["num_trials"]),
+            _text(row["config"]),
+            "" if pd.isna(row["throughput_sps"]) else number(row["throughput_sps"]),
+            "" if pd.isna(row["speedup"]) else f"{row['speedup']:.2f}x" + ("" if row["confirmed"] is True else " (not confirmed)"),
+        )
+        for row in table.to_dict("records")
+    ]
+    numeric = ("Trials", "Items/s")
+    headers = ("Run", "Created (UTC)", "Workload", "Host", "State", "Trials", "Best", "Items/s", "Speed-up")
+    return Section(caption="Runs, the oldest first", headers=headers, rows=rows, numeric=frozenset(numeric))
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _share(value: Any, digits: int = 0) -> str:
+    return "" if pd.isna(value) else f"{value:.{digits}%}"
+
+
+def _seconds(value: Any) -> str:
+    return "" if pd.isna(value) else f"{value:.2f} s"
+
+
+def _most(row: dict[Any, Any], name: str) -> str:
+    median, most = row[f"median_{name}"], row[f"max_{name}"]
+    return "" if pd.isna(most) else f"{median:.0%}, {most:.0%}"
+
+
+def _interval(row: dict[Any, Any], name: str) -> str:
+    return f"{number(row[f'{name}_low_sps'])}-{number(row[f'{name}_high_sps'])}"

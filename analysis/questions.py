@@ -1,0 +1,222 @@
+"""What people ask a run, each answered by one table: `effects`, `pareto`, `time_shares`, `noise`, `failures_by_reason`.
+
+Beside `summary.ranking` (what is best, how sure) and `summary.best_by_batch_size`. Units stand in the names of columns.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from feedrate.analysis.load import Run, setting_text
+from feedrate.analysis.rounds import DISTURBED_FRACTION
+from feedrate.analysis.summary import SETTING, may_win, ranking
+
+NOISY = ("foreign_cpu_fraction", "throttled_fraction", "steal_fraction", "psi_io_fraction")
+
+
+def effects(run: Run) -> pd.DataFrame:
+    """How much each dimension matters: the best that was found with each of its values. One row a value.
+
+    A search looks closely only where it is fast, so that averages over its trials say more about the search than about
+    the dimension; the best setting *with* a value does not suffer from that, as long as some were tried (`num_settings`).
+
+    Compared with is the answer (best.json), or the fastest reading while there is none: `fraction_of_best` is the rate over
+    its rate, which may exceed 1 where a reading was not repeated in rounds; `differs_in` counts the dimensions in which the
+    two differ, 1 is a clean comparison. Rows of all dimensions but batch_size are at its batch size.
+
+    Example:
+        >>> from feedrate.analysis import effects, load_run
+        >>> table = effects(load_run("docs/example-run"))
+        >>> list(table.columns[:4])
+        ['dimension', 'value', 'config', 'throughput_sps']
+        >>> bool((table["differs_in"] == 0).any())
+        True
+    """
+    ranked = ranking(run)
+    able = ranked[(ranked["status"] == "complete") & may_win(run, ranked)]
+    rows: list[dict[str, Any]] = []
+    if not able.empty:
+        answer = able["config"] == ("" if run.best is None else setting_text(run.best))
+        best = able[answer].iloc[0] if answer.any() else able.iloc[0]
+        same_size = able[_equals(able["batch_size"], best["batch_size"])]
+        for name in SETTING:
+            rows += _values(name, able if name == "batch_size" else same_size, best)
+    dtypes = {
+        "dimension": "str", "value": "str", "config": "str", "throughput_sps": "float64", "throughput_low_sps": "float64",
+        "throughput_high_sps": "float64", "fraction_of_best": "float64", "num_settings": "Int64", "differs_in": "Int64",
+    }  # fmt: skip
+    return _frame(rows, dtypes)
+
+
+def _values(name: str, settings: pd.DataFrame, best: pd.Series[Any]) -> list[dict[str, Any]]:
+    """A row for each value of one dimension; none where all settings have the same."""
+    if name in ("prefetch_factor", "persistent_workers", "multiprocessing_context"):  # they do not exist without workers
+        settings = settings[settings["num_workers"] > 0]
+    if settings[name].nunique(dropna=False) < 2:
+        return []
+    rows = []
+    for value, group in settings.groupby(name, dropna=False, sort=True):
+        first = group.iloc[0]
+        rows.append({
+            "dimension": name,
+            "value": "none" if pd.isna(value) else str(value),
+            "num_settings": len(group),
+            "fraction_of_best": float(first["throughput_sps"]) / float(best["throughput_sps"]),
+            "differs_in": sum(not _same(first[other], best[other]) for other in SETTING),
+            **{column: first[column] for column in ("config", "throughput_sps", "throughput_low_sps", "throughput_high_sps")},
+        })  # fmt: skip
+    return rows
+
+
+def pareto(run: Run) -> pd.DataFrame:
+    """Throughput against memory: the settings that no other beats in both, the smallest first.
+
+    Memory is `tree_pss_bytes`, trainer and workers together. Rows are those of `ranking`.
+
+    Example:
+        >>> from feedrate.analysis import load_run, pareto
+        >>> front = pareto(load_run("docs/example-run"))
+        >>> bool(front["throughput_sps"].is_monotonic_increasing)
+        True
+    """
+    ranked = ranking(run)
+    able = ranked[(ranked["status"] == "complete") & may_win(run, ranked)].dropna(subset=["tree_pss_bytes"])
+    ordered = able.sort_values(["tree_pss_bytes", "throughput_sps"], ascending=[True, False], kind="stable")
+    fastest_below = ordered["throughput_sps"].cummax().shift(fill_value=-math.inf)
+    return ordered[ordered["throughput_sps"] > fastest_below].reset_index(drop=True)
+
+
+def time_shares(run: Run) -> pd.DataFrame:
+    """Where the time goes with each setting that ran to its end; the fastest first.
+
+    Of the time inside an epoch: `wait_fraction` the step was kept waiting, `compute_fraction` is what it takes alone (O/G),
+    `copy_fraction` what copying batches to the accelerator takes alone (O/C, missing on a CPU), and `slowed_fraction`
+    the rest: step and loading get in each other's way. `boundary_fraction` is the share of a whole epoch that starting
+    it costs. `startup_s` is from `iter(loader)` to the first batch; `setup_s` is imports, model and warm-up, before any
+    loading. Missing where it is not known.
+
+    Example:
+        >>> from feedrate.analysis import load_run, time_shares
+        >>> table = time_shares(load_run("docs/example-run"))
+        >>> bool((table["wait_fraction"] + table["compute_fraction"] <= 1.05).all())
+        True
+    """
+    complete = run.latest[run.latest["status"] == "complete"]
+    order = {config: place for place, config in enumerate(ranking(run)["config"])}
+    rows = []
+    for config, group in complete.groupby("config", sort=False):
+        first = group.iloc[0]
+        size = None if pd.isna(first["batch_size"]) else int(first["batch_size"])
+        steady = float(group["steady_sps"].median())
+        ceiling, copy = run.ceilings.get(size), run.copies.get((size, bool(first["pin_memory"])))
+        boundary_s, epoch = group["boundary_s"].median(), first["epoch_samples"]
+        row: dict[str, Any] = {
+            "config": config,
+            "wait_fraction": group["wait_fraction"].median(),
+            "compute_fraction": None if ceiling is None else steady / ceiling,
+            "copy_fraction": None if copy is None else steady / copy,
+            "boundary_fraction": None if pd.isna(epoch) or pd.isna(boundary_s) else boundary_s / (boundary_s + float(epoch) / steady),
+            "startup_s": (group["iter_s"] + group["first_batch_s"]).median(),
+            "setup_s": group["setup_s"].median(),
+            "num_trials": len(group),
+        }
+        if ceiling is not None and not pd.isna(row["wait_fraction"]):
+            known = row["wait_fraction"] + row["compute_fraction"] + (row["copy_fraction"] or 0.0)
+            row["slowed_fraction"] = max(1.0 - known, 0.0)
+        rows.append(row)
+    rows.sort(key=lambda row: order[row["config"]])
+    names = ("wait_fraction", "compute_fraction", "copy_fraction", "slowed_fraction", "boundary_fraction", "startup_s", "setup_s")
+    return _frame(rows, {"config": "str", **dict.fromkeys(names, "float64"), "num_trials": "Int64"})
+
+
+def noise(run: Run) -> pd.DataFrame:
+    """How noisy each machine was: one row a host.
+
+    `window_sd_fraction` is the median over trials of how much the windows of one trial differ (standard deviation over mean),
+    `run_sd_fraction` how much fresh starts of one setting differ inside rounds, missing without rounds. `num_disturbed`
+    counts measurements during which other processes took a tenth of the CPUs or more; the rest are medians and
+    maxima of what the kernel tells.
+
+    Example:
+        >>> from feedrate.analysis import load_run, noise
+        >>> table = noise(load_run("docs/example-run"))
+        >>> int(table["num_measurements"].sum()) > 0
+        True
+    """
+    measured = run.latest[run.latest["throughput_sps"].notna()]
+    spread = _window_spread(run)
+    rows = []
+    for host, group in measured.groupby("host_id", dropna=False, sort=True):
+        row: dict[str, Any] = {
+            "host_id": None if pd.isna(host) else str(host),
+            "hostname": group["hostname"].dropna().iloc[0] if group["hostname"].notna().any() else None,
+            "num_measurements": len(group),
+            "num_disturbed": int((group["foreign_cpu_fraction"] >= DISTURBED_FRACTION).sum()),
+            "window_sd_fraction": spread.reindex(group.index).median(),
+            "run_sd_fraction": _run_spread(group),
+        }
+        for name in NOISY:
+            row |= {f"median_{name}": group[name].median(), f"max_{name}": group[name].max()}
+        rows.append(row)
+    floats = ("window_sd_fraction", "run_sd_fraction", *(f"{kind}_{name}" for name in NOISY for kind in ("median", "max")))
+    counts = {"num_measurements": "Int64", "num_disturbed": "Int64"}
+    return _frame(rows, {"host_id": "str", "hostname": "str", **counts, **dict.fromkeys(floats, "float64")})
+
+
+def _window_spread(run: Run) -> pd.Series[float]:
+    """Standard deviation over mean of the rates of each trial's windows, by row of `Run.trials`; missing below three."""
+    key = ["study", "kind", "number", "attempt", "position"]
+    windows = run.windows.assign(sps=run.windows["num_items"] / run.windows["duration_s"])
+    rates = windows.groupby(key, dropna=False)["sps"].agg(["std", "mean", "count"]).reset_index()
+    rates["spread"] = (rates["std"] / rates["mean"]).where(rates["count"] >= 3)
+    joined = run.trials[key].merge(rates[[*key, "spread"]], on=key, how="left")
+    return pd.Series(joined["spread"].to_numpy(dtype=float), index=run.trials.index)
+
+
+def _run_spread(measured: pd.DataFrame) -> float | None:
+    """Standard deviation of log(rate) after setting and round are taken out, in the rounds of one host."""
+    rounds = measured[(measured["kind"] == "confirm") & measured["round"].notna()]
+    if rounds["round"].nunique() < 2 or rounds["config"].nunique() < 2:
+        return None
+    logs = np.log(rounds["throughput_sps"].to_numpy(dtype=float))
+    columns = pd.get_dummies(rounds[["config", "round"]].astype(str)).to_numpy(dtype=float)
+    fit, _, rank, _ = np.linalg.lstsq(columns, logs, rcond=None)
+    left = len(logs) - int(rank)
+    return float(math.sqrt(((logs - columns @ fit) ** 2).sum() / left)) if left > 0 else None
+
+
+def failures_by_reason(run: Run) -> pd.DataFrame:
+    """What failed and why: failures of the same kind with the same message together, the most frequent first.
+
+    Example:
+        >>> from feedrate.analysis import failures_by_reason, load_run
+        >>> list(failures_by_reason(load_run("docs/example-run")).columns)
+        ['failure_kind', 'failure_phase', 'failure_message', 'num_trials', 'configs']
+    """
+    groups = run.failures.groupby(["failure_kind", "failure_phase", "failure_message"], dropna=False, sort=False)
+    rows: list[dict[str, Any]] = [
+        {
+            "failure_kind": kind, "failure_phase": phase, "failure_message": message, "num_trials": len(group),
+            "configs": ", ".join(dict.fromkeys(group["config"])),
+        }
+        for (kind, phase, message), group in groups
+    ]  # fmt: skip
+    rows.sort(key=lambda row: row["num_trials"], reverse=True)
+    names = ("failure_kind", "failure_phase", "failure_message")
+    return _frame(rows, {**dict.fromkeys(names, "str"), "num_trials": "Int64", "configs": "str"})
+
+
+def _equals(column: pd.Series[Any], value: Any) -> pd.Series[bool]:
+    return column.isna() if pd.isna(value) else (column == value).fillna(False).astype(bool)
+
+
+def _same(first: Any, second: Any) -> bool:
+    return bool(pd.isna(first) and pd.isna(second)) or bool(not pd.isna(first) and not pd.isna(second) and first == second)
+
+
+def _frame(rows: list[dict[str, Any]], dtypes: dict[str, str]) -> pd.DataFrame:
+    return pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=dtype) for name, dtype in dtypes.items()})

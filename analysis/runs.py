@@ -1,0 +1,119 @@
+"""Several runs: `load_runs` reads what a pattern names, `runs_table` is one row a run."""
+
+from __future__ import annotations
+
+import glob
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from feedrate.analysis.load import Run, load_run, setting_text
+from feedrate.analysis.remote import filesystem_of, is_url
+from feedrate.analysis.run_folder import RunError
+from feedrate.analysis.summary import ranking
+
+_DTYPES = {
+    "run": "str", "workload": "str", "created": "datetime64[s, UTC]", "hostname": "str", "state": "str", "config": "str",
+    "throughput_sps": "float64", "speedup": "float64", "speedup_low": "float64", "speedup_high": "float64",
+    "confirmed": "boolean", "num_trials": "Int64", "num_failed": "Int64",
+}  # fmt: skip
+
+
+def load_runs(pattern: str) -> list[Run]:
+    """Every run that a pattern names, the oldest first.
+
+    Args:
+        pattern: of folders, `feedrate-runs/*`, or the folder that holds them; an address is one run, or a pattern where fsspec can list it.
+
+    Raises:
+        RunError: the pattern names no run.
+
+    Warns:
+        UserWarning: a run that cannot be read was left out.
+
+    Example:
+        >>> from feedrate.analysis import load_runs
+        >>> [run.path.name for run in load_runs("docs/example-*")]
+        ['example-run']
+    """
+    runs = []
+    for path in _paths(pattern):
+        try:
+            runs.append(load_run(path))
+        except RunError as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
+    if not runs:
+        raise RunError(f"{pattern} names no run. A search writes feedrate-runs/NAME, or the folder of --out")
+    return sorted(runs, key=lambda run: (_number(run.search.get("created_unix_s")) or 0.0, str(run.path)))
+
+
+def runs_table(runs: Iterable[Run]) -> pd.DataFrame:
+    """One row a run: what was searched when and where, how far it came, and its answer.
+
+    `state` is finished, unfinished (it goes on, or was interrupted) or nothing works. While there is no best.json, the
+    fastest setting so far stands in its place, not confirmed.
+
+    Example:
+        >>> from feedrate.analysis import load_runs, runs_table
+        >>> list(runs_table(load_runs("docs/example-*"))["state"])
+        ['finished']
+    """
+    rows = [_row(run) for run in runs]
+    return pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=dtype) for name, dtype in _DTYPES.items()})
+
+
+def _paths(pattern: str) -> list[str]:
+    if not is_url(pattern):
+        folder = Path(pattern)
+        inside = folder.is_dir() and not (folder / "search.json").exists()
+        found = sorted(glob.glob(f"{glob.escape(pattern)}/*" if inside else pattern))
+        return [path for path in found if (Path(path) / "search.json").is_file()]
+    if not glob.has_magic(pattern):
+        return [pattern]
+    filesystem, place = filesystem_of(pattern)
+    handler = getattr(filesystem, "handler", None)
+    if handler is None:
+        raise RunError(f"{pattern}: only fsspec lists addresses by pattern; name one run")
+    scheme = pattern.split("://", 1)[0]
+    return [f"{scheme}://{path.lstrip('/')}" for path in sorted(handler.fs.glob(place))]
+
+
+def _row(run: Run) -> dict[str, Any]:
+    searched = run.latest[run.latest["kind"] != "confirm"]
+    created = _number(run.search.get("created_unix_s"))
+    row: dict[str, Any] = {
+        "run": str(run.path),
+        "workload": _text(run.search.get("workload"), "name"),
+        "created": None if created is None else pd.Timestamp(int(created), unit="s", tz="UTC"),
+        "hostname": _text(run.search.get("hardware"), "hostname") or next(iter(run.trials["hostname"].dropna()), None),
+        "state": "unfinished" if run.unfinished else "finished",
+        "num_trials": len(searched),
+        "num_failed": int((searched["status"] == "failed").sum()),
+        "confirmed": False,
+    }
+    if run.best is not None:
+        baseline = run.best["baseline"] or {}
+        low, high = baseline.get("speedup_ci95", (None, None))
+        return row | {
+            "config": setting_text(run.best),
+            "throughput_sps": run.best["throughput"]["samples_per_second"],
+            "speedup": baseline.get("speedup"), "speedup_low": low, "speedup_high": high,
+            "confirmed": run.best["confirmed"],
+        }  # fmt: skip
+    ranked = ranking(run)
+    if ranked.empty:
+        return row | ({} if run.unfinished else {"state": "nothing works"})
+    names = ("config", "throughput_sps", "speedup", "speedup_low", "speedup_high")
+    return row | {name: ranked.iloc[0][name] for name in names}
+
+
+def _text(holder: object, name: str) -> str | None:
+    value = holder.get(name) if isinstance(holder, dict) else None
+    return value if isinstance(value, str) else None
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

@@ -1,0 +1,84 @@
+"""`feedrate compare` and `feedrate runs`: several runs beside each other."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+
+from feedrate.search.commands_analysis import RUN, print_section, terminal
+from feedrate.search.options import UsageError
+
+
+class Compare:
+    """Compare two runs of one workload, setting by setting: did a change of code, torch or machine matter?
+
+    feedrate compare feedrate-runs/images-1 feedrate-runs/images-2
+    """
+
+    def prepare(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("first", metavar="A", help=RUN)
+        parser.add_argument("second", metavar="B", help="the run that is divided by A")
+        parser.add_argument("--rows", type=int, default=20, metavar="N", help="at most so many settings (default 20)")
+
+    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
+        if args.rows < 1:
+            raise UsageError(f"--rows must be 1 or more, not {args.rows}")
+        from feedrate.analysis.load import load_run
+        from feedrate.analysis.question_sections import compared_section
+        from feedrate.analysis.sections import headline
+        from feedrate.analysis.summary import ranking
+        from feedrate.analysis.two_runs import compare
+
+        first, second = load_run(args.first), load_run(args.second)
+        compared = compare(first, second)
+        console = terminal()
+
+        def say(text: str) -> None:
+            console.print(text, markup=False, highlight=False)
+
+        for name, run in (("A", first), ("B", second)):
+            say(f"{name} {run.path}: {headline(run, ranking(run))}")
+        print_section(console, compared_section(compared, first, second), "settings that both measured", args.rows)
+        say("")
+        if compared.overall is not None:
+            ratio = compared.overall
+            say(f"Over all {len(compared.settings)}: B is {ratio.sps:.3f} times A, 95 % interval {ratio.low_sps:.3f}-{ratio.high_sps:.3f}.")
+            if compared.same_host:
+                say("Same host. A machine that was slower all through one of the runs is in that figure, and in no speed-up.")
+        if not compared.same_host:
+            say("Not the same host: the rates differ by the machines too; compare the speed-ups.")
+        for difference in compared.differences:
+            say(f"Differs: {difference}")
+        for run in (first, second):
+            for problem in run.problems:
+                say(f"note: {run.path}: {problem}")
+        return None
+
+
+class Runs:
+    """List runs with their workload, date, host and best setting.
+
+    feedrate runs
+    feedrate runs elsewhere
+    """
+
+    def prepare(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("pattern", nargs="?", default="feedrate-runs/*", metavar="PATTERN", help="of run folders, or the folder that holds them (default feedrate-runs/*)")
+        parser.add_argument("--json", action="store_true", help="one object a line")
+
+    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
+        from feedrate.analysis.question_sections import runs_section
+        from feedrate.analysis.runs import load_runs, runs_table
+
+        with warnings.catch_warnings(record=True) as left_out:
+            warnings.simplefilter("always")
+            table = runs_table(load_runs(args.pattern))
+        if args.json:
+            print(table.to_json(orient="records", lines=True, date_format="iso"), end="")
+        else:
+            print_section(terminal(), runs_section(table), "runs, the oldest first", len(table))
+        for warning in left_out:
+            print(f"note: {warning.message}", file=sys.stderr)
+        return None

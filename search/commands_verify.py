@@ -1,0 +1,137 @@
+"""`feedrate verify`: an earlier answer measured again here, without Ray."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from feedrate.search import arguments, commands_trial
+from feedrate.search.options import UsageError
+
+if TYPE_CHECKING:
+    from feedrate.analysis.rounds import Round
+    from feedrate.trainables.config import LoaderConfig
+
+DOES_NOT_HOLD = 1
+
+
+class Verify:
+    """Measure a best.json again for a minute: does it still hold here, with this torch, machine and data?
+
+    feedrate verify best.json train.py:workload
+    feedrate verify feedrate-runs/images-1 images --time-budget 2m
+
+    Its setting and its baseline are measured in turn, each in a fresh process. Exit code 0: it holds; 1: it does not,
+    or it fails here.
+    """
+
+    def prepare(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("best", metavar="FILE", help="best.json, or the run folder that holds it")
+        arguments.add_workload(parser)
+        parser.add_argument(
+            "--time-budget", dest="time_budget_s", type=arguments.duration_s, default=60.0, metavar="TIME",
+            help="time for the rounds; three are made in any case (default 1m)",
+        )  # fmt: skip
+        parser.add_argument("--max-trial-s", type=arguments.whole(1), default=5, metavar="S", help="for one measurement (default 5)")
+        parser.add_argument("--seed", type=arguments.whole(0), default=0, metavar="N")
+        parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
+        from feedrate.analysis.best import load_best
+        from feedrate.search.verify import differences, verified
+
+        best = load_best(args.best)
+        searched = best.raw.get("search") or {}
+        args.objective, args.epoch_samples = searched.get("objective", "epoch"), best.workload.get("epoch_samples")
+        args.amp, args.compile = searched.get("amp"), searched.get("compile", False)
+        args.threads = best.process.get("torch_num_threads")
+        differs = differences(best, _here(args))
+        say = _say if args.json else print
+        for difference in differs:
+            say(f"differs: {difference}")
+        rounds, failure = _rounds(args, best)
+        if failure is not None:
+            text = f"it does not work here: {failure['failure_message']}"
+            if args.json:
+                print(json.dumps({"holds": False, "sentence": text, "differences": differs}))
+            else:
+                print(text)
+            return DOES_NOT_HOLD
+        found = verified(best, rounds)
+        assert found is not None  # three rounds of both were made
+        recorded = best.throughput["samples_per_second"]
+        if args.json:
+            body: dict[str, Any] = {"holds": found.holds, "sentence": found.sentence, "differences": differs, "num_rounds": len(rounds)}
+            body["throughput"] = {"samples_per_second": found.throughput.sps, "ci95": [found.throughput.low_sps, found.throughput.high_sps]}
+            body["recorded_samples_per_second"] = recorded
+            if found.speedup is not None:
+                body |= {"speedup": found.speedup.sps, "speedup_ci95": [found.speedup.low_sps, found.speedup.high_sps]}
+            print(json.dumps(body))
+        else:
+            rate = found.throughput
+            unit = best.throughput.get("unit", "samples")
+            print(f"{rate.sps:,.0f} {unit}/s here [{rate.low_sps:,.0f}-{rate.high_sps:,.0f}], {recorded:,.0f} where it was measured")
+            print(f"{found.sentence[0].upper()}{found.sentence[1:]}.")
+        return None if found.holds else DOES_NOT_HOLD
+
+
+def _rounds(args: argparse.Namespace, best: Any) -> tuple[list[Round], dict[str, Any] | None]:
+    """Rounds of the setting and its baseline until the time is over, or the failure of one of them."""
+    from feedrate.analysis.rounds import MIN_ROUNDS, rounds_of
+    from feedrate.search.verify import baseline_of, setting_of
+    from feedrate.trainables.supervise import Template
+
+    configs = list(dict.fromkeys([setting_of(best), baseline_of(best)]))
+    begun, number, measured = time.monotonic(), 0, []
+    template = Template(commands_trial._ref(args), threads=args.threads, show_output=True)
+    try:
+        while number < MIN_ROUNDS or (time.monotonic() - begun) * (number + 1) / number <= args.time_budget_s:
+            number += 1
+            for config in configs if number % 2 else configs[::-1]:  # ABBA
+                args.seed += 1
+                columns, failure = commands_trial._trial(args, config, {"measure_step": False}, template=template)
+                if failure is not None:
+                    return [], failure | {"failure_message": f"{config.short()}: {failure['failure_message']}"}
+                measured.append(_measured(args, config, columns, number))
+    finally:
+        template.close()
+    return rounds_of(measured), None
+
+
+def _measured(args: argparse.Namespace, config: LoaderConfig, columns: dict[str, Any], number: int) -> tuple[str, float, dict[str, Any]]:
+    from feedrate.analysis.estimate import record_rate
+
+    rate = record_rate(columns, args.objective)
+    assert rate is not None
+    if not args.json:
+        print(f"round {number}: {config.short()}  {rate.sps:,.0f} {columns['unit']}/s", flush=True)
+    return config.short(), rate.sps, columns | {"kind": "confirm", "round": number}
+
+
+def _here(args: argparse.Namespace) -> dict[str, Any]:
+    """Facts of this machine and this workload, by the names that best.json has."""
+    import socket
+
+    from feedrate.search.prepare import describe_workload
+    from feedrate.search.request import versions
+    from feedrate.trainables.host import cpu_model
+
+    described = describe_workload(commands_trial._ref(args))
+    if not described["is_short"] and (args.amp or args.compile):
+        raise UsageError("the answer was measured with --amp or --compile, which this workload's own step does not take")
+    return {
+        "workload": described["name"],
+        "hostname": socket.gethostname(),
+        "cpu_model": cpu_model(),
+        "num_cpus": described["facts"]["num_cpus"],
+        "device_name": described["facts"]["device_name"],
+        "versions": versions(described),
+    }
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,105 @@
+"""Does a best.json still hold here? Its setting against its baseline, in rounds, and what differs from where it was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from feedrate.analysis.best import BestConfig
+from feedrate.analysis.estimate import Rate
+from feedrate.analysis.rounds import MIN_ROUNDS, TIED_FRACTION, Comparison, Round
+from feedrate.trainables.config import LoaderConfig
+
+NAMES = ("python", "torch", "platform", "feedrate")
+"""Versions that matter to a rate; others are not named."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verified:
+    """What rounds here say about an earlier answer."""
+
+    holds: bool
+    """It is worth using here: faster than the baseline, or as fast where no gain was found there either."""
+    sentence: str
+    speedup: Rate | None
+    """Over the baseline here, paired; None where the setting is the baseline."""
+    throughput: Rate
+
+
+def setting_of(best: BestConfig) -> LoaderConfig:
+    """The setting of a best.json."""
+    return _config(best.raw["dataloader"], best.process)
+
+
+def baseline_of(best: BestConfig) -> LoaderConfig:
+    """What its speed-up is over; torch's default at the same batch size where it has none."""
+    if best.baseline is None:
+        return LoaderConfig(num_workers=0, batch_size=best.raw["dataloader"].get("batch_size"))
+    return _config(best.baseline["dataloader"], best.baseline.get("process", {}))
+
+
+def verified(best: BestConfig, rounds: Sequence[Round]) -> Verified | None:
+    """Judge rounds that measured the setting of `best` and its baseline here.
+
+    Returns:
+        None with fewer than MIN_ROUNDS rounds of both: the time was too short to say.
+    """
+    setting, baseline = setting_of(best).short(), baseline_of(best).short()
+    comparison = Comparison(rounds)
+    throughput = comparison.rate(setting)
+    if throughput is None or min(comparison.num_rounds(setting), comparison.num_rounds(baseline)) < MIN_ROUNDS:
+        return None
+    if setting == baseline:
+        text = "it is the baseline itself, which nothing beat where it was measured: only its rate can be compared"
+        return Verified(holds=True, sentence=text, speedup=None, throughput=throughput)
+    speedup = comparison.ratio(setting, baseline)
+    there = _recorded(best)
+    gained = there is None or there.low_sps > 1
+    here = f"{speedup.sps:.2f}x the baseline here [{speedup.low_sps:.2f}-{speedup.high_sps:.2f}]"
+    if speedup.high_sps < 1:
+        holds, text = False, f"it does not hold: {here}, which is slower. Search again"
+    elif not gained:
+        holds, text = True, f"{here}; no gain was found where it was measured either"
+    elif speedup.low_sps <= 1:
+        holds, text = False, f"it does not hold: no significant gain, {here}. Search again, or keep the baseline"
+    elif there is not None and speedup.high_sps < there.low_sps * (1 - TIED_FRACTION):
+        holds, text = True, f"it is still faster, but gains less: {here}, {there.sps:.2f}x where it was measured. Searching again may find more"
+    else:
+        was = "" if there is None else f", {there.sps:.2f}x where it was measured"
+        holds, text = True, f"it holds: {here}{was}"
+    return Verified(holds=holds, sentence=text, speedup=speedup, throughput=throughput)
+
+
+def differences(best: BestConfig, facts: Mapping[str, Any]) -> list[str]:
+    """What is not as it was where the answer was measured, one sentence each.
+
+    Args:
+        best: the answer.
+        facts: of this machine, by the names of `measured_on` in best.json, and `workload` (its name).
+    """
+    there = best.measured_on
+    found = []
+    versions, now = there.get("versions") or {}, facts.get("versions") or {}
+    for name in NAMES:
+        if versions.get(name) and now.get(name) and versions[name] != now[name]:
+            found.append(f"{name} was {versions[name]}, and is {now[name]} here")
+    for name, what in (("device_name", "the accelerator"), ("cpu_model", "the CPU"), ("num_cpus", "the number of CPUs"), ("hostname", "the host")):
+        if there.get(name) is not None and facts.get(name) is not None and there[name] != facts[name]:
+            found.append(f"{what} was {there[name]}, and is {facts[name]} here")
+    was, now_is = best.workload.get("name"), facts.get("workload")
+    if was and now_is and was != now_is:
+        found.append(f"the workload was {was}, and is {now_is} here")
+    return found
+
+
+def _recorded(best: BestConfig) -> Rate | None:
+    if best.baseline is None:
+        return None
+    low, high = best.baseline["speedup_ci95"]
+    return Rate(sps=best.baseline["speedup"], low_sps=low, high_sps=high)
+
+
+def _config(dataloader: Mapping[str, Any], process: Mapping[str, Any]) -> LoaderConfig:
+    fields = {name: value for name, value in process.items() if name in LoaderConfig.__dataclass_fields__}
+    return LoaderConfig.from_dict({"batch_size": None, **dataloader, **fields})

@@ -1,0 +1,130 @@
+"""`feedrate show`, `compare`, `runs` and `verify`: what they print, and their exit codes."""
+
+import json
+import re
+
+import pytest
+from conftest import TOY
+from synthetic import design_best, small_run, write_run
+
+from feedrate.search.cli import main
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run."""
+    return write_run(tmp_path / "runs" / "toy-1", small_run(), best=design_best())
+
+
+def said(capsys, *arguments):
+    """Exit code, what was printed, what was complained of."""
+    code = main(list(map(str, arguments)))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_show_answers_every_question(run, capsys):
+    """Each table under its question, the answer before them all; --table chooses, --rows cuts and says so."""
+    code, out, _ = said(capsys, "show", run)
+    assert code == 0
+    assert "1,843 samples/s, 4.46x the baseline" in out.splitlines()[1]
+    for question in ("What is best", "The best at each batch size", "How much each dimension matters", "Throughput against memory",
+                     "Where the time goes", "What failed, and why", "How noisy the machine was"):  # fmt: skip
+        assert question in out
+    code, out, _ = said(capsys, "show", run, "--table", "ranking", "--rows", 2)
+    assert code == 0
+    assert "Where the time goes" not in out
+    assert re.search(r"\.\.\. and \d more \(--rows \d\)", out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--table", "nonsense"], "--table takes any of ranking, batch-size"),
+        (["--rows", "0"], "--rows must be 1 or more"),
+    ],
+)
+def test_show_refuses(run, capsys, arguments, words):
+    code, _, err = said(capsys, "show", run, *arguments)
+    assert code == 2
+    assert words in err
+
+
+def test_compare_divides_setting_by_setting(run, tmp_path, capsys):
+    """And names what differs; other workloads, and folders that are no runs, are exit code 2."""
+    other = write_run(tmp_path / "runs" / "toy-2", small_run(), best=design_best(), versions={"torch": "2.14.0"})
+    code, out, _ = said(capsys, "compare", run, other)
+    assert code == 0
+    assert "B is 1.000 times A" in out
+    assert "Differs: version of torch: 2.13.0 and 2.14.0" in out
+    stranger = write_run(tmp_path / "stranger", small_run(), workload={"name": "other", "unit": "samples"})
+    for second, words in ((stranger, "runs of different workloads"), (tmp_path, "is not a run folder")):
+        code, _, err = said(capsys, "compare", run, second)
+        assert (code, words in err) == (2, True), err
+
+
+def test_runs_lists_what_was_searched(run, capsys):
+    """A line a run; with --json an object a run; an empty place is exit code 2."""
+    code, out, _ = said(capsys, "runs", run.parent)
+    assert code == 0
+    assert "toy-1" in out
+    assert "4.46x" in out
+    code, out, _ = said(capsys, "runs", run.parent, "--json")
+    assert json.loads(out)["config"] == "b64 w6 p4 pin pers"
+    code, _, err = said(capsys, "runs", run / "*")
+    assert code == 2
+    assert "names no run" in err
+
+
+def test_a_report_of_an_address_needs_a_folder(run, tmp_path, capsys):
+    code, _, err = said(capsys, "report", run.as_uri())
+    assert code == 2
+    assert "say with -o DIR where to write" in err
+    code, _, _ = said(capsys, "report", run.as_uri(), "-o", tmp_path / "elsewhere")
+    assert code == 0
+    assert (tmp_path / "elsewhere" / "report.html").exists()
+
+
+@pytest.fixture
+def verify(mine, tmp_path, capsys):
+    """Verifies a best.json whose setting and baseline have so many workers, on a dataset where every sample is waited for."""
+
+    def run_verify(workers, baseline_workers, *, text=TOY, **more):
+        mine(text)
+        best = design_best(
+            dataloader=loader(workers), measured_on={"versions": {"torch": "1.0"}}, workload={"name": "toy"},
+            baseline={"dataloader": loader(baseline_workers), "samples_per_second": 1.0, "speedup": 2.0, "speedup_ci95": [1.9, 2.1]},
+        )  # fmt: skip
+        (tmp_path / "best.json").write_text(json.dumps(best))
+        arguments = [word for name, value in more.items() for word in (f"--{name}", str(value)) if word]
+        return said(capsys, "verify", tmp_path / "best.json", "mine.py:workload", "--time-budget", "1s", "--max-trial-s", "1", *arguments)
+
+    return run_verify
+
+
+def loader(workers):
+    return {"batch_size": 16, "num_workers": workers} | ({"persistent_workers": True, "prefetch_factor": 2} if workers else {})
+
+
+def test_an_answer_that_holds(verify):
+    """Rounds of both in turn, what differs, the sentence; exit code 0, also as one object."""
+    code, out, _ = verify(4, 0)
+    assert code == 0, out
+    assert "differs: torch was 1.0, and is 2.13.0" in out
+    assert [line.split(":")[0] for line in out.splitlines() if line.startswith("round")][:4] == ["round 1", "round 1", "round 2", "round 2"]
+    assert re.search(r"(It holds|It is still faster, but gains less): \d\.\d\dx the baseline here", out)
+    code, out, err = verify(4, 0, json="")
+    facts = json.loads(out)
+    assert (code, facts["holds"], facts["num_rounds"]) == (0, True, 3)
+    assert facts["speedup_ci95"][0] > 1
+    assert "differs: torch" in err
+
+
+def test_an_answer_that_does_not_hold(verify):
+    """Slower than the baseline, or not working at all: exit code 1."""
+    code, out, _ = verify(0, 4)
+    assert code == 1
+    assert "It does not hold: 0." in out
+    code, out, _ = verify(2, 0, text=TOY.replace("time.sleep(self.sleep_s)", "raise OSError('disk gone')"))
+    assert code == 1
+    assert "it does not work here: b16 w2 p2 pers: OSError: disk gone" in out
