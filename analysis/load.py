@@ -123,8 +123,8 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     Example:
         >>> from feedrate.analysis import load_run
         >>> run = load_run("docs/example-run")
-        >>> list(run.trials.loc[0, ["origin", "num_workers", "status"]])
-        ['baseline', 0, 'complete']
+        >>> list(run.trials.loc[0, ["origin", "config", "status"]])
+        ['baseline', 'b32 w0', 'complete']
     """
     if is_url(path):
         with local_copy(os.fspath(path)) as copy:

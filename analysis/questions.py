@@ -13,7 +13,7 @@ import pandas as pd
 
 from feedrate.analysis.load import Run, setting_text
 from feedrate.analysis.rounds import DISTURBED_FRACTION
-from feedrate.analysis.summary import SETTING, may_win, ranking
+from feedrate.analysis.summary import SETTING, counted, may_win, ranking
 
 NOISY = ("foreign_cpu_fraction", "throttled_fraction", "steal_fraction", "psi_io_fraction")
 
@@ -105,10 +105,9 @@ def time_shares(run: Run) -> pd.DataFrame:
         >>> bool((table["wait_fraction"] + table["compute_fraction"] <= 1.05).all())
         True
     """
-    complete = run.latest[run.latest["status"] == "complete"]
     order = {config: place for place, config in enumerate(ranking(run)["config"])}
     rows = []
-    for config, group in complete.groupby("config", sort=False):
+    for config, group in counted(run).groupby("config", sort=False):
         first = group.iloc[0]
         size = None if pd.isna(first["batch_size"]) else int(first["batch_size"])
         steady = float(group["steady_sps"].median())

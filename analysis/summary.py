@@ -70,6 +70,15 @@ def _ranking(run: Run) -> pd.DataFrame:
     return pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=dtype) for name, dtype in columns})
 
 
+def counted(run: Run) -> pd.DataFrame:
+    """The measurements that rows of `ranking` rest on where they ran to the end: of settings in MIN_ROUNDS rounds or more,
+    those in rounds."""
+    complete = run.latest[(run.latest["status"] == "complete") & run.latest["throughput_sps"].notna()]
+    comparison = comparison_of(run)
+    confirmed = [name for name in comparison.settings if comparison.num_rounds(name) >= MIN_ROUNDS]
+    return complete[~complete["config"].isin(confirmed) | (complete["kind"] == "confirm")]
+
+
 def comparison_of(run: Run) -> Comparison:
     """What the confirmation rounds of a run say."""
     confirmed = run.latest[run.latest["kind"] == "confirm"].dropna(subset=["throughput_sps", "round"])
@@ -152,26 +161,26 @@ def pool(rates: Sequence[Rate]) -> Rate:
 
 def _pooled(records: list[Mapping[Any, Any]], comparison: Comparison) -> dict[str, Any]:
     complete = [record for record in records if record["status"] == "complete"]
-    counted = complete or records
+    used = complete or records
     num_rounds = comparison.num_rounds(records[0]["config"])
     if num_rounds >= MIN_ROUNDS:
-        counted = [record for record in complete if record["kind"] == "confirm"]
+        used = [record for record in complete if record["kind"] == "confirm"]
     bounds = ("throughput_sps", "throughput_low_sps", "throughput_high_sps")
-    rates = [[record[name] for name in bounds] for record in counted]
+    rates = [[record[name] for name in bounds] for record in used]
     rate = pool([Rate(sps=sps, low_sps=low_sps, high_sps=high_sps) for sps, low_sps, high_sps in rates])
     headroom = [each for each in map(gpu_headroom_fraction, records) if each is not None]
     if num_rounds >= MIN_ROUNDS:
         rate = comparison.rate(records[0]["config"]) or rate
-    return {name: counted[0][name] for name in ("config", *SETTING, "status")} | {
+    return {name: used[0][name] for name in ("config", *SETTING, "status")} | {
         "throughput_sps": rate.sps,
         "throughput_low_sps": rate.low_sps,
         "throughput_high_sps": rate.high_sps,
-        "num_trials": len(counted),
-        "num_hosts": max(len(set(_known(counted, "host_id"))), 1),
+        "num_trials": len(used),
+        "num_hosts": max(len(set(_known(used, "host_id"))), 1),
         "num_rounds": num_rounds,
         "is_baseline": any(record["origin"] == "baseline" for record in records),
-        "wait_fraction": statistics.fmean(_known(counted, "wait_fraction") or [math.nan]),
-        "tree_pss_bytes": max(_known(counted, "tree_pss_bytes"), default=None),
+        "wait_fraction": statistics.median(_known(used, "wait_fraction") or [math.nan]),
+        "tree_pss_bytes": max(_known(used, "tree_pss_bytes"), default=None),
         "gpu_headroom_fraction": min(headroom, default=math.nan),
     }
 

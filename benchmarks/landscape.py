@@ -18,6 +18,7 @@ import pandas as pd
 from feedrate.trainables.config import LoaderConfig
 
 DIMENSIONS = ("batch_size", "num_workers", "prefetch_factor", "persistent_workers")
+NEAREST = 5
 WINDOW_SD = 0.03
 NUM_WINDOWS = 9
 WINDOWS_FRACTION = 0.55
@@ -41,17 +42,22 @@ class Landscape:
 
     name: str
     points: list[Point]
-    residuals: Any
-    """log(measured / truth) of every measurement: what fresh starts of one setting differ by."""
+    residuals: list[Any]
+    """log(measured / truth) of the measurements of each point: what fresh starts of one setting differ by."""
     ceilings: dict[int, float]
     """Batch size -> items per second of the training step alone."""
     cpu_item_s: float | None
     num_cpus: int
     baseline: LoaderConfig
     _places: Any = field(init=False, repr=False, compare=False)
+    _noise: list[Any] = field(init=False, repr=False, compare=False)
+    """Of each point: the residuals of itself and of those nearest to it, as three of its own say little."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_places", np.array([_place(point.config) for point in self.points]))
+        places = np.array([_place(point.config) for point in self.points])
+        near = [np.abs(places - place).sum(axis=1).argsort(kind="stable")[:NEAREST] for place in places]
+        object.__setattr__(self, "_places", places)
+        object.__setattr__(self, "_noise", [np.concatenate([self.residuals[index] for index in indices]) for indices in near])
 
     @property
     def best(self) -> Point:
@@ -65,12 +71,15 @@ class Landscape:
 
     def at(self, config: LoaderConfig) -> Point:
         """The nearest measured point."""
-        distance = np.abs(self._places - _place(config)).sum(axis=1)
-        return self.points[int(distance.argmin())]
+        return self.points[self._index(config)]
 
     def measure(self, config: LoaderConfig, rng: np.random.Generator) -> float:
         """Items per second of one fresh start."""
-        return self.at(config).sps * math.exp(float(rng.choice(self.residuals)))
+        index = self._index(config)
+        return self.points[index].sps * math.exp(float(rng.choice(self._noise[index])))
+
+    def _index(self, config: LoaderConfig) -> int:
+        return int(np.abs(self._places - _place(config)).sum(axis=1).argmin())
 
     def values(self, name: str) -> list[Any]:
         """The grid's values of one dimension."""
@@ -97,13 +106,13 @@ def read(path: str | Path) -> Landscape:
         config = LoaderConfig(**{name: int(value) if isinstance(value, float) else value for name, value in fields.items()})
         logs = np.log(group["sps"])
         points.append(Point(config, float(np.exp(logs.mean())), float(group["spent_s"].mean())))
-        residuals += list((logs - logs.mean()) * math.sqrt(len(logs) / max(len(logs) - 1, 1)))
+        residuals.append(((logs - logs.mean()) * math.sqrt(len(logs) / max(len(logs) - 1, 1))).to_numpy())
     ceilings = rows.dropna(subset=["step_only_sps"]).groupby("batch_size")["step_only_sps"].median()
     size = int(rows["batch_size"].iloc[rows["batch_size"].sub(64).abs().argmin()])
     return Landscape(
         name=Path(path).stem,
         points=points,
-        residuals=np.array(residuals),
+        residuals=residuals,
         ceilings={int(size): float(sps) for size, sps in ceilings.items()},  # type: ignore[call-overload]
         cpu_item_s=float(rows["cpu_item_s"].median()),
         num_cpus=int(rows["num_cpus"].iloc[0]),
@@ -148,7 +157,7 @@ def made_up(
                 points.append(Point(config, sps, 6.0 + 0.15 * number))
     residuals = np.random.default_rng(0).normal(0, noise, 400)
     baseline = LoaderConfig(num_workers=0, batch_size=64)
-    return Landscape(name, points, residuals, ceilings, cpu_item_s, num_cpus, baseline)
+    return Landscape(name, points, [residuals] * len(points), ceilings, cpu_item_s, num_cpus, baseline)
 
 
 MADE_UP = [

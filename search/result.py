@@ -12,9 +12,15 @@ from feedrate.analysis.best import BEST_SCHEMA, write_best
 from feedrate.analysis.load import Run, load_run
 from feedrate.analysis.rounds import DISTURBED_FRACTION, TIED_FRACTION, Standing
 from feedrate.analysis.run_folder import RunFolder
-from feedrate.analysis.summary import COST, best_by_batch_size, may_win, ranking, standing_of
+from feedrate.analysis.summary import COST, best_by_batch_size, counted, may_win, ranking, standing_of
 from feedrate.analysis.verdict import SHARED_FRACTION, judge
 from feedrate.trainables.config import LoaderConfig
+
+FACTS = (
+    "steady_sps", "step_only_sps", "wait_fraction", "own_cpu_fraction", "num_cpus", "num_workers",
+    "throttled_fraction", "steal_fraction", "psi_io_fraction",
+)  # fmt: skip
+"""What the verdict looks at."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +94,11 @@ def same(column: pd.Series[Any], value: Any) -> pd.Series[bool]:
 
 
 def _best(run: Run, ranked: pd.DataFrame, chosen: pd.Series[Any], where: Standing | None) -> dict[str, Any]:
-    trial = run.latest[(run.latest["config"] == chosen["config"]) & (run.latest["status"] == "complete")].iloc[-1]
+    rows = counted(run)
+    rows = rows[rows["config"] == chosen["config"]]
+    trial = rows.iloc[-1].copy()
+    for name in FACTS:  # one of several measurements may have been disturbed
+        trial[name] = rows[name].median()
     complete = ranked[(ranked["status"] == "complete") & may_win(run, ranked)]
     size = None if pd.isna(chosen["batch_size"]) else int(chosen["batch_size"])
     ceiling_sps = run.ceilings.get(size)
@@ -170,12 +180,8 @@ def _faster_since(run: Run, complete: pd.DataFrame, chosen: pd.Series[Any]) -> l
 
 
 def _facts(trial: pd.Series[Any]) -> dict[str, Any]:
-    """What the verdict looks at, None where it is not known."""
-    names = (
-        "steady_sps", "step_only_sps", "wait_fraction", "own_cpu_fraction", "num_cpus", "num_workers",
-        "throttled_fraction", "steal_fraction", "psi_io_fraction",
-    )  # fmt: skip
-    return {name: _float(trial[name]) for name in names} | {"cache_state": _text(trial["cache_state"])}
+    """FACTS, None where one is not known."""
+    return {name: _float(trial[name]) for name in FACTS} | {"cache_state": _text(trial["cache_state"])}
 
 
 def config_of(row: pd.Series[Any]) -> LoaderConfig:
