@@ -62,7 +62,7 @@ def batch_size_figure(run: Run, by_batch_size: pd.DataFrame) -> go.Figure | None
     known = by_batch_size.dropna(subset=["batch_size"])
     if len(known) < 2:
         return None
-    figure = _figure("batch_size", f"{run.unit}/s", key="at each batch size")
+    figure = _figure("batch_size", f"{run.unit}/s", key="batch size")
     sizes = sorted(size for size in run.ceilings if size is not None)
     if len(sizes) > 1:
         figure.add_scatter(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -144,7 +145,8 @@ def _tables(run: Run, ranked: pd.DataFrame, by_batch_size: pd.DataFrame) -> list
     parts.append(_table(sections.ranking_section(run, ranked)) if len(ranked) else "<p>No setting has a rate.</p>")
     if len(by_batch_size) > 1:
         parts.append(_heading("batch-sizes", "Best at each batch size"))
-        parts.append(_table(sections.ranking_section(run, by_batch_size)))
+        caption = "The fastest setting at each batch size; speed-up against the baseline at that size"
+        parts.append(_table(replace(sections.ranking_section(run, by_batch_size), caption=caption)))
     for name, heading, section in (
         ("effects", "How much each dimension matters", effects_section(run)),
         ("time", "Where the time goes", time_section(run)),
@@ -203,7 +205,10 @@ def _rows(section: sections.Section, rows: Sequence[tuple[str, ...]], caption: s
         if row_headers:
             cells[0] = f'<th scope="row">{html.escape(row[0])}</th>'
         body.append(f"<tr>{''.join(cells)}</tr>")
+    # a table of facts stands under a heading that says the same as its caption
+    unseen = ' class="unseen"' if row_headers else ""
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(caption)}"><table><caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(caption)}"><table>'
+        f"<caption{unseen}>{html.escape(caption)}</caption><thead{unseen}><tr>{head}</tr></thead>"
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )

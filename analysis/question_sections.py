@@ -14,10 +14,10 @@ from feedrate.analysis.summary import best_by_batch_size, ranking
 from feedrate.analysis.two_runs import Compared
 
 _SAID = {
-    "foreign_cpu_fraction": "Other processes",
-    "throttled_fraction": "CPU quota spent",
-    "steal_fraction": "Taken by hypervisor",
-    "psi_io_fraction": "Waits for storage",
+    "foreign_cpu_fraction": "Others",
+    "throttled_fraction": "Throttled",
+    "steal_fraction": "Stolen",
+    "psi_io_fraction": "Storage",
 }
 
 
@@ -83,10 +83,11 @@ def noise_section(run: Run) -> Section:
         )
         for row in noise(run).to_dict("records")
     ]
-    numeric = ("Measurements", "Disturbed", "Between windows", "Between starts", *(_SAID[name] for name in NOISY))
+    numeric = ("Measured", "Disturbed", "Windows", "Starts", *(_SAID[name] for name in NOISY))
     caption = (
-        "Standard deviations between the windows of one trial and between fresh starts of one setting; then shares of the CPUs or of the "
-        "time, median and maximum"
+        "How many measurements, and during how many other processes took a tenth of the CPUs; standard deviations between the windows of one "
+        "trial and between fresh starts of one setting; median and maximum of: CPU time of other processes, periods throttled by a quota, "
+        "time taken by the hypervisor, time somebody waited for storage"
     )
     return Section(caption=caption, headers=("Host", *numeric), rows=rows, numeric=frozenset(numeric))
 

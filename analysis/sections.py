@@ -182,6 +182,8 @@ def _best_rows(best: Mapping[str, Any], unit: str) -> list[tuple[str, str]]:
     else:
         rows.append(("Speed-up", "unknown: no baseline was measured"))
     rows.append(("Throughput", f"{rate} per {throughput['per']}"))
+    if epoch := epoch_text(best, unit):
+        rows.append(("Epoch", epoch))
     if ceiling:
         step_only = f"{number(ceiling['step_only_samples_per_second'])} {unit}/s of the training step alone"
         rows.append(("Ceiling", f"{ceiling['fraction_of_ceiling']:.0%} of the {step_only}"))
@@ -195,6 +197,25 @@ def _best_rows(best: Mapping[str, Any], unit: str) -> list[tuple[str, str]]:
         rows.append(("Also needed", "the DataLoader arguments alone do not reproduce the rate: " + "; ".join(
             f"{name} = {value}" for name, value in best["process"].items())))  # fmt: skip
     return rows
+
+
+def epoch_text(best: Mapping[str, Any], unit: str) -> str | None:
+    """How long an epoch takes with the baseline and with the answer; None where its length is not known."""
+    num_items, objective = best["workload"].get("epoch_samples"), best["search"].get("objective", "epoch")
+    if not isinstance(num_items, int) or objective != "epoch":
+        return None
+    times = [best["throughput"]["samples_per_second"]]
+    if best["baseline"]:
+        times.insert(0, best["baseline"]["samples_per_second"])
+    return f"{num_items:,} {unit}: " + " -> ".join(duration(num_items / sps) for sps in times)
+
+
+def duration(seconds: float) -> str:
+    """Time for people."""
+    for unit, length, limit in (("s", 1, 120), ("min", 60, 120), ("h", 3600, 72)):
+        if seconds < limit * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds / 86400:,.1f} days"
 
 
 def _interval(row: pd.Series[Any], name: str) -> str:

@@ -13,6 +13,7 @@ from rich.table import Table
 from feedrate.analysis.best import python_snippet
 from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION
 from feedrate.analysis.rounds import DISTURBED_FRACTION, MIN_ROUNDS, TIED_FRACTION
+from feedrate.analysis.sections import epoch_text
 from feedrate.analysis.summary import knee_of
 from feedrate.search.result import SearchResult, same
 from feedrate.trainables.config import LoaderConfig
@@ -84,6 +85,8 @@ def explain(result: SearchResult) -> list[str]:
         lines.append("Nothing faster than yours was found: keep it.")
     elif yours and yours["speedup_ci95"][0] <= 1:
         lines.append("No significant gain over yours" + (", but it is cheaper." if _is_cheaper(result) else "."))
+    if (epoch := epoch_text(best, best["throughput"]["unit"])) is not None and yours is not None:
+        lines.append(f"Epoch of {epoch}.")
     lines += _not_the_fastest(result)
     by_size = best["best_by_batch_size"]
     if len(by_size) > 1:
