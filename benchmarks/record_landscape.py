@@ -4,7 +4,7 @@
 
 Every setting is a trial in a fresh child, as in a search; all trials are in one random order, so that a drift of the
 machine falls on all settings alike. Nothing else may run meanwhile. Each trial is appended to FILE.jsonl: the same command
-goes on where it was stopped. About 80 settings; 35 minutes on the two-core machine of docs/benchmarks.md.
+goes on where it was stopped. About 80 settings; 30 minutes for `table` on the two-core machine of docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--num-workers", type=int, nargs="+", default=list(WORKERS))
     parser.add_argument("--batch-size", type=int, nargs="+", default=list(BATCH_SIZES))
     parser.add_argument("--model", help="of images and objects")
+    parser.add_argument("--latency-s", type=float, help="of objects")
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     journal = args.out.with_suffix(".jsonl")
@@ -82,7 +83,9 @@ def main() -> None:
     random.Random(0).shuffle(planned)
     known = {(LoaderConfig.from_dict(row), row["repeat"]) for row in done}
     stepped = {row["batch_size"]: 1 for row in done if row.get("step_only_sps")}
-    template = Template(make_ref(args.workload, {"model": args.model} if args.model else None), show_output=True)
+    asked = {"model": args.model, "latency_s": args.latency_s}
+    ref = make_ref(args.workload, {name: value for name, value in asked.items() if value is not None})
+    template = Template(ref, show_output=True)
     try:
         for index, (config, repeat) in enumerate(planned):
             if (config, repeat) in known:

@@ -55,7 +55,9 @@ class Answer:
     elapsed_s: float
     config: LoaderConfig
     claimed: float
-    """Gain over the baseline at the same batch size."""
+    """Gain over `against`."""
+    against: LoaderConfig
+    """The baseline: at the answer's batch size, or (methods that know of one only) the one they began with."""
 
 
 Method = Callable[[Landscape, int], Iterator[Answer]]
@@ -116,11 +118,15 @@ def feedrate(sampler: str, **options: Any) -> Method:
                 if known:
                     surest = max(known, key=lambda each: each.rate.low_sps)
                     yours = next((each for each in known if each.is_baseline), surest)
-                    yield Answer(now[0], surest.config, surest.rate.sps / yours.rate.sps)
+                    yield Answer(now[0], surest.config, surest.rate.sps / yours.rate.sps, yours.config)
             best = conclude(folder, session.stop_reason).best
             assert best is not None
-            gain = best["baseline"]["speedup"] if best["baseline"] else 1.0
-            yield Answer(now[0], LoaderConfig.from_dict({"batch_size": None, **best["dataloader"]}), gain)
+            answer = LoaderConfig.from_dict({"batch_size": None, **best["dataloader"]})
+            if best["baseline"]:
+                against = LoaderConfig.from_dict({"batch_size": None, **best["baseline"]["dataloader"]})
+                yield Answer(now[0], answer, best["baseline"]["speedup"], against)
+            else:
+                yield Answer(now[0], answer, 1.0, answer)
         finally:
             shutil.rmtree(folder.path)
 
@@ -144,7 +150,7 @@ class Tally:
     def answer(self) -> Answer:
         """The highest reading; its gain over the reading of the baseline."""
         best = max(self.sps, key=lambda config: self.sps[config])
-        return Answer(self.elapsed_s, best, self.sps[best] / self.yours)
+        return Answer(self.elapsed_s, best, self.sps[best] / self.yours, self.landscape.baseline)
 
 
 def _config(landscape: Landscape, params: dict[str, Any]) -> LoaderConfig:
@@ -218,7 +224,7 @@ def cpu_count(landscape: Landscape, seed: int) -> Iterator[Answer]:
     number = min(landscape.values("num_workers"), key=lambda each: abs(each - landscape.num_cpus))
     config = _config(landscape, {"num_workers": number, "batch_size": landscape.baseline.batch_size, "prefetch_factor": 2})
     tally.measure(config)
-    yield Answer(tally.elapsed_s, config, tally.sps[config] / tally.yours)
+    yield Answer(tally.elapsed_s, config, tally.sps[config] / tally.yours, landscape.baseline)
 
 
 def one_by_one(landscape: Landscape, seed: int) -> Iterator[Answer]:
@@ -295,7 +301,7 @@ def outcome(landscape: Landscape, method: Method, seed: int) -> Outcome:
     truths, claims = [], []
     for answer in answers:
         sps = landscape.at(answer.config).sps
-        yours = landscape.at(LoaderConfig(num_workers=0, batch_size=answer.config.batch_size)).sps
+        yours = landscape.at(answer.against).sps
         truths.append(sps / best)
         claims.append(answer.claimed / (sps / yours) - 1)
     return Outcome([answer.elapsed_s / landscape.grid_s for answer in answers], truths, claims, ended)

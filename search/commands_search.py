@@ -88,6 +88,11 @@ class Search:
             help="a running Ray cluster, such as auto or HOST:6379 (default: a local Ray, started and stopped by the command)",
         )
         place.add_argument(
+            "--allow-unauthenticated",
+            action="store_true",
+            help="join a cluster that asks nobody for a token, too: whoever reaches its ports runs code on it",
+        )
+        place.add_argument(
             "--gpus-per-trial", type=arguments.whole(0), metavar="N", help="default 1 where there is any, else 0"
         )
         place.add_argument(

@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ from feedrate.search.options import SearchOptions, UsageError
 
 OBJECT_STORE_BYTES = 100 * 1024**2
 PROBE_S = 5.0
+AUTHENTICATE = (
+    "Start it with one: ray get-auth-token --generate makes it, and RAY_AUTH_MODE=token, set on every node and where feedrate runs, asks for it"
+)
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
@@ -54,14 +58,15 @@ class Placement:
 
 
 @contextmanager
-def cluster(options: SearchOptions, num_gpus: int) -> Iterator[None]:
-    """A Ray cluster for the length of a search: the one at `--address`, or a local one started and stopped here.
+def cluster(options: SearchOptions, num_gpus: int) -> Iterator[list[str]]:
+    """A Ray cluster for the length of a search: the one at `--address`, or a local one started and stopped here; gives what the user should know of it.
 
     The local one listens on the loopback interface alone, and with token authentication; the token is made anew, and
     lives in the environment of this process and its children only.
 
     Raises:
-        UsageError: there is no Ray at the address, or this process is connected to one already.
+        UsageError: there is no Ray at the address, it asks nobody for a token and that was not allowed, or this
+            process is connected to one already.
     """
     before = dict(os.environ)
     folder = tempfile.mkdtemp(prefix="feedrate-ray-")
@@ -78,6 +83,7 @@ def cluster(options: SearchOptions, num_gpus: int) -> Iterator[None]:
         _restore(before)
         shutil.rmtree(folder)
         raise UsageError("this process is connected to a Ray already: call ray.shutdown() first")
+    notes: list[str] = []
     has_clusters = ray_constants.ENABLE_RAY_CLUSTER
     try:
         _forget_authentication()
@@ -96,8 +102,8 @@ def cluster(options: SearchOptions, num_gpus: int) -> Iterator[None]:
                 _temp_dir=folder,  # Ray leaves its logs and sockets behind; here they end with the search
             )
         else:
-            _join(options.address)
-        yield
+            _join(options.address, notes, allow_unauthenticated=options.allow_unauthenticated)
+        yield notes
     finally:
         ray.shutdown()
         ray_constants.ENABLE_RAY_CLUSTER = has_clusters
@@ -106,7 +112,7 @@ def cluster(options: SearchOptions, num_gpus: int) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _join(address: str) -> None:
+def _join(address: str, notes: list[str], *, allow_unauthenticated: bool) -> None:
     import ray
     from ray._private.services import canonicalize_bootstrap_address_or_die
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
@@ -122,6 +128,11 @@ def _join(address: str) -> None:
         if not port.isdecimal() or not 0 < int(port) < 65536:
             raise ValueError(f"{port!r} is not a port")
         _probe(host.strip("[]"), int(port))
+        if _asks_nobody(f"{host}:{port}"):
+            text = f"the Ray cluster at --address {address} asks nobody for a token: whoever reaches its ports runs code on it"
+            if not allow_unauthenticated:
+                raise UsageError(f"{text}. {AUTHENTICATE}, or join it as it is with --allow-unauthenticated")
+            notes.append(f"{text} (--allow-unauthenticated)")
         GcsClient(address=f"{host}:{port}")  # tries once, where ray.init tries for 20 s and does not say why
         ray.init(
             address,
@@ -138,6 +149,32 @@ def _join(address: str) -> None:
         raise UsageError(
             f"no Ray cluster answers at --address {address} ({reason}): start one there with `ray start --head`, or leave --address out for a local one"
         ) from None
+
+
+def _asks_nobody(address: str) -> bool:
+    """Whether a cluster lets in who has no token."""
+    import ray
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    before = dict(os.environ)
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        os.environ.pop(name, None)
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    _forget_authentication()
+    sys.stderr.flush()
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)  # Ray's own code writes there that it was refused, which is what should be
+    try:
+        GcsClient(address=address)
+        return True
+    except ray.exceptions.AuthenticationError:
+        return False
+    finally:
+        os.dup2(stderr, 2)
+        for descriptor in (stderr, nowhere):
+            os.close(descriptor)
+        _restore(before)
+        _forget_authentication()
 
 
 def _probe(host: str, port: int) -> None:

@@ -51,6 +51,8 @@ class SearchOptions:
     """torch's intra-op threads in the trainer; None leaves it to torch."""
     address: str | None = None
     """A running Ray cluster; None starts a local one and stops it."""
+    allow_unauthenticated: bool = False
+    """Join a cluster that asks nobody for a token, too."""
     storage: str | None = None
     """Optuna database URL; None keeps a journal file in the run folder."""
     baseline: LoaderConfig | None = None

@@ -106,7 +106,7 @@ def run_search(
     for text in [*remarks(given, options, described), *duplicate_remarks(disqualified, described, options)]:
         _say(console, quiet, f"note: {text}")
     _say(console, quiet, "starting a local Ray" if options.address is None else f"joining the Ray at {options.address}")
-    with _resumable(folder), cluster(options, local_gpus):
+    with _resumable(folder), cluster(options, local_gpus) as notes:
         placement = place(options)
         space_ = search_space(given, described, placement)
         search = {
@@ -145,7 +145,7 @@ def run_search(
         with held(folder):
             clear(folder, force)
             folder.write_search(search)
-            return _search(folder, search, ref, options, placement, space_, console, quiet, described["notes"])
+            return _search(folder, search, ref, options, placement, space_, console, quiet, [*notes, *described["notes"]])
 
 
 def resume_search(
@@ -201,12 +201,12 @@ def resume_search(
     ref = WorkloadRef(**fields)
     described = describe_workload(ref)
     space = SearchSpace.from_json(search["space"])
-    with _resumable(folder), held(folder), cluster(options, described["facts"]["num_gpus"]):
+    with _resumable(folder), held(folder), cluster(options, described["facts"]["num_gpus"]) as notes:
         placement = place(options)
         search["options"] = options.to_json()
         search["finished"] = False
         folder.write_search(search)
-        return _search(folder, search, ref, options, placement, space, console, quiet, described["notes"])
+        return _search(folder, search, ref, options, placement, space, console, quiet, [*notes, *described["notes"]])
 
 
 def _say(console: Console, quiet: bool, text: str) -> None:

@@ -53,8 +53,8 @@ import sys
 from feedrate.search.engine import cluster, place
 from feedrate.search.options import SearchOptions, UsageError
 try:
-    with cluster(SearchOptions(address=sys.argv[1]), 0):
-        print("joined", place(SearchOptions()).cpus)
+    with cluster(SearchOptions(address=sys.argv[1], allow_unauthenticated="--allow" in sys.argv), 0) as notes:
+        print("joined", place(SearchOptions()).cpus, *notes)
 except UsageError as error:
     print("refused:", error)
 """
@@ -190,6 +190,32 @@ def test_a_cluster_is_joined_with_its_token_only(local, start, token):
             "and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, to its own\n"
         )
     assert local.process.poll() is None
+
+
+OPEN = """
+import os, time
+import ray
+ray.init("local", num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)
+print(ray.get_runtime_context().gcs_address, flush=True)
+while not os.path.exists("stop"):
+    time.sleep(0.05)
+"""
+
+
+def test_a_cluster_that_asks_nobody_for_a_token_is_joined_only_when_told_so(start, tmp_path):
+    """Refused with the way out; with the flag it is joined, and the note says what that means."""
+    cluster = start("-c", OPEN, program=[sys.executable], RAY_AUTH_MODE="disabled", **LOOPBACK)
+    address = cluster.until(lambda: cluster.stdout.endswith("\n") and cluster.stdout.strip())
+    joiner = start("-c", JOINER, address, program=[sys.executable], **LOOPBACK)
+    joiner.wait()
+    assert joiner.stdout.startswith(f"refused: the Ray cluster at --address {address} asks nobody for a token: whoever reaches its ports")
+    assert "ray get-auth-token --generate" in joiner.stdout
+    assert joiner.stdout.endswith("or join it as it is with --allow-unauthenticated\n")
+    joiner = start("-c", JOINER, address, "--allow", program=[sys.executable], **LOOPBACK)
+    joiner.wait()
+    assert joiner.stdout.startswith(f"joined 1 the Ray cluster at --address {address} asks nobody for a token")
+    (tmp_path / "stop").touch()
+    cluster.wait()
 
 
 def test_workers_are_as_nice_as_the_users_own_program(local):
