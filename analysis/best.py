@@ -14,7 +14,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from feedrate.analysis.run_folder import RunError, read_object, write_atomic
+from feedrate.analysis.remote import is_url, read_url
+from feedrate.analysis.run_folder import RunError, parse_object, read_object, write_atomic
 
 BEST_SCHEMA = "feedrate/best-config/1"
 SCHEMA_FILE = "best-config-1.schema.json"
@@ -80,7 +81,7 @@ class BestConfig(Mapping[str, Any]):
 
 
 def load_best(path: str | os.PathLike[str]) -> BestConfig:
-    """Read best.json; `path` may also be the run folder that holds it.
+    """Read best.json; `path` may also be the run folder that holds it, or an address of either.
 
     Raises:
         RunError: there is no such file, or it is broken, or another version of feedrate wrote it.
@@ -90,10 +91,15 @@ def load_best(path: str | os.PathLike[str]) -> BestConfig:
         >>> sorted(load_best("docs/example-run"))
         ['batch_size', 'num_workers', 'persistent_workers', 'pin_memory', 'prefetch_factor']
     """
-    file = Path(path)
-    file = file / "best.json" if file.is_dir() else file
+    file: Path | str
     try:
-        best = read_object(file)
+        if is_url(path):
+            file = os.fspath(path)
+            file = file if file.endswith(".json") else f"{file.rstrip('/')}/best.json"
+            best = parse_object(read_url(file), file)
+        else:
+            file = Path(path) / "best.json" if Path(path).is_dir() else Path(path)
+            best = read_object(file)
         check_best(best)
     except (FileNotFoundError, NotADirectoryError):
         way_out = "A search writes best.json when it ends; feedrate resume carries an interrupted one on"

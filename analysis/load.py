@@ -63,6 +63,9 @@ class Run:
     problems: list[str]
     """One sentence for everything that was left out."""
 
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, {len(self.trials)} measurements{', unfinished' if self.unfinished else ''})"
+
     @property
     def latest(self) -> pd.DataFrame:
         """The trials that count: where a trial was asked again, only its last attempt."""

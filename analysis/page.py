@@ -55,7 +55,7 @@ def render_page(run: Run) -> str:
         refresh = f'<meta http-equiv="refresh" content="{REFRESH_S}">'
         note = (
             f'<p class="note" role="status">The search is not finished. This page reloads itself every {REFRESH_S} s; '
-            "feedrate report writes it anew.</p>"
+            "feedrate report writes it anew. Should the search have been interrupted, feedrate resume carries it on.</p>"
         )
     template = Template(resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     return template.substitute(
@@ -103,9 +103,10 @@ def _plots(run: Run, ranked: pd.DataFrame, by_batch_size: pd.DataFrame) -> list[
             f"{row['batch_size']}: {sections.number(row['throughput_sps'])} {run.unit}/s" for row in by_batch_size.to_dict("records")
         )
         alt = f"The best rate at each batch size. {told}."
+        enough, largest = knee(by_batch_size), int(by_batch_size["batch_size"].max())
         caption = (
-            f"From batch size {knee(by_batch_size)} on, larger batches gain less than 5 %. The dotted line is the training step "
-            "without loading. A batch size changes training, not only speed."
+            ("" if enough == largest else f"From batch size {enough} on, larger batches gain less than 5 %. ")
+            + "The dotted line is the training step without loading. A batch size changes training, not only speed."
         )
         parts += _plot("sizes", "Throughput by batch size", sizes, alt, caption, with_script=False)
     if timeline is not None:

@@ -14,6 +14,7 @@ import pandas as pd
 from feedrate.analysis.load import Run, setting_text
 from feedrate.analysis.rounds import DISTURBED_FRACTION
 from feedrate.analysis.summary import SETTING, counted, may_win, ranking
+from feedrate.analysis.verdict import IMPOSSIBLE_FRACTION
 
 NOISY = ("foreign_cpu_fraction", "throttled_fraction", "steal_fraction", "psi_io_fraction")
 
@@ -95,7 +96,8 @@ def time_shares(run: Run) -> pd.DataFrame:
 
     Of the time inside an epoch: `wait_fraction` the step was kept waiting, `compute_fraction` is what it takes alone (O/G),
     `copy_fraction` what copying batches to the accelerator takes alone (O/C, missing on a CPU), and `slowed_fraction`
-    the rest: step and loading get in each other's way. `boundary_fraction` is the share of a whole epoch that starting
+    the rest: step and loading get in each other's way. The last three are missing where the step alone was slower than the
+    training, which cannot be: something disturbed it. `boundary_fraction` is the share of a whole epoch that starting
     it costs. `startup_s` is from `iter(loader)` to the first batch; `setup_s` is imports, model and warm-up, before any
     loading. Missing where it is not known.
 
@@ -123,7 +125,9 @@ def time_shares(run: Run) -> pd.DataFrame:
             "setup_s": group["setup_s"].median(),
             "num_trials": len(group),
         }
-        if ceiling is not None and not pd.isna(row["wait_fraction"]):
+        if row["compute_fraction"] is not None and row["compute_fraction"] > IMPOSSIBLE_FRACTION:
+            row["compute_fraction"] = None  # something slowed the step alone down when it was timed
+        elif ceiling is not None and not pd.isna(row["wait_fraction"]):
             known = row["wait_fraction"] + row["compute_fraction"] + (row["copy_fraction"] or 0.0)
             row["slowed_fraction"] = max(1.0 - known, 0.0)
         rows.append(row)

@@ -29,21 +29,44 @@ def local_copy(url: str) -> Iterator[Path]:
     Raises:
         RunError: the address cannot be opened.
     """
-    filesystem, place = filesystem_of(url)
     with tempfile.TemporaryDirectory(prefix="feedrate-") as folder:
         copy = Path(folder) / name_of(url)
         copy.mkdir()
         for name in FILES:
             try:
-                with filesystem.open_input_stream(f"{place.rstrip('/')}/{name}") as stream:
-                    (copy / name).write_bytes(stream.read())
+                (copy / name).write_bytes(read_url(f"{url.rstrip('/')}/{name}"))
             except FileNotFoundError:
                 continue
-            except (OSError, pyarrow.ArrowException, ImportError, ValueError) as error:
-                raise RunError(f"{url}/{name} cannot be read: {_words(error)}") from None
         if not (copy / "search.json").exists():
             raise RunError(f"{url} is not a run folder: it has no search.json. Name a folder that feedrate search wrote")
         yield copy
+
+
+def read_url(url: str) -> bytes:
+    """The file at an address.
+
+    Raises:
+        FileNotFoundError: there is none.
+        RunError: the address cannot be opened.
+    """
+    filesystem, place = filesystem_of(url)
+    try:
+        with filesystem.open_input_stream(place) as stream:
+            return bytes(stream.read())
+    except FileNotFoundError:
+        raise
+    except (OSError, pyarrow.ArrowException, ImportError, ValueError) as error:
+        raise RunError(f"{url} cannot be read: {_words(error)}") from None
+
+
+def children(url: str) -> list[str]:
+    """The addresses below an address, in order; none where it cannot be listed."""
+    filesystem, place = filesystem_of(url)
+    try:
+        found = filesystem.get_file_info(pyarrow.fs.FileSelector(place))
+    except (OSError, pyarrow.ArrowException, NotImplementedError) as error:
+        raise RunError(f"{url} cannot be listed: {_words(error)}. Name one run") from None
+    return sorted(f"{url.rstrip('/')}/{each.base_name}" for each in found)
 
 
 def name_of(url: str) -> str:

@@ -43,7 +43,8 @@ class RunFolder:
             return read_object(self.search)
         except (FileNotFoundError, NotADirectoryError):
             way_out = "Name a folder that feedrate search wrote"
-            raise RunError(f"{self.path} is not a run folder: it has no search.json. {way_out}") from None
+            what = "is not a run folder: it has no search.json" if self.path.exists() else "does not exist"
+            raise RunError(f"{self.path} {what}. {way_out}") from None
 
     def records(self) -> tuple[list[dict[str, Any]], list[str]]:
         """Every record of `trials.jsonl` in order of writing, and one sentence for each line that was skipped.
@@ -109,13 +110,26 @@ def read_object(path: Path) -> dict[str, Any]:
         RunError: it cannot be read or holds something else.
     """
     try:
-        loaded = json.loads(path.read_bytes())
+        data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
         raise RunError(f"{path} cannot be read: {error}") from None
+    return parse_object(data, str(path))
+
+
+def parse_object(data: bytes, name: str) -> dict[str, Any]:
+    """The JSON object in the content of a file of this name.
+
+    Raises:
+        RunError: it holds something else.
+    """
+    try:
+        loaded = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{name} cannot be read: {error}") from None
     if not isinstance(loaded, dict):
-        raise RunError(f"{path} does not hold a JSON object")
+        raise RunError(f"{name} does not hold a JSON object")
     return loaded
 
 

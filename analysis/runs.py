@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import warnings
 from collections.abc import Iterable
@@ -11,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from feedrate.analysis.load import Run, load_run, setting_text
-from feedrate.analysis.remote import filesystem_of, is_url
+from feedrate.analysis.remote import children, is_url, read_url
 from feedrate.analysis.run_folder import RunError
 from feedrate.analysis.summary import ranking
 
@@ -26,7 +27,7 @@ def load_runs(pattern: str) -> list[Run]:
     """Every run that a pattern names, the oldest first.
 
     Args:
-        pattern: of folders, `feedrate-runs/*`, or the folder that holds them; an address is one run, or a pattern where fsspec can list it.
+        pattern: of folders, `feedrate-runs/*`, or the folder that holds them; or of addresses, `s3://bucket/*`.
 
     Raises:
         RunError: the pattern names no run.
@@ -39,12 +40,16 @@ def load_runs(pattern: str) -> list[Run]:
         >>> [run.path.name for run in load_runs("docs/example-*")]
         ['example-run']
     """
-    runs = []
+    runs, broken = [], []
     for path in _paths(pattern):
         try:
             runs.append(load_run(path))
         except RunError as error:
-            warnings.warn(f"left out: {error}", stacklevel=2)
+            broken.append(error)
+    if not runs and broken:
+        raise RunError(f"{pattern} names no run that can be read: {broken[0]}")
+    for each in broken:
+        warnings.warn(f"left out: {each}", stacklevel=2)
     if not runs:
         raise RunError(f"{pattern} names no run. A search writes feedrate-runs/NAME, or the folder of --out")
     return sorted(runs, key=lambda run: (_number(run.search.get("created_unix_s")) or 0.0, str(run.path)))
@@ -71,14 +76,22 @@ def _paths(pattern: str) -> list[str]:
         inside = folder.is_dir() and not (folder / "search.json").exists()
         found = sorted(glob.glob(f"{glob.escape(pattern)}/*" if inside else pattern))
         return [path for path in found if (Path(path) / "search.json").is_file()]
-    if not glob.has_magic(pattern):
+    parent, _, last = pattern.rstrip("/").rpartition("/")
+    if glob.has_magic(last):
+        found = [address for address in children(parent) if fnmatch.fnmatchcase(address.rpartition("/")[2], last)]
+    elif _is_run(pattern):
         return [pattern]
-    filesystem, place = filesystem_of(pattern)
-    handler = getattr(filesystem, "handler", None)
-    if handler is None:
-        raise RunError(f"{pattern}: only fsspec lists addresses by pattern; name one run")
-    scheme = pattern.split("://", 1)[0]
-    return [f"{scheme}://{path.lstrip('/')}" for path in sorted(handler.fs.glob(place))]
+    else:
+        found = children(pattern)
+    return [address for address in found if _is_run(address)]
+
+
+def _is_run(address: str) -> bool:
+    try:
+        read_url(f"{address.rstrip('/')}/search.json")
+    except (FileNotFoundError, RunError):
+        return False
+    return True
 
 
 def _row(run: Run) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from feedrate.analysis.best import python_snippet
 from feedrate.analysis.load import Run, setting_text
+from feedrate.analysis.rounds import DISTURBED_FRACTION, MIN_ROUNDS, TIED_FRACTION
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,13 +70,18 @@ def answer(run: Run, ranked: pd.DataFrame) -> Section:
         if pd.notna(first["speedup"]):
             low, high = first["speedup_low"], first["speedup_high"]
             rows.append(("Speed-up", f"{first['speedup']:.2f}x the baseline [{low:.2f}-{high:.2f}]"))
-        rows.append(("Confirmed", "no: there is no best.json"))
+        broken = any("best.json" in problem for problem in run.problems)
+        rows.append(("Confirmed", "no: best.json cannot be used, see Left out" if broken else "no: there is no best.json"))
     searched = run.latest[run.latest["kind"] != "confirm"]
     counts = searched["status"].value_counts()
     told = ", ".join(f"{counts[name]} {name}" for name in ("complete", "pruned", "failed") if name in counts)
     rows.append(("Trials", told or "none yet"))
     if num_rounds := run.latest["round"].nunique():
         rows.append(("Rounds", f"{num_rounds}, in which the finalists and the baseline were measured again"))
+    if run.best is not None and run.best["search"].get("num_disturbed"):
+        rows.append(("Shared host", shared_host(run.best["search"])))
+    if run.best is not None and (higher := read_more(run.best, ranked)):
+        rows.append(("Higher readings", higher))
     if isinstance(reason := run.search.get("stop_reason"), str):
         rows.append(("Ended because", reason))
     if (ranked["num_hosts"] > 1).any():
@@ -101,7 +107,7 @@ def ranking_section(run: Run, ranked: pd.DataFrame) -> Section:
             "" if pd.isna(row["tree_pss_bytes"]) else size(row["tree_pss_bytes"]),
             str(row["num_trials"]),
             str(row["num_hosts"]),
-            str(row["status"]),
+            "stopped early" if row["status"] == "pruned" else str(row["status"]),
         )
         for row in ranked.to_dict("records")
     ]
@@ -178,7 +184,8 @@ def _best_rows(best: Mapping[str, Any], unit: str) -> list[tuple[str, str]]:
     if baseline:
         low, high = baseline["speedup_ci95"]
         against = f"{setting_text(baseline)} at {number(baseline['samples_per_second'])} {unit}/s"
-        rows.append(("Speed-up", f"{baseline['speedup']:.2f}x [{low:.2f}-{high:.2f}] the baseline {against}"))
+        is_it = setting_text(baseline) == setting_text(best)
+        rows.append(("Speed-up", "none: it is the baseline" if is_it else f"{baseline['speedup']:.2f}x [{low:.2f}-{high:.2f}] the baseline {against}"))
     else:
         rows.append(("Speed-up", "unknown: no baseline was measured"))
     rows.append(("Throughput", f"{rate} per {throughput['per']}"))
@@ -205,9 +212,38 @@ def epoch_text(best: Mapping[str, Any], unit: str) -> str | None:
     if not isinstance(num_items, int) or objective != "epoch":
         return None
     times = [best["throughput"]["samples_per_second"]]
-    if best["baseline"]:
+    if best["baseline"] and setting_text(best["baseline"]) != setting_text(best):
         times.insert(0, best["baseline"]["samples_per_second"])
     return f"{num_items:,} {unit}: " + " -> ".join(duration(num_items / sps) for sps in times)
+
+
+def shared_host(facts: Mapping[str, Any]) -> str:
+    """How much other processes took meanwhile; `facts` is `search` of a best.json with `num_disturbed`."""
+    return (
+        f"during {facts['num_disturbed']} of {facts['num_measurements']} measurements other processes took "
+        f"{DISTURBED_FRACTION:.0%} of the CPUs or more (up to {facts['most_foreign_cpu_fraction']:.0%}); on a quiet one the rates differ"
+    )
+
+
+def read_more(best: Mapping[str, Any], ranked: pd.DataFrame) -> str | None:
+    """Why a setting that read more is not the answer; None where there is none."""
+    complete = ranked[ranked["status"] == "complete"]
+    left_out = best["search"].get("disqualified")
+    if left_out is not None:
+        complete = complete[complete["num_workers"] <= left_out["max_num_workers"]]
+    if best["confirmed"]:  # readings that rounds did not repeat say little
+        complete = complete[complete["num_rounds"] >= MIN_ROUNDS]
+    rate = best["throughput"]
+    more = complete[complete["throughput_sps"] > rate["samples_per_second"] * (1 + TIED_FRACTION)]
+    if more.empty:
+        return None
+    first = more.sort_values("throughput_sps", ascending=False).iloc[0]
+    low, best_low = first["throughput_low_sps"], rate["ci95"][0]
+    if low > best_low:  # the answer is the baseline, which is not left for a difference that may be noise
+        return f"{first['config']} read more, {first['throughput_sps']:,.0f}/s, but not significantly more than the baseline."
+    why = f"its interval begins at {low:,.0f}, that of the best at {best_low:,.0f}"
+    what = f"{first['config']} read more, {first['throughput_sps']:,.0f}/s, and less surely"
+    return f"{what}: {why}. The higher beginning counts, or the luckiest reading would win."
 
 
 def duration(seconds: float) -> str:

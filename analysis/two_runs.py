@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import pandas as pd
 from feedrate.analysis.estimate import Rate
 from feedrate.analysis.load import Run
 from feedrate.analysis.run_folder import RunError
-from feedrate.analysis.summary import pool, ranking
+from feedrate.analysis.summary import ranking
 
 _DTYPES = {
     "config": "str", "first_sps": "float64", "second_sps": "float64", "ratio": "float64", "ratio_low": "float64",
@@ -64,7 +64,7 @@ def compare(first: Run, second: Run) -> Compared:
         })  # fmt: skip
     return Compared(
         settings=pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=dtype) for name, dtype in _DTYPES.items()}),
-        overall=pool(ratios) if ratios else None,
+        overall=_overall(ratios) if ratios else None,
         same_host=bool(_hosts(first)) and _hosts(first) == _hosts(second),
         differences=_differences(first, second),
     )
@@ -91,8 +91,21 @@ def _complete(run: Run) -> pd.DataFrame:
 def _ratio(above: pd.Series[Any], below: pd.Series[Any]) -> Rate:
     """The ratio of two rates whose errors are independent."""
     ratio = float(above["throughput_sps"] / below["throughput_sps"])
-    half = ratio * math.hypot(*(each["throughput_high_sps"] / each["throughput_sps"] - 1 for each in (above, below)))
-    return Rate(sps=ratio, low_sps=max(ratio - half, 0.0), high_sps=ratio + half)
+    half = math.hypot(*(each["throughput_high_sps"] / each["throughput_sps"] - 1 for each in (above, below)))
+    return Rate(sps=ratio, low_sps=ratio * math.exp(-half), high_sps=ratio * math.exp(half))  # A/B is the inverse of B/A
+
+
+def _overall(ratios: Sequence[Rate]) -> Rate:
+    """Their weighted geometric mean; the interval is widened where they differ by more than their own explain (Birge)."""
+    logs = [math.log(ratio.sps) for ratio in ratios]
+    errors = [max(math.log(ratio.high_sps / ratio.sps), 1e-9) for ratio in ratios]
+    weights = [error**-2 for error in errors]
+    mean = sum(weight * log for weight, log in zip(weights, logs, strict=True)) / sum(weights)
+    half = 1 / math.sqrt(sum(weights))
+    if len(logs) > 1:
+        misfit = sum(weight * (1.96 * (log - mean)) ** 2 for weight, log in zip(weights, logs, strict=True))
+        half *= math.sqrt(max(1.0, misfit / (len(logs) - 1)))
+    return Rate(sps=math.exp(mean), low_sps=math.exp(mean - half), high_sps=math.exp(mean + half))
 
 
 def _hosts(run: Run) -> set[str]:

@@ -122,11 +122,8 @@ def feedrate(sampler: str, **options: Any) -> Method:
             best = conclude(folder, session.stop_reason).best
             assert best is not None
             answer = LoaderConfig.from_dict({"batch_size": None, **best["dataloader"]})
-            if best["baseline"]:
-                against = LoaderConfig.from_dict({"batch_size": None, **best["baseline"]["dataloader"]})
-                yield Answer(now[0], answer, best["baseline"]["speedup"], against)
-            else:
-                yield Answer(now[0], answer, 1.0, answer)
+            yours = best["baseline"] or {"dataloader": best["dataloader"], "speedup": 1.0}
+            yield Answer(now[0], answer, yours["speedup"], LoaderConfig.from_dict({"batch_size": None, **yours["dataloader"]}))
         finally:
             shutil.rmtree(folder.path)
 

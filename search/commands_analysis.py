@@ -7,13 +7,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from feedrate.search.options import NothingFound, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from feedrate.analysis.run_folder import RunFolder
     from feedrate.analysis.sections import Section
 
 FORMATS = ("html", "csv", "parquet", "markdown")
@@ -37,6 +38,7 @@ def print_section(console: Console, section: Section, heading: str, most_rows: i
     if not section.rows:
         console.print("nothing to show", markup=False, highlight=False)
         return
+    console.print(section.caption, style="dim", markup=False, highlight=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for header in section.headers:
         table.add_column(Text(header), justify="right" if header in section.numeric else "left", overflow="fold")
@@ -75,6 +77,8 @@ class Report:
         run = load_run(args.run)
         if args.output is None and is_url(args.run):
             raise UsageError(f"{args.run} is an address: say with -o DIR where to write")
+        if args.output is not None and is_url(args.output):
+            raise UsageError(f"-o takes a folder, not the address {args.output}")
         folder = Path(args.output) if args.output else run.path
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +114,7 @@ class Show:
         names = list(QUESTIONS) if args.table == "all" else [word.strip() for word in args.table.split(",") if word.strip()]
         unknown = [name for name in names if name not in QUESTIONS]
         if unknown or not names:
-            raise UsageError(f"--table takes any of {', '.join(QUESTIONS)}, not {args.table!r}")
+            raise UsageError(f"--table takes any of {', '.join(QUESTIONS)}, not {', '.join(unknown) or 'nothing'!r}")
         if args.rows < 1:
             raise UsageError(f"--rows must be 1 or more, not {args.rows}")
         from feedrate.analysis.load import load_run
@@ -144,14 +148,18 @@ class Export:
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         from feedrate.analysis.best import load_best, python_snippet
+        from feedrate.analysis.remote import is_url
         from feedrate.analysis.run_folder import RunFolder, write_atomic
         from feedrate.search.result import conclude
 
         folder = RunFolder(args.run)
-        folder.read_search()
-        if folder.best.exists():
-            best = load_best(folder.best).raw
+        if is_url(args.run):
+            best = load_best(args.run).raw
+        elif folder.read_search() and folder.best.exists():
+            best = _kept(folder)
         else:
+            if not folder.read_search().get("finished"):
+                print("note: the search is not finished, this is its best so far, not confirmed", file=sys.stderr)
             found = conclude(folder, None).best
             if found is None:
                 raise NothingFound(f"{folder.path} has no setting that worked; feedrate report {folder.path} shows why")
@@ -169,3 +177,14 @@ class Export:
             raise UsageError(f"{path} cannot be written: {error.strerror}") from None
         print(path)
         return None
+
+
+def _kept(folder: RunFolder) -> dict[str, Any]:
+    """The content of best.json."""
+    from feedrate.analysis.best import load_best
+    from feedrate.analysis.run_folder import RunError
+
+    try:
+        return load_best(folder.best).raw
+    except RunError as error:
+        raise UsageError(f"{error}. Move the file away, and export computes the answer anew from trials.jsonl") from None

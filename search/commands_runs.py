@@ -47,7 +47,10 @@ class Compare:
             say(f"Over all {len(compared.settings)}: B is {ratio.sps:.3f} times A, 95 % interval {ratio.low_sps:.3f}-{ratio.high_sps:.3f}.")
             if compared.same_host:
                 say("Same host. A machine that was slower all through one of the runs is in that figure, and in no speed-up.")
-        if not compared.same_host:
+        for name, run in (("A", first), ("B", second)):
+            if run.configs.empty:
+                say(f"{name} measured nothing that could be compared.")
+        if not compared.same_host and not compared.settings.empty:
             say("Not the same host: the rates differ by the machines too; compare the speed-ups.")
         for difference in compared.differences:
             say(f"Differs: {difference}")

@@ -42,6 +42,7 @@ class Verify:
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         from feedrate.analysis.best import load_best
+        from feedrate.analysis.rounds import DISTURBED_FRACTION
         from feedrate.search.verify import differences, verified
 
         best = load_best(args.best)
@@ -49,11 +50,15 @@ class Verify:
         args.objective, args.epoch_samples = searched.get("objective", "epoch"), best.workload.get("epoch_samples")
         args.amp, args.compile = searched.get("amp"), searched.get("compile", False)
         args.threads = best.process.get("torch_num_threads")
-        differs = differences(best, _here(args))
+        here = _here(args)
+        was = best.workload.get("name")
+        if was is not None and was != here["workload"]:
+            raise UsageError(f"{args.best} is the answer for the workload {was!r}, and {args.workload} is {here['workload']!r}: name the same workload")
+        differs = differences(best, here)
         say = _say if args.json else print
         for difference in differs:
             say(f"differs: {difference}")
-        rounds, failure = _rounds(args, best)
+        rounds, most, failure = _rounds(args, best)
         if failure is not None:
             text = f"it does not work here: {failure['failure_message']}"
             if args.json:
@@ -67,7 +72,7 @@ class Verify:
         if args.json:
             body: dict[str, Any] = {"holds": found.holds, "sentence": found.sentence, "differences": differs, "num_rounds": len(rounds)}
             body["throughput"] = {"samples_per_second": found.throughput.sps, "ci95": [found.throughput.low_sps, found.throughput.high_sps]}
-            body["recorded_samples_per_second"] = recorded
+            body |= {"recorded_samples_per_second": recorded, "most_foreign_cpu_fraction": most}
             if found.speedup is not None:
                 body |= {"speedup": found.speedup.sps, "speedup_ci95": [found.speedup.low_sps, found.speedup.high_sps]}
             print(json.dumps(body))
@@ -75,12 +80,15 @@ class Verify:
             rate = found.throughput
             unit = best.throughput.get("unit", "samples")
             print(f"{rate.sps:,.0f} {unit}/s here [{rate.low_sps:,.0f}-{rate.high_sps:,.0f}], {recorded:,.0f} where it was measured")
+            if most >= DISTURBED_FRACTION:
+                print(f"note: other processes took up to {most:.0%} of the CPUs meanwhile; on a quiet machine the rates differ")
             print(f"{found.sentence[0].upper()}{found.sentence[1:]}.")
         return None if found.holds else DOES_NOT_HOLD
 
 
-def _rounds(args: argparse.Namespace, best: Any) -> tuple[list[Round], dict[str, Any] | None]:
-    """Rounds of the setting and its baseline until the time is over, or the failure of one of them."""
+def _rounds(args: argparse.Namespace, best: Any) -> tuple[list[Round], float, dict[str, Any] | None]:
+    """Rounds of the setting and its baseline until the time is over, the most CPU time that others took meanwhile, and
+    the failure of one of them."""
     from feedrate.analysis.rounds import MIN_ROUNDS, rounds_of
     from feedrate.search.verify import baseline_of, setting_of
     from feedrate.trainables.supervise import Template
@@ -95,11 +103,11 @@ def _rounds(args: argparse.Namespace, best: Any) -> tuple[list[Round], dict[str,
                 args.seed += 1
                 columns, failure = commands_trial._trial(args, config, {"measure_step": False}, template=template)
                 if failure is not None:
-                    return [], failure | {"failure_message": f"{config.short()}: {failure['failure_message']}"}
+                    return [], 0.0, failure | {"failure_message": f"{config.short()}: {failure['failure_message']}"}
                 measured.append(_measured(args, config, columns, number))
     finally:
         template.close()
-    return rounds_of(measured), None
+    return rounds_of(measured), max(record.get("foreign_cpu_fraction") or 0.0 for _, _, record in measured), None
 
 
 def _measured(args: argparse.Namespace, config: LoaderConfig, columns: dict[str, Any], number: int) -> tuple[str, float, dict[str, Any]]:

@@ -75,17 +75,25 @@ def pick(complete: pd.DataFrame, where: Standing | None = None) -> pd.Series[Any
     """The cheapest setting within 2 % of the fastest, at the fastest one's batch size: fewest workers, then memory.
 
     Confirmation rounds decide where there were any. Else the fastest is the one with the highest lower bound, not the
-    luckiest value.
+    luckiest value. What is not significantly faster than the baseline, and no cheaper, is not worth a change: the baseline is.
     """
     if where is not None:
-        answer: pd.Series[Any] = complete[complete["config"] == where.answer].iloc[0]
-        return answer
+        return _or_baseline(complete, complete[complete["config"] == where.answer].iloc[0])
     fastest = complete.sort_values("throughput_low_sps", ascending=False, kind="stable").iloc[0]
     same_size = same(complete["batch_size"], fastest["batch_size"])
     tied = complete[same_size & (complete["throughput_sps"] >= fastest["throughput_sps"] * (1 - TIED_FRACTION))]
     cheapest_first = tied.sort_values(list(COST), kind="stable", na_position="first")
-    cheapest: pd.Series[Any] = cheapest_first.iloc[0]
-    return cheapest
+    return _or_baseline(complete, cheapest_first.iloc[0])
+
+
+def _or_baseline(complete: pd.DataFrame, chosen: pd.Series[Any]) -> pd.Series[Any]:
+    """The baseline of that batch size, where the chosen setting neither gains significantly nor is cheaper."""
+    yours = complete[same(complete["batch_size"], chosen["batch_size"]) & complete["is_baseline"]]
+    if yours.empty or not chosen["speedup_low"] <= 1:
+        return chosen
+    costs = [tuple(0.0 if pd.isna(row[name]) else float(row[name]) for name in COST[:2]) for row in (yours.iloc[0], chosen)]
+    baseline: pd.Series[Any] = yours.iloc[0]
+    return baseline if costs[0] <= costs[1] else chosen
 
 
 def same(column: pd.Series[Any], value: Any) -> pd.Series[bool]:

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from feedrate.analysis.best import python_snippet
 from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION
-from feedrate.analysis.rounds import DISTURBED_FRACTION, MIN_ROUNDS, TIED_FRACTION
-from feedrate.analysis.sections import epoch_text
+from feedrate.analysis.rounds import TIED_FRACTION
+from feedrate.analysis.sections import epoch_text, read_more, shared_host
 from feedrate.analysis.summary import knee_of
 from feedrate.search.result import SearchResult, same
 from feedrate.trainables.config import LoaderConfig
@@ -82,12 +82,15 @@ def explain(result: SearchResult) -> list[str]:
     elif best["verdict"] == "compute-bound" and yours and yours["speedup"] < 1.05:
         lines.append("The training step is the limit here: no loader setting makes a real difference.")
     elif yours and yours["dataloader"] == best["dataloader"] and yours.get("process", {}) == best["process"]:
-        lines.append("Nothing faster than yours was found: keep it.")
+        size = best["dataloader"].get("batch_size")
+        rivals = result.ranking[(result.ranking["status"] == "complete") & same(result.ranking["batch_size"], size)]
+        some = (rivals["throughput_sps"] > best["throughput"]["samples_per_second"] * (1 + TIED_FRACTION)).any()
+        lines.append(f"Nothing {'significantly ' if some else ''}faster than yours was found: keep it.")
     elif yours and yours["speedup_ci95"][0] <= 1:
         lines.append("No significant gain over yours" + (", but it is cheaper." if _is_cheaper(result) else "."))
     if (epoch := epoch_text(best, best["throughput"]["unit"])) is not None and yours is not None:
         lines.append(f"Epoch of {epoch}.")
-    lines += _not_the_fastest(result)
+    lines += filter(None, [read_more(best, result.ranking)])
     by_size = best["best_by_batch_size"]
     if len(by_size) > 1:
         rates = " · ".join(f"b{size} {entry['samples_per_second']:,.0f}/s" for size, entry in by_size.items())
@@ -102,10 +105,7 @@ def explain(result: SearchResult) -> list[str]:
         lines.append(f"Memory grows: {memory / 1e9:.1f} GB at the end of an epoch if it goes on as in the trial ({grown}).")
     facts = best["search"]
     if facts["num_disturbed"]:
-        lines.append(
-            f"Shared host: during {facts['num_disturbed']} of {facts['num_measurements']} measurements other processes took "
-            f"{DISTURBED_FRACTION:.0%} of the CPUs or more (up to {facts['most_foreign_cpu_fraction']:.0%}); on a quiet one the rates differ."
-        )
+        lines.append(f"Shared host: {shared_host(facts)}.")
     step = [name for name, on in (("bfloat16 autocast", best["search"]["amp"]), ("torch.compile", best["search"]["compile"])) if on]
     if step:
         lines.append(f"The training step ran with {' and '.join(step)}: without, the ceiling and these rates are others.")
@@ -137,26 +137,6 @@ def _is_cheaper(result: SearchResult) -> bool:
     """Whether the answer has fewer workers than the baseline."""
     assert result.best is not None and result.best["baseline"] is not None
     return bool(result.best["dataloader"]["num_workers"] < result.best["baseline"]["dataloader"]["num_workers"])
-
-
-def _not_the_fastest(result: SearchResult) -> list[str]:
-    """Why a setting that read more is not the answer, where there is one."""
-    best = result.best
-    assert best is not None
-    ranked = result.ranking
-    complete = ranked[ranked["status"] == "complete"]
-    left_out = best["search"].get("disqualified")
-    if left_out is not None:
-        complete = complete[complete["num_workers"] <= left_out["max_num_workers"]]
-    if best["confirmed"]:  # readings that rounds did not repeat say little
-        complete = complete[complete["num_rounds"] >= MIN_ROUNDS]
-    first, rate = complete.sort_values("throughput_sps", ascending=False).iloc[0], best["throughput"]
-    if first["throughput_sps"] <= rate["samples_per_second"] * (1 + TIED_FRACTION):
-        return []
-    low, best_low = first["throughput_low_sps"], rate["ci95"][0]
-    why = f"its interval begins at {low:,.0f}, that of the best at {best_low:,.0f}"
-    what = f"{first['config']} read more, {first['throughput_sps']:,.0f}/s, and less surely"
-    return [f"{what}: {why}. The higher beginning counts, or the luckiest reading would win."]
 
 
 def _row_of(rows: pd.DataFrame, setting: dict[str, Any]) -> pd.Series[Any]:

@@ -80,6 +80,10 @@ def test_a_report_of_an_address_needs_a_folder(run, tmp_path, capsys):
     code, _, err = said(capsys, "report", run.as_uri())
     assert code == 2
     assert "say with -o DIR where to write" in err
+    code, _, err = said(capsys, "report", run, "-o", "file:///tmp/x")
+    assert (code, "-o takes a folder" in err) == (2, True)
+    code, out, _ = said(capsys, "export", run.as_uri())
+    assert json.loads(out)["dataloader"]["num_workers"] == 6
     code, _, _ = said(capsys, "report", run.as_uri(), "-o", tmp_path / "elsewhere")
     assert code == 0
     assert (tmp_path / "elsewhere" / "report.html").exists()
@@ -100,6 +104,26 @@ def verify(mine, tmp_path, capsys):
         return said(capsys, "verify", tmp_path / "best.json", "mine.py:workload", "--time-budget", "1s", "--max-trial-s", "1", *arguments)
 
     return run_verify
+
+
+def test_an_answer_of_another_workload_is_refused(verify):
+    code, _, err = verify(2, 0, text=TOY.replace('"name": "toy"', '"name": "other"'))
+    assert code == 2
+    assert "is the answer for the workload 'toy', and mine.py:workload is 'other'" in err
+
+
+def test_what_cannot_be_exported_is_said(run, capsys):
+    """A broken best.json has a way out; a search that goes on says that its answer is not the last word."""
+    (run / "best.json").write_text("hello")
+    code, _, err = said(capsys, "export", run)
+    assert (code, "Move the file away" in err) == (2, True)
+    (run / "best.json").unlink()
+    code, out, err = said(capsys, "export", run)
+    assert (code, json.loads(out)["confirmed"]) == (0, False)
+    assert err == ""
+    (run / "search.json").write_text(json.dumps(json.loads((run / "search.json").read_text()) | {"finished": False}))
+    code, _, err = said(capsys, "export", run)
+    assert (code, err) == (0, "note: the search is not finished, this is its best so far, not confirmed\n")
 
 
 def loader(workers):

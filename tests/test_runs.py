@@ -6,7 +6,7 @@ import fsspec
 import pytest
 from synthetic import design_best, record, small_run, write_run
 
-from feedrate.analysis import load_run, load_runs, runs_table
+from feedrate.analysis import load_best, load_run, load_runs, runs_table
 from feedrate.analysis.run_folder import RunError
 
 
@@ -70,6 +70,10 @@ def test_a_run_at_an_address(remote, tmp_path):
     assert load_run(remote).path.name == "run-7"
     assert [run.path.name for run in load_runs("memory://bucket/*")] == ["run-7"]
     assert [run.path.name for run in load_runs(remote)] == ["run-7"]
+    for pattern in (f"{tmp_path.as_uri()}", f"{tmp_path.as_uri()}/loc*", "memory://bucket"):
+        assert len(load_runs(pattern)) == 1, pattern
+    for address in (remote, f"{remote}/best.json", (tmp_path / "local").as_uri()):
+        assert dict(load_best(address)) == folder.best["dataloader"]
 
 
 def test_a_run_at_an_address_that_is_not_finished(remote):

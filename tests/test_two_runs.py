@@ -36,6 +36,14 @@ def test_what_both_measured_is_divided(run_of):
     assert compared.differences == []
 
 
+def test_the_order_of_the_runs_does_not_matter(run_of):
+    """B over A is the inverse of A over B, also where settings differ widely."""
+    first, second = run_of("a"), run_of("b", faster=3.0)
+    there, back = compare(first, second).overall, compare(second, first).overall
+    assert there.sps == pytest.approx(1 / back.sps)
+    assert (there.low_sps, there.high_sps) == pytest.approx((1 / back.high_sps, 1 / back.low_sps))
+
+
 def test_nothing_in_common(run_of):
     compared = compare(run_of("a", workers=(0,)), run_of("b", workers=(2,)))
     assert compared.overall is None

@@ -1,0 +1,26 @@
+"""result.py: a change that gains nothing for sure is not recommended."""
+
+from synthetic import record, write_run
+
+from feedrate.analysis import load_run, sections
+from feedrate.analysis.run_folder import RunFolder
+from feedrate.search.result import conclude
+from feedrate.search.wording import explain
+
+
+def concluded(folder, records):
+    return conclude(RunFolder(write_run(folder, records)), "it is over")
+
+
+def test_what_gains_nothing_for_sure_and_costs_more_is_no_answer(tmp_path):
+    """One wide reading above yours: yours stays, the reading is named; a cheaper setting would be the answer."""
+    baseline = record(0, num_workers=0, rate_sps=400.0, origin="baseline")
+    wide = record(1, num_workers=4, rate_sps=600.0, num_windows=1)
+    result = concluded(tmp_path / "wide", [baseline, wide])
+    assert result.dataloader["num_workers"] == 0
+    text = "\n".join(explain(result))
+    assert "Nothing significantly faster than yours was found: keep it." in text
+    assert "b64 w4 p2 read more, 600/s, but not significantly more than the baseline." in text
+    assert "b64 w4 p2 read more" in str(sections.answer(load_run(result.folder), result.ranking).rows)
+    cheaper = [record(0, num_workers=8, rate_sps=1000.0, origin="baseline"), record(1, num_workers=4, rate_sps=1003.0)]
+    assert concluded(tmp_path / "cheaper", cheaper).dataloader["num_workers"] == 4
