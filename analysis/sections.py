@@ -239,7 +239,7 @@ def read_more(best: Mapping[str, Any], ranked: pd.DataFrame) -> str | None:
         return None
     first = more.sort_values("throughput_sps", ascending=False).iloc[0]
     low, best_low = first["throughput_low_sps"], rate["ci95"][0]
-    if low > best_low:  # the answer is the baseline, which is not left for a difference that may be noise
+    if best["baseline"] and setting_text(best["baseline"]) == setting_text(best):  # not left for what may be noise
         return f"{first['config']} read more, {first['throughput_sps']:,.0f}/s, but not significantly more than the baseline."
     why = f"its interval begins at {low:,.0f}, that of the best at {best_low:,.0f}"
     what = f"{first['config']} read more, {first['throughput_sps']:,.0f}/s, and less surely"
