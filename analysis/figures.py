@@ -54,6 +54,8 @@ def throughput_figure(run: Run, ranked: pd.DataFrame) -> go.Figure | None:
     told = ranked[ranked["status"] == "complete"] if (ranked["status"] == "complete").any() else ranked
     top = max(told["throughput_high_sps"].max(), ranked["throughput_sps"].max())
     figure.update_yaxes(range=[0, 1.08 * top], autorange=False)
+    if ranked["num_workers"].max() <= 12:
+        figure.update_xaxes(dtick=1)  # no half workers
     return figure
 
 

@@ -107,7 +107,7 @@ def ranking_section(run: Run, ranked: pd.DataFrame) -> Section:
             "" if pd.isna(row["tree_pss_bytes"]) else size(row["tree_pss_bytes"]),
             str(row["num_trials"]),
             str(row["num_hosts"]),
-            "stopped early" if row["status"] == "pruned" else str(row["status"]),
+            _status(row),
         )
         for row in ranked.to_dict("records")
     ]
@@ -117,6 +117,12 @@ def ranking_section(run: Run, ranked: pd.DataFrame) -> Section:
         rows=rows,
         numeric=frozenset(numeric),
     )
+
+
+def _status(row: Mapping[Any, Any]) -> str:
+    if row["status"] == "pruned":
+        return "stopped early"
+    return "complete, not settled" if row["settled"] is False else str(row["status"])
 
 
 def failures_section(run: Run) -> Section:

@@ -25,9 +25,9 @@ KNEE_FRACTION = 0.95
 _NAMES = (
     "config", *SETTING, "status", "throughput_sps", "throughput_low_sps", "throughput_high_sps", "num_trials",
     "num_hosts", "num_rounds", "is_baseline", "speedup", "speedup_low", "speedup_high", "wait_fraction", "tree_pss_bytes",
-    "gpu_headroom_fraction",
+    "gpu_headroom_fraction", "settled",
 )  # fmt: skip
-_OTHER = {"num_trials": "Int64", "num_hosts": "Int64", "num_rounds": "Int64", "is_baseline": "bool"}
+_OTHER = {"settled": "boolean", "num_trials": "Int64", "num_hosts": "Int64", "num_rounds": "Int64", "is_baseline": "bool"}
 RANKING_DTYPES = {name: _OTHER.get(name) or TRIAL_DTYPES.get(name, "float64") for name in _NAMES}
 
 
@@ -38,7 +38,8 @@ def ranking(run: Run) -> pd.DataFrame:
     that were stopped early. A setting that MIN_ROUNDS confirmation rounds or more measured (`num_rounds`) has the rate of
     these rounds alone, because the reading that made it a finalist is flattered by luck. `num_hosts` above 1 says that
     different machines are pooled. `speedup` compares with the baseline at the same batch size, within rounds where both
-    were in them, and is missing where there is none. `tree_pss_bytes` is the largest seen.
+    were in them, and is missing where there is none. `tree_pss_bytes` is the largest seen. `settled` is False where a
+    measurement that counts ended before its rate had stopped drifting, or saw too few windows.
 
     Example:
         >>> from feedrate.analysis import load_run, ranking
@@ -182,6 +183,7 @@ def _pooled(records: list[Mapping[Any, Any]], comparison: Comparison) -> dict[st
         "wait_fraction": statistics.median(_known(used, "wait_fraction") or [math.nan]),
         "tree_pss_bytes": max(_known(used, "tree_pss_bytes"), default=None),
         "gpu_headroom_fraction": min(headroom, default=math.nan),
+        "settled": all(_known(used, "settled")) if _known(used, "settled") else None,
     }
 
 

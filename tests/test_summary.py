@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from synthetic import record, small_run, write_run
 
-from feedrate.analysis import load_run
+from feedrate.analysis import load_run, sections
 from feedrate.analysis.estimate import Rate
 from feedrate.analysis.summary import RANKING_DTYPES, best_by_batch_size, knee, may_win, pool, ranking
 
@@ -125,3 +125,12 @@ def test_a_few_rounds_do_not_replace_what_was_measured(tmp_path):
     assert three.iloc[0]["throughput_sps"] == pytest.approx(1000.0)
     assert three.iloc[0]["speedup"] == pytest.approx(2.0)
     assert three["num_rounds"].tolist() == [3, 3]
+
+
+def test_a_rate_that_had_not_settled_is_marked(tmp_path):
+    """In the ranking, and in its table."""
+    records = [record(1, num_workers=2, rate_sps=700.0, settled=False), record(2, num_workers=4, rate_sps=600.0)]
+    run = load_run(write_run(tmp_path / "run", records))
+    ranked = ranking(run)
+    assert ranked["settled"].tolist() == [False, True]
+    assert [row[-1] for row in sections.ranking_section(run, ranked).rows] == ["complete, not settled", "complete"]
