@@ -238,7 +238,9 @@ class Brain:
             user_attrs=known | ({"config": config.to_dict()} if config else {}) | dict(attrs or {}),
         )
         trial_id = with_retry(lambda: self._storage.create_new_trial(self._study_id, template))
-        made = with_retry(lambda: self._storage.get_trial(trial_id))
+        made = template  # as it was written: a database would need half a dozen queries to give it back
+        made._trial_id = trial_id
+        made.number = with_retry(lambda: self._storage.get_trial_number_from_id(trial_id))
         if made.number != len(self._trials):  # a write that was repeated had succeeded after all
             for frozen in self.study.get_trials(deepcopy=False)[len(self._trials) : made.number]:
                 self._remember(frozen)
