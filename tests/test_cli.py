@@ -110,7 +110,7 @@ def says(capfd):
         ("sarch images", "argument COMMAND: invalid choice: 'sarch' (choose from"),
         ("", "the following arguments are required: COMMAND"),
         ("resume .", ". is not a run folder: it has no search.json. Name a folder that feedrate search wrote"),
-        ("resume absent", "absent is not a run folder: it has no search.json"),
+        ("resume absent", "absent does not exist. Name a folder that feedrate search wrote"),
         ("report .", ". is not a run folder: it has no search.json"),
         ("report mine.py", "mine.py is not a run folder: it has no search.json"),
         ("export .", ". is not a run folder: it has no search.json"),
