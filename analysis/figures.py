@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 
 from feedrate.analysis.load import Run
 from feedrate.analysis.sections import number
+from feedrate.analysis.summary import same
 
 # Okabe and Ito: told apart by colour-blind readers, on white and on black
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1")
@@ -93,8 +94,7 @@ def heat_figure(run: Run, ranked: pd.DataFrame) -> go.Figure | None:
     complete = ranked[(ranked["status"] == "complete")]
     if complete.empty:
         return None
-    size = complete.iloc[0]["batch_size"]
-    here = complete[complete["batch_size"].isna() if pd.isna(size) else (complete["batch_size"] == size).fillna(False)]
+    here = complete[same(complete["batch_size"], complete.iloc[0]["batch_size"])]
     cells = here[here["num_workers"] > 0].pivot_table(
         index="prefetch_factor", columns="num_workers", values="throughput_sps", aggfunc="max", dropna=False
     )

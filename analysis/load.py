@@ -155,8 +155,8 @@ def _load(folder: RunFolder) -> Run:
     return Run(
         path=folder.path,
         search=search,
-        trials=_frame(rows, TRIAL_DTYPES),
-        windows=_frame((window for row in rows for window in _windows(row)), WINDOW_DTYPES),
+        trials=frame(rows, TRIAL_DTYPES),
+        windows=frame((window for row in rows for window in _windows(row)), WINDOW_DTYPES),
         best=_best(folder, problems),
         problems=problems,
     )
@@ -248,7 +248,8 @@ def _best(folder: RunFolder, problems: list[str]) -> dict[str, Any] | None:
     return dict(printable(best))
 
 
-def _frame(rows: Iterable[Mapping[str, Any]], dtypes: Mapping[str, str]) -> pd.DataFrame:
+def frame(rows: Iterable[Mapping[str, Any]], dtypes: Mapping[str, str]) -> pd.DataFrame:
+    """A table with exactly these columns and dtypes; what a row lacks is missing."""
     held = list(rows)
     columns = dtypes.items()
     return pd.DataFrame({name: pd.Series([row.get(name) for row in held], dtype=dtype) for name, dtype in columns})

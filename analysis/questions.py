@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from feedrate.analysis.load import Run, setting_text
+from feedrate.analysis.load import Run, frame, setting_text
 from feedrate.analysis.rounds import DISTURBED_FRACTION
-from feedrate.analysis.summary import SETTING, counted, may_win, ranking
+from feedrate.analysis.summary import SETTING, counted, may_win, ranking, same
 from feedrate.analysis.verdict import IMPOSSIBLE_FRACTION
 
 NOISY = ("foreign_cpu_fraction", "throttled_fraction", "steal_fraction", "psi_io_fraction")
@@ -43,14 +43,14 @@ def effects(run: Run) -> pd.DataFrame:
     if not able.empty:
         answer = able["config"] == ("" if run.best is None else setting_text(run.best))
         best = able[answer].iloc[0] if answer.any() else able.iloc[0]
-        same_size = able[_equals(able["batch_size"], best["batch_size"])]
+        same_size = able[same(able["batch_size"], best["batch_size"])]
         for name in SETTING:
             rows += _values(name, able if name == "batch_size" else same_size, best)
     dtypes = {
         "dimension": "str", "value": "str", "config": "str", "throughput_sps": "float64", "throughput_low_sps": "float64",
         "throughput_high_sps": "float64", "fraction_of_best": "float64", "num_settings": "Int64", "differs_in": "Int64",
     }  # fmt: skip
-    return _frame(rows, dtypes)
+    return frame(rows, dtypes)
 
 
 def _values(name: str, settings: pd.DataFrame, best: pd.Series[Any]) -> list[dict[str, Any]]:
@@ -133,7 +133,7 @@ def time_shares(run: Run) -> pd.DataFrame:
         rows.append(row)
     rows.sort(key=lambda row: order[row["config"]])
     names = ("wait_fraction", "compute_fraction", "copy_fraction", "slowed_fraction", "boundary_fraction", "startup_s", "setup_s")
-    return _frame(rows, {"config": "str", **dict.fromkeys(names, "float64"), "num_trials": "Int64"})
+    return frame(rows, {"config": "str", **dict.fromkeys(names, "float64"), "num_trials": "Int64"})
 
 
 def noise(run: Run) -> pd.DataFrame:
@@ -167,7 +167,7 @@ def noise(run: Run) -> pd.DataFrame:
         rows.append(row)
     floats = ("window_sd_fraction", "run_sd_fraction", *(f"{kind}_{name}" for name in NOISY for kind in ("median", "max")))
     counts = {"num_measurements": "Int64", "num_disturbed": "Int64"}
-    return _frame(rows, {"host_id": "str", "hostname": "str", **counts, **dict.fromkeys(floats, "float64")})
+    return frame(rows, {"host_id": "str", "hostname": "str", **counts, **dict.fromkeys(floats, "float64")})
 
 
 def _window_spread(run: Run) -> pd.Series[float]:
@@ -210,16 +210,9 @@ def failures_by_reason(run: Run) -> pd.DataFrame:
     ]  # fmt: skip
     rows.sort(key=lambda row: row["num_trials"], reverse=True)
     names = ("failure_kind", "failure_phase", "failure_message")
-    return _frame(rows, {**dict.fromkeys(names, "str"), "num_trials": "Int64", "configs": "str"})
-
-
-def _equals(column: pd.Series[Any], value: Any) -> pd.Series[bool]:
-    return column.isna() if pd.isna(value) else (column == value).fillna(False).astype(bool)
+    return frame(rows, {**dict.fromkeys(names, "str"), "num_trials": "Int64", "configs": "str"})
 
 
 def _same(first: Any, second: Any) -> bool:
     return bool(pd.isna(first) and pd.isna(second)) or bool(not pd.isna(first) and not pd.isna(second) and first == second)
 
-
-def _frame(rows: list[dict[str, Any]], dtypes: dict[str, str]) -> pd.DataFrame:
-    return pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=dtype) for name, dtype in dtypes.items()})

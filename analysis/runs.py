@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from feedrate.analysis.load import Run, load_run, setting_text
+from feedrate.analysis.load import Run, frame, load_run, setting_text
 from feedrate.analysis.remote import children, is_url, read_url
 from feedrate.analysis.run_folder import RunError
 from feedrate.analysis.summary import ranking
@@ -66,8 +66,7 @@ def runs_table(runs: Iterable[Run]) -> pd.DataFrame:
         >>> list(runs_table(load_runs("docs/example-*"))["state"])
         ['finished']
     """
-    rows = [_row(run) for run in runs]
-    return pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=dtype) for name, dtype in _DTYPES.items()})
+    return frame(map(_row, runs), _DTYPES)
 
 
 def _paths(pattern: str) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION, Rate, gpu_headroom_fraction
-from feedrate.analysis.load import TRIAL_DTYPES, Run
+from feedrate.analysis.load import TRIAL_DTYPES, Run, frame
 from feedrate.analysis.rounds import MIN_ROUNDS, Comparison, Finalist, Standing, rounds_of, standing
 
 SETTING = (
@@ -67,8 +67,7 @@ def _ranking(run: Run) -> pd.DataFrame:
         if row["batch_size"] in baselines:
             row |= _speedup(row, baselines[row["batch_size"]], comparison)
     rows.sort(key=lambda row: -row["throughput_sps"])
-    columns = RANKING_DTYPES.items()
-    return pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=dtype) for name, dtype in columns})
+    return frame(rows, RANKING_DTYPES)
 
 
 def counted(run: Run) -> pd.DataFrame:
@@ -130,6 +129,11 @@ def may_win(run: Run, ranked: pd.DataFrame) -> pd.Series[bool]:
     most = (run.search.get("disqualified") or {}).get("max_num_workers")
     unique = ranked["num_workers"].le(sys.maxsize if most is None else most).astype(bool)
     return unique & ~(ranked["gpu_headroom_fraction"] < LEAST_HEADROOM_FRACTION)
+
+
+def same(column: pd.Series[Any], value: Any) -> pd.Series[bool]:
+    """Which rows of a column have a value, which may be missing."""
+    return column.isna() if pd.isna(value) else (column == value).fillna(False).astype(bool)
 
 
 def standing_of(run: Run, ranked: pd.DataFrame) -> Standing | None:

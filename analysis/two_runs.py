@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from feedrate.analysis.estimate import Rate
-from feedrate.analysis.load import Run
+from feedrate.analysis.load import Run, frame
 from feedrate.analysis.run_folder import RunError
 from feedrate.analysis.summary import ranking
 
@@ -63,7 +63,7 @@ def compare(first: Run, second: Run) -> Compared:
             "second_speedup": two["speedup"], "is_baseline": bool(one["is_baseline"]),
         })  # fmt: skip
     return Compared(
-        settings=pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=dtype) for name, dtype in _DTYPES.items()}),
+        settings=frame(rows, _DTYPES),
         overall=_overall(ratios) if ratios else None,
         same_host=bool(_hosts(first)) and _hosts(first) == _hosts(second),
         differences=_differences(first, second),

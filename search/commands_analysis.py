@@ -153,12 +153,13 @@ class Export:
         from feedrate.search.result import conclude
 
         folder = RunFolder(args.run)
+        search = {} if is_url(args.run) else folder.read_search()
         if is_url(args.run):
             best = load_best(args.run).raw
-        elif folder.read_search() and folder.best.exists():
+        elif folder.best.exists():
             best = _kept(folder)
         else:
-            if not folder.read_search().get("finished"):
+            if not search.get("finished"):
                 print("note: the search is not finished, this is its best so far, not confirmed", file=sys.stderr)
             found = conclude(folder, None).best
             if found is None:

@@ -12,7 +12,7 @@ from feedrate.analysis.best import BEST_SCHEMA, write_best
 from feedrate.analysis.load import Run, load_run
 from feedrate.analysis.rounds import DISTURBED_FRACTION, TIED_FRACTION, Standing
 from feedrate.analysis.run_folder import RunFolder
-from feedrate.analysis.summary import COST, best_by_batch_size, counted, may_win, ranking, standing_of
+from feedrate.analysis.summary import COST, best_by_batch_size, counted, may_win, ranking, same, standing_of
 from feedrate.analysis.verdict import SHARED_FRACTION, judge
 from feedrate.trainables.config import LoaderConfig
 
@@ -94,11 +94,6 @@ def _or_baseline(complete: pd.DataFrame, chosen: pd.Series[Any]) -> pd.Series[An
     costs = [tuple(0.0 if pd.isna(row[name]) else float(row[name]) for name in COST[:2]) for row in (yours.iloc[0], chosen)]
     baseline: pd.Series[Any] = yours.iloc[0]
     return baseline if costs[0] <= costs[1] else chosen
-
-
-def same(column: pd.Series[Any], value: Any) -> pd.Series[bool]:
-    """Which rows of a column have a value, which may be missing."""
-    return column.isna() if pd.isna(value) else (column == value).fillna(False).astype(bool)
 
 
 def _best(run: Run, ranked: pd.DataFrame, chosen: pd.Series[Any], where: Standing | None) -> dict[str, Any]:

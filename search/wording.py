@@ -14,8 +14,8 @@ from feedrate.analysis.best import python_snippet
 from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION
 from feedrate.analysis.rounds import TIED_FRACTION
 from feedrate.analysis.sections import epoch_text, read_more, shared_host
-from feedrate.analysis.summary import knee_of
-from feedrate.search.result import SearchResult, same
+from feedrate.analysis.summary import knee_of, same
+from feedrate.search.result import SearchResult
 from feedrate.trainables.config import LoaderConfig
 
 GROWN_BYTES = 1e9

@@ -233,6 +233,26 @@ def storage_url(request, tmp_path):
 
 
 @pytest.fixture
+def opened(storage_url, tmp_path):
+    """Opens the same study again and again, in each kind of storage."""
+
+    from feedrate.search.space import SearchSpace
+    from feedrate.search.study import Brain
+
+    space = SearchSpace.default(num_cpus=8, has_accelerator=True)
+    brains = []
+
+    def open_brain(**options):
+        brain = Brain.open(storage_url, tmp_path / "study.journal", **{"study_name": "s", "space": space, "seed": 1} | options)
+        brains.append(brain)
+        return brain
+
+    yield open_brain
+    for brain in brains:
+        brain.close()
+
+
+@pytest.fixture
 def copied(finished, tmp_path):
     """A copy of the finished run, to be changed."""
     return Path(shutil.copytree(finished.run, tmp_path / "copied"))

@@ -20,7 +20,7 @@ def programs():
 
 
 class Server:
-    """Started when made; `restart_after` takes it away for a moment, `end` leaves nothing."""
+    """Started when made; `stop` takes it away until `start`, `end` leaves nothing."""
 
     def __init__(self):
         self.folder = Path(tempfile.mkdtemp(prefix="feedrate-postgresql-"))  # not in pytest's, which only its user may enter

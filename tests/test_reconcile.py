@@ -5,25 +5,11 @@ import pytest
 from feedrate.analysis.estimate import record_rate
 from feedrate.analysis.schema import SCHEMA, check_record
 from feedrate.search.space import Choice, Range, SearchSpace
-from feedrate.search.study import Brain, Counts
+from feedrate.search.study import Counts
 from feedrate.trainables.config import LoaderConfig
 
 SPACE = SearchSpace.default(num_cpus=8, has_accelerator=True)
 BASELINE = LoaderConfig(num_workers=0, batch_size=32)
-
-
-@pytest.fixture
-def opened(storage_url, tmp_path):
-    brains = []
-
-    def open_brain(**options):
-        brain = Brain.open(storage_url, tmp_path / "study.journal", **{"study_name": "s", "space": SPACE, "seed": 1} | options)
-        brains.append(brain)
-        return brain
-
-    yield open_brain
-    for brain in brains:
-        brain.close()
 
 
 def record(number, config, rate_sps=100.0, **columns):

@@ -27,22 +27,6 @@ W4 = LoaderConfig(num_workers=4, batch_size=64)
 W9 = LoaderConfig(num_workers=9, batch_size=64)
 
 
-@pytest.fixture
-def opened(storage_url, tmp_path):
-    """Opens the same study again and again, in each kind of storage."""
-
-    brains = []
-
-    def open_brain(**options):
-        brain = Brain.open(storage_url, tmp_path / "study.journal", **{"study_name": "s", "space": SPACE, "seed": 1} | options)
-        brains.append(brain)
-        return brain
-
-    yield open_brain
-    for brain in brains:
-        brain.close()
-
-
 def test_enqueued_first_in_order(opened):
     """What was enqueued is asked before anything is drawn, once."""
     brain = opened()
