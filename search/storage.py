@@ -24,7 +24,7 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, OperationalError, PendingRollbackError, SQLAlchemyError
 
 DATABASES = ("sqlite", "postgresql")
 GIVE_UP_S = 90.0
@@ -119,10 +119,8 @@ def with_retry(call: Callable[[], T]) -> T:
         try:
             return call()
         except (OperationalError, StorageInternalError) as error:
-            database = error if isinstance(error, OperationalError) else error.__cause__
-            if not isinstance(database, OperationalError):
+            if (reason := _away(error)) is None:
                 raise
-            reason = str(database.orig).strip().splitlines()[0]
             if time.monotonic() - begun + pause_s > GIVE_UP_S:
                 way_out = "resume the search when it is back"
                 raise BrainError(f"the study's database stopped answering ({reason}): {way_out}") from None
@@ -131,6 +129,21 @@ def with_retry(call: Callable[[], T]) -> T:
                 print(f"waiting: the study's database does not answer ({reason})", file=sys.stderr, flush=True)
             time.sleep(pause_s)
             pause_s = min(4 * pause_s, LONGEST_PAUSE_S)
+
+
+def _away(error: BaseException | None) -> str | None:
+    """Why the database did not answer, in one line; None where the error says something else.
+
+    A connection that is lost between two statements of one call shows as PendingRollbackError, and only what came
+    before it says why; Optuna has rolled back by then, so that the call can be made again.
+    """
+    while error is not None:
+        if isinstance(error, OperationalError):
+            return str(error.orig).strip().splitlines()[0]
+        if not isinstance(error, StorageInternalError | PendingRollbackError):
+            return None
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _values(distribution: BaseDistribution) -> str:

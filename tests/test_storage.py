@@ -129,3 +129,21 @@ def test_busy_database_is_asked_again(pauses, capsys):
         with_retry(failing(100, away))
     with pytest.raises(KeyError):
         with_retry(failing(1, KeyError("a defect")))
+
+
+def lost_between_statements(reason):
+    """What Optuna raises where a connection is lost between two statements of one transaction, as SQLAlchemy 2.1 chains it."""
+    wrapped = StorageInternalError("commit failed")
+    wrapped.__cause__ = sqlalchemy.exc.PendingRollbackError("can't reconnect until the transaction is rolled back")
+    wrapped.__cause__.__context__ = reason
+    return wrapped
+
+
+def test_a_connection_lost_between_two_statements(pauses):
+    """The database was away then too; the same error for another reason is a defect, which is not repeated."""
+    away = sqlalchemy.exc.OperationalError("select", {}, Exception("server closed the connection"))
+    assert with_retry(failing(2, lost_between_statements(away))) == "done"
+    with pytest.raises(BrainError, match="server closed the connection"):
+        with_retry(failing(100, lost_between_statements(away)))
+    with pytest.raises(StorageInternalError):
+        with_retry(failing(1, lost_between_statements(ValueError("a defect"))))
