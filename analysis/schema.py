@@ -116,6 +116,8 @@ COLUMNS: tuple[Column, ...] = (
     _C("cold_refused", "str", "", "why the page cache was not cold, though asked for; else null"),
     _C("started_unix_s", "float", "s", "start of the trial, seconds since 1970"),
     _C("finished_unix_s", "float", "s", "end of the trial"),
+    _C("host_began_unix_s", "float", "s", "when the trial had its host for itself, by that host's clock"),
+    _C("host_ended_unix_s", "float", "s", "end of its measurement, by that host's clock"),
     _C("versions", "dict", "", "python, torch, feedrate on the machine that measured"),
 )
 COLUMN = {column.name: column for column in COLUMNS}

@@ -34,8 +34,8 @@ from rich.console import Console
 
 from feedrate.analysis.load import SEARCH_SCHEMA
 from feedrate.analysis.run_folder import RunFolder
-from feedrate.search.engine import Placement
 from feedrate.search.options import LOOKS, SearchOptions
+from feedrate.search.placing import Placement
 from feedrate.search.progress import Display
 from feedrate.search.request import baseline_configs, seed_configs
 from feedrate.search.result import conclude

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from feedrate.search.options import PRECISIONS, parse_config, parse_duration_s
@@ -20,6 +20,10 @@ DIMENSIONS = {
     "sharing_strategy": ("file_descriptor,file_system", "how workers hand tensors over; searched only when given"),
     "trainer_cpus": ("none,1,2", "CPUs kept for the trainer alone; searched only when given"),
 }
+
+
+SWITCHES = ("--debug", "--allow-unauthenticated")
+"""Flags without a value that `without` takes out."""
 
 
 def checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -49,6 +53,15 @@ def whole(least: int) -> Callable[[str], int]:
     return checked(parse)
 
 
+ALL = "all"
+
+
+def cpus(text: str) -> int | str:
+    """An argparse type: a number of CPUs, or "all"."""
+    count: int | str = ALL if text == ALL else whole(1)(text)
+    return count
+
+
 def _truth(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise ValueError(f"{text!r} is neither true nor false")
@@ -58,6 +71,14 @@ def _truth(text: str) -> bool:
 truth = checked(_truth)
 duration_s = checked(parse_duration_s)
 setting = checked(parse_config)
+
+
+def without(argv: Sequence[str], *flags: str) -> list[str]:
+    """A command line without these flags and their values."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in flags:
+        parser.add_argument(flag, action="store_true" if flag in SWITCHES else "store")
+    return parser.parse_known_args(list(argv))[1]
 
 
 def add_workload(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,9 @@ torch or ray.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -18,6 +20,7 @@ from feedrate.search.commands_ceilings import Ceilings
 from feedrate.search.commands_check import Check
 from feedrate.search.commands_runs import Compare, Runs
 from feedrate.search.commands_search import Resume, Search
+from feedrate.search.commands_service import Fetch, Logs, Status, Stop, Submit
 from feedrate.search.commands_trial import Measure, Workloads
 from feedrate.search.commands_verify import Verify
 from feedrate.search.options import NothingFound, UsageError
@@ -38,6 +41,7 @@ class Command(Protocol):
 COMMANDS: tuple[Command, ...] = (
     Search(), Resume(), Measure(), Ceilings(), Check(), Workloads(),
     Report(), Show(), Export(), Verify(), Compare(), Runs(),
+    Submit(), Status(), Logs(), Stop(), Fetch(),
 )  # fmt: skip
 
 
@@ -50,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
+    _interrupt_on_terminate()
     try:
         args, unknown = _parser().parse_known_args(argv)
         if unknown:
@@ -77,6 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return NOTHING_FOUND
 
 
+def _interrupt_on_terminate() -> None:
+    """Have SIGTERM, as schedulers, containers and Ray send it, do what Ctrl-C does: end in order, state kept."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+
+
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -96,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
             help=text.splitlines()[0].rstrip("."),
             description=text,
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,  # flags are taken out of command lines by their whole names
         )
         child.add_argument("--debug", action="store_true", help="show the traceback of an error")
         command.prepare(child)

@@ -65,13 +65,21 @@ class Runs:
 
     feedrate runs
     feedrate runs elsewhere
+    feedrate runs --address http://localhost:8265     the searches that were submitted there
     """
 
     def prepare(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("pattern", nargs="?", default="feedrate-runs/*", metavar="PATTERN", help="of run folders, or the folder that holds them (default feedrate-runs/*)")
         parser.add_argument("--json", action="store_true", help="one object a line")
+        parser.add_argument("--address", metavar="URL", help="list the searches on a cluster instead, by its Jobs API, such as http://localhost:8265")
+        parser.add_argument("--allow-unauthenticated", action="store_true", help="use a cluster that asks nobody for a token, too")
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
+        if args.address is not None:
+            from feedrate.search.commands_service import print_searches
+
+            print_searches(args)
+            return None
         from feedrate.analysis.question_sections import runs_section
         from feedrate.analysis.runs import load_runs, runs_table
 

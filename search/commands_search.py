@@ -22,13 +22,19 @@ class Search:
       feedrate search my_project.train:workload --address auto --num-workers 0..24
     """
 
+    address_help = "a running Ray cluster, such as auto or HOST:6379 (default: a local Ray, started and stopped by the command)"
+
     def prepare(self, parser: argparse.ArgumentParser) -> None:
         arguments.add_workload(parser)
         space = parser.add_argument_group("what is searched: a range such as 0..32, a list such as 32,64, or one value")
         for name, (example, text) in arguments.DIMENSIONS.items():
             space.add_argument(f"--{name.replace('_', '-')}", metavar=example, help=text)
         run = parser.add_argument_group("the search")
-        run.add_argument("--out", metavar="DIR", help="run folder (default: the next free feedrate-runs/NAME-N)")
+        run.add_argument(
+            "--out",
+            metavar="DIR|URL",
+            help="run folder (default: the next free feedrate-runs/NAME-N); an address such as s3://bucket/NAME keeps a copy there",
+        )
         run.add_argument("--force", action="store_true", help="replace a run that is in --out already")
         run.add_argument(
             "--time-budget",
@@ -85,7 +91,7 @@ class Search:
         place.add_argument(
             "--address",
             metavar="ADDR",
-            help="a running Ray cluster, such as auto or HOST:6379 (default: a local Ray, started and stopped by the command)",
+            help=self.address_help,
         )
         place.add_argument(
             "--allow-unauthenticated",
@@ -93,13 +99,30 @@ class Search:
             help="join a cluster that asks nobody for a token, too: whoever reaches its ports runs code on it",
         )
         place.add_argument(
+            "--hardware",
+            metavar="NAME",
+            help="machines of this kind alone, by its name or a part of it (default: one answer for each kind of the cluster)",
+        )
+        place.add_argument(
             "--gpus-per-trial", type=arguments.whole(0), metavar="N", help="default 1 where there is any, else 0"
         )
         place.add_argument(
             "--cpus-per-trial",
-            type=arguments.whole(1),
-            metavar="N",
-            help="default: the node's CPUs, or their share for the GPUs asked",
+            type=arguments.cpus,
+            metavar="N|all",
+            help="default: the node's CPUs, or their share for the GPUs asked; all: the share is reserved, and every CPU used",
+        )
+        place.add_argument(
+            "--exclusive",
+            action="store_true",
+            help="reserve whole nodes of a cluster, so that nothing else that Ray places runs beside a trial",
+        )
+        place.add_argument(
+            "--wait",
+            dest="wait_s",
+            type=arguments.duration_s,
+            metavar="TIME",
+            help="wait so long for a host that other processes use, then measure, and say so (default 10m with --address, else 0)",
         )
         place.add_argument(
             "--storage",
@@ -108,41 +131,59 @@ class Search:
         )
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
-        from feedrate.search.dimension import parse_dimension
-
-        try:
-            space = {
-                name: parse_dimension(name, getattr(args, name))
-                for name in arguments.DIMENSIONS
-                if getattr(args, name) is not None
-            }
-            options = SearchOptions(**{name: getattr(args, name) for name in SearchOptions.__dataclass_fields__})
-        except ValueError as error:
-            raise UsageError(str(error)) from None
+        options, space = options_of(args)
+        from feedrate.search.fan_out import one_each
+        from feedrate.search.placing import SeveralClasses
         from feedrate.search.run import run_search
 
-        return _finish(
-            lambda: run_search(
-                args.workload,
-                options=options,
-                space=space,
-                workload_options=arguments.workload_options(args),
-                out=args.out,
-                force=args.force,
-                quiet=args.quiet,
-                argv=argv,
+        try:
+            return _finish(
+                lambda: run_search(
+                    args.workload,
+                    options=options,
+                    space=space,
+                    workload_options=arguments.workload_options(args),
+                    out=args.out,
+                    force=args.force,
+                    quiet=args.quiet,
+                    argv=argv,
+                )
             )
-        )
+        except SeveralClasses as several:
+            return one_each(several.names, argv, several.out)
+
+
+def options_of(args: argparse.Namespace) -> tuple[SearchOptions, dict[str, Any]]:
+    """How the search is run, and the dimensions that were given.
+
+    Raises:
+        UsageError: a value that cannot work.
+    """
+    from feedrate.search.dimension import parse_dimension
+
+    try:
+        space = {
+            name: parse_dimension(name, getattr(args, name))
+            for name in arguments.DIMENSIONS
+            if getattr(args, name) is not None
+        }
+        given = {name: getattr(args, name) for name in SearchOptions.__dataclass_fields__ if name != "pin_cpus"}
+        if given["cpus_per_trial"] == arguments.ALL:
+            given |= {"cpus_per_trial": None, "pin_cpus": False}
+        return SearchOptions(**given), space
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 class Resume:
     """Carry an interrupted search on, or extend a finished one.
 
     feedrate resume feedrate-runs/images-1 --time-budget 5m
+    feedrate resume images-3fa9c1 --address http://localhost:8265     a submitted one, from the same folder
     """
 
     def prepare(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("run", metavar="RUN", help="the run folder")
+        parser.add_argument("run", metavar="RUN", help="the run folder, or the address of its copy; with --address, the ID of a submitted search")
         parser.add_argument(
             "--time-budget",
             dest="time_budget_s",
@@ -157,9 +198,16 @@ class Resume:
             help="settings in total, those of before included, also where nothing more is expected to be gained",
         )
         parser.add_argument("--storage", metavar="URL", help="the run's database again, where its URL holds a password")
+        parser.add_argument("--address", metavar="URL", help="of the cluster that the search was submitted to: http://localhost:8265")
+        parser.add_argument("--allow-unauthenticated", action="store_true", help="use a cluster that asks nobody for a token, too")
         parser.add_argument("--quiet", action="store_true", help="print only the answer")
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
+        if args.address is not None:
+            from feedrate.search.commands_service import resume_there
+
+            resume_there(args, argv)
+            return None
         from feedrate.search.run import resume_search
 
         return _finish(
@@ -184,6 +232,10 @@ def _finish(search: Any) -> int | None:
     from feedrate.analysis.page import write_page
 
     write_page(run, result.folder / "report.html")
+    if run.search.get("mirror"):
+        from feedrate.search.mirror import Mirror
+
+        Mirror(result.folder, run.search["mirror"], lambda text: print(text, file=sys.stderr)).push()
     if result.best is None:
         causes = {text.partition(" (raised ")[0]: text for text in result.failures["failure_message"].dropna()[::-1]}
         reasons = "; ".join(reversed(causes.values()))

@@ -75,10 +75,10 @@ class Confirmation:
             origin="finalist",
             measure_step=not all(session.has_ceiling(config.batch_size) for config in configs),
             max_trial_s=session.options.max_trial_s,
-            asked_unix_s=session.clock(),
         )
         self._running[request.number] = request
-        self._since_unix_s[request.number] = request.asked_unix_s
+        session.budget.asked(request.key)
+        self._since_unix_s[request.number] = session.clock()
         session.display.round_started(request.number, len(configs))
         return request
 
@@ -100,7 +100,8 @@ class Confirmation:
         yours = any(each.is_baseline and each.config == config for each in self.finalists)
         origin = "baseline" if yours else request.origin
         session = self.session
-        place: dict[str, Any] = {"round": number, "position": position, "started_unix_s": self._since_unix_s[number]}
+        since_unix_s = max(self._since_unix_s[number], session.budget.began_unix_s(request.key))
+        place: dict[str, Any] = {"round": number, "position": position, "started_unix_s": since_unix_s}
         record = session.write(request, config, columns, failure, origin=origin, **place)
         self._since_unix_s[number] = record["finished_unix_s"]
         if failure is not None:
@@ -109,7 +110,9 @@ class Confirmation:
 
     def over(self, number: int, *, lost: bool = False) -> None:
         """A round ended, or (lost) its supervisor died: what was recorded of it counts as far as it can be compared."""
-        if self._running.pop(number, None) is not None:
+        request = self._running.pop(number, None)
+        if request is not None:
+            self.session.budget.ended(request.key)
             self._lost += lost
 
     def _comparison(self) -> Comparison:

@@ -1,4 +1,4 @@
-"""Joins or starts a Ray cluster, and finds what a trial may use there.
+"""Joins or starts a Ray cluster for the length of a search.
 
 Differences that matter: Ray counts CPUs but does not enforce them (the supervisor sets the affinity); Ray workers run
 at nice 15 and with OMP_NUM_THREADS of the trial's CPUs (both undone, they would change what is measured); Ray's
@@ -11,21 +11,24 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from contextlib import contextmanager, nullcontext
 
 from feedrate.search.options import SearchOptions, UsageError
+from feedrate.search.shipping import Shipment, shipment
 
 OBJECT_STORE_BYTES = 100 * 1024**2
 PROBE_S = 5.0
 AUTHENTICATE = (
     "Start it with one: ray get-auth-token --generate makes it, and RAY_AUTH_MODE=token, set on every node and where feedrate runs, asks for it"
 )
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Environment variable: set by Ray in the driver of a Job."""
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
@@ -41,27 +44,16 @@ _LOCAL = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_memory_monitor_refresh_ms": "0",
+    "RAY_enable_metrics_collection": "0",
 }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Placement:
-    """What one trial reserves, and how many trials can run at once."""
-
-    cpus: int
-    gpus: int
-    trial_slot: bool
-    """Nodes declare the resource `trial_slot`, one a host."""
-    num_slots: int
-    where: str
-    """For people: host, CPUs and GPUs."""
-
-
 @contextmanager
-def cluster(options: SearchOptions, num_gpus: int) -> Iterator[list[str]]:
-    """A Ray cluster for the length of a search: the one at `--address`, or a local one started and stopped here; gives what the user should know of it.
+def cluster(options: SearchOptions, num_gpus: int, folder: str | None = None) -> Iterator[list[str]]:
+    """A Ray cluster for the length of a search: the one at `--address`, or a local one started and stopped here.
 
-    The local one listens on the loopback interface alone, and with token authentication; the token is made anew, and
+    Gives what the user should know of it. To a joined cluster the user's `folder` is sent (shipping.py), except in a Ray
+    Job, whose folder has been sent already. The local one listens on the loopback interface alone, and with token authentication; the token is made anew, and
     lives in the environment of this process and its children only.
 
     Raises:
@@ -84,6 +76,7 @@ def cluster(options: SearchOptions, num_gpus: int) -> Iterator[list[str]]:
         shutil.rmtree(folder)
         raise UsageError("this process is connected to a Ray already: call ray.shutdown() first")
     notes: list[str] = []
+    on_terminate = signal.getsignal(signal.SIGTERM)
     has_clusters = ray_constants.ENABLE_RAY_CLUSTER
     try:
         _forget_authentication()
@@ -91,18 +84,21 @@ def cluster(options: SearchOptions, num_gpus: int) -> Iterator[list[str]]:
             logging.getLogger(name).setLevel(logging.CRITICAL)
         if options.address is None:
             ray_constants.ENABLE_RAY_CLUSTER = False  # as in _LOCAL, where ray was imported before
-            ray.init(
-                "local",  # without it Ray joins a cluster that somebody else started on this machine
-                num_cpus=len(os.sched_getaffinity(0)),
-                num_gpus=num_gpus,
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level=logging.CRITICAL,
-                _temp_dir=folder,  # Ray leaves its logs and sockets behind; here they end with the search
-            )
+            with _small():
+                ray.init(
+                    "local",  # without it Ray joins a cluster that somebody else started on this machine
+                    num_cpus=len(os.sched_getaffinity(0)),
+                    num_gpus=num_gpus,
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    log_to_driver=False,
+                    logging_level=logging.CRITICAL,
+                    _temp_dir=folder,  # Ray leaves its logs and sockets behind; here they end with the search
+                )
         else:
-            _join(options.address, notes, allow_unauthenticated=options.allow_unauthenticated)
+            _join(options.address, notes, folder, allow_unauthenticated=options.allow_unauthenticated)
+        if callable(on_terminate) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)  # ray.init made it end the process at once
         yield notes
     finally:
         ray.shutdown()
@@ -112,7 +108,23 @@ def cluster(options: SearchOptions, num_gpus: int) -> Iterator[list[str]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _join(address: str, notes: list[str], *, allow_unauthenticated: bool) -> None:
+@contextmanager
+def _small() -> Iterator[None]:
+    """Have Ray start as it does where ray[default] is not installed: sooner, with less work beside the trials, and without
+    the pages of metrics that its agents would give to everybody on this machine."""
+    name = "ray.dashboard.optional_deps"
+    before = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]  # importing it fails
+    try:
+        yield
+    finally:
+        if before is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = before
+
+
+def _join(address: str, notes: list[str], folder: str | None, *, allow_unauthenticated: bool) -> None:
     import ray
     from ray._private.services import canonicalize_bootstrap_address_or_die
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
@@ -134,12 +146,15 @@ def _join(address: str, notes: list[str], *, allow_unauthenticated: bool) -> Non
                 raise UsageError(f"{text}. {AUTHENTICATE}, or join it as it is with --allow-unauthenticated")
             notes.append(f"{text} (--allow-unauthenticated)")
         GcsClient(address=f"{host}:{port}")  # tries once, where ray.init tries for 20 s and does not say why
-        ray.init(
-            address,
-            log_to_driver=False,
-            logging_level=logging.CRITICAL,
-            runtime_env={"env_vars": _WORKERS},
-        )
+        sent = Shipment({}, ())
+        with shipment(folder) if folder and JOB not in os.environ else nullcontext(sent) as sent:
+            ray.init(
+                address,
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+                runtime_env={"env_vars": _WORKERS, **sent.runtime_env},
+            )
+        notes += filter(None, [sent.said()])
     except ray.exceptions.AuthenticationError:
         raise UsageError(
             f"the Ray cluster at --address {address} refuses the token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, to its own"
@@ -202,52 +217,3 @@ def _restore(environment: dict[str, str]) -> None:
     for name in set(os.environ) - set(environment):
         del os.environ[name]
     os.environ.update(environment)
-
-
-def place(options: SearchOptions) -> Placement:
-    """What a trial reserves on the connected cluster.
-
-    Raises:
-        UsageError: no node has what was asked for; the message says what there is.
-    """
-    import ray
-
-    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    slots = any("trial_slot" in node["Resources"] for node in nodes)
-    nodes = [node for node in nodes if node["Resources"].get("CPU") and (not slots or "trial_slot" in node["Resources"])]
-    if not nodes:
-        raise UsageError("no node of the cluster has a CPU for a trial: add one, or search on this machine alone")
-    most_gpus = max(int(node["Resources"].get("GPU", 0)) for node in nodes)
-    gpus = options.gpus_per_trial if options.gpus_per_trial is not None else min(1, most_gpus)
-    if gpus > most_gpus:
-        raise UsageError(
-            f"--gpus-per-trial {gpus}: the largest node has {most_gpus} GPU{'s' * (most_gpus != 1)}. Ask for fewer, or join a cluster with --address"
-        )
-    fit = [node for node in nodes if int(node["Resources"].get("GPU", 0)) >= gpus]
-
-    def share(node: dict[str, Any]) -> int:
-        cpus, node_gpus = int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0))
-        return cpus * gpus // node_gpus if gpus else cpus
-
-    most_cpus = max(int(node["Resources"].get("CPU", 0)) for node in fit)
-    # one constant bundle for every trial, so that the smallest eligible node can run it (and actors are reused)
-    cpus = options.cpus_per_trial or max(min(share(node) for node in fit), 1)
-    if cpus > most_cpus:
-        raise UsageError(
-            f"--cpus-per-trial {cpus}: the largest node{' with that many GPUs' * (gpus > 1)} has {most_cpus} CPUs. Ask for fewer"
-        )
-    fit = [node for node in fit if int(node["Resources"].get("CPU", 0)) >= cpus]
-    first = fit[0]
-    total = int(first["Resources"].get("CPU", 0))
-    where = f"{first['NodeManagerHostname']} · " + (
-        f"{gpus} of {int(first['Resources'].get('GPU', 0))} GPUs" if gpus else "CPU only, no GPU is used"
-    )
-    where += f", {cpus} of {total} CPUs"
-    where += f" · {len(fit)} hosts" if len(fit) > 1 else ""
-    return Placement(
-        cpus=cpus,
-        gpus=gpus,
-        trial_slot=slots,
-        num_slots=len({node["NodeManagerHostname"] for node in fit}),
-        where=where,
-    )

@@ -47,12 +47,20 @@ class SearchOptions:
     """None: 1 where the cluster has any, else 0."""
     cpus_per_trial: int | None = None
     """None: the node's CPUs divided by its GPUs, times the GPUs asked."""
+    pin_cpus: bool = True
+    """Keep each trial to the CPUs that it reserved; False lets it use all of its node's."""
+    exclusive: bool = False
+    """Reserve whole nodes, so that nothing else that Ray places runs beside a trial."""
+    wait_s: float | None = None
+    """How long each host is waited for that other processes use; None: 10 minutes on a joined cluster, else not at all."""
     threads: int | None = None
     """torch's intra-op threads in the trainer; None leaves it to torch."""
     address: str | None = None
     """A running Ray cluster; None starts a local one and stops it."""
     allow_unauthenticated: bool = False
     """Join a cluster that asks nobody for a token, too."""
+    hardware: str | None = None
+    """Search on machines of this hardware class alone (placing.py); None where the cluster has one kind."""
     storage: str | None = None
     """Optuna database URL; None keeps a journal file in the run folder."""
     baseline: LoaderConfig | None = None
@@ -83,10 +91,13 @@ class SearchOptions:
             ("cpus_per_trial", 1),
             ("threads", 1),
             ("gpus_per_trial", 0),
+            ("wait_s", 0),
         ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"--{_flag(name)} must be {least} or more, not {value}")
+        if self.exclusive and self.address is None:
+            raise ValueError("--exclusive is for a cluster (--address): a local Ray has the whole machine")
         if self.amp not in (None, *PRECISIONS):
             raise ValueError(f"--amp must be one of {', '.join(PRECISIONS)}, not {self.amp!r}")
         if self.objective not in OBJECTIVES:
@@ -110,7 +121,7 @@ class SearchOptions:
 
 
 def _flag(name: str) -> str:
-    return "time-budget" if name == "time_budget_s" else name.replace("_", "-")
+    return name.removesuffix("_s").replace("_", "-") if name in ("time_budget_s", "wait_s") else name.replace("_", "-")
 
 
 HIDDEN = "***"

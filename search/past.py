@@ -19,7 +19,11 @@ class Request:
     origin: str
     measure_step: bool
     max_trial_s: float
-    asked_unix_s: float
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Tells requests apart: rounds are counted on their own."""
+        return self.kind, self.number
 
     @property
     def config(self) -> LoaderConfig:

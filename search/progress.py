@@ -14,6 +14,7 @@ from rich.table import Table
 
 from feedrate.analysis.estimate import Rate, wait_fraction
 from feedrate.analysis.schema import status
+from feedrate.search.budget import Budget
 from feedrate.search.stopping import WORTH_FRACTION
 from feedrate.trainables.config import LoaderConfig
 
@@ -59,6 +60,8 @@ class Display:
         self.to_gain = ""
         self._soonest_end: float | None = None
         self._live: Live | None = None
+        self.budget: Budget | None = None
+        """The session's, whose clock stands still while it waits."""
 
     def begin(self) -> None:
         """The search begins: start the clock and, on a terminal, the panel."""
@@ -111,9 +114,9 @@ class Display:
             self.say(f"round {record['round']}: {config}  {rate.sps:,.0f} {self.unit}/s")
         self.tick()
 
-    def waiting(self) -> None:
-        """Another trial holds this host."""
-        text = "waiting: another feedrate trial is measuring on this host"
+    def waiting(self, why: str) -> None:
+        """A trial waits for its turn on a host; the time budget waits too where all do."""
+        text = f"waiting: {why}"
         if self.now != text:
             self.now = text
             self.say(text)
@@ -164,7 +167,7 @@ class Display:
         return f"about {_minutes(soonest)} if nothing better is found, {_minutes(at_most)} at most"
 
     def _panel(self) -> Table:
-        spent = self.clock() - self.begun
+        spent = self.clock() - self.begun - (self.budget.stood_s if self.budget is not None else 0.0)
         left = int(max(self.time_budget_s - spent, 0.0))
         done = sum(self.counts.values())
         of = "" if self.max_trials is None else f" of {self.max_trials}"

@@ -3,7 +3,8 @@
 Order of truth: a record is written before the study is told (DESIGN.md 1), so that after a crash
   - a running trial with a record is told what the record says;
   - a running trial without one is lost: its setting is enqueued as a new trial, then it is marked;
-  - a record that the study has no trial for (its journal was lost) is added under its own number.
+  - a record that the study has no trial for (its journal was lost) is added under its own number;
+  - a told trial without a record (the disk was lost, the study is in a database) is measured again under a new number.
 A crash inside reconcile leaves work that the next one finishes; doing it twice changes nothing.
 """
 
@@ -46,7 +47,17 @@ def reconcile(brain: Brain, records: Iterable[Mapping[str, Any]], objective: str
         if brain.history()[number].is_open:
             tell_record(brain, mine[number], objective)
             num_told += 1
+    _measure_again(brain, mine)
     return Reconciled(num_told, _requeue_lost(brain))
+
+
+def _measure_again(brain: Brain, mine: Mapping[int, Any]) -> None:
+    """A trial that a database knows and no record tells of: the disk with the record was lost, and its setting waits anew."""
+    for past in brain.history():
+        if past.run_id == brain.run_id and past.number not in mine and past.state in ("complete", "pruned", "failed"):
+            past.state = "lost"
+            if past.config is not None:
+                brain.enqueue(past.config, past.origin)
 
 
 def tell_record(brain: Brain, record: Mapping[str, Any], objective: str) -> None:

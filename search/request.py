@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from feedrate.search.dimension import Choice, Dimension, Range
-from feedrate.search.engine import Placement
 from feedrate.search.options import ANY_ORDER, OWN_STEP, SearchOptions, UsageError
+from feedrate.search.placing import Placement
 from feedrate.search.space import OPT_IN, WITH_WORKERS, SearchSpace
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.resolve import UnknownWorkload, WorkloadRef, make_ref

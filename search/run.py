@@ -14,16 +14,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from feedrate.analysis.load import SEARCH_SCHEMA
+from feedrate.analysis.remote import is_url
 from feedrate.analysis.run_folder import RunError, RunFolder
 from feedrate.search.duplicates import disqualification, restricted
 from feedrate.search.duplicates import remarks as duplicate_remarks
-from feedrate.search.engine import Placement, cluster, place
+from feedrate.search.engine import JOB, cluster
+from feedrate.search.mirror import bring, check_url, mirrored
+from feedrate.search.nodes import Host, look, promised
 from feedrate.search.options import HIDDEN, SearchOptions, UsageError, without_password
+from feedrate.search.placing import Placement, SeveralClasses, place
 from feedrate.search.prepare import choose_folder, clear, describe_workload, held
 from feedrate.search.progress import Display
 from feedrate.search.request import (
@@ -39,6 +44,7 @@ from feedrate.search.request import (
 )
 from feedrate.search.result import SearchResult, conclude
 from feedrate.search.session import Session
+from feedrate.search.shipping import moved
 from feedrate.search.space import SearchSpace
 from feedrate.search.storage import BrainError, check_address
 from feedrate.search.study import Brain
@@ -69,7 +75,8 @@ def run_search(
         space: dimension -> Ray Tune domain (`tune.randint(0, 33)`, `tune.choice([32, 64])`), `Range`, `Choice`, or one
             value; dimensions left out have their default.
         workload_options: keyword arguments of the workload's function.
-        out: run folder; None takes the next free feedrate-runs/<name>-N.
+        out: run folder; None takes the next free feedrate-runs/<name>-N. An address (s3://...) keeps a copy there of a folder in
+            feedrate-runs, see mirror.py.
         force: replace a run that is in `out` already.
         console: where progress goes; None is standard error.
         quiet: show no progress.
@@ -82,6 +89,10 @@ def run_search(
     options = options or SearchOptions()
     console = console or Console(stderr=True)
     ref = make_workload_ref(workload, workload_options)
+    mirror = None
+    if out is not None and is_url(out):
+        mirror = os.fspath(out).rstrip("/")
+        out = Path("feedrate-runs") / check_url(mirror, options, force)
     if out is not None:
         choose_folder(out, "", force)  # what is wrong with it is said before the data are made
     if options.warm_start is not None:
@@ -106,8 +117,13 @@ def run_search(
     for text in [*remarks(given, options, described), *duplicate_remarks(disqualified, described, options)]:
         _say(console, quiet, f"note: {text}")
     _say(console, quiet, "starting a local Ray" if options.address is None else f"joining the Ray at {options.address}")
-    with _resumable(folder), cluster(options, local_gpus) as notes:
-        placement = place(options)
+    with _resumable(folder), cluster(options, local_gpus, ref.cwd) as notes:
+        hosts = _hosts(options, ref, notes)
+        try:
+            placement = place(options, hosts)
+        except SeveralClasses as several:
+            several.out = folder.path
+            raise
         space_ = search_space(given, described, placement)
         search = {
             "schema": SEARCH_SCHEMA,
@@ -124,6 +140,7 @@ def run_search(
             if argv
             else "run_search(...)",
             "created_unix_s": time.time(),
+            "mirror": mirror,
             "finished": False,
             "versions": versions(described),
             "hardware": {
@@ -132,7 +149,13 @@ def run_search(
                 "num_cpus": described["facts"]["num_cpus"],
                 "gpus": [described["facts"]["device_name"]] * local_gpus,
             },
-            "placement": {"cpus": placement.cpus, "gpus": placement.gpus, "where": placement.where},
+            "placement": {
+                "cpus": placement.cpus,
+                "gpus": placement.gpus,
+                "where": placement.where,
+                "hardware": placement.hardware or None,
+            },
+            "hosts": [host.to_json() for host in hosts or []],
             "space": space_.to_json(),
             "disqualified": disqualified,
             "baseline": baseline_of(options, described, space_).to_dict(),
@@ -145,7 +168,8 @@ def run_search(
         with held(folder):
             clear(folder, force)
             folder.write_search(search)
-            return _search(folder, search, ref, options, placement, space_, console, quiet, [*notes, *described["notes"]])
+            with mirrored(folder.path, search, lambda text: _say(console, quiet, text)):
+                return _search(folder, search, ref, options, placement, space_, console, quiet, [*notes, *described["notes"]])
 
 
 def resume_search(
@@ -162,7 +186,7 @@ def resume_search(
     The records are the truth: the study is first told what they know, then what was running is enqueued anew.
 
     Args:
-        run: the run folder.
+        run: the run folder, or the address of its copy.
         time_budget_s: wall time from now on; None is the run's own budget again.
         max_trials: settings in total, those of before included, tried also where nothing more is expected to be gained;
             None is the run's own limit.
@@ -175,7 +199,7 @@ def resume_search(
         UsageError: it cannot be carried on as asked.
     """
     console = console or Console(stderr=True)
-    folder = RunFolder(run)
+    folder = RunFolder(bring(run))
     search = folder.read_search()
     if search.get("schema") != SEARCH_SCHEMA:
         raise RunError(f"{folder.search} has schema {search.get('schema')!r}, this feedrate resumes {SEARCH_SCHEMA!r} only")
@@ -199,14 +223,30 @@ def resume_search(
         )
     fields = {name: search["workload"][name] for name in ("target", "options", "folder", "cwd")}
     ref = WorkloadRef(**fields)
+    if JOB in os.environ and ref.cwd is not None:
+        ref = moved(ref, ref.cwd, os.getcwd())  # the folder of the job that began it has ended with it
     described = describe_workload(ref)
     space = SearchSpace.from_json(search["space"])
-    with _resumable(folder), held(folder), cluster(options, described["facts"]["num_gpus"]) as notes:
-        placement = place(options)
+    with _resumable(folder), held(folder), cluster(options, described["facts"]["num_gpus"], ref.cwd) as notes:
+        hosts = _hosts(options, ref, notes)
+        options = replace(options, hardware=options.hardware or (search["placement"].get("hardware") if hosts else None))
+        placement = place(options, hosts)
         search["options"] = options.to_json()
         search["finished"] = False
         folder.write_search(search)
-        return _search(folder, search, ref, options, placement, space, console, quiet, [*notes, *described["notes"]])
+        with mirrored(folder.path, search, lambda text: _say(console, quiet, text)):
+            return _search(folder, search, ref, options, placement, space, console, quiet, [*notes, *described["notes"]])
+
+
+def _hosts(options: SearchOptions, ref: WorkloadRef, notes: list[str]) -> list[Host] | None:
+    """The nodes of a joined cluster, each asked what it is; None for a local Ray."""
+    if options.address is None:
+        return None
+    if ref.cwd is not None and ref.folder is not None and not Path(ref.folder).is_relative_to(ref.cwd):
+        notes.append(f"{ref.folder} is not sent to the cluster, as it is outside of {ref.cwd}: nodes need it at the same place")
+    hosts, problems = look()
+    notes += problems
+    return hosts + promised()
 
 
 def _say(console: Console, quiet: bool, text: str) -> None:
@@ -281,7 +321,8 @@ def _search(
         )
         session.replay(records)
         try:
-            complete = run_trials(session, placement, ref, options, str(folder.path.absolute()), to_tune(space))
+            root = ref.cwd if options.address is not None else None
+            complete = run_trials(session, placement, ref, options, str(folder.path.absolute()), to_tune(space), root)
         finally:
             session.abandon()
     finally:

@@ -28,19 +28,30 @@ class PruningScheduler(FIFOScheduler):
         """The metric is the session's own."""
         return True
 
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """The next one in line. An actor that Tune keeps for it is a slot, which another search may be waiting for."""
+        if self.searcher.gives_way:
+            tune_controller._cleanup_cached_actors(force_all=True)
+        return super().choose_trial_to_run(tune_controller)
+
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """CONTINUE or STOP."""
         request = self.searcher.requests.get(trial.trial_id)
         if request is None:
             return str(TrialScheduler.CONTINUE)
+        session = self.searcher.session
         if result["waiting"]:
-            self.searcher.session.display.waiting()
+            session.budget.waits(request.key)
+            session.display.waiting(result["waiting"])
+            return str(TrialScheduler.CONTINUE)
+        session.budget.proceeds(request.key)
+        if result["proceeds"]:
             return str(TrialScheduler.CONTINUE)
         if request.kind == "confirm":
             self.searcher.measured(trial.trial_id, result)
             return str(TrialScheduler.CONTINUE)
         columns = json.loads(result["columns"])
-        if columns and self.searcher.session.should_stop(request.number, columns):
+        if columns and session.should_stop(request.number, columns):
             return str(TrialScheduler.STOP)
         return str(TrialScheduler.CONTINUE)
 

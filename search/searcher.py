@@ -17,6 +17,7 @@ from ray.tune.search import Searcher
 from feedrate.search.confirmation import Confirmation
 from feedrate.search.past import Request
 from feedrate.search.session import Session
+from feedrate.search.slots import Slots
 
 METRIC = "throughput_sps"
 MEMORY_MONITOR = "Ray's memory monitor killed a supervisor, because its node ran low on memory"
@@ -28,13 +29,15 @@ class SessionSearcher(Searcher):
     Args:
         session: the search.
         to_config: makes a trial's Tune config from a request.
+        slots: how many trials can run at once now.
     """
 
-    def __init__(self, session: Session, to_config: Callable[[Request], dict[str, Any]]) -> None:
+    def __init__(self, session: Session, to_config: Callable[[Request], dict[str, Any]], slots: Slots) -> None:
         super().__init__(metric=METRIC, mode="max")
-        self.session, self.to_config = session, to_config
+        self.session, self.to_config, self.slots = session, to_config, slots
         self.requests: dict[str, Request] = {}
         """What Tune's trial of this id measures, while it runs."""
+        self._placed: set[str] = set()
         self.reasons: dict[str, str] = {}
         """What Ray said of a lost supervisor, by Tune's trial id."""
 
@@ -47,16 +50,30 @@ class SessionSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a string
         """The next trial, the end, or None where what still runs has to be waited for."""
+        if len(self.requests) >= self.slots.at_once():
+            return None
         request = self.session.next()
         if request is None:
             return str(Searcher.FINISHED) if self.session.stop_reason is not None else None
         self.requests[trial_id] = request
+        self.session.budget.waits(request.key)  # for a slot of the cluster
         return self.to_config(request)
 
     @property
     def _confirmation(self) -> Confirmation:
         assert self.session.confirmation is not None, "a round was asked for, so that there is one"
         return self.session.confirmation
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether this search uses its share, and another one is to have what it only keeps."""
+        return len(self._placed) >= self.slots.at_once() and self.slots.is_shared
+
+    def begun(self, trial_id: str) -> None:
+        """Ray has given the trial its resources."""
+        if trial_id in self.requests:
+            self._placed.add(trial_id)
+            self.session.budget.proceeds(self.requests[trial_id].key)
 
     def measured(self, trial_id: str, result: dict[str, Any]) -> None:
         """One setting of a confirmation round is done, with others to come."""
@@ -67,6 +84,7 @@ class SessionSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Record the end of a trial; called again for the same trial, it does nothing."""
         request = self.requests.pop(trial_id, None)
+        self._placed.discard(trial_id)
         if request is None:
             return
         is_lost = error or result is None or not result.get("columns")
@@ -81,6 +99,7 @@ class SessionSearcher(Searcher):
     def starved(self) -> None:
         """Ray's memory monitor killed a supervisor, and Tune lost all its trials with it: which one is not known of several."""
         self.requests.clear()
+        self._placed.clear()
         running = self.session.running
         for request in running:
             if request.kind == "confirm":

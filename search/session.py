@@ -14,6 +14,7 @@ from feedrate.analysis.estimate import epoch_factor, record_rate, steady_rate, s
 from feedrate.analysis.rounds import MIN_ROUNDS, TIED_FRACTION
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.schema import SCHEMA, status
+from feedrate.search.budget import Budget
 from feedrate.search.confirmation import Confirmation
 from feedrate.search.finalists import Candidate, able, candidate_of, choose, fit_into, rounds_time_s
 from feedrate.search.options import SearchOptions
@@ -81,7 +82,8 @@ class Session:
         queue = [*baselines[:1], *seeds[:EARLY_SEEDS], *baselines[1:], *seeds[EARLY_SEEDS:]]
         for config in queue:
             brain.enqueue(config, "baseline" if config in baselines else "seed")
-        self.started_unix_s = clock()
+        self.budget = Budget(options.time_budget_s, clock)
+        display.budget = self.budget
 
     def replay(self, records: Sequence[dict[str, Any]]) -> None:
         """Take over what an earlier driver of this run has recorded; its time does not count against the budget."""
@@ -114,9 +116,9 @@ class Session:
             measure_step=not self.has_ceiling(ask.config.batch_size),
             # a trial that would outlast the budget is cut short rather than not begun
             max_trial_s=min(self.options.max_trial_s, max(self.seconds_left(), SHORTEST_TRIAL_S)),
-            asked_unix_s=self.clock(),
         )
         self._running[request.number] = request
+        self.budget.asked(request.key)
         self.display.started(request.number, request.config, request.origin)
         return request
 
@@ -165,6 +167,7 @@ class Session:
         record = self.write(request, request.config, columns, failure, origin=request.origin, stopped_early=stopped_early)
         rate = record_rate(record, self.options.objective)
         tell_record(self.brain, record, self.options.objective)
+        self.budget.ended(request.key)
         self._spent_s.append(record["finished_unix_s"] - record["started_unix_s"])
         self.display.finished(record, rate)
         if request.measure_step and record["batch_size"] in self.ceilings:
@@ -191,7 +194,7 @@ class Session:
             "number": request.number,
             "attempt": 1,
             "kind": request.kind,
-            "started_unix_s": request.asked_unix_s,
+            "started_unix_s": self.budget.began_unix_s(request.key),
             "finished_unix_s": self.clock(),
             **config.to_dict(),
             **columns,
@@ -231,7 +234,7 @@ class Session:
     def abandon(self) -> None:
         """The search was interrupted: what still runs is given up, and waits for `resume`; a round is begun anew."""
         for number in list(self._running):
-            self._running.pop(number)
+            self.budget.ended(self._running.pop(number).key)
             self.brain.give_up(number, "the search was interrupted")
 
     @property
@@ -250,7 +253,7 @@ class Session:
 
     def seconds_left(self) -> float:
         """Of the time budget."""
-        return self.options.time_budget_s - (self.clock() - self.started_unix_s)
+        return self.budget.seconds_left()
 
     def _what_fitted(self, request: Request, failure: dict[str, Any]) -> str:
         """What to add to a failure for want of memory: the largest smaller batch that was trained."""

@@ -14,6 +14,7 @@ from typing import Any
 from ray import tune
 
 from feedrate.search.options import LOOKS
+from feedrate.search.shipping import on_this_node
 from feedrate.trainables.resolve import WorkloadRef
 from feedrate.trainables.supervise import Template
 
@@ -26,6 +27,7 @@ class Supervisor(tune.Trainable):
         self._template: Template | None = None
         self._events: Iterator[dict[str, Any]] | None = None
         self._looked = 0
+        self._waits = self._has_measured = False
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -35,7 +37,7 @@ class Supervisor(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Wait for the trial's next news: a look at its windows, its end, or that it waits for the host.
+        """Wait for the trial's next news: a look at its windows, its end, or that it waits for the host or does no longer.
 
         Of a confirmation round the end of every setting is news, and then that of the round.
         """
@@ -46,7 +48,11 @@ class Supervisor(tune.Trainable):
         for event in self._events:
             kind = event["event"]
             if kind == "waiting":
-                return self._result(waiting=True)
+                self._waits = True
+                return self._result(waiting=event["why"])
+            if self._waits and kind == "phase":
+                self._waits = False
+                return self._result(proceeds=True)
             if kind == "progress":
                 columns = event["columns"]
                 num_windows = len(columns["window_duration_s"])
@@ -74,7 +80,7 @@ class Supervisor(tune.Trainable):
         self._request = json.loads(config["request"])
         if self._template is None:
             self._template = Template(
-                WorkloadRef(**self._request["workload"]),
+                on_this_node(WorkloadRef(**self._request["workload"]), **self._request["shipped"]),
                 cpus=_affinity(self._request["cpus_per_trial"]),
                 threads=self._request["threads"],
                 environment=_user_environment(self._request["environment"], self._request["gpus_per_trial"]),
@@ -86,12 +92,16 @@ class Supervisor(tune.Trainable):
     def _measure(self) -> None:
         assert self._template is not None
         self._looked = 0
+        self._waits = False
+        wait_s = 0.0 if self._has_measured else self._request["wait_s"]
+        self._has_measured = True
         self._events = self._template.run(
             {
                 "op": "measure",
                 "config": self._request["configs"][self._position],
                 "options": self._request["options"],
                 "allocated_cpus": self._request["cpus_per_trial"],
+                "wait_s": wait_s,
                 "keep": not self._is_round,  # where making the step takes long; rounds start afresh every time
             },
             max_s=self._request["options"]["max_trial_s"],
@@ -108,7 +118,8 @@ class Supervisor(tune.Trainable):
         columns: dict[str, Any] | None = None,
         failure: dict[str, Any] | None = None,
         done: bool = False,
-        waiting: bool = False,
+        waiting: str = "",
+        proceeds: bool = False,
     ) -> dict[str, Any]:
         # JSON text, because Tune copies and flattens nested results on every report
         return {
@@ -116,6 +127,7 @@ class Supervisor(tune.Trainable):
             "failure": json.dumps(failure),
             "position": self._position,
             "waiting": waiting,
+            "proceeds": proceeds,
             "throughput_sps": 0.0,  # Tune wants its metric in every result; the session computes the real one
             "done": done,
         }
@@ -128,5 +140,11 @@ def _affinity(num_cpus: int | None) -> set[int] | None:
 
 
 def _user_environment(environment: dict[str, str | None], gpus: int) -> dict[str, str | None]:
-    """What the user's own run would have: Ray sets OMP_NUM_THREADS, and leaves every GPU visible to a CPU trial."""
-    return environment if gpus else {**environment, "CUDA_VISIBLE_DEVICES": ""}
+    """What the user's own run would have: Ray sets OMP_NUM_THREADS, and leaves every GPU visible to a CPU trial.
+
+    A trial that reserved a whole node (--exclusive) still trains on as many GPUs as it asked for.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if gpus and len(visible) <= gpus:
+        return environment
+    return {**environment, "CUDA_VISIBLE_DEVICES": ",".join(visible[:gpus])}

@@ -10,12 +10,14 @@ from typing import Any
 from ray import tune
 from ray.exceptions import OutOfMemoryError
 
-from feedrate.search.engine import Placement
 from feedrate.search.options import SearchOptions
 from feedrate.search.past import Request
+from feedrate.search.placing import Placement
 from feedrate.search.scheduler import PruningScheduler
 from feedrate.search.searcher import SessionSearcher
 from feedrate.search.session import Session
+from feedrate.search.shipping import digest_of
+from feedrate.search.slots import Slots
 from feedrate.search.trainable import Supervisor
 from feedrate.trainables.failure import chain
 from feedrate.trainables.resolve import WorkloadRef
@@ -30,19 +32,29 @@ MAX_MEMORY_KILLS = 20
 """Ray's memory monitor may end so many trials of a search: each ends Tune's whole run, which is then begun anew."""
 
 
-class Ticker(tune.Callback):
-    """Redraws the display while Tune waits. Tune pickles its callbacks: the session stays out."""
+MOST_SLOTS = 10_000
+DEFAULT_WAIT_S = 600.0
+"""On a joined cluster, whose hosts others use too."""
 
-    def __init__(self, session: Session) -> None:
-        self.session: Session | None = session
+
+class Ticker(tune.Callback):
+    """Redraws the display while Tune waits. Tune pickles its callbacks: the searcher stays out."""
+
+    def __init__(self, searcher: SessionSearcher) -> None:
+        self.searcher: SessionSearcher | None = searcher
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"session": None}
+        return {"searcher": None}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A supervisor has begun with the trial."""
+        if self.searcher is not None:
+            self.searcher.begun(trial.trial_id)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Called about ten times a second."""
-        if self.session is not None:
-            self.session.display.tick()
+        if self.searcher is not None:
+            self.searcher.session.display.tick()
 
 
 def run_trials(
@@ -52,6 +64,7 @@ def run_trials(
     options: SearchOptions,
     storage_path: str,
     domains: dict[str, Any],
+    root: str | None = None,
 ) -> bool:
     """Run trials until the session ends; True when it did, False when it was interrupted.
 
@@ -62,21 +75,21 @@ def run_trials(
         options: how each trial is measured.
         storage_path: folder for Tune's own state.
         domains: the search space as Tune domains, for Tune's own records.
+        root: the folder that was sent to the cluster (shipping.py); None where none was.
     """
-    searcher = SessionSearcher(session, _to_config(placement, ref, options))
-    bundle: dict[str, int | float] = {"CPU": placement.cpus, "GPU": placement.gpus}
-    if placement.trial_slot:
-        bundle["trial_slot"] = 1
+    searcher = SessionSearcher(session, _to_config(placement, ref, options, root), Slots(placement))
+    selector: dict[str, Any] = {"bundle_label_selector": [placement.selector]} if placement.selector else {}
+    resources = tune.PlacementGroupFactory([placement.bundle], **selector)
     name, memory_kills = "tune", 0
     while True:
         tuner = tune.Tuner(
-            tune.with_resources(Supervisor, tune.PlacementGroupFactory([bundle])),
+            tune.with_resources(Supervisor, resources),
             param_space=domains,
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=PruningScheduler(searcher),
                 num_samples=-1,
-                max_concurrent_trials=placement.num_slots,
+                max_concurrent_trials=MOST_SLOTS,  # the searcher counts the real ones
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
@@ -84,7 +97,7 @@ def run_trials(
                 name=name,
                 storage_path=storage_path,
                 verbose=0,
-                callbacks=[Ticker(session)],
+                callbacks=[Ticker(searcher)],
                 # a supervisor has no state to keep
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=0),
@@ -102,12 +115,16 @@ def run_trials(
     return session.stop_reason is not None and not session.running
 
 
-def _to_config(placement: Placement, ref: WorkloadRef, options: SearchOptions) -> Callable[[Request], dict[str, Any]]:
+def _to_config(
+    placement: Placement, ref: WorkloadRef, options: SearchOptions, root: str | None
+) -> Callable[[Request], dict[str, Any]]:
+    shipped = {"root": root, "digest": digest_of(ref) if root is not None else None}
     environment = {name: os.environ.get(name) for name in USER_THREADS}
 
     def to_config(request: Request) -> dict[str, Any]:
         body = {
             "workload": ref.to_json(),
+            "shipped": shipped,
             "kind": request.kind,
             "configs": [config.to_dict() for config in request.configs],
             "options": {
@@ -120,7 +137,8 @@ def _to_config(placement: Placement, ref: WorkloadRef, options: SearchOptions) -
                 "amp": options.amp,
                 "compile": options.compile,
             },
-            "cpus_per_trial": placement.cpus,
+            "cpus_per_trial": placement.cpus if options.pin_cpus else None,
+            "wait_s": (DEFAULT_WAIT_S if options.address is not None else 0.0) if options.wait_s is None else options.wait_s,
             "gpus_per_trial": placement.gpus,
             "threads": options.threads,
             "environment": environment,

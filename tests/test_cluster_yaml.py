@@ -11,6 +11,8 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from feedrate.search.nodes import LABEL
+
 CLUSTER = Path(__file__).parents[1] / "cluster.yaml"
 SECRET_KEY = re.compile(r"secret|password|token|access_?key|credential|private_?key", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"AKIA[0-9A-Z]{16}|-----BEGIN|[0-9A-Za-z+/]{32,}|(?i:secret|password|token|key)=")
@@ -70,15 +72,27 @@ def faults(cluster: dict[str, Any]) -> list[str]:
 
 def test_ray_accepts_it(cluster):
     nodes = accept(cluster)["available_node_types"]
-    assert {name: node["max_workers"] for name, node in nodes.items()} == {"head": 0, "gpu": 4}
+    assert {name: node["max_workers"] for name, node in nodes.items()} == {"head": 0, "a10g-spot": 4, "a10g": 4, "l4-spot": 4, "l4": 4}
+
+
+def test_each_class_has_spot_machines_and_a_way_without(cluster):
+    """Of two hardware classes; spot goes first, with the same resources and label as what stands in for it."""
+    nodes = cluster["available_node_types"]
+    for name in ("a10g", "l4"):
+        spot, other = nodes[f"{name}-spot"], nodes[name]
+        assert spot["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+        assert "InstanceMarketOptions" not in other["node_config"]
+        assert spot["priority"] > other.get("priority", 0)
+        assert spot["labels"] == other["labels"] == {LABEL: name}
+        assert (spot["resources"], spot["node_config"]["InstanceType"]) == (other["resources"], other["node_config"]["InstanceType"])
 
 
 @pytest.mark.parametrize(
     ("keys", "value", "refusal"),
     [
         (["idle_timeout"], 10, jsonschema.ValidationError),  # no such key
-        (["available_node_types", "gpu", "resources", "trial_slot"], "one", jsonschema.ValidationError),
-        (["available_node_types", "gpu", "min_workers"], 9, ValueError),  # more than max_workers
+        (["available_node_types", "l4", "resources", "trial_slot"], "one", jsonschema.ValidationError),
+        (["available_node_types", "l4", "min_workers"], 9, ValueError),  # more than max_workers
         (["head_node_type"], "haed", ValueError),
         (["docker", "image"], None, AssertionError),
     ],
@@ -104,8 +118,8 @@ def test_it_gives_trials_their_own_machines_and_the_world_no_way_in(cluster):
     ("keys", "value", "fault"),
     [
         (["available_node_types", "head", "resources"], {"trial_slot": 1}, "the head has a trial slot"),
-        (["available_node_types", "gpu", "resources"], {"GPU": 1}, "gpu does not have one trial slot"),
-        (["available_node_types", "gpu", "node_config"], {}, "gpu has no security group of its own"),
+        (["available_node_types", "l4", "resources"], {"GPU": 1}, "l4 does not have one trial slot"),
+        (["available_node_types", "l4", "node_config"], {}, "l4 has no security group of its own"),
         (["docker", "run_options"], ["--env=RAY_AUTH_MODE=token"], "/dev/shm is Docker's 64 MB"),
         (["docker", "run_options"], ["--shm-size=16g"], "no token is asked for"),
         (["docker", "head_run_options"], ["--env=RAY_AUTH_TOKEN=abc"], "head_run_options looks like a secret"),

@@ -18,8 +18,11 @@ MAX_LINES = 350
 RAY_FILES = {
     "search/domains.py",
     "search/engine.py",
+    "search/jobs.py",
+    "search/nodes.py",
     "search/scheduler.py",
     "search/searcher.py",
+    "search/slots.py",
     "search/trainable.py",
     "search/tuning.py",
 }

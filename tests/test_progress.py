@@ -139,10 +139,10 @@ def test_waiting_for_the_host_is_said_once(clock):
     shown, text = display(clock)
     shown.begin()
     for _ in range(3):
-        shown.waiting()
+        shown.waiting("another feedrate trial is measuring on this host")
     assert text.getvalue().count("waiting: another feedrate trial is measuring on this host") == 1
     shown.started(1, LoaderConfig(num_workers=2), "sampler")
-    shown.waiting()
+    shown.waiting("another feedrate trial is measuring on this host")
     assert text.getvalue().count("waiting") == 2
 
 
@@ -154,7 +154,7 @@ def test_quiet_is_quiet(clock, terminal):
     shown.say("hello")
     shown.started(0, LoaderConfig(num_workers=2), "sampler")
     finish(shown, 0, rate_sps=700.0)
-    shown.waiting()
+    shown.waiting("another feedrate trial is measuring on this host")
     shown.tick()
     shown.end()
     assert text.getvalue() == ""

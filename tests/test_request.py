@@ -3,8 +3,8 @@
 import pytest
 from ray import tune
 
-from feedrate.search.engine import Placement
 from feedrate.search.options import SearchOptions, UsageError
+from feedrate.search.placing import Placement
 from feedrate.search.request import (
     baseline_of,
     check_step_options,

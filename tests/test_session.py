@@ -140,7 +140,7 @@ def test_a_resumed_search_has_its_own_time_budget(search):
     search(time_budget_s=35.0).run()
     resumed = search(time_budget_s=35.0)
     resumed.clock.now += 1e6
-    resumed.session.started_unix_s = resumed.clock.now
+    resumed.session.budget.started_unix_s = resumed.clock.now
     assert len(resumed.run()) == 3
 
 

@@ -320,7 +320,7 @@ def test_a_trial_waits_for_the_host(template):
     lock = HostLock()
     lock.acquire(pytest.fail)
     events = run(template, "rows", "measure", max_s=1.0)
-    assert next(events) == {"event": "waiting"}
+    assert next(events) == {"event": "waiting", "why": "another feedrate trial is measuring on this host"}
     lock.release()
     assert last(events)["event"] == "result"
 

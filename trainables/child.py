@@ -15,6 +15,7 @@ import platform
 import select
 import signal
 import socket
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from feedrate.trainables.data_check import check
 from feedrate.trainables.disqualify import disqualified
 from feedrate.trainables.failure import Failure, TrialFailed, classify, ended_workers, user_traceback
 from feedrate.trainables.loading import build_loader, num_samples, own_loader, read_baseline
+from feedrate.trainables.machine import wait_until_quiet
 from feedrate.trainables.measuring import MeasureOptions, measure, pick_device
 from feedrate.trainables.process import tree_pids
 from feedrate.trainables.resolve import UnknownWorkload, WorkloadRef, load, preload
@@ -40,6 +42,7 @@ from feedrate.trainables.workload import Workload, WorkloadError
 Send = Callable[[dict[str, Any]], None]
 
 
+OTHER_TRIAL = "another feedrate trial is measuring on this host"
 KEEP_SETUP_S = 5.0
 """A child whose set-up takes this long can serve further requests, which need its training step."""
 KEEP_VARIABLE = "FEEDRATE_KEEP_SETUP_S"
@@ -126,12 +129,14 @@ def _usage(message: str, phase: str) -> dict[str, Any]:
 def _measure(request: dict[str, Any], send: Send, kept: Kept, told_to_stop: Callable[[], bool]) -> bool:
     """Measure one setting; whether the child is kept. The host lock is held until this trial's last process is gone."""
     lock = host.HostLock()
-    lock.acquire(lambda: send({"event": "waiting"}))
+    lock.acquire(lambda: send({"event": "waiting", "why": OTHER_TRIAL}))
+    wait_until_quiet(request.get("wait_s", 0.0), lambda why: send({"event": "waiting", "why": why}))
+    began_unix_s = time.time()
     send({"event": "phase", "phase": "setup"})
     if kept.workload is None:
         kept.workload = load(WorkloadRef(**request["workload"]))
     config, options = LoaderConfig.from_dict(request["config"]), MeasureOptions(**request["options"])
-    facts = host_facts(request.get("allocated_cpus"))
+    facts = host_facts(request.get("allocated_cpus")) | {"host_began_unix_s": began_unix_s}
     phase, measurement, stopped = "setup", None, False
 
     def on_phase(name: str) -> None:
@@ -142,7 +147,7 @@ def _measure(request: dict[str, Any], send: Send, kept: Kept, told_to_stop: Call
     measurements = measure(kept.workload, config, options, on_phase, kept.steps)
     try:
         for measurement in measurements:
-            facts["torch_num_threads"] = torch.get_num_threads()  # a setting may restrict the trainer
+            facts |= {"torch_num_threads": torch.get_num_threads(), "host_ended_unix_s": time.time()}  # a setting may restrict the trainer
             send({"event": "progress", "columns": measurement.columns() | facts})
             if told_to_stop():
                 stopped = True

@@ -5,6 +5,8 @@ Each fact is a column of analysis/schema.py, None where the kernel does not tell
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,10 @@ from feedrate.trainables import cgroup, host
 from feedrate.trainables.process import CpuClock, tree_pids
 
 PRESSURE = Path("/proc/pressure")
+BUSY_FRACTION = 0.1
+"""Of this host's CPUs: what other processes may use on a host that is called quiet."""
+LOOK_S = 0.5
+LOOK_AGAIN_S = 3.0
 WARM_BYTES = 2**20
 """Reads from storage below this, or below 1 % of what was read altogether, leave the page cache's state warm."""
 
@@ -66,6 +72,26 @@ class MachineClock:
             columns[f"psi_{name}_fraction"] = None if waited_us is None else min(waited_us / 1e6 / wall_s, 1.0)
         columns["cache_state"] = cache_state(columns["storage_read_bytes"], columns["read_call_bytes"], dropped=dropped)
         return columns
+
+
+def wait_until_quiet(most_s: float, on_wait: Callable[[str], None]) -> None:
+    """Wait until other processes leave this host's CPUs alone, at most so long. The caller holds the host's lock.
+
+    Args:
+        most_s: 0 does not look at all.
+        on_wait: told once why, if there is a wait.
+    """
+    deadline, told = time.monotonic() + most_s, False
+    while time.monotonic() < deadline:
+        before = CpuClock.read()
+        time.sleep(min(LOOK_S, most_s))
+        foreign = CpuClock.read().foreign_fraction_since(before)
+        if foreign < BUSY_FRACTION:
+            return
+        if not told:
+            told = True
+            on_wait(f"other processes use {foreign:.0%} of this host's CPUs (--wait)")
+        time.sleep(max(min(LOOK_AGAIN_S, deadline - time.monotonic()), 0))
 
 
 def cache_state(storage_read_bytes: int | None, read_call_bytes: int | None, *, dropped: bool = False) -> str | None:

@@ -1,0 +1,242 @@
+"""`feedrate submit`, `status`, `logs`, `stop`, `fetch`: a search as a Ray Job, which goes on when this machine is switched off."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from feedrate.search import arguments
+from feedrate.search.commands_search import Search, options_of
+from feedrate.search.options import UsageError, without_password
+
+if TYPE_CHECKING:
+    from feedrate.search.jobs import Jobs
+
+LAST_LINES = 8
+
+
+def add_cluster(parser: argparse.ArgumentParser) -> None:
+    """Which cluster, and which search on it."""
+    parser.add_argument("id", metavar="ID", help="of the search, as submit printed it (feedrate runs --address URL lists them)")
+    parser.add_argument("--address", required=True, metavar="URL", help="the cluster's Jobs API, such as http://localhost:8265")
+    parser.add_argument("--allow-unauthenticated", action="store_true", help="use a cluster that asks nobody for a token, too")
+
+
+def connect(args: argparse.Namespace) -> Jobs:
+    """The cluster that was named, with what the user should know of it said."""
+    from feedrate.search.jobs import Jobs
+
+    jobs = Jobs(args.address, allow_unauthenticated=args.allow_unauthenticated)
+    for note in jobs.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return jobs
+
+
+class Submit(Search):
+    """Run a search on a cluster, and come back for it later.
+
+    Sends the current folder (without .git, secrets and large files) and feedrate to the cluster; data must be reachable
+    from its nodes. Takes what `feedrate search` takes. The run folder is made on the cluster's head; `fetch` brings it.
+
+      feedrate submit train.py:workload --address http://localhost:8265 --time-budget 10m
+    """
+
+    address_help = "the cluster's Jobs API, such as http://localhost:8265"
+
+    def prepare(self, parser: argparse.ArgumentParser) -> None:
+        super().prepare(parser)
+        parser.add_argument("--submission-id", metavar="ID", help="a name for the search (default: the workload's and a number)")
+
+    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
+        if args.address is None:
+            raise UsageError("submit needs --address URL, the cluster's Jobs API, such as http://localhost:8265")
+        if args.out is not None or args.force:
+            raise UsageError("submit has no --out and no --force: the run folder is made on the cluster's head, and `feedrate fetch ID -o DIR` brings it here")
+        if args.warm_start is not None:
+            raise UsageError("--warm-start names a folder here, which is not on the cluster: leave it out")
+        if args.storage is not None:
+            if without_password(args.storage) != args.storage:
+                raise UsageError("--storage holds a password, and a job's command line is shown to everybody on the cluster: put it into PGPASSWORD or ~/.pgpass on the head")
+            if re.match(r"sqlite:///(?!/)", args.storage):
+                raise UsageError("--storage names a file in the job's folder, which ends with the job: give its whole path on the head, sqlite:////FOLDER/FILE")
+        options_of(args)
+        target = _inside(args.workload, arguments.workload_options(args))
+        words = [target if word == args.workload else word for word in arguments.without(argv[1:], "--address", "--submission-id", "--debug")]
+        name = re.sub(r"[^a-zA-Z0-9]+", "-", target.rpartition(":")[0] or target).strip("-")
+        submission_id = args.submission_id or f"{name}-{os.urandom(3).hex()}"
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", submission_id):
+            raise UsageError(f"--submission-id {submission_id!r}: letters, digits, '-', '_' and '.' only")
+        jobs = connect(args)
+        print(f"sending {Path.cwd()} to {jobs.address}", file=sys.stderr, flush=True)
+        command = shlex.join(["feedrate", "search", *words])
+        metadata = {"feedrate": version("feedrate"), "kind": "search", "run": submission_id, "workload": target, "command": command}
+        for note in jobs.submit(["search", submission_id, *words], submission_id=submission_id, folder=os.getcwd(), metadata=metadata):
+            print(f"note: {note}", file=sys.stderr)
+        say_how_to_go_on(jobs, submission_id)
+        return None
+
+
+def say_how_to_go_on(jobs: Jobs, submission_id: str) -> None:
+    """The new search's id for programs, the commands for people."""
+    print(submission_id)
+    for verb, *flag in (["status"], ["logs", "-f"], ["stop"], ["fetch"]):
+        print(f"  {shlex.join(['feedrate', verb, submission_id, *flag, '--address', jobs.address])}", file=sys.stderr)
+
+
+def resume_there(args: argparse.Namespace, argv: Sequence[str]) -> None:
+    """`feedrate resume ID --address URL`: a new job that carries the search in an earlier one's run folder on."""
+    if args.storage is not None and without_password(args.storage) != args.storage:
+        raise UsageError("--storage holds a password, which everybody on the cluster would see: put it into PGPASSWORD or ~/.pgpass on the head")
+    jobs = connect(args)
+    before = jobs.job(args.run)
+    if not before.status.is_terminal():
+        raise UsageError(f"{args.run} is still under way: feedrate stop {args.run} first")
+    words = [word for word in arguments.without(argv[1:], "--address", "--debug", "--allow-unauthenticated") if word != args.run]
+    submission_id = f"{args.run}-again-{os.urandom(2).hex()}"
+    metadata = before.metadata | {"feedrate": version("feedrate"), "command": shlex.join(["feedrate", *argv])}
+    jobs.submit(["resume", before.metadata["run"], *words], submission_id=submission_id, folder=os.getcwd(), metadata=metadata)
+    say_how_to_go_on(jobs, submission_id)
+
+
+class Status:
+    """How far a submitted search is.
+
+    feedrate status images-3fa9c1 --address http://localhost:8265
+    """
+
+    def prepare(self, parser: argparse.ArgumentParser) -> None:
+        add_cluster(parser)
+        parser.add_argument("--json", action="store_true", help="one object")
+
+    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
+        jobs = connect(args)
+        job = jobs.job(args.id)
+        facts = summary(job)
+        if args.json:
+            print(json.dumps(facts))
+            return None
+        took = f", {facts['took_s']:.0f} s" if facts["took_s"] is not None else ""
+        print(f"{args.id}: {facts['status']}{took}")
+        print(f"  {facts['command']}")
+        if job.message and job.status.is_terminal():
+            print(f"  {job.message.strip().splitlines()[-1]}")
+        for line in jobs.log(args.id).splitlines()[-LAST_LINES:]:
+            print(f"  | {line}")
+        return None
+
+
+class Logs:
+    """What a submitted search has printed.
+
+    feedrate logs images-3fa9c1 -f --address http://localhost:8265
+    """
+
+    def prepare(self, parser: argparse.ArgumentParser) -> None:
+        add_cluster(parser)
+        parser.add_argument("-f", "--follow", action="store_true", help="go on until the search ends; Ctrl-C leaves the search alone")
+
+    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
+        jobs = connect(args)
+        jobs.job(args.id)
+        if not args.follow:
+            print(jobs.log(args.id), end="")
+            return None
+        try:
+            for piece in jobs.follow(args.id):
+                print(piece, end="", flush=True)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("no longer following; the search goes on") from None
+        return None
+
+
+class Stop:
+    """End a submitted search; what it measured is kept, and `fetch` brings it.
+
+    feedrate stop images-3fa9c1 --address http://localhost:8265
+    """
+
+    def prepare(self, parser: argparse.ArgumentParser) -> None:
+        add_cluster(parser)
+
+    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
+        jobs = connect(args)
+        if not jobs.stop(args.id):
+            print(f"{args.id} had ended already: {jobs.job(args.id).status}")
+            return None
+        deadline = time.monotonic() + 90
+        while not jobs.job(args.id).status.is_terminal() and time.monotonic() < deadline:
+            time.sleep(0.5)
+        print(f"{args.id}: {jobs.job(args.id).status}")
+        return None
+
+
+class Fetch:
+    """Bring the run folder of a submitted search here, finished or not.
+
+    feedrate fetch images-3fa9c1 --address http://localhost:8265
+    """
+
+    def prepare(self, parser: argparse.ArgumentParser) -> None:
+        add_cluster(parser)
+        parser.add_argument("-o", "--out", metavar="DIR", help="a new folder (default: feedrate-runs/ID)")
+
+    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
+        to = Path(args.out) if args.out else Path("feedrate-runs") / args.id
+        connect(args).fetch(args.id, to)
+        print(f"Saved: {to}")
+        return None
+
+
+def summary(job: Any) -> dict[str, Any]:
+    """One search on a cluster, as an object for people's programs."""
+    ended_s = job.end_time / 1e3 if job.end_time else time.time()
+    return {
+        "id": job.submission_id,
+        "status": str(job.status.value),
+        "workload": job.metadata.get("workload"),
+        "command": job.metadata.get("command"),
+        "feedrate": job.metadata.get("feedrate"),
+        "started_unix_s": job.start_time / 1e3 if job.start_time else None,
+        "took_s": ended_s - job.start_time / 1e3 if job.start_time else None,
+    }
+
+
+def print_searches(args: argparse.Namespace) -> None:
+    """`feedrate runs --address URL`."""
+    found = [summary(job) for job in connect(args).searches()]
+    if args.json:
+        for facts in found:
+            print(json.dumps(facts))
+        return
+    if not found:
+        print("no search was submitted to this cluster yet")
+    for facts in found:
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(facts["started_unix_s"])) if facts["started_unix_s"] else "not started"
+        print(f"{facts['id']}  {facts['status']}  {since}  {facts['took_s'] or 0:.0f} s  {facts['command']}")
+
+
+def _inside(workload: str, workload_options: dict[str, Any]) -> str:
+    """The workload as it is named in the folder that is sent.
+
+    Raises:
+        UsageError: there is none by that name, or it is outside of the folder.
+    """
+    from feedrate.search.request import make_workload_ref
+
+    ref = make_workload_ref(workload, workload_options)
+    place, _, function = ref.target.rpartition(":")
+    if not place.endswith(".py"):
+        return workload
+    here = Path.cwd()
+    if not Path(place).is_relative_to(here):
+        raise UsageError(f"{place} is outside of {here}, which is what is sent to the cluster: start feedrate in your project's folder")
+    return f"{Path(place).relative_to(here)}:{function}"

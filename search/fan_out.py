@@ -1,0 +1,69 @@
+"""One search for each hardware class of a cluster, beside each other: their rates do not compare, so each has its own answer.
+
+Every search is a `feedrate search --hardware NAME` of its own, with a run folder of its own inside the one that was asked
+for; what is said of one below holds for each, resuming included.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, TextIO
+
+from feedrate.search.arguments import without
+
+
+def one_each(names: Sequence[str], argv: Sequence[str], out: Path) -> int:
+    """Search on each class; gives the worst exit code.
+
+    Args:
+        names: of the classes.
+        argv: the command line, `search` first.
+        out: the folder that will hold one run folder for each class.
+
+    Raises:
+        KeyboardInterrupt: interrupted; every search has kept what it measured.
+    """
+    _print(f"{len(names)} kinds of machines: a search on each, in {out}/", sys.stderr)
+    common = without(argv, "--out")
+    searches, readers = [], []
+    for name in names:
+        command = [sys.executable, "-m", "feedrate.search.cli", *common, "--hardware", name, "--out", str(out / name)]
+        # a session of its own: Ctrl-C reaches it once, from us
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        searches.append(process)
+        for stream, to in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
+            reader = threading.Thread(target=_forward, args=(stream, to, name), daemon=True)
+            reader.start()
+            readers.append(reader)
+    interrupted = False
+    while any(process.poll() is None for process in searches):
+        try:
+            for process in searches:
+                process.wait()
+        except KeyboardInterrupt:
+            interrupted = True
+            for process in searches:
+                if process.poll() is None:
+                    process.send_signal(signal.SIGINT)
+    for reader in readers:
+        reader.join()
+    if interrupted:
+        raise KeyboardInterrupt(f"interrupted; carry each on with feedrate resume: {', '.join(str(out / name) for name in names)}")
+    return max(process.returncode for process in searches)
+
+
+def _forward(stream: IO[str] | None, to: TextIO, name: str) -> None:
+    assert stream is not None
+    for line in stream:
+        _print(f"[{name}] {line.rstrip()}", to)
+
+
+def _print(text: str, to: TextIO) -> None:
+    print(text, file=to, flush=True)

@@ -1,0 +1,77 @@
+"""What runs on a cluster's head for `feedrate submit` and `feedrate fetch`: python -m feedrate.search.job search|resume|pack ID ...
+
+A search whose run folder is there already, by the same command, is carried on.
+
+The run folder is FOLDER/ID on the head, with FOLDER from FEEDRATE_RUNS_DIR there, else ~/feedrate-runs. It outlives the job,
+whose own folder Ray removes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import sys
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from feedrate.search.jobs import packed
+
+PARTS = ("search.json", "trials.jsonl", "best.json", "report.html", "study.journal")
+"""Of a run folder; Tune's own state stays."""
+
+
+def folder_of(submission_id: str) -> Path:
+    """The run folder of a search on this head."""
+    parent = os.environ.get("FEEDRATE_RUNS_DIR") or "~/feedrate-runs"
+    return Path(parent).expanduser() / submission_id
+
+
+def pack(folder: Path) -> str:
+    """A run folder, and those inside it (one for each hardware class), as lines of a log.
+
+    Raises:
+        SystemExit: there is nothing yet; the message says so.
+    """
+    found = sorted(path for path in folder.rglob("*") if path.name in PARTS and path.is_file())
+    if not found:
+        raise SystemExit("there is no run folder yet: the search has not begun")
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        for path in found:
+            data = path.read_bytes()  # as it is now: a search may be appending
+            info = tarfile.TarInfo(str(path.relative_to(folder)))
+            info.size, info.mtime = len(data), int(path.stat().st_mtime)
+            archive.addfile(info, io.BytesIO(data))
+    return packed(stream.getvalue())
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do what the words ask for; gives the exit code."""
+    what, submission_id, *words = argv
+    if what == "pack":
+        print(pack(folder_of(submission_id)), flush=True)
+        return 0
+    from feedrate.search.cli import main as command
+
+    # Ray starts jobs with SIGINT blocked, and stops them with SIGTERM, which the command line makes an interrupt
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    folder = str(folder_of(submission_id))
+    if what == "resume":
+        return command(["resume", folder, *words])
+    words = ["search", *words, "--address", "auto", "--out", folder]
+    return command(["resume", folder] if _began(Path(folder), words) else words)
+
+
+def _began(folder: Path, words: Sequence[str]) -> bool:
+    """Whether this very search has a run folder: the job is another attempt after a crash, as RayJob's backoffLimit makes."""
+    try:
+        return bool(json.loads((folder / "search.json").read_text())["argv"] == list(words))
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,216 @@
+"""A cluster's Ray Jobs API as `feedrate submit` and its fellows use it: searches that go on when the client is gone.
+
+Ray's Jobs API runs what it is sent, by design. What differs from Ray's own client: the address is the one given, also
+where RAY_ADDRESS names another; an address where nothing answers is told within seconds; a cluster that asks nobody for
+a token is refused, unless that is allowed. Needs the extra feedrate[cluster].
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import logging
+import os
+import shlex
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from feedrate.search.engine import AUTHENTICATE
+from feedrate.search.options import UsageError
+
+OURS = "feedrate"
+"""Key of a job's metadata that tells our jobs from others; its value is our version."""
+PROBE_S = 10.0
+STOP_WAIT_S = 60
+"""Time for a search that is stopped to end its trial and write down where it is, before Ray kills it."""
+BEGIN, END = "feedrate-pack-begin", "feedrate-pack-end"
+"""Around a packed run folder in a job's log."""
+PACK_S = 300.0
+
+
+class Jobs:
+    """The jobs of one cluster.
+
+    Args:
+        address: of the Jobs API, such as http://localhost:8265.
+        allow_unauthenticated: use a cluster that asks nobody for a token.
+
+    Raises:
+        UsageError: it does not answer, refuses the token, or asks nobody for one.
+    """
+
+    def __init__(self, address: str, *, allow_unauthenticated: bool = False) -> None:
+        try:
+            import aiohttp  # noqa: F401 - Ray's client is quiet about its absence until it is used
+            import requests
+            from ray.job_submission import JobSubmissionClient
+        except ImportError as error:
+            raise UsageError(f"{error.name} is not installed: pip install 'feedrate[cluster]'") from None
+        self.address = address.rstrip("/")
+        if urlsplit(address).scheme not in ("http", "https"):
+            raise UsageError(f"--address {address}: name the cluster's Jobs API, such as http://localhost:8265 (ray dashboard opens a tunnel to it)")
+        self.notes: list[str] = []
+        for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private"):  # "Uploading package ..."
+            logging.getLogger(name).setLevel(logging.ERROR)
+        self._is_open(requests, allow_unauthenticated)
+        hidden = {name: os.environ.pop(name) for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS") if name in os.environ}
+        try:
+            self.client = self._call(JobSubmissionClient, self.address)
+        finally:
+            os.environ.update(hidden)
+
+    def _is_open(self, requests: Any, allowed: bool) -> None:
+        try:
+            status = requests.get(f"{self.address}/api/jobs/", timeout=PROBE_S).status_code
+        except requests.RequestException as error:
+            raise UsageError(
+                f"nothing answers at --address {self.address} ({type(error).__name__}): `ray dashboard cluster.yaml` opens a tunnel to a cluster's Jobs API, and keeps it while it runs"
+            ) from None
+        if status == 200:
+            text = f"the Jobs API at {self.address} asks nobody for a token: whoever reaches it runs code on the cluster"
+            if not allowed:
+                raise UsageError(f"{text}. {AUTHENTICATE}, or use it as it is with --allow-unauthenticated")
+            self.notes.append(f"{text} (--allow-unauthenticated)")
+
+    def _call(self, call: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        """Call Ray's client, with its errors as sentences."""
+        from ray.exceptions import AuthenticationError
+
+        try:
+            return call(*given, **named)
+        except AuthenticationError:
+            raise UsageError(
+                f"the cluster at --address {self.address} refuses the token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, to its own"
+            ) from None
+        except (RuntimeError, ConnectionError, OSError, ValueError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            if "404" in reason or "does not exist" in reason:
+                raise UsageError(f"the cluster at {self.address} has no such search: feedrate runs --address {self.address} lists them") from None
+            raise UsageError(f"the cluster at --address {self.address} refused: {reason}") from None
+
+    def submit(self, words: Sequence[str], *, submission_id: str, folder: str | None, metadata: Mapping[str, str]) -> list[str]:
+        """Have the cluster run `python -m feedrate.search.job` with these words; gives notes for the user.
+
+        Args:
+            words: its arguments.
+            submission_id: of the job, unique on the cluster.
+            folder: the user's, which is sent; None sends feedrate alone.
+            metadata: to find the job by.
+        """
+        from feedrate.search.shipping import shipment
+
+        with tempfile.TemporaryDirectory() as empty, shipment(folder or empty) as sent:
+            env = sent.runtime_env | {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}}
+            self._call(
+                self.client.submit_job,
+                # Ray hands it to a shell on the head: every word is quoted
+                entrypoint=shlex.join(["python", "-m", "feedrate.search.job", *words]),
+                submission_id=submission_id,
+                runtime_env=env,
+                metadata=dict(metadata),
+            )
+            return list(filter(None, [sent.said()])) if folder else []
+
+    def job(self, submission_id: str) -> Any:
+        """Ray's details of one of our searches."""
+        found = self._call(self.client.get_job_info, submission_id)
+        if OURS not in (found.metadata or {}):
+            raise UsageError(f"{submission_id} is a job of somebody else's: feedrate runs --address {self.address} lists searches")
+        return found
+
+    def searches(self) -> list[Any]:
+        """Ray's details of our searches, the oldest first."""
+        ours = [job for job in self._call(self.client.list_jobs) if (job.metadata or {}).get("kind") == "search" and OURS in job.metadata]
+        return sorted(ours, key=lambda job: job.start_time or 0)
+
+    def log(self, submission_id: str) -> str:
+        """What the search has printed so far."""
+        return str(self._call(self.client.get_job_logs, submission_id))
+
+    def follow(self, submission_id: str, pause_s: float = 1.0) -> Iterator[str]:
+        """Pieces of the log as they come, to its end. A connection that breaks is taken up again where it broke."""
+        told, misses = 0, 0
+        while True:
+            try:
+                over = self.job(submission_id).status.is_terminal()
+                text = self.log(submission_id)
+                misses = 0
+            except UsageError:
+                misses += 1
+                if misses * pause_s > 60:
+                    raise
+                time.sleep(pause_s)
+                continue
+            if len(text) > told:
+                yield text[told:]
+                told = len(text)
+            if over:
+                return
+            time.sleep(pause_s)
+
+    def stop(self, submission_id: str) -> bool:
+        """Ask a search to end, keeping what it measured; False where it had ended."""
+        if self.job(submission_id).status.is_terminal():
+            return False
+        return bool(self._call(self.client.stop_job, submission_id))
+
+    def fetch(self, submission_id: str, to: Path) -> None:
+        """Bring a search's run folder here, as it is now; `to` appears whole or not at all.
+
+        A second job on the head prints the folder, packed: the Jobs API is the only way in that a client needs.
+
+        Raises:
+            UsageError: there is nothing to fetch yet, or `to` exists.
+        """
+        run = self.job(submission_id).metadata["run"]
+        if to.exists():
+            raise UsageError(f"{to} exists: name another folder with --out")
+        packing = f"{submission_id}-pack-{os.urandom(3).hex()}"
+        self.submit(["pack", run], submission_id=packing, folder=None, metadata={OURS: "", "kind": "pack"})
+        deadline = time.monotonic() + PACK_S
+        while not self._call(self.client.get_job_status, packing).is_terminal():
+            if time.monotonic() > deadline:
+                raise UsageError(f"the cluster did not pack the run folder within {PACK_S:.0f} s: is its head busy? Try again")
+            time.sleep(0.5)
+        files = unpacked(self.log(packing), submission_id)
+        self._call(self.client.delete_job, packing)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{to.name}-", dir=to.parent))
+        with tarfile.open(fileobj=io.BytesIO(files), mode="r:gz") as archive:
+            archive.extractall(part, filter="data")
+        part.chmod(0o755)
+        part.rename(to)
+
+
+def packed(files: bytes) -> str:
+    """Bytes as lines of a log."""
+    text = base64.encodebytes(files).decode()
+    return f"{BEGIN} {hashlib.sha256(files).hexdigest()}\n{text}{END}\n"
+
+
+def unpacked(log: str, what: str) -> bytes:
+    """The bytes that `packed` put into a log.
+
+    Raises:
+        UsageError: there are none, or they did not come whole.
+    """
+    _, begun, rest = log.partition(f"{BEGIN} ")
+    body, ended, _ = rest.partition(END)
+    if not begun or not ended:
+        lines = [line for line in log.splitlines() if line.strip()]
+        raise UsageError(f"the run folder of {what} could not be fetched: {lines[-1] if lines else 'the cluster said nothing'}")
+    digest, _, text = body.partition("\n")
+    try:
+        files = base64.b64decode(text)
+    except binascii.Error:
+        files = b""
+    if hashlib.sha256(files).hexdigest() != digest:
+        raise UsageError(f"the run folder of {what} did not come whole: try again")
+    return files

@@ -1,0 +1,144 @@
+"""Where trials run: what each reserves, on nodes of one hardware class, and how many can run at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from feedrate.search.nodes import LABEL, Host, living
+from feedrate.search.options import SearchOptions, UsageError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """What one trial reserves, and how many trials can run at once."""
+
+    cpus: int
+    """That a trial may use."""
+    gpus: int
+    trial_slot: bool
+    """Nodes declare the resource `trial_slot`, one a host."""
+    num_slots: int
+    where: str
+    """For people: host, CPUs and GPUs."""
+    hardware: str = ""
+    """The class of the nodes that trials run on; empty where nobody asked."""
+    selector: dict[str, str] = field(default_factory=dict)
+    """Labels that a node must have; empty where any node will do that has the resources."""
+    reserved: tuple[int, int] | None = None
+    """CPUs and GPUs that Ray reserves, where they are not what a trial may use."""
+    num_promised: int = 0
+    """Nodes of this kind that the cluster starts when trials wait for them, those included that it has started."""
+    host_ids: dict[str, str] = field(default_factory=dict)
+    """Ray's node id -> host id of the nodes that were looked at."""
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What Ray reserves for a trial."""
+        cpus, gpus = self.reserved or (self.cpus, self.gpus)
+        return {"CPU": float(cpus), "GPU": float(gpus)} | ({"trial_slot": 1.0} if self.trial_slot else {})
+
+    def takes(self, host: Host) -> bool:
+        """Whether a trial can run on this node, as far as Ray alone knows it."""
+        same = not self.selector.get(LABEL) or self.selector[LABEL] == host.label
+        enough = host.num_cpus >= self.bundle["CPU"] and host.num_gpus >= self.bundle["GPU"]
+        return same and enough and host.has_slot == self.trial_slot
+
+
+class SeveralClasses(UsageError):
+    """The search could run on unlike machines, whose rates do not compare; `names` are their hardware classes."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(f"the cluster has machines of {len(names)} kinds, whose rates do not compare: name one with --hardware ({', '.join(names)})")
+        self.names = list(names)
+        self.out = Path("feedrate-runs")
+        """The run folder that the search would have had."""
+
+
+def place(options: SearchOptions, hosts: Sequence[Host] | None = None) -> Placement:
+    """What a trial reserves on the connected cluster.
+
+    Args:
+        options: what was asked for.
+        hosts: the nodes that may be used (nodes.look); None takes what Ray knows of them.
+
+    Raises:
+        UsageError: no node has what was asked for; the message says what there is.
+        SeveralClasses: nodes of several hardware classes have it, and none was named.
+    """
+    hosts = list(living() if hosts is None else hosts)
+    slots = any(host.has_slot for host in hosts)
+    hosts = [host for host in hosts if not slots or host.has_slot]
+    if not hosts:
+        raise UsageError("no node of the cluster has a CPU for a trial: add one, or search on this machine alone")
+    kinds = sorted({host.hardware for host in hosts})
+    if options.hardware is not None:
+        named = _named(options.hardware, kinds)
+        hosts = [host for host in hosts if host.hardware == named]
+    most_gpus = max(host.num_gpus for host in hosts)
+    gpus = options.gpus_per_trial if options.gpus_per_trial is not None else min(1, most_gpus)
+    if gpus > most_gpus:
+        raise UsageError(
+            f"--gpus-per-trial {gpus}: the largest node has {most_gpus} GPU{'s' * (most_gpus != 1)}. Ask for fewer, or join a cluster with --address"
+        )
+    fit = [host for host in hosts if host.num_gpus >= gpus]
+    most_cpus = max(host.num_cpus for host in fit)
+    # one constant bundle for every trial, so that the smallest eligible node can run it (and actors are reused)
+    cpus = options.cpus_per_trial or max(min(_share(host, gpus) for host in fit), 1)
+    if cpus > most_cpus:
+        raise UsageError(
+            f"--cpus-per-trial {cpus}: the largest node{' with that many GPUs' * (gpus > 1)} has {most_cpus} CPUs. Ask for fewer"
+        )
+    fit = [host for host in fit if host.num_cpus >= cpus]
+    used = sorted({host.hardware for host in fit})
+    if len(used) > 1 and any(host.cpu_model or host.label for host in fit):  # known well enough to tell them apart
+        raise SeveralClasses(used)
+    there = [host for host in fit if host.node_id]
+    num_promised = len(fit) - len(there)
+    at_once = max(num_slots([(host.node_id, host.host_id or host.hostname) for host in there], slots), num_promised)
+    least_cpus, least_gpus = min(host.num_cpus for host in fit), min(host.num_gpus for host in fit)
+    return Placement(
+        cpus=cpus if options.pin_cpus else least_cpus,
+        gpus=gpus,
+        trial_slot=slots,
+        num_slots=at_once,
+        where=_where(fit, cpus, gpus, at_once),
+        hardware=used[0] if len(used) == 1 else "",
+        selector=_selector(fit) if len(kinds) > 1 and len(used) == 1 else {},
+        reserved=(least_cpus, least_gpus) if options.exclusive else (cpus, gpus),
+        num_promised=num_promised,
+        host_ids={host.node_id: host.host_id for host in there if host.host_id},
+    )
+
+
+def _named(text: str, kinds: Sequence[str]) -> str:
+    """The one class that is meant by its name, or a part of it."""
+    found = [kind for kind in kinds if kind == text] or [kind for kind in kinds if text.lower() in kind.lower()]
+    if len(found) == 1:
+        return found[0]
+    what = "is no hardware class of the cluster" if not found else f"could be {' or '.join(found)}"
+    raise UsageError(f"--hardware {text} {what}: name one of {', '.join(kinds)}")
+
+
+def _share(host: Host, gpus: int) -> int:
+    return host.num_cpus * gpus // host.num_gpus if gpus else host.num_cpus
+
+
+def num_slots(nodes: Sequence[tuple[str, str]], declared: bool) -> int:
+    """Trials at once on nodes (node id, host id): one a node where they declare it, else one a host, which may be several nodes."""
+    return len(nodes) if declared else len({host for _, host in nodes})
+
+
+def _selector(fit: Sequence[Host]) -> dict[str, str]:
+    """Keeps trials on these nodes: by their own label, which nodes that join late have too, else one by one."""
+    if fit[0].label:
+        return {LABEL: fit[0].label}
+    return {"ray.io/node-id": f"in({', '.join(host.node_id for host in fit if host.node_id)})"}
+
+
+def _where(fit: Sequence[Host], cpus: int, gpus: int, at_once: int) -> str:
+    first = fit[0]
+    what = f"{gpus} of {first.num_gpus} GPUs" if gpus else "CPU only, no GPU is used"
+    more = f" · {at_once} hosts" if at_once > 1 else ""
+    return f"{first.hostname} · {what}, {cpus} of {first.num_cpus} CPUs{more}"

@@ -1,0 +1,65 @@
+"""How many trials of one search can run at once, while nodes come and go and other searches want their share.
+
+Searches on one cluster share its slots equally, each at least one; who finds none free waits until a search ends. A search is
+known by the placement groups of its trials, which every driver can list; Tune's kept actors hold theirs, see
+`PruningScheduler.choose_trial_to_run`.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import ray
+from ray.util import placement_group_table
+
+from feedrate.search.nodes import living
+from feedrate.search.placing import Placement, num_slots
+
+COUNT_AGAIN_S = 2.0
+TRIAL_RESOURCES = {"CPU", "GPU", "trial_slot"}
+
+
+class Slots:
+    """Counts again every COUNT_AGAIN_S.
+
+    Args:
+        placement: what a trial of this search reserves.
+    """
+
+    def __init__(self, placement: Placement) -> None:
+        self.placement = placement
+        self._job = ray.get_runtime_context().get_job_id()
+        self._counted_s = -COUNT_AGAIN_S
+        self._at_once, self._num_searches = placement.num_slots, 1
+
+    def at_once(self) -> int:
+        """Trials of this search that may run now; never less than 1, so that a cluster that grows is waited for."""
+        if time.monotonic() - self._counted_s >= COUNT_AGAIN_S:
+            self._counted_s = time.monotonic()
+            known = self.placement.host_ids
+            nodes = [(host.node_id, known.get(host.node_id, host.hostname)) for host in living() if self.placement.takes(host)]
+            # trials that wait are what makes a cluster start nodes
+            self._at_once = max(num_slots(nodes, self.placement.trial_slot), self.placement.num_promised)
+            searches = {searching_job(group, self.placement.trial_slot) for group in placement_group_table().values()}
+            self._num_searches = len((searches - {None}) | {self._job})
+        return max(self._at_once // self._num_searches, 1)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether another search uses the cluster, or waits for it."""
+        return self._num_searches > 1
+
+
+def searching_job(group: dict[str, Any], trial_slot: bool) -> str | None:
+    """The Ray job of a placement group that holds a trial; None for others.
+
+    Args:
+        group: an entry of `placement_group_table()`, whose id ends with its job's.
+        trial_slot: nodes declare it, so that trials have it; where they do not, other Tune runs look like searches.
+    """
+    if group["state"] == "REMOVED" or len(group["bundles"]) != 1:
+        return None
+    (bundle,) = group["bundles"].values()
+    is_trial = "CPU" in bundle and set(bundle) <= TRIAL_RESOURCES and ("trial_slot" in bundle) == trial_slot
+    return str(group["placement_group_id"])[-8:] if is_trial else None

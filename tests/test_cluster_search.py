@@ -1,0 +1,99 @@
+"""Searches on a real Ray of several nodes on this machine, each a host of its own by FEEDRATE_HOST_ID."""
+
+import itertools
+import json
+import signal
+import sys
+
+import pytest
+from conftest import records
+
+NODES = """
+import json, os, sys, time
+from pathlib import Path
+from ray.cluster_utils import Cluster
+
+small = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
+nodes = {}
+
+def add(name, **more):
+    nodes[name] = cluster.add_node(**{"num_cpus": 2, "resources": {"trial_slot": 1}, "env_vars": {"FEEDRATE_HOST_ID": name}, **small, **more})
+
+for name, more in json.loads(sys.argv[1]).items():
+    add(name, **more)
+cluster.wait_for_nodes()
+print(cluster.address, flush=True)
+while not Path("stop").exists():
+    time.sleep(0.05)
+    for name in list(nodes):
+        if Path(f"kill-{name}").exists():
+            cluster.remove_node(nodes.pop(name), allow_graceful=False)
+    for path in Path(".").glob("add-*"):
+        path.unlink()
+        add(path.name.removeprefix("add-"))
+cluster.shutdown()
+"""
+TOKEN = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "beef" * 12}
+SEARCH = ["search", "toy.py:workload", "--batch-size", "16", "--num-workers", "0..8", "--max-trial-s", "3", "--keep-going", "--no-confirm", "--wait", "0"]
+
+
+@pytest.fixture
+def nodes(start, tmp_path):
+    """Starts a cluster of these nodes ({name: what differs}); gives the command, with its .address."""
+
+    def start_nodes(**described):
+        made = start("-c", NODES, json.dumps(described), program=[sys.executable], **TOKEN)
+        made.address = made.until(lambda: made.stdout.endswith("\n") and made.stdout.strip())
+        return made
+
+    yield start_nodes
+    (tmp_path / "stop").touch()
+
+
+@pytest.fixture
+def search(start):
+    """Starts a search on the cluster."""
+
+    def start_search(cluster, out, *arguments):
+        return start(*SEARCH, "--address", cluster.address, "--out", out, *arguments, **TOKEN)
+
+    return start_search
+
+
+def intervals(runs):
+    """host id -> (begin, end, run) of each measurement on it, by the host's clock, in order."""
+    found = {}
+    for run in runs:
+        for record in records(run):
+            if record.get("host_began_unix_s"):
+                found.setdefault(record["host_id"], []).append((record["host_began_unix_s"], record["host_ended_unix_s"], run.name))
+    return {host: sorted(times) for host, times in found.items()}
+
+
+def test_two_searches_share_four_nodes(nodes, search, start, tmp_path):
+    """They never measure on one host at the same time; a node and a driver are killed in the middle, and every setting is accounted for."""
+    cluster = nodes(**{name: {} for name in ("h1", "h2", "h3", "h4")})
+    first, second = tmp_path / "first", tmp_path / "second"
+    one = search(cluster, first, "--max-trials", "24")
+    two = search(cluster, second, "--max-trials", "14", "--seed", "5")
+    one.until(lambda: len(records(first)) >= 4, within_s=150)
+    two.until(lambda: len(records(second)) >= 2, within_s=150)
+    (tmp_path / "kill-h4").touch()
+    one.process.send_signal(signal.SIGKILL)
+    one.wait()
+    resumed = start("resume", first, **TOKEN)
+    assert two.wait(240) == 0, two.stderr
+    assert resumed.wait(240) == 0, resumed.stderr
+    for run in (first, second):
+        numbers = [record["number"] for record in records(run)]
+        assert sorted(set(numbers)) == sorted(numbers), "no trial twice"
+        measured = [record for record in records(run) if not record.get("failure_kind")]
+        assert {record["failure_kind"] for record in records(run) if record.get("failure_kind")} <= {"supervisor-died"}
+        assert len(measured) >= {first: 23, second: 13}[run]
+    used = intervals([first, second])
+    assert set(used) == {"h1", "h2", "h3", "h4"}
+    for host, times in used.items():
+        for (_, ended, _), (began, _, _) in itertools.pairwise(times):
+            assert ended <= began, f"two trials at once on {host}: {times}"
+    assert any({run for *_, run in times} == {"first", "second"} for times in used.values()), "they took turns on no host"

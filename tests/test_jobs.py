@@ -1,0 +1,208 @@
+"""submit, status, logs, stop, fetch, resume and runs on a real `ray start --head` with a token."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from conftest import QUICK, TOY, records
+from ray_head import TOKEN, Head, free_port
+
+from feedrate.analysis.load import load_run
+from feedrate.search.jobs import packed, unpacked
+from feedrate.search.options import UsageError
+
+SEES = "import os, sys\nprint('sees', *sorted(os.listdir('.')), file=sys.stderr)\nimport helper\n"
+WITH_TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    """One cluster for all tests."""
+    made = Head(tmp_path_factory.mktemp("head"))
+    yield made
+    made.end()
+    assert made.command.alive() == {}
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A user's folder, with what must not travel."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "train.py").write_text(SEES + TOY)
+    (folder / "helper.py").touch()
+    (folder / ".env").write_text("TOKEN=secret")
+    with (folder / "large.bin").open("wb") as large:
+        large.truncate(11 * 2**20)
+    return folder
+
+
+@pytest.fixture
+def there(feedrate, head, project):
+    """Runs a feedrate command against the cluster, with its token, from the user's folder."""
+
+    def run(*arguments, **more):
+        return feedrate(*arguments, "--address", head.url, **{"cwd": project} | WITH_TOKEN | more)
+
+    return run
+
+
+def followed(there, submission_id):
+    """The whole log of a search, once it has ended."""
+    log = there("logs", submission_id, "-f")
+    assert log.code == 0, log.stderr
+    return log.stdout
+
+
+def test_a_search_goes_on_when_the_client_is_gone(there, head, project, tmp_path):
+    """It sees the user's code, neither secrets nor large files; its run folder is fetched, and read as one made here."""
+    sent = there("submit", "train.py:workload", *QUICK, "--wait", "0", "--max-trials", "3", "--submission-id", "mine")
+    assert sent.code == 0, sent.stderr
+    assert sent.stdout == "mine\n"
+    assert "note: not sent to the cluster: .env, large.bin (files over 10 MiB" in sent.stderr
+    assert f"feedrate logs mine -f --address {head.url}" in sent.stderr
+    assert "INFO" not in sent.stderr
+    for path in project.iterdir():
+        path.unlink()
+    log = followed(there, "mine")
+    assert "sees helper.py train.py\n" in log
+    assert "3 settings were tried (--max-trials)" in log
+    state = there("status", "mine")
+    assert state.stdout.startswith("mine: SUCCEEDED, ")
+    assert "  | Saved: " in state.stdout
+    facts = json.loads(there("status", "mine", "--json").stdout)
+    assert (facts["id"], facts["status"], facts["workload"]) == ("mine", "SUCCEEDED", "train.py:workload")
+    assert there("runs").stdout.count("mine  SUCCEEDED") == 1
+    fetched = there("fetch", "mine")
+    assert fetched.stdout == "Saved: feedrate-runs/mine\n"
+    run = load_run(project / "feedrate-runs" / "mine")
+    assert len(run.trials) == 3
+    assert (project / "feedrate-runs" / "mine" / "best.json").read_bytes() == (head.runs / "mine" / "best.json").read_bytes()
+    assert (project / "feedrate-runs" / "mine" / "report.html").exists()
+    assert TOKEN not in "".join(path.read_text() for path in (head.runs / "mine").iterdir() if path.is_file())
+    again = there("fetch", "mine")
+    assert again.code == 2
+    assert "feedrate-runs/mine exists: name another folder with --out" in again.stderr
+    assert there("fetch", "mine", "-o", tmp_path / "other").code == 0
+
+
+def test_a_search_is_stopped_and_carried_on(there, head, project):
+    """Stopping keeps what was measured, and ends its trial in order; from the same folder it goes on, with nothing twice."""
+    assert there("submit", "train.py:workload", *QUICK, "--wait", "0", "--submission-id", "long").code == 0
+    run = head.runs / "long"
+    head.command.until(lambda: len(records(run)) >= 2)
+    soon = there("resume", "long")
+    assert soon.code == 2
+    assert "long is still under way: feedrate stop long first" in soon.stderr
+    early = there("fetch", "long", "-o", project / "early")
+    assert early.code == 0, early.stderr
+    assert len(load_run(project / "early").trials) >= 2
+    assert there("stop", "long").stdout == "long: STOPPED\n"
+    assert "long had ended already: STOPPED" in there("stop", "long").stdout
+    assert "interrupted; what was measured is kept" in there("logs", "long").stdout
+    head.command.until(lambda: not head.command.trial_processes())
+    kept = len(records(run))
+    again = there("resume", "long", "--max-trials", str(kept + 2))
+    assert again.code == 0, again.stderr
+    log = followed(there, again.stdout.strip())
+    assert f"{kept + 2} settings were tried (--max-trials)" in log
+    numbers = [record["number"] for record in records(run)]
+    assert sorted(numbers) == list(range(kept + 2))
+    assert there("fetch", again.stdout.strip(), "-o", project / "whole").code == 0
+    assert len(load_run(project / "whole").trials) == kept + 2
+
+
+def test_a_search_that_finds_nothing_says_so(there):
+    """Ray's word for it, and ours."""
+    assert there("submit", "train.py:absent", "--submission-id", "wrong").code == 0
+    assert "train.py has no function 'absent'" in followed(there, "wrong")
+    assert there("status", "wrong").stdout.startswith("wrong: FAILED, ")
+    fetched = there("fetch", "wrong")
+    assert fetched.code == 2
+    assert "there is no run folder yet: the search has not begun" in fetched.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"RAY_AUTH_MODE": "disabled"}, "refuses the token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN"),
+        (WITH_TOKEN | {"RAY_AUTH_TOKEN": "0" * 48}, "refuses the token"),
+    ],
+)
+def test_without_the_token_there_is_no_way_in(there, environment, reason):
+    for command in (["submit", "train.py:workload"], ["runs"], ["fetch", "mine"]):
+        refused = there(*command, **{"RAY_AUTH_TOKEN": ""} | environment)
+        assert refused.code == 2
+        assert reason in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+
+
+def test_an_address_where_nothing_or_something_else_is(feedrate, there, project):
+    """Told at once, in one sentence, with the way out."""
+    nothing = feedrate("runs", "--address", f"http://127.0.0.1:{free_port()}", cwd=project)
+    assert nothing.code == 2
+    assert "nothing answers at" in nothing.stderr
+    no_url = feedrate("status", "x", "--address", "auto", cwd=project)
+    assert no_url.code == 2
+    assert "--address auto: name the cluster's Jobs API" in no_url.stderr
+    unknown = there("logs", "never")
+    assert unknown.code == 2
+    assert "has no such search: feedrate runs --address" in unknown.stderr
+
+
+class Open(BaseHTTPRequestHandler):
+    """A Jobs API that asks nobody for a token, as far as the first question."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"ray_version": "2.60.0"}' if self.path == "/api/version" else b"[]")
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_a_cluster_that_asks_nobody_is_refused(feedrate, project):
+    """Unless that is allowed, and then it is said."""
+    with HTTPServer(("127.0.0.1", 0), Open) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        refused = feedrate("runs", "--address", url, cwd=project)
+        allowed = feedrate("runs", "--address", url, "--allow-unauthenticated", cwd=project)
+        server.shutdown()
+    assert refused.code == 2
+    assert "asks nobody for a token: whoever reaches it runs code on the cluster" in refused.stderr
+    assert allowed.code == 0, allowed.stderr
+    assert allowed.stdout == "no search was submitted to this cluster yet\n"
+    assert allowed.stderr.startswith("note: the Jobs API at")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["train.py:workload", "--out", "x"], "submit has no --out"),
+        (["train.py:workload", "--warm-start", "x"], "--warm-start names a folder here"),
+        (["train.py:workload", "--storage", "postgresql://ann:pw@db/x"], "--storage holds a password"),
+        (["train.py:workload", "--storage", "sqlite:///x.db"], "--storage names a file in the job's folder"),
+        (["train.py:workload", "--submission-id", "../x"], "--submission-id '../x'"),
+        (["train.py:workload", "--max-trials", "0"], "must be 1 or more"),
+        (["../toy.py:workload"], "is outside of"),
+        (["absent.py:workload"], "does not exist"),
+    ],
+)
+def test_what_cannot_be_submitted_is_said_before_anything_is_sent(feedrate, project, arguments, reason):
+    refused = feedrate("submit", *arguments, "--address", "http://127.0.0.1:9", cwd=project)
+    assert refused.code == 2
+    assert reason in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_a_packed_folder_comes_whole_or_not_at_all():
+    """Lines of a log, perhaps with others around them; what is cut or changed is told."""
+    files = bytes(range(256)) * 100
+    log = f"Running entrypoint\n{packed(files)}over\n"
+    assert unpacked(log, "x") == files
+    for broken in (log[:500], log.replace("AAEC", "AAED", 1), "no module named feedrate\n"):
+        with pytest.raises(UsageError, match="the run folder of x"):
+            unpacked(broken, "x")
