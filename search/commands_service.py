@@ -75,11 +75,12 @@ class Submit(Search):
         submission_id = args.submission_id or f"{name}-{os.urandom(3).hex()}"
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", submission_id):
             raise UsageError(f"--submission-id {submission_id!r}: letters, digits, '-', '_' and '.' only")
+        folder = os.getcwd() if ":" in target else None  # a bundled workload is where feedrate is
         jobs = connect(args)
-        print(f"sending {Path.cwd()} to {jobs.address}", file=sys.stderr, flush=True)
+        print(f"sending {folder or 'feedrate'} to {jobs.address}", file=sys.stderr, flush=True)
         command = shlex.join(["feedrate", "search", *words])
         metadata = {"feedrate": version("feedrate"), "kind": "search", "run": submission_id, "workload": target, "command": command}
-        for note in jobs.submit(["search", submission_id, *words], submission_id=submission_id, folder=os.getcwd(), metadata=metadata):
+        for note in jobs.submit(["search", submission_id, *words], submission_id=submission_id, folder=folder, metadata=metadata):
             print(f"note: {note}", file=sys.stderr)
         say_how_to_go_on(jobs, submission_id)
         return None
@@ -103,7 +104,8 @@ def resume_there(args: argparse.Namespace, argv: Sequence[str]) -> None:
     words = [word for word in arguments.without(argv[1:], "--address", "--debug", "--allow-unauthenticated") if word != args.run]
     submission_id = f"{args.run}-again-{os.urandom(2).hex()}"
     metadata = before.metadata | {"feedrate": version("feedrate"), "command": shlex.join(["feedrate", *argv])}
-    jobs.submit(["resume", before.metadata["run"], *words], submission_id=submission_id, folder=os.getcwd(), metadata=metadata)
+    folder = os.getcwd() if ":" in before.metadata["workload"] else None
+    jobs.submit(["resume", before.metadata["run"], *words], submission_id=submission_id, folder=folder, metadata=metadata)
     say_how_to_go_on(jobs, submission_id)
 
 

@@ -52,8 +52,8 @@ _LOCAL = {
 def cluster(options: SearchOptions, num_gpus: int, folder: str | None = None) -> Iterator[list[str]]:
     """A Ray cluster for the length of a search: the one at `--address`, or a local one started and stopped here.
 
-    Gives what the user should know of it. To a joined cluster the user's `folder` is sent (shipping.py), except in a Ray
-    Job, whose folder has been sent already. The local one listens on the loopback interface alone, and with token authentication; the token is made anew, and
+    Gives what the user should know of it. To a joined cluster feedrate and the user's `folder` are sent (shipping.py), except
+    in a Ray Job, for which that was done already. The local one listens on the loopback interface alone, and with token authentication; the token is made anew, and
     lives in the environment of this process and its children only.
 
     Raises:
@@ -146,8 +146,7 @@ def _join(address: str, notes: list[str], folder: str | None, *, allow_unauthent
                 raise UsageError(f"{text}. {AUTHENTICATE}, or join it as it is with --allow-unauthenticated")
             notes.append(f"{text} (--allow-unauthenticated)")
         GcsClient(address=f"{host}:{port}")  # tries once, where ray.init tries for 20 s and does not say why
-        sent = Shipment({}, ())
-        with shipment(folder) if folder and JOB not in os.environ else nullcontext(sent) as sent:
+        with shipment(folder) if JOB not in os.environ else nullcontext(Shipment({}, ())) as sent:
             ray.init(
                 address,
                 log_to_driver=False,

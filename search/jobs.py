@@ -106,7 +106,7 @@ class Jobs:
         """
         from feedrate.search.shipping import shipment
 
-        with tempfile.TemporaryDirectory() as empty, shipment(folder or empty) as sent:
+        with shipment(folder) as sent:
             env = sent.runtime_env | {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}}
             self._call(
                 self.client.submit_job,
@@ -116,7 +116,7 @@ class Jobs:
                 runtime_env=env,
                 metadata=dict(metadata),
             )
-            return list(filter(None, [sent.said()])) if folder else []
+            return list(filter(None, [sent.said()]))
 
     def job(self, submission_id: str) -> Any:
         """Ray's details of one of our searches."""

@@ -117,7 +117,7 @@ def run_search(
     for text in [*remarks(given, options, described), *duplicate_remarks(disqualified, described, options)]:
         _say(console, quiet, f"note: {text}")
     _say(console, quiet, "starting a local Ray" if options.address is None else f"joining the Ray at {options.address}")
-    with _resumable(folder), cluster(options, local_gpus, ref.cwd) as notes:
+    with _resumable(folder), cluster(options, local_gpus, _own_folder(ref)) as notes:
         hosts = _hosts(options, ref, notes)
         try:
             placement = place(options, hosts)
@@ -227,7 +227,7 @@ def resume_search(
         ref = moved(ref, ref.cwd, os.getcwd())  # the folder of the job that began it has ended with it
     described = describe_workload(ref)
     space = SearchSpace.from_json(search["space"])
-    with _resumable(folder), held(folder), cluster(options, described["facts"]["num_gpus"], ref.cwd) as notes:
+    with _resumable(folder), held(folder), cluster(options, described["facts"]["num_gpus"], _own_folder(ref)) as notes:
         hosts = _hosts(options, ref, notes)
         options = replace(options, hardware=options.hardware or (search["placement"].get("hardware") if hosts else None))
         placement = place(options, hosts)
@@ -247,6 +247,11 @@ def _hosts(options: SearchOptions, ref: WorkloadRef, notes: list[str]) -> list[H
     hosts, problems = look()
     notes += problems
     return hosts + promised()
+
+
+def _own_folder(ref: WorkloadRef) -> str | None:
+    """The folder that a cluster needs for this workload; None for a bundled one."""
+    return ref.cwd if ref.folder is not None else None
 
 
 def _say(console: Console, quiet: bool, text: str) -> None:
@@ -321,7 +326,7 @@ def _search(
         )
         session.replay(records)
         try:
-            root = ref.cwd if options.address is not None else None
+            root = _own_folder(ref) if options.address is not None else None
             complete = run_trials(session, placement, ref, options, str(folder.path.absolute()), to_tune(space), root)
         finally:
             session.abandon()

@@ -60,18 +60,18 @@ class Shipment:
 
 
 @contextmanager
-def shipment(folder: str | os.PathLike[str]) -> Iterator[Shipment]:
-    """What a search that was started in this folder sends to a cluster.
+def shipment(folder: str | os.PathLike[str] | None) -> Iterator[Shipment]:
+    """What a search that was started in this folder sends to a cluster; feedrate alone for None.
 
     Raises:
         UsageError: the folder holds more files than a project does.
     """
-    left_out = list(_left_out(Path(folder)))
+    left_out = list(_left_out(Path(folder))) if folder is not None else []
     excludes = [*SECRETS, *CLUTTER, *(_exactly(path) for path in left_out)]
+    sent = {"working_dir": str(folder), "excludes": excludes} if folder is not None else {}
     with tempfile.TemporaryDirectory(prefix="feedrate-shipping-") as parent:
         modules = _ourselves(Path(parent))
-        env = {"working_dir": str(folder), "py_modules": modules, "excludes": excludes}
-        yield Shipment(env, tuple(left_out))
+        yield Shipment({"py_modules": modules, **sent}, tuple(left_out))
 
 
 def digest_of(ref: WorkloadRef) -> str | None:

@@ -97,3 +97,35 @@ def test_two_searches_share_four_nodes(nodes, search, start, tmp_path):
         for (_, ended, _), (began, _, _) in itertools.pairwise(times):
             assert ended <= began, f"two trials at once on {host}: {times}"
     assert any({run for *_, run in times} == {"first", "second"} for times in used.values()), "they took turns on no host"
+
+
+def test_unlike_machines_have_an_answer_each(nodes, search, tmp_path):
+    """A search on each kind, beside each other, each with its run folder; one kind is enough where it is named."""
+    cluster = nodes(h1={"labels": {"feedrate-hardware": "large"}}, h2={"labels": {"feedrate-hardware": "small"}})
+    both = search(cluster, tmp_path / "both", "--max-trials", "2")
+    assert both.wait(150) == 0, both.stderr
+    assert "2 kinds of machines: a search on each, in " in both.stderr
+    for kind, host in (("large", "h1"), ("small", "h2")):
+        run = tmp_path / "both" / kind
+        assert {record["host_id"] for record in records(run)} == {host}
+        assert len(records(run)) == 2
+        assert json.loads((run / "search.json").read_text())["placement"]["hardware"] == kind
+        assert (run / "best.json").exists()
+        assert f"[{kind}] Saved: {run}/best.json" in both.stdout
+    one = search(cluster, tmp_path / "one", "--max-trials", "1", "--hardware", "smal")
+    assert one.wait(100) == 0, one.stderr
+    assert {record["host_id"] for record in records(tmp_path / "one")} == {"h2"}
+    wrong = search(cluster, tmp_path / "wrong", "--hardware", "medium")
+    assert wrong.wait(60) == 2
+    assert "--hardware medium is no hardware class of the cluster: name one of large, small" in wrong.stderr
+
+
+def test_a_node_that_joins_late_takes_trials(nodes, search, tmp_path):
+    """Where the search is under way; the node that it began on goes on."""
+    cluster = nodes(h1={})
+    late = search(cluster, tmp_path / "run", "--max-trials", "12")
+    late.until(lambda: len(records(tmp_path / "run")) >= 2)
+    (tmp_path / "add-h2").touch()
+    assert late.wait(150) == 0, late.stderr
+    assert {record["host_id"] for record in records(tmp_path / "run")} == {"h1", "h2"}
+    assert len(records(tmp_path / "run")) == 12

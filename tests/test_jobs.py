@@ -108,7 +108,7 @@ def test_a_search_is_stopped_and_carried_on(there, head, project):
     log = followed(there, again.stdout.strip())
     assert f"{kept + 2} settings were tried (--max-trials)" in log
     numbers = [record["number"] for record in records(run)]
-    assert sorted(numbers) == list(range(kept + 2))
+    assert len(numbers) == len(set(numbers)) == kept + 2  # the number of the trial that was interrupted is left out
     assert there("fetch", again.stdout.strip(), "-o", project / "whole").code == 0
     assert len(load_run(project / "whole").trials) == kept + 2
 

@@ -136,3 +136,56 @@ def test_a_counter_that_shrinks_is_no_negative_number():
     earlier = MachineClock(cpu=CPU, storage_read_bytes=10, read_call_bytes=10)
     columns = MachineClock(cpu=CPU, storage_read_bytes=4, read_call_bytes=30).columns_since(earlier, 1.0)
     assert (columns["storage_read_bytes"], columns["read_call_bytes"]) == (0, 20)
+
+
+@pytest.fixture
+def readings(monkeypatch):
+    """A host of two CPUs whose other processes take these shares of it, one look after the other; gives the seconds slept."""
+
+    def make(*foreign):
+        shares, now = iter(foreign), [0.0, 0.0]  # total and busy time
+        slept = []
+
+        def read():
+            return CpuClock(total_s=now[0], busy_s=now[1], own_s=0)
+
+        def sleep(seconds):
+            slept.append(seconds)
+            if seconds == machine.LOOK_S:
+                now[0] += 2 * seconds
+                now[1] += 2 * seconds * next(shares)
+
+        monkeypatch.setattr(machine, "CpuClock", type("Clock", (), {"read": staticmethod(read)}))
+        monkeypatch.setattr(machine.time, "sleep", sleep)
+        monkeypatch.setattr(machine.time, "monotonic", lambda: sum(slept))
+        return slept
+
+    return make
+
+
+def test_a_busy_host_is_waited_for(readings):
+    """Until it is quiet, told once; the share of the CPUs is in the reason."""
+    said = []
+    slept = readings(0.8, 0.5, 0.05)
+    machine.wait_until_quiet(600.0, said.append)
+    assert said == ["other processes use 80% of this host's CPUs (--wait)"]
+    assert sum(slept) == 3 * machine.LOOK_S + 2 * machine.LOOK_AGAIN_S
+
+
+def test_a_host_that_stays_busy_is_measured_in_the_end(readings):
+    said = []
+    slept = readings(*[0.9] * 10)
+    machine.wait_until_quiet(10.0, said.append)
+    assert 10.0 <= sum(slept) < 11.0
+    assert len(said) == 1
+
+
+def test_a_quiet_host_and_none_to_wait_for(readings):
+    """One look; without --wait not even that."""
+    said = []
+    slept = readings(0.02)
+    machine.wait_until_quiet(600.0, said.append)
+    assert slept == [machine.LOOK_S]
+    machine.wait_until_quiet(0.0, said.append)
+    assert slept == [machine.LOOK_S]
+    assert said == []

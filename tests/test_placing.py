@@ -75,6 +75,20 @@ def test_several_nodes_of_one_host():
     assert place(SearchOptions(), [replace(each, has_slot=True) for each in nodes]).num_slots == 2
 
 
+def test_what_is_reserved_and_what_is_used():
+    """A share of the node; all CPUs without pinning; the whole node with --exclusive, of which a trial uses its share."""
+    options = {"hardware": "h100", "address": "auto"}
+    share = place(SearchOptions(**options), LARGE)
+    assert (share.cpus, share.gpus, share.bundle) == (12, 1, {"CPU": 12.0, "GPU": 1.0})
+    unpinned = place(SearchOptions(**options, pin_cpus=False), LARGE)
+    assert (unpinned.cpus, unpinned.bundle) == (96, {"CPU": 12.0, "GPU": 1.0})
+    whole = place(SearchOptions(**options, exclusive=True), LARGE)
+    assert (whole.cpus, whole.gpus, whole.bundle) == (12, 1, {"CPU": 96.0, "GPU": 8.0})
+    assert whole.takes(LARGE[0])
+    with pytest.raises(ValueError, match="--exclusive is for a cluster"):
+        SearchOptions(exclusive=True)
+
+
 def test_other_versions_are_refused_and_named():
     """Every node that differs, and what the driver has; a package's build may differ."""
     here = {"python": "3.11", "torch": "2.13.0", "ray": "2.60.0", "feedrate": "0.1.0"}

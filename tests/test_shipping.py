@@ -77,6 +77,13 @@ def test_feedrate_is_sent_with_its_version(project):
     assert not package.exists()
 
 
+def test_a_bundled_workload_needs_no_folder():
+    """feedrate is sent, and nothing of where it was started."""
+    with shipment(None) as shipped:
+        assert set(shipped.runtime_env) == {"py_modules"}
+        assert shipped.said() is None
+
+
 def test_a_node_uses_the_folder_in_its_place_or_the_copy(project, tmp_path, monkeypatch):
     """In place where the same file lies there; the copy where there is none, or another one."""
     ref = make_ref("train.py:workload", cwd=project)
