@@ -45,7 +45,7 @@ class Head:
             RAY_AUTH_MODE="token",
             RAY_AUTH_TOKEN=TOKEN,
         )
-        self.command.until(self._answers)
+        self.command.until(self._answers, within_s=120)
 
     def _answers(self):
         try:

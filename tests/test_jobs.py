@@ -16,6 +16,9 @@ SEES = "import os, sys\nprint('sees', *sorted(os.listdir('.')), file=sys.stderr)
 WITH_TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
 
 
+pytestmark = pytest.mark.timeout(900)
+
+
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
     """One cluster for all tests."""
@@ -50,7 +53,7 @@ def there(feedrate, head, project):
 
 def followed(there, submission_id):
     """The whole log of a search, once it has ended."""
-    log = there("logs", submission_id, "-f")
+    log = there("logs", submission_id, "-f", timeout_s=300)
     assert log.code == 0, log.stderr
     return log.stdout
 
@@ -91,7 +94,7 @@ def test_a_search_is_stopped_and_carried_on(there, head, project):
     """Stopping keeps what was measured, and ends its trial in order; from the same folder it goes on, with nothing twice."""
     assert there("submit", "train.py:workload", *QUICK, "--wait", "0", "--submission-id", "long").code == 0
     run = head.runs / "long"
-    head.command.until(lambda: len(records(run)) >= 2)
+    head.command.until(lambda: len(records(run)) >= 2, within_s=200)
     soon = there("resume", "long")
     assert soon.code == 2
     assert "long is still under way: feedrate stop long first" in soon.stderr

@@ -18,6 +18,8 @@ from feedrate.analysis.run_folder import RunError, RunFolder
 from feedrate.search.mirror import Mirror, bring, check_url, write_url
 from feedrate.search.options import SearchOptions, UsageError
 
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.fixture(scope="module")
 def s3():
@@ -45,8 +47,8 @@ def test_a_search_is_copied_and_carried_on_elsewhere(s3, postgresql, start, feed
     url, storage = "s3://runs/mine", postgresql.database()
     first = start("search", "toy.py:workload", *QUICK, "--out", url, "--storage", storage, **s3)
     local = tmp_path / "feedrate-runs" / "mine"
-    first.until(lambda: len(records(local)) >= 3)
-    first.until(lambda: copied(url) >= 3)
+    first.until(lambda: len(records(local)) >= 3, within_s=150)
+    first.until(lambda: copied(url) >= 3, within_s=150)
     first.process.send_signal(signal.SIGKILL)
     first.wait()
     first.end()
@@ -55,7 +57,7 @@ def test_a_search_is_copied_and_carried_on_elsewhere(s3, postgresql, start, feed
     refused = feedrate("search", "toy.py:workload", "--out", url, "--storage", storage, **s3)
     assert refused.code == 2
     assert f"--out {url} holds a run: carry it on with feedrate resume {url}" in refused.stderr
-    second = feedrate("resume", url, "--max-trials", str(known + 3), "--storage", storage, **s3)
+    second = feedrate("resume", url, "--max-trials", str(known + 3), "--storage", storage, timeout_s=240, **s3)
     assert second.code == 0, second.stderr
     run = load_run(url)
     numbers = [record["number"] for record in records(local)]

@@ -77,6 +77,22 @@ def test_running_without_record_is_measured_anew(opened):
     assert (ask.number, ask.config, ask.origin) == (1, BASELINE, "baseline")
 
 
+def test_a_told_trial_whose_record_was_lost(opened):
+    """Its setting is measured again under a new number, and it is not counted; once that is recorded, nothing more is done."""
+    brain = opened()
+    brain.enqueue(BASELINE, "baseline")
+    brain.tell_complete(brain.ask().number, 10.0)
+    brain = opened()
+    brain.reconcile([])
+    assert brain.counts() == Counts(lost=1, waiting=1)
+    ask = brain.ask()
+    assert (ask.number, ask.config, ask.origin) == (1, BASELINE, "baseline")
+    brain.tell_complete(1, 11.0)
+    brain = opened()
+    brain.reconcile([record(1, BASELINE)])
+    assert brain.counts() == Counts(lost=1, complete=1)
+
+
 def test_crash_inside_reconcile(opened):
     """A crash between enqueueing a lost setting and marking its trial does not enqueue it twice."""
     brain = opened()

@@ -167,7 +167,7 @@ from feedrate.search.study import Brain
 url, journal, seed = sys.argv[1] or None, sys.argv[2], int(sys.argv[3])
 space = SearchSpace.default(num_cpus=8, has_accelerator=True)
 brain = Brain.open(url, journal, study_name="s", space=space, seed=seed)
-brain.reconcile([])
+brain.reconcile([{"study": "s", "kind": "search", "number": past.number} for past in brain.history() if not past.is_open])
 print("ready", flush=True)
 while True:
     ask = brain.ask()
@@ -189,7 +189,7 @@ def test_killed_at_random_moments(tmp_path, storage_url):
             process.send_signal(signal.SIGKILL)
             told |= {int(line) for line in process.stdout.read().splitlines() if line}
     brain = Brain.open(storage_url, journal, study_name="s", space=SPACE)
-    brain.reconcile([])
+    brain.reconcile([{"study": "s", "kind": "search", "number": past.number} for past in brain.history() if not past.is_open])
     counts = brain.counts()
     assert counts.running == 0
     assert counts.lost <= 4
