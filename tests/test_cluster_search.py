@@ -72,6 +72,7 @@ def intervals(runs):
     return {host: sorted(times) for host, times in found.items()}
 
 
+@pytest.mark.soak
 def test_two_searches_share_four_nodes(nodes, search, start, tmp_path):
     """They never measure on one host at the same time; a node and a driver are killed in the middle, and every setting is accounted for."""
     cluster = nodes(**{name: {} for name in ("h1", "h2", "h3", "h4")})
@@ -121,6 +122,7 @@ def test_unlike_machines_have_an_answer_each(nodes, search, tmp_path):
     assert "--hardware medium is no hardware class of the cluster: name one of large, small" in wrong.stderr
 
 
+@pytest.mark.soak
 def test_a_node_that_joins_late_takes_trials(nodes, search, tmp_path):
     """Where the search is under way; the node that it began on goes on.
 
