@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,26 @@ def local_copy(url: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="feedrate-") as folder:
         copy = Path(folder) / name_of(url)
         copy.mkdir()
-        for name in FILES:
-            try:
-                (copy / name).write_bytes(read_url(f"{url.rstrip('/')}/{name}"))
-            except FileNotFoundError:
-                continue
-        if not (copy / "search.json").exists():
-            raise RunError(f"{url} is not a run folder: it has no search.json. Name a folder that feedrate search wrote")
+        for name, data in read_run(url, FILES).items():
+            (copy / name).write_bytes(data)
         yield copy
+
+
+def read_run(url: str, names: Iterable[str]) -> dict[str, bytes]:
+    """Those of a run's files that are at an address, as they are now.
+
+    Raises:
+        RunError: the address cannot be opened, or holds no run.
+    """
+    found = {}
+    for name in names:
+        try:
+            found[name] = read_url(f"{url.rstrip('/')}/{name}")
+        except FileNotFoundError:
+            continue
+    if "search.json" not in found:
+        raise RunError(f"{url} is not a run folder: it has no search.json. Name a folder that feedrate search wrote")
+    return found
 
 
 def read_url(url: str) -> bytes:
@@ -56,7 +68,7 @@ def read_url(url: str) -> bytes:
     except FileNotFoundError:
         raise
     except (OSError, pyarrow.ArrowException, ImportError, ValueError) as error:
-        raise RunError(f"{url} cannot be read: {_words(error)}") from None
+        raise RunError(f"{url} cannot be read: {words(error)}") from None
 
 
 def children(url: str) -> list[str]:
@@ -65,7 +77,7 @@ def children(url: str) -> list[str]:
     try:
         found = filesystem.get_file_info(pyarrow.fs.FileSelector(place))
     except (OSError, pyarrow.ArrowException, NotImplementedError) as error:
-        raise RunError(f"{url} cannot be listed: {_words(error)}. Name one run") from None
+        raise RunError(f"{url} cannot be listed: {words(error)}. Name one run") from None
     return sorted(f"{url.rstrip('/')}/{each.base_name}" for each in found)
 
 
@@ -87,7 +99,7 @@ def filesystem_of(url: str) -> tuple[Any, str]:
     except pyarrow.ArrowException:  # a scheme that Arrow does not know
         pass
     except OSError as error:
-        raise RunError(f"{url} cannot be opened: {_words(error)}") from None
+        raise RunError(f"{url} cannot be opened: {words(error)}") from None
     try:
         import fsspec
 
@@ -96,9 +108,10 @@ def filesystem_of(url: str) -> tuple[Any, str]:
         missing = error.name or "fsspec"
         raise RunError(f"{scheme}:// needs the Python package {missing}, which is not installed") from None
     except (OSError, ValueError) as error:
-        raise RunError(f"{url} cannot be opened: {_words(error)}") from None
+        raise RunError(f"{url} cannot be opened: {words(error)}") from None
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), place
 
 
-def _words(error: BaseException) -> str:
+def words(error: BaseException) -> str:
+    """An error's first line, or its name."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -81,6 +81,11 @@ def without(argv: Sequence[str], *flags: str) -> list[str]:
     return parser.parse_known_args(list(argv))[1]
 
 
+def add_allow_unauthenticated(parser: argparse.ArgumentParser) -> None:
+    """Of the commands that use a cluster's Jobs API."""
+    parser.add_argument("--allow-unauthenticated", action="store_true", help="use a cluster that asks nobody for a token, too")
+
+
 def add_workload(parser: argparse.ArgumentParser) -> None:
     """WORKLOAD and the options of the bundled ones."""
     parser.add_argument("workload", metavar="WORKLOAD", help=WORKLOAD_HELP)

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from feedrate.search import arguments
 from feedrate.search.commands_analysis import RUN, print_section, terminal
 from feedrate.search.options import UsageError
 
@@ -72,7 +73,7 @@ class Runs:
         parser.add_argument("pattern", nargs="?", default="feedrate-runs/*", metavar="PATTERN", help="of run folders, or the folder that holds them (default feedrate-runs/*)")
         parser.add_argument("--json", action="store_true", help="one object a line")
         parser.add_argument("--address", metavar="URL", help="list the searches on a cluster instead, by its Jobs API, such as http://localhost:8265")
-        parser.add_argument("--allow-unauthenticated", action="store_true", help="use a cluster that asks nobody for a token, too")
+        arguments.add_allow_unauthenticated(parser)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         if args.address is not None:

@@ -199,7 +199,7 @@ class Resume:
         )
         parser.add_argument("--storage", metavar="URL", help="the run's database again, where its URL holds a password")
         parser.add_argument("--address", metavar="URL", help="of the cluster that the search was submitted to: http://localhost:8265")
-        parser.add_argument("--allow-unauthenticated", action="store_true", help="use a cluster that asks nobody for a token, too")
+        arguments.add_allow_unauthenticated(parser)
         parser.add_argument("--quiet", action="store_true", help="print only the answer")
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:

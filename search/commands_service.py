@@ -28,7 +28,7 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
     """Which cluster, and which search on it."""
     parser.add_argument("id", metavar="ID", help="of the search, as submit printed it (feedrate runs --address URL lists them)")
     parser.add_argument("--address", required=True, metavar="URL", help="the cluster's Jobs API, such as http://localhost:8265")
-    parser.add_argument("--allow-unauthenticated", action="store_true", help="use a cluster that asks nobody for a token, too")
+    arguments.add_allow_unauthenticated(parser)
 
 
 def connect(args: argparse.Namespace) -> Jobs:
@@ -63,11 +63,7 @@ class Submit(Search):
             raise UsageError("submit has no --out and no --force: the run folder is made on the cluster's head, and `feedrate fetch ID -o DIR` brings it here")
         if args.warm_start is not None:
             raise UsageError("--warm-start names a folder here, which is not on the cluster: leave it out")
-        if args.storage is not None:
-            if without_password(args.storage) != args.storage:
-                raise UsageError("--storage holds a password, and a job's command line is shown to everybody on the cluster: put it into PGPASSWORD or ~/.pgpass on the head")
-            if re.match(r"sqlite:///(?!/)", args.storage):
-                raise UsageError("--storage names a file in the job's folder, which ends with the job: give its whole path on the head, sqlite:////FOLDER/FILE")
+        _check_storage(args.storage)
         options_of(args)
         target = _inside(args.workload, arguments.workload_options(args))
         words = [target if word == args.workload else word for word in arguments.without(argv[1:], "--address", "--submission-id", "--debug")]
@@ -95,8 +91,7 @@ def say_how_to_go_on(jobs: Jobs, submission_id: str) -> None:
 
 def resume_there(args: argparse.Namespace, argv: Sequence[str]) -> None:
     """`feedrate resume ID --address URL`: a new job that carries the search in an earlier one's run folder on."""
-    if args.storage is not None and without_password(args.storage) != args.storage:
-        raise UsageError("--storage holds a password, which everybody on the cluster would see: put it into PGPASSWORD or ~/.pgpass on the head")
+    _check_storage(args.storage)
     jobs = connect(args)
     before = jobs.job(args.run)
     if not before.status.is_terminal():
@@ -224,6 +219,20 @@ def print_searches(args: argparse.Namespace) -> None:
     for facts in found:
         since = time.strftime("%Y-%m-%d %H:%M", time.localtime(facts["started_unix_s"])) if facts["started_unix_s"] else "not started"
         print(f"{facts['id']}  {facts['status']}  {since}  {facts['took_s'] or 0:.0f} s  {facts['command']}")
+
+
+def _check_storage(storage: str | None) -> None:
+    """Refuse a database address that a job cannot have.
+
+    Raises:
+        UsageError: it holds a password, or names a file that ends with the job.
+    """
+    if storage is None:
+        return
+    if without_password(storage) != storage:
+        raise UsageError("--storage holds a password, and a job's command line is shown to everybody on the cluster: put it into PGPASSWORD or ~/.pgpass on the head")
+    if re.match(r"sqlite:///(?!/)", storage):
+        raise UsageError("--storage names a file in the job's folder, which ends with the job: give its whole path on the head, sqlite:////FOLDER/FILE")
 
 
 def _inside(workload: str, workload_options: dict[str, Any]) -> str:

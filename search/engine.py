@@ -27,6 +27,7 @@ PROBE_S = 5.0
 AUTHENTICATE = (
     "Start it with one: ray get-auth-token --generate makes it, and RAY_AUTH_MODE=token, set on every node and where feedrate runs, asks for it"
 )
+WRONG_TOKEN = "refuses the token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, to its own"
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable: set by Ray in the driver of a Job."""
 _QUIET = {
@@ -156,7 +157,7 @@ def _join(address: str, notes: list[str], folder: str | None, *, allow_unauthent
         notes += filter(None, [sent.said()])
     except ray.exceptions.AuthenticationError:
         raise UsageError(
-            f"the Ray cluster at --address {address} refuses the token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, to its own"
+            f"the Ray cluster at --address {address} {WRONG_TOKEN}"
         ) from None
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from feedrate.search.engine import AUTHENTICATE
+from feedrate.search.engine import AUTHENTICATE, WRONG_TOKEN
 from feedrate.search.options import UsageError
 
 OURS = "feedrate"
@@ -86,9 +86,7 @@ class Jobs:
         try:
             return call(*given, **named)
         except AuthenticationError:
-            raise UsageError(
-                f"the cluster at --address {self.address} refuses the token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, to its own"
-            ) from None
+            raise UsageError(f"the cluster at --address {self.address} {WRONG_TOKEN}") from None
         except (RuntimeError, ConnectionError, OSError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             if "404" in reason or "does not exist" in reason:

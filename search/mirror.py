@@ -17,7 +17,7 @@ from typing import Any, Self
 import pyarrow
 import pyarrow.fs
 
-from feedrate.analysis.remote import filesystem_of, is_url, name_of, read_url
+from feedrate.analysis.remote import filesystem_of, is_url, name_of, read_run, read_url, words
 from feedrate.analysis.run_folder import RunError, RunFolder, write_atomic
 from feedrate.search.options import SearchOptions, UsageError, without_password
 
@@ -96,8 +96,7 @@ def write_url(url: str, data: bytes) -> None:
         with filesystem.open_output_stream(place) as stream:  # what is not closed in order is never seen
             stream.write(data)
     except (OSError, pyarrow.ArrowException, ImportError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RunError(f"{url} cannot be written: {reason}") from None
+        raise RunError(f"{url} cannot be written: {words(error)}") from None
 
 
 def check_url(url: str, options: SearchOptions, force: bool) -> str:
@@ -143,14 +142,7 @@ def bring(run: str | os.PathLike[str]) -> Path:
     url = os.fspath(run).rstrip("/")
     folder = Path("feedrate-runs") / name_of(url)
     if not (folder / "search.json").exists():
-        found: dict[str, Any] = {}
-        for name in FILES:
-            try:
-                found[name] = read_url(f"{url}/{name}")
-            except FileNotFoundError:
-                continue
-        if "search.json" not in found:
-            raise RunError(f"{url} is not a run folder: it has no search.json. Name a folder that feedrate search wrote")
+        found = read_run(url, FILES)
         folder.mkdir(parents=True, exist_ok=True)
         for name in reversed(FILES):  # search.json last: the folder is a run when it is whole
             if name in found:

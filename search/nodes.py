@@ -7,8 +7,8 @@ feedrate there (shipping.py sends it).
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -70,18 +70,7 @@ def living() -> list[Host]:
         resources = node["Resources"]
         if not node["Alive"] or not resources.get("CPU"):
             continue
-        models = [name.removeprefix(ACCELERATOR) for name in resources if name.startswith(ACCELERATOR)]
-        found.append(
-            Host(
-                node_id=node["NodeID"],
-                hostname=node["NodeManagerHostname"],
-                num_cpus=int(resources["CPU"]),
-                num_gpus=int(resources.get("GPU", 0)),
-                gpu_model=models[0] if models else "",
-                has_slot="trial_slot" in resources,
-                label=node.get("Labels", {}).get(LABEL, ""),
-            )
-        )
+        found.append(_host(node["NodeID"], node["NodeManagerHostname"], resources, node.get("Labels", {})))
     return found
 
 
@@ -104,18 +93,23 @@ def promised(path: Path | None = None) -> list[Host]:
         if name == config.get("head_node_type") or not resources.get("CPU"):
             continue
         most = min(kind.get("max_workers", 0), config.get("max_workers", 0))
-        found += [
-            Host(
-                node_id="",
-                hostname=f"{name} {number + 1}, not started yet",
-                num_cpus=int(resources["CPU"]),
-                num_gpus=int(resources.get("GPU", 0)),
-                has_slot="trial_slot" in resources,
-                label=kind.get("labels", {}).get(LABEL, ""),
-            )
-            for number in range(most)
-        ]
+        labels = kind.get("labels", {})
+        found += [_host("", f"{name} {number + 1}, not started yet", resources, labels) for number in range(most)]
     return found
+
+
+def _host(node_id: str, hostname: str, resources: Mapping[str, float], labels: Mapping[str, str]) -> Host:
+    """What a node's resources and labels tell."""
+    models = [name.removeprefix(ACCELERATOR) for name in resources if name.startswith(ACCELERATOR)]
+    return Host(
+        node_id=node_id,
+        hostname=hostname,
+        num_cpus=int(resources["CPU"]),
+        num_gpus=int(resources.get("GPU", 0)),
+        gpu_model=models[0] if models else "",
+        has_slot="trial_slot" in resources,
+        label=labels.get(LABEL, ""),
+    )
 
 
 def facts() -> dict[str, Any]:
@@ -166,8 +160,7 @@ def look() -> tuple[list[Host], list[str]]:
             reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
             problems.append(f"{host.hostname} is left out: {reason.strip()}")
             continue
-        names = ("node_id", "hostname", "num_cpus", "num_gpus", "gpu_model", "has_slot", "label")
-        known.append(Host(**{name: getattr(host, name) for name in names}, **told))
+        known.append(replace(host, **told))
     if not known:
         raise UsageError(f"no node of the cluster can run a trial: {'; '.join(problems)}")
     check_versions(known, versions_here())
