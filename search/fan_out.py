@@ -18,7 +18,7 @@ from feedrate.search.arguments import without
 
 
 def one_each(names: Sequence[str], argv: Sequence[str], out: Path) -> int:
-    """Search on each class; gives the worst exit code.
+    """Search on each class; gives the worst exit code, 1 for a search that was killed.
 
     Args:
         names: of the classes.
@@ -56,13 +56,14 @@ def one_each(names: Sequence[str], argv: Sequence[str], out: Path) -> int:
         reader.join()
     if interrupted:
         raise KeyboardInterrupt(f"interrupted; carry each on with feedrate resume: {', '.join(str(out / name) for name in names)}")
-    return max(process.returncode for process in searches)
+    return max(process.returncode if process.returncode >= 0 else 1 for process in searches)
 
 
 def _forward(stream: IO[str] | None, to: TextIO, name: str) -> None:
     assert stream is not None
-    for line in stream:
-        _print(f"[{name}] {line.rstrip()}", to)
+    with stream:
+        for line in stream:
+            _print(f"[{name}] {line.rstrip()}", to)
 
 
 def _print(text: str, to: TextIO) -> None:

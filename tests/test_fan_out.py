@@ -1,0 +1,22 @@
+"""fan_out.py without a cluster: what becomes of searches that end badly."""
+
+import sys
+
+import pytest
+
+from feedrate.search.fan_out import one_each
+
+
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [("exit 0", 0), ('case "$*" in *small*) exit 2;; esac', 2), ('case "$*" in *small*) kill -9 $$;; esac', 1)],
+)
+def test_the_worst_end_is_the_answer(tmp_path, monkeypatch, capfd, script, code):
+    """A search that is killed is no success, though its code is below 0; what each says is told with its name."""
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\necho $5 $6 $7 $8\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    assert one_each(["large", "small"], ["search", "x", "--out", "elsewhere"], tmp_path / "run") == code
+    said = capfd.readouterr().out.splitlines()
+    assert sorted(said) == [f"[{name}] --hardware {name} --out {tmp_path}/run/{name}" for name in ("large", "small")]
