@@ -13,6 +13,8 @@ from feedrate.analysis.sections import Section, number, ranking_section, size
 from feedrate.analysis.summary import best_by_batch_size, ranking
 from feedrate.analysis.two_runs import Compared
 
+CLOCK_OFF_S = 1.0
+"""Clocks that differ by less are not mentioned."""
 _SAID = {
     "foreign_cpu_fraction": "Others",
     "throttled_fraction": "Throttled",
@@ -79,14 +81,15 @@ def noise_section(run: Run) -> Section:
             str(row["num_disturbed"]),
             _share(row["window_sd_fraction"], 1),
             _share(row["run_sd_fraction"], 1),
+            f"{row['clock_off_s']:+,.0f} s" if abs(row["clock_off_s"]) >= CLOCK_OFF_S else "",
             *(_most(row, name) for name in NOISY),
         )
         for row in noise(run).to_dict("records")
     ]
-    numeric = ("Measured", "Disturbed", "Windows", "Starts", *(_SAID[name] for name in NOISY))
+    numeric = ("Measured", "Disturbed", "Windows", "Starts", "Clock", *(_SAID[name] for name in NOISY))
     caption = (
         "How many measurements, and during how many other processes took a tenth of the CPUs; standard deviations between the windows of one "
-        "trial and between fresh starts of one setting; median and maximum of: CPU time of other processes, periods throttled by a quota, "
+        "trial and between fresh starts of one setting; how far the host's clock is from the driver's, whose times count; median and maximum of: CPU time of other processes, periods throttled by a quota, "
         "time taken by the hypervisor, time somebody waited for storage"
     )
     return Section(caption=caption, headers=("Host", *numeric), rows=rows, numeric=frozenset(numeric))

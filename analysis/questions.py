@@ -141,8 +141,9 @@ def noise(run: Run) -> pd.DataFrame:
 
     `window_sd_fraction` is the median over trials of how much the windows of one trial differ (standard deviation over mean),
     `run_sd_fraction` how much fresh starts of one setting differ inside rounds, missing without rounds. `num_disturbed`
-    counts measurements during which other processes took a tenth of the CPUs or more; the rest are medians and
-    maxima of what the kernel tells.
+    counts measurements during which other processes took a tenth of the CPUs or more. `clock_off_s` is by how much the host's
+    clock is ahead of the driver's at least (below 0: behind), 0 where they may agree; the times of a run are the driver's, so
+    that this changes nothing. The rest are medians and maxima of what the kernel tells.
 
     Example:
         >>> from feedrate.analysis import load_run, noise
@@ -161,11 +162,12 @@ def noise(run: Run) -> pd.DataFrame:
             "num_disturbed": int((group["foreign_cpu_fraction"] >= DISTURBED_FRACTION).sum()),
             "window_sd_fraction": spread.reindex(group.index).median(),
             "run_sd_fraction": _run_spread(group),
+            "clock_off_s": _clock_off_s(group),
         }
         for name in NOISY:
             row |= {f"median_{name}": group[name].median(), f"max_{name}": group[name].max()}
         rows.append(row)
-    floats = ("window_sd_fraction", "run_sd_fraction", *(f"{kind}_{name}" for name in NOISY for kind in ("median", "max")))
+    floats = ("window_sd_fraction", "run_sd_fraction", "clock_off_s", *(f"{kind}_{name}" for name in NOISY for kind in ("median", "max")))
     counts = {"num_measurements": "Int64", "num_disturbed": "Int64"}
     return frame(rows, {"host_id": "str", "hostname": "str", **counts, **dict.fromkeys(floats, "float64")})
 
@@ -178,6 +180,16 @@ def _window_spread(run: Run) -> pd.Series[float]:
     rates["spread"] = (rates["std"] / rates["mean"]).where(rates["count"] >= 3)
     joined = run.trials[key].merge(rates[[*key, "spread"]], on=key, how="left")
     return pd.Series(joined["spread"].to_numpy(dtype=float), index=run.trials.index)
+
+
+def _clock_off_s(measured: pd.DataFrame) -> float:
+    """A measurement begins on its host after the driver asked for it, and ends before the driver hears of it: what contradicts that
+    is the least difference of the two clocks."""
+    least = (measured["host_ended_unix_s"] - measured["finished_unix_s"]).max()
+    most = (measured["host_began_unix_s"] - measured["started_unix_s"]).min()
+    if pd.isna(least) or pd.isna(most):
+        return 0.0
+    return float(max(least, 0.0) + min(most, 0.0))
 
 
 def _run_spread(measured: pd.DataFrame) -> float | None:

@@ -104,6 +104,7 @@ COLUMNS: tuple[Column, ...] = (
     _C("start_method", "str", "", "how worker processes were started"),
     _C("nice", "int", "", "scheduling niceness of the trainer"),
     _C("foreign_cpu_fraction", "float", "", "CPU time other processes took in the windows, of all CPUs (0..1)"),
+    _C("foreign_gpu_fraction", "float", "", "time in which kernels of others ran on the trial's GPUs just before it (0..1); null where unknown"),
     _C("own_cpu_fraction", "float", "", "CPU time of trainer and workers in the windows, of their CPUs (0..1)"),
     _C("steal_fraction", "float", "", "CPU time the hypervisor took away in the windows, of all CPUs (0..1)"),
     _C("throttled_fraction", "float", "", "periods of the container's CPU quota that ran out, of all periods in the windows"),

@@ -80,6 +80,10 @@ def answer(run: Run, ranked: pd.DataFrame) -> Section:
         rows.append(("Rounds", f"{num_rounds}, in which the finalists and the baseline were measured again"))
     if run.best is not None and run.best["search"].get("num_disturbed"):
         rows.append(("Shared host", shared_host(run.best["search"])))
+    if run.best is not None and (run.best["search"].get("most_foreign_gpu_fraction") or 0.0) >= DISTURBED_FRACTION:
+        rows.append(("Shared GPU", shared_gpu(run.best["search"])))
+    if run.best is not None and (at_once := run.best["scope"].get("trials_per_host", 1)) > 1:
+        rows.append(("Trials at once", f"up to {sharing_host(at_once)}"))
     if run.best is not None and (higher := read_more(run.best, ranked)):
         rows.append(("Higher readings", higher))
     if isinstance(reason := run.search.get("stop_reason"), str):
@@ -229,6 +233,16 @@ def shared_host(facts: Mapping[str, Any]) -> str:
         f"during {facts['num_disturbed']} of {facts['num_measurements']} measurements other processes took "
         f"{DISTURBED_FRACTION:.0%} of the CPUs or more (up to {facts['most_foreign_cpu_fraction']:.0%}); on a quiet one the rates differ"
     )
+
+
+def shared_gpu(facts: Mapping[str, Any]) -> str:
+    """How much others used the GPUs; `facts` is `search` of a best.json."""
+    return f"just before a measurement others used up to {facts['most_foreign_gpu_fraction']:.0%} of its GPU's time; on a free one the rates differ"
+
+
+def sharing_host(trials_per_host: int) -> str:
+    """What several trials at once on a host have of their own, and what not (--share host)."""
+    return f"{trials_per_host} trials at once on a host, each on GPUs and CPUs of its own: disk and memory bandwidth were shared"
 
 
 def read_more(best: Mapping[str, Any], ranked: pd.DataFrame) -> str | None:

@@ -1,6 +1,7 @@
 """feedrate beside stock Ray Tune + OptunaSearch on this machine, the same time for both; a plain script judges the winners.
 
     python benchmarks/live.py images objects table --time-budget 300 --rounds 2
+    python benchmarks/live.py images --zenith zenith/bin/python         with ZenithTune beside them, see zenith.py
 
 For each bundled workload: `feedrate search WORKLOAD --time-budget T`, then a Tune run of the same length as a user
 would write it (a function trainable that builds model and loader, warms up half a second and times 3 s; OptunaSearch
@@ -86,6 +87,17 @@ def stock(name: str, seconds: float, folder: Path) -> dict[str, Any]:
     return found
 
 
+def zenith(name: str, python: str, seconds: float, folder: Path) -> dict[str, Any]:
+    """What ZenithTune reads highest; `python` is of the environment that has it."""
+    here = Path(__file__).parent
+    command = [python, str(here / "zenith.py"), name, sys.executable, str(here / "plain_train.py"), str(seconds), str(folder)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"ZenithTune on {name} failed:\n{done.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 def _tune(name: str, seconds: float, folder: str) -> dict[str, Any]:
     os.environ.update({"RAY_AIR_NEW_OUTPUT": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_USAGE_STATS_ENABLED": "0"})
     import ray
@@ -130,16 +142,19 @@ def main() -> None:
     parser.add_argument("--time-budget", type=float, default=300.0, metavar="S")
     parser.add_argument("--rounds", type=int, default=2, help="ABBA rounds, two measurements of each side a round")
     parser.add_argument("--seconds", type=float, default=8.0, help="timed part of one plain loop")
+    parser.add_argument("--zenith", metavar="PYTHON", help="of an environment with aibooster")
     parser.add_argument("--stock", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.stock:
         print(json.dumps(_tune(args.workloads[0], args.stock, args.folder)))
         return
-    print(f"{'workload':10}{'side':10}{'settings':>9}{'wall':>8}{'plain loop':>12}{'true gain':>11}{'claimed':>9}  setting")
+    print(f"{'workload':10}{'side':11}{'settings':>9}{'wall':>8}{'plain loop':>12}{'true gain':>11}{'claimed':>9}  setting")
     for name in args.workloads:
         with tempfile.TemporaryDirectory() as folder:
             found = {"feedrate": ours(name, args.time_budget, Path(folder)), "Tune": stock(name, args.time_budget, Path(folder) / "tune")}
+            if args.zenith:
+                found["ZenithTune"] = zenith(name, args.zenith, args.seconds, Path(folder) / "zenith")
         sides = {side: each["kwargs"] for side, each in found.items()}
         for size in {each["kwargs"]["batch_size"] for each in found.values()}:
             sides[f"default b{size}"] = {"batch_size": size}
@@ -152,7 +167,7 @@ def main() -> None:
             default = medians[f"default b{each['kwargs']['batch_size']}"]
             claimed = each["claimed"] if side == "feedrate" else each["read_sps"] / default
             print(
-                f"{name:10}{side:10}{each['settings']:>9}{each['wall_s']:>7.0f}s{medians[side]:>12,.1f}{medians[side] / default:>10.2f}x"
+                f"{name:10}{side:11}{each['settings']:>9}{each['wall_s']:>7.0f}s{medians[side]:>12,.1f}{medians[side] / default:>10.2f}x"
                 f"{claimed:>8.2f}x  {each['kwargs']}",
                 flush=True,
             )

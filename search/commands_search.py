@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from feedrate.search import arguments
-from feedrate.search.options import SAMPLERS, NothingFound, SearchOptions, UsageError
+from feedrate.search.options import SAMPLERS, SHARES, NothingFound, SearchOptions, UsageError
 
 
 class Search:
@@ -116,6 +116,12 @@ class Search:
             "--exclusive",
             action="store_true",
             help="reserve whole nodes of a cluster, so that nothing else that Ray places runs beside a trial",
+        )
+        place.add_argument(
+            "--share",
+            choices=SHARES,
+            help="host: a trial on each GPU of a host at once, each on CPUs of its own; they share disk and memory bandwidth, so that rates are "
+            "those of such a host (default: one trial a host at a time)",
         )
         place.add_argument(
             "--wait",

@@ -74,6 +74,8 @@ def _remarks(columns: dict[str, Any], steady_sps: float, step_sps: float | None)
     foreign = columns["foreign_cpu_fraction"]
     if foreign is not None and foreign >= SHARED_FRACTION:
         said.append(f"note: other processes took {foreign:.0%} of the CPUs meanwhile; on a quiet machine the rates differ")
+    if (columns["foreign_gpu_fraction"] or 0.0) >= SHARED_FRACTION:
+        said.append(f"note: others used {columns['foreign_gpu_fraction']:.0%} of the GPU's time just before; on a free one the rates differ")
     if step_sps is not None and steady_sps > IMPOSSIBLE_FRACTION * step_sps:
         said.append("note: faster than the step alone, which cannot be: something disturbed one of the two; measure again")
     if columns["loss_is_finite"] is False:

@@ -173,15 +173,38 @@ def check_versions(hosts: Iterable[Host], here: dict[str, str]) -> None:
     Raises:
         UsageError: a node has another python, torch, ray or feedrate than the driver.
     """
-    differences = [
-        f"{host.hostname} has {name} {host.versions[name]}"
-        for host in hosts
-        for name in SAME
-        if host.versions[name] != here[name]
-    ]
-    if differences:
+    found = [text for host in hosts for text in differences(host, here)]
+    if found:
         wanted = ", ".join(f"{name} {here[name]}" for name in SAME)
-        raise UsageError(f"{'; '.join(differences)}, and the driver {wanted}: give every node the same versions, as one image does")
+        raise UsageError(f"{'; '.join(found)}, and the driver {wanted}: give every node the same versions, as one image does")
+
+
+def differences(host: Host, here: Mapping[str, str]) -> list[str]:
+    """What a node has in another version than the driver."""
+    return [f"{host.hostname} has {name} {host.versions[name]}" for name in SAME if host.versions[name] != here[name]]
+
+
+def why_not(host: Host, versions: Mapping[str, str], hardware: str) -> str | None:
+    """Why trials of a search do not run on a node, which joined when the search was under way; None where they do.
+
+    Args:
+        host: the node, with its facts.
+        versions: of the driver.
+        hardware: the class that the search runs on; empty where it is not known.
+    """
+    if other := differences(host, versions):
+        return f"{'; '.join(other)}, and the driver {', '.join(f'{name} {versions[name]}' for name in SAME)}"
+    if hardware and host.hardware != hardware:
+        return f"{host.hostname} is another kind of machine, {host.hardware}"
+    return None
+
+
+def here() -> Host:
+    """The node that this Ray worker runs on."""
+    import ray
+
+    node_id = ray.get_runtime_context().get_node_id()
+    return replace(next(host for host in living() if host.node_id == node_id), **facts())
 
 
 def _two_digits(value: float) -> str:

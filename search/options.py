@@ -11,6 +11,7 @@ from feedrate.trainables.config import LoaderConfig
 OBJECTIVES = ("epoch", "steady")
 SAMPLERS = ("gp", "tpe", "random")
 PRECISIONS = ("bf16",)
+SHARES = ("host",)
 OWN_STEP = "is for the short form of a workload: in a step of your own (from_loader) it belongs to make_step"
 ANY_ORDER = "--in-order false: batches come as they are ready, no longer in the order of the sampler, and each run sees another order"
 LOOKS = (5, 8, 13, 20)
@@ -51,6 +52,8 @@ class SearchOptions:
     """Keep each trial to the CPUs that it reserved; False lets it use all of its node's."""
     exclusive: bool = False
     """Reserve whole nodes, so that nothing else that Ray places runs beside a trial."""
+    share: str | None = None
+    """host: as many trials at once on a host as its GPUs allow, each on CPUs of its own; None: one at a time."""
     wait_s: float | None = None
     """How long each host is waited for that other processes use; None: 10 minutes on a joined cluster, else not at all."""
     threads: int | None = None
@@ -98,6 +101,13 @@ class SearchOptions:
                 raise ValueError(f"--{_flag(name)} must be {least} or more, not {value}")
         if self.exclusive and self.address is None:
             raise ValueError("--exclusive is for a cluster (--address): a local Ray has the whole machine")
+        if self.share not in (None, *SHARES):
+            raise ValueError(f"--share must be {' or '.join(SHARES)}, not {self.share!r}")
+        if self.share is not None and (self.exclusive or not self.pin_cpus):
+            other = "--exclusive" if self.exclusive else "--cpus-per-trial all"
+            raise ValueError(f"--share {self.share} gives several trials a part of the host each, {other} gives one the whole: leave one of them out")
+        if self.share is not None and self.gpus_per_trial == 0:
+            raise ValueError(f"--share {self.share} divides a host by its GPUs, so that --gpus-per-trial must be 1 or more")
         if self.amp not in (None, *PRECISIONS):
             raise ValueError(f"--amp must be one of {', '.join(PRECISIONS)}, not {self.amp!r}")
         if self.objective not in OBJECTIVES:

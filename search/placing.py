@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from feedrate.search.nodes import LABEL, Host, living
 from feedrate.search.options import SearchOptions, UsageError
+
+NODE_ID = "ray.io/node-id"
+"""Ray's own label of every node."""
+RAY_UNITS = 10_000
+"""Ray counts parts of a resource in steps of 1/10,000."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,21 +35,39 @@ class Placement:
     reserved: tuple[int, int] | None = None
     """CPUs and GPUs that Ray reserves, where they are not what a trial may use."""
     num_promised: int = 0
-    """Nodes of this kind that the cluster starts when trials wait for them, those included that it has started."""
+    """Trials at once when the cluster has started every node of this kind that it starts where trials wait."""
+    num_shares: int = 1
+    """Trials at once on a host, each on GPUs and CPUs of its own."""
     host_ids: dict[str, str] = field(default_factory=dict)
     """Ray's node id -> host id of the nodes that were looked at."""
+
+    def where_not(self, refused: Iterable[str]) -> dict[str, str]:
+        """The labels that a node must have, when nodes of these ids take no more trials."""
+        if not (ids := ", ".join(sorted(refused))) or NODE_ID in self.selector:  # then each that is taken is named
+            return self.selector
+        return {**self.selector, NODE_ID: f"!in({ids})"}
 
     @property
     def bundle(self) -> dict[str, float]:
         """What Ray reserves for a trial."""
         cpus, gpus = self.reserved or (self.cpus, self.gpus)
-        return {"CPU": float(cpus), "GPU": float(gpus)} | ({"trial_slot": 1.0} if self.trial_slot else {})
+        slot = math.floor(RAY_UNITS / self.num_shares) / RAY_UNITS
+        return {"CPU": float(cpus), "GPU": float(gpus)} | ({"trial_slot": slot} if self.trial_slot else {})
 
     def takes(self, host: Host) -> bool:
         """Whether a trial can run on this node, as far as Ray alone knows it."""
         same = not self.selector.get(LABEL) or self.selector[LABEL] == host.label
         enough = host.num_cpus >= self.bundle["CPU"] and host.num_gpus >= self.bundle["GPU"]
         return same and enough and host.has_slot == self.trial_slot
+
+    def at_once(self, hosts: Sequence[Host]) -> int:
+        """Trials at once on these nodes: one a node where they declare it, else one a host, which may be several nodes;
+        where they share it as many as it has shares."""
+        most: dict[str, int] = {}
+        for host in hosts:
+            name = host.node_id if self.trial_slot else self.host_ids.get(host.node_id, host.host_id or host.hostname)
+            most[name] = max(most.get(name, 0), _shares(host, self.cpus, self.gpus) if self.num_shares > 1 else 1)
+        return sum(most.values())
 
 
 class SeveralClasses(UsageError):
@@ -85,7 +109,7 @@ def place(options: SearchOptions, hosts: Sequence[Host] | None = None) -> Placem
     fit = [host for host in hosts if host.num_gpus >= gpus]
     most_cpus = max(host.num_cpus for host in fit)
     # one constant bundle for every trial, so that the smallest eligible node can run it (and actors are reused)
-    cpus = options.cpus_per_trial or max(min(_share(host, gpus) for host in fit), 1)
+    cpus = options.cpus_per_trial or max(min(_share(host, gpus, whole=options.share is not None) for host in fit), 1)
     if cpus > most_cpus:
         raise UsageError(
             f"--cpus-per-trial {cpus}: the largest node{' with that many GPUs' * (gpus > 1)} has {most_cpus} CPUs. Ask for fewer"
@@ -94,22 +118,50 @@ def place(options: SearchOptions, hosts: Sequence[Host] | None = None) -> Placem
     used = sorted({host.hardware for host in fit})
     if len(used) > 1 and any(host.cpu_model or host.label for host in fit):  # known well enough to tell them apart
         raise SeveralClasses(used)
-    there = [host for host in fit if host.node_id]
-    num_promised = len(fit) - len(there)
-    at_once = max(num_slots([(host.node_id, host.host_id or host.hostname) for host in there], slots), num_promised)
+    num_shares = _num_shares(options, fit, cpus, gpus)
+    there, come = [host for host in fit if host.node_id], [host for host in fit if not host.node_id]
     least_cpus, least_gpus = min(host.num_cpus for host in fit), min(host.num_gpus for host in fit)
-    return Placement(
+    placement = Placement(
         cpus=cpus if options.pin_cpus else least_cpus,
         gpus=gpus,
         trial_slot=slots,
-        num_slots=at_once,
-        where=_where(fit, cpus, gpus, at_once),
+        num_slots=0,
+        where="",
         hardware=used[0] if len(used) == 1 else "",
         selector=_selector(fit) if len(kinds) > 1 and len(used) == 1 else {},
         reserved=(least_cpus, least_gpus) if options.exclusive else (cpus, gpus),
-        num_promised=num_promised,
+        num_promised=num_shares * len(come),
         host_ids={host.node_id: host.host_id for host in there if host.host_id},
+        num_shares=num_shares,
     )
+    at_once = max(placement.at_once(there), placement.num_promised)
+    return replace(placement, num_slots=at_once, where=_where(fit, cpus, gpus, at_once, num_shares))
+
+
+def _num_shares(options: SearchOptions, fit: Sequence[Host], cpus: int, gpus: int) -> int:
+    """Trials at once on the smallest of these nodes.
+
+    Raises:
+        UsageError: a host is to be shared that has not two shares.
+    """
+    if options.share is None:
+        return 1
+    least = min(_shares(host, cpus, gpus) for host in fit)
+    if least >= 2:
+        return least
+    smallest = min(fit, key=lambda host: _shares(host, cpus, gpus))
+    has = f"{smallest.num_gpus} GPU{'s' * (smallest.num_gpus != 1)} and {smallest.num_cpus} CPUs"
+    raise UsageError(
+        f"--share host is for hosts with room for several trials: {smallest.hostname} has {has}, a trial takes {gpus} and {cpus}. "
+        "Leave it out, or ask for less with --gpus-per-trial and --cpus-per-trial"
+    )
+
+
+def _shares(host: Host, cpus: int, gpus: int) -> int:
+    """Trials at once on a host that they share: each GPU has equally many CPUs, of which a trial uses no others."""
+    if not gpus or _share(host, gpus, whole=True) < cpus:
+        return 1
+    return max(host.num_gpus // gpus, 1)
 
 
 def _named(text: str, kinds: Sequence[str]) -> str:
@@ -121,24 +173,24 @@ def _named(text: str, kinds: Sequence[str]) -> str:
     raise UsageError(f"--hardware {text} {what}: name one of {', '.join(kinds)}")
 
 
-def _share(host: Host, gpus: int) -> int:
-    return host.num_cpus * gpus // host.num_gpus if gpus else host.num_cpus
-
-
-def num_slots(nodes: Sequence[tuple[str, str]], declared: bool) -> int:
-    """Trials at once on nodes (node id, host id): one a node where they declare it, else one a host, which may be several nodes."""
-    return len(nodes) if declared else len({host for _, host in nodes})
+def _share(host: Host, gpus: int, *, whole: bool = False) -> int:
+    """The CPUs that belong to so many GPUs of a host; `whole`: each GPU has as many as each other."""
+    if not gpus:
+        return host.num_cpus
+    return host.num_cpus // host.num_gpus * gpus if whole else host.num_cpus * gpus // host.num_gpus
 
 
 def _selector(fit: Sequence[Host]) -> dict[str, str]:
     """Keeps trials on these nodes: by their own label, which nodes that join late have too, else one by one."""
     if fit[0].label:
         return {LABEL: fit[0].label}
-    return {"ray.io/node-id": f"in({', '.join(host.node_id for host in fit if host.node_id)})"}
+    return {NODE_ID: f"in({', '.join(host.node_id for host in fit if host.node_id)})"}
 
 
-def _where(fit: Sequence[Host], cpus: int, gpus: int, at_once: int) -> str:
+def _where(fit: Sequence[Host], cpus: int, gpus: int, at_once: int, num_shares: int) -> str:
     first = fit[0]
     what = f"{gpus} of {first.num_gpus} GPUs" if gpus else "CPU only, no GPU is used"
     more = f" · {at_once} hosts" if at_once > 1 else ""
+    if num_shares > 1:
+        more = f" · {at_once} trials at once, {num_shares} on a host, which share its disk and its memory's bandwidth (--share host)"
     return f"{first.hostname} · {what}, {cpus} of {first.num_cpus} CPUs{more}"

@@ -21,6 +21,7 @@ FACTS = (
     "throttled_fraction", "steal_fraction", "psi_io_fraction",
 )  # fmt: skip
 """What the verdict looks at."""
+FOREIGN = ("foreign_cpu_fraction", "foreign_gpu_fraction")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,7 +113,7 @@ def _best(run: Run, ranked: pd.DataFrame, chosen: pd.Series[Any], where: Standin
         tied = others[others["throughput_sps"] >= chosen["throughput_sps"] * (1 - TIED_FRACTION)]
     else:
         tied = others[others["config"].isin(where.tied)]
-    workload, hardware = run.search.get("workload", {}), run.search.get("hardware", {})
+    workload, hardware, placement = (run.search.get(name, {}) for name in ("workload", "hardware", "placement"))
     options = run.search.get("options", {})
     threads = options.get("threads")
     fraction = None if ceiling_sps is None else float(trial["steady_sps"]) / ceiling_sps
@@ -139,9 +140,11 @@ def _best(run: Run, ranked: pd.DataFrame, chosen: pd.Series[Any], where: Standin
         "scope": {
             "ranks_per_host": 1,
             "world_size": 1,
-            "cpus_per_rank": run.search.get("placement", {}).get("cpus"),
-            "exclusive_host": (_float(trial["foreign_cpu_fraction"]) or 0.0) < SHARED_FRACTION,
-            "foreign_cpu_fraction": _float(trial["foreign_cpu_fraction"]),
+            "cpus_per_rank": placement.get("cpus"),
+            "exclusive_host": all((_float(trial[name]) or 0.0) < SHARED_FRACTION for name in FOREIGN)
+            and placement.get("trials_per_host", 1) == 1,
+            "trials_per_host": placement.get("trials_per_host", 1),
+            **{name: _float(trial[name]) for name in FOREIGN},
             "cache": _text(trial["cache_state"]),
         },
         "measured_on": {
@@ -163,9 +166,11 @@ def _best(run: Run, ranked: pd.DataFrame, chosen: pd.Series[Any], where: Standin
             "num_trials": int((run.latest["kind"] != "confirm").sum()),
             "num_failed": int((run.failures["kind"] != "confirm").sum()),
             "num_rounds": int(run.latest["round"].nunique()),
+            "num_round_hosts": int(run.latest[run.latest["kind"] == "confirm"]["host_id"].nunique()),
+            "num_hosts": int(run.latest["host_id"].nunique()),
             "num_measurements": int(run.latest["throughput_sps"].notna().sum()),
             "num_disturbed": int((run.latest["foreign_cpu_fraction"] >= DISTURBED_FRACTION).sum()),
-            "most_foreign_cpu_fraction": _float(run.latest["foreign_cpu_fraction"].max()),
+            **{f"most_{name}": _float(run.latest[name].max()) for name in FOREIGN},
             "undecided": [] if where is None else list(where.undecided),
             "faster_since": [] if where is None else _faster_since(run, complete, chosen),
             "created_unix_s": run.search.get("created_unix_s"),

@@ -154,6 +154,7 @@ def run_search(
                 "gpus": placement.gpus,
                 "where": placement.where,
                 "hardware": placement.hardware or None,
+                "trials_per_host": placement.num_shares,
             },
             "hosts": [host.to_json() for host in hosts or []],
             "space": space_.to_json(),

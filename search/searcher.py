@@ -28,11 +28,11 @@ class SessionSearcher(Searcher):
 
     Args:
         session: the search.
-        to_config: makes a trial's Tune config from a request.
-        slots: how many trials can run at once now.
+        to_config: makes a trial's Tune config from a request and the slots.
+        slots: how many trials can run at once now, and where not.
     """
 
-    def __init__(self, session: Session, to_config: Callable[[Request], dict[str, Any]], slots: Slots) -> None:
+    def __init__(self, session: Session, to_config: Callable[[Request, Slots], dict[str, Any]], slots: Slots) -> None:
         super().__init__(metric=METRIC, mode="max")
         self.session, self.to_config, self.slots = session, to_config, slots
         self.requests: dict[str, Request] = {}
@@ -57,7 +57,7 @@ class SessionSearcher(Searcher):
             return str(Searcher.FINISHED) if self.session.stop_reason is not None else None
         self.requests[trial_id] = request
         self.session.budget.waits(request.key)  # for a slot of the cluster
-        return self.to_config(request)
+        return self.to_config(request, self.slots)
 
     @property
     def _confirmation(self) -> Confirmation:
@@ -87,6 +87,9 @@ class SessionSearcher(Searcher):
         self._placed.discard(trial_id)
         if request is None:
             return
+        if result is not None and result.get("refusal"):
+            self._refused(request, result)
+            return
         is_lost = error or result is None or not result.get("columns")
         if request.kind == "confirm":
             self._confirmation.over(request.number, lost=is_lost)
@@ -95,6 +98,16 @@ class SessionSearcher(Searcher):
         else:
             assert result is not None
             self.session.completed(request.number, json.loads(result["columns"]), json.loads(result["failure"]))
+
+    def _refused(self, request: Request, result: dict[str, Any]) -> None:
+        """A node that joined late is no match for this search: no more trials go there, and this one goes elsewhere."""
+        if result["node_id"] not in self.slots.refused:
+            self.slots.refused.add(result["node_id"])
+            self.session.display.say(f"note: {result['refusal']}: it takes no trials of this search")
+        if request.kind == "confirm":
+            self._confirmation.over(request.number)
+        else:
+            self.session.give_back(request.number, result["refusal"])
 
     def starved(self) -> None:
         """Ray's memory monitor killed a supervisor, and Tune lost all its trials with it: which one is not known of several."""

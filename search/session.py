@@ -234,8 +234,12 @@ class Session:
     def abandon(self) -> None:
         """The search was interrupted: what still runs is given up, and waits for `resume`; a round is begun anew."""
         for number in list(self._running):
-            self.budget.ended(self._running.pop(number).key)
-            self.brain.give_up(number, "the search was interrupted")
+            self.give_back(number, "the search was interrupted")
+
+    def give_back(self, number: int, reason: str) -> None:
+        """Nobody measures this trial: its setting waits anew, and no record is written."""
+        self.budget.ended(self._running.pop(number).key)
+        self.brain.give_up(number, reason)
 
     @property
     def running(self) -> list[Request]:

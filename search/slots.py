@@ -14,7 +14,7 @@ import ray
 from ray.util import placement_group_table
 
 from feedrate.search.nodes import living
-from feedrate.search.placing import Placement, num_slots
+from feedrate.search.placing import Placement
 
 COUNT_AGAIN_S = 2.0
 TRIAL_RESOURCES = {"CPU", "GPU", "trial_slot"}
@@ -32,15 +32,16 @@ class Slots:
         self._job = ray.get_runtime_context().get_job_id()
         self._counted_s = -COUNT_AGAIN_S
         self._at_once, self._num_searches = placement.num_slots, 1
+        self.refused: set[str] = set()
+        """Nodes, by Ray's id, that joined when the search was under way and are no match for it."""
 
     def at_once(self) -> int:
         """Trials of this search that may run now; never less than 1, so that a cluster that grows is waited for."""
         if time.monotonic() - self._counted_s >= COUNT_AGAIN_S:
             self._counted_s = time.monotonic()
-            known = self.placement.host_ids
-            nodes = [(host.node_id, known.get(host.node_id, host.hostname)) for host in living() if self.placement.takes(host)]
+            there = [host for host in living() if self.placement.takes(host) and host.node_id not in self.refused]
             # trials that wait are what makes a cluster start nodes
-            self._at_once = max(num_slots(nodes, self.placement.trial_slot), self.placement.num_promised)
+            self._at_once = max(self.placement.at_once(there), self.placement.num_promised)
             searches = {searching_job(group, self.placement.trial_slot) for group in placement_group_table().values()}
             self._num_searches = len((searches - {None}) | {self._job})
         return max(self._at_once // self._num_searches, 1)

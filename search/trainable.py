@@ -11,10 +11,13 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import ray
 from ray import tune
 
+from feedrate.search.nodes import here, why_not
 from feedrate.search.options import LOOKS
 from feedrate.search.shipping import on_this_node
+from feedrate.trainables.host import share_of_cpus
 from feedrate.trainables.resolve import WorkloadRef
 from feedrate.trainables.supervise import Template
 
@@ -24,6 +27,8 @@ class Supervisor(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Start the template; the first trial begins with it."""
+        expects = json.loads(config["request"])["expects"]
+        self._refusal = why_not(here(), **expects) if expects is not None else None
         self._template: Template | None = None
         self._events: Iterator[dict[str, Any]] | None = None
         self._looked = 0
@@ -41,6 +46,8 @@ class Supervisor(tune.Trainable):
 
         Of a confirmation round the end of every setting is news, and then that of the round.
         """
+        if self._refusal is not None:
+            return self._result(done=True)
         if self._events is None:
             return self._result(done=True)  # the last setting of a round was told already
         columns: dict[str, Any] = {}
@@ -78,15 +85,18 @@ class Supervisor(tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._request = json.loads(config["request"])
+        self._position = 0
+        if self._refusal is not None:
+            return
         if self._template is None:
+            self._gpus = _gpu_numbers() if self._request["options"]["shares_host"] else []
             self._template = Template(
                 on_this_node(WorkloadRef(**self._request["workload"]), **self._request["shipped"]),
-                cpus=_affinity(self._request["cpus_per_trial"]),
+                cpus=_share(self._gpus, self._request["cpus_per_trial"]) if self._gpus else _affinity(self._request["cpus_per_trial"]),
                 threads=self._request["threads"],
                 environment=_user_environment(self._request["environment"], self._request["gpus_per_trial"]),
             )
         self._is_round = self._request["kind"] == "confirm"
-        self._position = 0
         self._measure()
 
     def _measure(self) -> None:
@@ -101,6 +111,7 @@ class Supervisor(tune.Trainable):
                 "config": self._request["configs"][self._position],
                 "options": self._request["options"],
                 "allocated_cpus": self._request["cpus_per_trial"],
+                "gpus": self._gpus,
                 "wait_s": wait_s,
                 "keep": not self._is_round,  # where making the step takes long; rounds start afresh every time
             },
@@ -128,6 +139,8 @@ class Supervisor(tune.Trainable):
             "position": self._position,
             "waiting": waiting,
             "proceeds": proceeds,
+            "refusal": self._refusal or "",
+            "node_id": ray.get_runtime_context().get_node_id(),
             "throughput_sps": 0.0,  # Tune wants its metric in every result; the session computes the real one
             "done": done,
         }
@@ -137,6 +150,18 @@ def _affinity(num_cpus: int | None) -> set[int] | None:
     """The first `num_cpus` CPUs of those allowed; None where that is all of them."""
     allowed = sorted(os.sched_getaffinity(0))
     return set(allowed[:num_cpus]) if num_cpus is not None and num_cpus < len(allowed) else None
+
+
+def _share(gpus: list[int], num_cpus: int | None) -> set[int]:
+    """The CPUs that belong to these GPUs of the node."""
+    return share_of_cpus(gpus, here().num_gpus, num_cpus)
+
+
+def _gpu_numbers() -> list[int]:
+    """Which of the node's GPUs this actor has, counted from 0; Ray names them as CUDA_VISIBLE_DEVICES did where the node began."""
+    visible = ray._private.worker.global_worker.original_visible_accelerator_ids.get("GPU")
+    ids = ray.get_gpu_ids()
+    return sorted(int(each) if visible is None else visible.index(str(each)) for each in ids)
 
 
 def _user_environment(environment: dict[str, str | None], gpus: int) -> dict[str, str | None]:

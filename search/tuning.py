@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ray import tune
 from ray.exceptions import OutOfMemoryError
 
+from feedrate.search.nodes import versions_here
 from feedrate.search.options import SearchOptions
 from feedrate.search.past import Request
 from feedrate.search.placing import Placement
@@ -78,12 +80,10 @@ def run_trials(
         root: the folder that was sent to the cluster (shipping.py); None where none was.
     """
     searcher = SessionSearcher(session, _to_config(placement, ref, options, root), Slots(placement))
-    selector: dict[str, Any] = {"bundle_label_selector": [placement.selector]} if placement.selector else {}
-    resources = tune.PlacementGroupFactory([placement.bundle], **selector)
     name, memory_kills = "tune", 0
     while True:
         tuner = tune.Tuner(
-            tune.with_resources(Supervisor, resources),
+            tune.with_resources(Supervisor, partial(_resources, placement.bundle)),
             param_space=domains,
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
@@ -115,13 +115,23 @@ def run_trials(
     return session.stop_reason is not None and not session.running
 
 
+def _resources(bundle: dict[str, float], config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """What Ray reserves for a trial, and on which nodes."""
+    selector = json.loads(config["selector"])
+    more: dict[str, Any] = {"bundle_label_selector": [selector]} if selector else {}
+    return tune.PlacementGroupFactory([bundle], **more)
+
+
 def _to_config(
     placement: Placement, ref: WorkloadRef, options: SearchOptions, root: str | None
-) -> Callable[[Request], dict[str, Any]]:
+) -> Callable[[Request, Slots], dict[str, Any]]:
     shipped = {"root": root, "digest": digest_of(ref) if root is not None else None}
     environment = {name: os.environ.get(name) for name in USER_THREADS}
+    expects = None  # a local Ray has one node, this one
+    if options.address is not None:
+        expects = {"versions": versions_here(), "hardware": placement.hardware if placement.host_ids else ""}
 
-    def to_config(request: Request) -> dict[str, Any]:
+    def to_config(request: Request, slots: Slots) -> dict[str, Any]:
         body = {
             "workload": ref.to_json(),
             "shipped": shipped,
@@ -136,13 +146,15 @@ def _to_config(
                 "epoch_samples": options.epoch_samples,
                 "amp": options.amp,
                 "compile": options.compile,
+                "shares_host": placement.num_shares > 1,
             },
+            "expects": expects,
             "cpus_per_trial": placement.cpus if options.pin_cpus else None,
             "wait_s": (DEFAULT_WAIT_S if options.address is not None else 0.0) if options.wait_s is None else options.wait_s,
             "gpus_per_trial": placement.gpus,
             "threads": options.threads,
             "environment": environment,
         }
-        return {"request": json.dumps(body)}
+        return {"request": json.dumps(body), "selector": json.dumps(placement.where_not(slots.refused))}
 
     return to_config

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from feedrate.analysis.best import python_snippet
 from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION
-from feedrate.analysis.rounds import TIED_FRACTION
-from feedrate.analysis.sections import epoch_text, read_more, shared_host
+from feedrate.analysis.rounds import DISTURBED_FRACTION, TIED_FRACTION
+from feedrate.analysis.sections import epoch_text, read_more, shared_gpu, shared_host, sharing_host
 from feedrate.analysis.summary import knee_of, same
 from feedrate.search.result import SearchResult
 from feedrate.trainables.config import LoaderConfig
@@ -106,6 +106,10 @@ def explain(result: SearchResult) -> list[str]:
     facts = best["search"]
     if facts["num_disturbed"]:
         lines.append(f"Shared host: {shared_host(facts)}.")
+    if (facts["most_foreign_gpu_fraction"] or 0.0) >= DISTURBED_FRACTION:
+        lines.append(f"Shared GPU: {shared_gpu(facts)}.")
+    if (at_once := best["scope"]["trials_per_host"]) > 1:
+        lines.append(f"Measured with up to {sharing_host(at_once)}.")
     step = [name for name, on in (("bfloat16 autocast", best["search"]["amp"]), ("torch.compile", best["search"]["compile"])) if on]
     if step:
         lines.append(f"The training step ran with {' and '.join(step)}: without, the ceiling and these rates are others.")
@@ -123,7 +127,12 @@ def _confirmed(best: dict[str, Any], folder: Path) -> str:
     """Whether the answer was measured again, and what is still open."""
     if not best["confirmed"]:
         return "Not confirmed: one measurement a setting, so that the best one is a little flattered by luck."
-    text = f"Confirmed in {best['search']['num_rounds']} interleaved rounds"
+    facts = best["search"]
+    text = f"Confirmed in {facts['num_rounds']} interleaved rounds"
+    if facts["num_round_hosts"] > 1:
+        text += f" on {facts['num_round_hosts']} hosts"
+    elif facts["num_hosts"] > 1:
+        text += f", all on one of the {facts['num_hosts']} hosts, {best['measured_on']['hostname']}, which may be an odd one"
     if best["search"]["undecided"]:
         text += f"; {' and '.join(best['search']['undecided'])} could not be told apart from it in that time"
     if best["search"]["faster_since"]:

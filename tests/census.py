@@ -40,6 +40,13 @@ def eventually(condition, within_s=10.0):
     return value
 
 
+def remove_locks():
+    """Delete the files behind this host's locks."""
+    lock = HostLock().path
+    for path in lock.parent.glob(f"{lock.stem}.*"):
+        path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def leaves_nothing(tmp_path_factory, left=files):
     """A tag for what a module starts, and folders and a host of its own; at the end no process or file of it is left.
@@ -55,4 +62,4 @@ def leaves_nothing(tmp_path_factory, left=files):
         yield name
         assert eventually(lambda: not tagged(name)), tagged(name)
         assert eventually(lambda: not left(folder) - before), left(folder) - before
-        HostLock().path.unlink(missing_ok=True)
+        remove_locks()

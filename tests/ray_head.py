@@ -23,12 +23,12 @@ def free_port():
 class Head:
     """Started when made, ended with everything that it started by `end`."""
 
-    def __init__(self, folder, *, num_cpus=2):
+    def __init__(self, folder, *, num_cpus=2, port=None):
         self.folder = Path(tempfile.mkdtemp(prefix="feedrate-head-", dir="/tmp"))  # a socket's path is short
         self.home = folder / "head-home"
         self.home.mkdir()
         self.runs = self.home / "feedrate-runs"
-        self.port, dashboard = free_port(), free_port()
+        self.port, dashboard = port or free_port(), free_port()
         self.url = f"http://127.0.0.1:{dashboard}"
         python = Path(sys.executable)
         arguments = ["--head", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1", f"--port={self.port}"]

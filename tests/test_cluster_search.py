@@ -6,7 +6,7 @@ import signal
 import sys
 
 import pytest
-from conftest import records
+from conftest import TOY, records
 
 NODES = """
 import json, os, sys, time
@@ -30,8 +30,9 @@ while not Path("stop").exists():
         if Path(f"kill-{name}").exists():
             cluster.remove_node(nodes.pop(name), allow_graceful=False)
     for path in Path(".").glob("add-*"):
+        more = json.loads(path.read_text() or "{}")
         path.unlink()
-        add(path.name.removeprefix("add-"))
+        add(path.name.removeprefix("add-"), **more)
 cluster.shutdown()
 """
 pytestmark = pytest.mark.timeout(900)
@@ -123,6 +124,23 @@ def test_unlike_machines_have_an_answer_each(nodes, search, tmp_path):
 
 
 @pytest.mark.soak
+def test_rounds_are_on_several_hosts(nodes, start, tmp_path):
+    """Each round whole on one of them, so that an odd host is seen; the answer says on how many."""
+    cluster = nodes(h1={}, h2={})
+    search = start(
+        *SEARCH[:6], "--max-trial-s", "3", "--wait", "0", "--max-trials", "4", "--address", cluster.address, "--out", tmp_path / "run", **TOKEN
+    )
+    assert search.wait(300) == 0, search.stderr
+    rounds = {}
+    for record in records(tmp_path / "run"):
+        if record["kind"] == "confirm":
+            rounds.setdefault(record["round"], set()).add(record["host_id"])
+    assert all(len(hosts) == 1 for hosts in rounds.values()), rounds
+    assert set.union(*rounds.values()) == {"h1", "h2"}
+    assert "interleaved rounds on 2 hosts" in search.stdout
+
+
+@pytest.mark.soak
 def test_a_node_that_joins_late_takes_trials(nodes, search, tmp_path):
     """Where the search is under way; the node that it began on goes on.
 
@@ -139,3 +157,50 @@ def test_a_node_that_joins_late_takes_trials(nodes, search, tmp_path):
     assert {record.get("failure_kind") for record in records(tmp_path / "run")} <= {None, "supervisor-died"}
     assert len(records(tmp_path / "run")) == 16
     assert len(measured) >= 15
+
+
+@pytest.mark.soak
+def test_a_late_node_of_another_kind_takes_none(nodes, search, tmp_path):
+    """What is said of it, once; the trial that Ray had put there runs elsewhere, and is not counted."""
+    cluster = nodes(h1={"labels": {"feedrate-hardware": "one"}})
+    late = search(cluster, tmp_path / "run", "--max-trials", "12")
+    late.until(lambda: len(records(tmp_path / "run")) >= 2, within_s=120)
+    (tmp_path / "add-h2").write_text(json.dumps({"labels": {"feedrate-hardware": "other"}}))
+    assert late.wait(300) == 0, late.stderr
+    assert {record["host_id"] for record in records(tmp_path / "run") if record.get("host_id")} == {"h1"}
+    assert {record.get("failure_kind") for record in records(tmp_path / "run")} <= {None, "supervisor-died"}
+    assert len(records(tmp_path / "run")) == 12
+    assert late.stderr.count("is another kind of machine, other: it takes no trials of this search") == 1
+
+
+PLACED = """
+import json, os
+inner = workload
+
+def workload():
+    with open("placed", "a") as stream:
+        stream.write(json.dumps([os.environ.get("CUDA_VISIBLE_DEVICES"), *os.sched_getaffinity(0)]) + "\\n")
+    return inner()
+"""
+
+
+def test_trials_share_a_host(nodes, search, tmp_path):
+    """One on each of its two GPUs at once, each on CPUs of its own, and never two on one GPU; the answer says so."""
+    (tmp_path / "toy.py").write_text(TOY + PLACED)
+    cluster = nodes(h1={"num_gpus": 2})
+    shared = search(cluster, tmp_path / "run", "--max-trials", "8", "--share", "host")
+    assert shared.wait(300) == 0, shared.stderr
+    assert "2 trials at once, 2 on a host, which share its disk" in shared.stderr
+    measured = [record for record in records(tmp_path / "run") if not record.get("failure_kind")]
+    assert {record["num_cpus"] for record in measured} == {1}
+    placed = {tuple(json.loads(line)) for line in (tmp_path / "placed").read_text().splitlines()}
+    on_gpu = {gpu: cpus for gpu, *cpus in placed if gpu in ("0", "1")}
+    assert len(on_gpu) == 2, placed
+    assert len(placed) <= 3, "the same CPUs every time, and all of them where the workload is looked at"
+    assert not set(on_gpu["0"]) & set(on_gpu["1"])
+    times = intervals([tmp_path / "run"])["h1"]
+    at_once = [sum(began <= now < ended for began, ended, _ in times) for now, _, _ in times]
+    assert max(at_once) == 2, times
+    best = json.loads((tmp_path / "run" / "best.json").read_text())
+    assert best["scope"] | {"trials_per_host": 2, "exclusive_host": False, "cpus_per_rank": 1} == best["scope"]
+    assert "Measured with up to 2 trials at once on a host" in shared.stdout

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from census import eventually
+from census import eventually, remove_locks
 
 from feedrate.trainables import host
-from feedrate.trainables.host import HostLock, cgroup_quota, cpu_budget, cpu_model, host_id
+from feedrate.trainables.host import HostLock, cgroup_quota, cpu_budget, cpu_model, host_id, share_of_cpus
 
 
 @pytest.fixture(autouse=True)
@@ -22,15 +22,15 @@ def own_host(monkeypatch):
     """A host of this test's own, so that no search on this machine is in the way."""
     monkeypatch.setenv("FEEDRATE_HOST_ID", f"test-{os.getpid()}-{time.monotonic_ns()}")
     yield
-    HostLock().path.unlink(missing_ok=True)
+    remove_locks()
 
 
-def holder(more="sys.stdin.read()"):
+def holder(more="sys.stdin.read()", gpus=()):
     """A process that holds this host's lock until its standard input ends, unless `more` says something else."""
     code = f"""if True:
         import os, sys, time
         from feedrate.trainables.host import HostLock
-        lock = HostLock()
+        lock = HostLock({gpus!r})
         lock.acquire(lambda: print("waiting", flush=True))
         print("held", flush=True)
         {more}
@@ -38,9 +38,9 @@ def holder(more="sys.stdin.read()"):
     return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def is_free():
+def is_free(gpus=()):
     """Whether somebody else could take the lock now."""
-    waits, lock = [], HostLock()
+    waits, lock = [], HostLock(gpus)
 
     class Busy(Exception):
         pass
@@ -126,8 +126,42 @@ def test_two_hosts_do_not_wait_for_each_other(monkeypatch):
     second.acquire(pytest.fail)
     first.release()
     second.release()
-    second.path.unlink()
+    remove_locks()
     monkeypatch.setenv("FEEDRATE_HOST_ID", own)
+
+
+def test_trials_on_other_gpus_share_a_host():
+    """Each GPU has one trial at a time; who needs the host alone waits for all of them, and keeps new ones out meanwhile."""
+    with holder(gpus=(0, 1)) as first:
+        assert first.stdout.readline() == "held\n"
+        assert is_free((2,))
+        assert not is_free((1, 2))
+        assert not is_free()
+        with holder() as alone:
+            assert alone.stdout.readline() == "waiting\n"
+            assert not is_free((2,)), "it would never have the host for itself"
+            first.stdin.close()
+            assert alone.stdout.readline() == "held\n"
+            assert not is_free((0,))
+            alone.stdin.close()
+    assert is_free((0,))
+    assert is_free()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_shares_of_the_cpus_have_none_in_common(monkeypatch, tmp_path, named):
+    """Hyper-threads of one core are in one share, where the kernel tells them: CPUs 0 and 4 are core 0 here, 1 and 5 core 1, ..."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    for cpu in range(8 if named else 0):
+        folder = tmp_path / f"cpu{cpu}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "physical_package_id").write_text("0\n")
+        (folder / "core_id").write_text(f"{cpu % 4}\n")
+    shares = [share_of_cpus([gpu], 4, topology=tmp_path) for gpu in range(4)]
+    assert shares == ([{0, 4}, {1, 5}, {2, 6}, {3, 7}] if named else [{0, 1}, {2, 3}, {4, 5}, {6, 7}])
+    assert share_of_cpus([1, 3], 4, topology=tmp_path) == shares[1] | shares[3]
+    assert len(share_of_cpus([1, 3], 4, 3, topology=tmp_path)) == 3
+    assert len(share_of_cpus([0], 3, topology=tmp_path)) == 2
 
 
 def test_a_host_has_one_name(monkeypatch):

@@ -5,7 +5,7 @@ import signal
 import uuid
 
 import pytest
-from census import TAG, eventually, tagged
+from census import TAG, eventually, remove_locks, tagged
 from workloads import PATH
 
 from feedrate.trainables import watched
@@ -27,7 +27,7 @@ def tag():
         patch.setenv("FEEDRATE_HOST_ID", f"test-{name}")
         yield name
         assert eventually(lambda: not tagged(name)), tagged(name)
-        HostLock().path.unlink(missing_ok=True)
+        remove_locks()
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 
 from feedrate.analysis.schema import COLUMN, fits
 from feedrate.trainables import machine
+from feedrate.trainables.gpu_load import gpu_busy_fraction
 from feedrate.trainables.machine import MachineClock, cache_state
 from feedrate.trainables.measurement import Measurement
 from feedrate.trainables.process import CpuClock
@@ -146,7 +147,7 @@ def readings(monkeypatch):
         shares, now = iter(foreign), [0.0, 0.0]  # total and busy time
         slept = []
 
-        def read():
+        def read(cpus=None):
             return CpuClock(total_s=now[0], busy_s=now[1], own_s=0)
 
         def sleep(seconds):
@@ -178,6 +179,47 @@ def test_a_host_that_stays_busy_is_measured_in_the_end(readings):
     machine.wait_until_quiet(10.0, said.append)
     assert 10.0 <= sum(slept) < 11.0
     assert len(said) == 1
+
+
+@pytest.fixture
+def nvidia_smi(monkeypatch, tmp_path):
+    """Puts a program of that name on the PATH which answers as the real one does, and keeps what it was asked."""
+
+    def put(answer, visible=None, code=0):
+        program = tmp_path / "nvidia-smi"
+        program.write_text(f"#!/bin/sh\necho \"$@\" >> {tmp_path}/asked\nprintf '{answer}'\nexit {code}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        return tmp_path / "asked"
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "fraction"),
+    [("0\\n", 0, 0.0), ("7\\n93\\n", 0, 0.93), ("[N/A]\\n", 0, None), ("", 0, None), ("No devices were found\\n", 6, None)],
+)
+def test_what_others_do_on_a_gpu(nvidia_smi, answer, code, fraction):
+    asked = nvidia_smi(answer, visible="2,3", code=code)
+    assert gpu_busy_fraction() == fraction
+    assert asked.read_text().split() == ["--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--id=2,3"]
+
+
+def test_no_gpu_is_asked_where_none_may_be_used(nvidia_smi):
+    asked = nvidia_smi("93\\n", visible="")
+    assert gpu_busy_fraction() is None
+    assert not asked.exists()
+
+
+def test_a_busy_gpu_is_waited_for(readings, nvidia_smi):
+    said = []
+    nvidia_smi("60\\n")
+    readings(*[0.02] * 10)
+    machine.wait_until_quiet(5.0, said.append)
+    assert said == ["other processes use 60% of the trial's GPU (--wait)"]
 
 
 def test_a_quiet_host_and_none_to_wait_for(readings):

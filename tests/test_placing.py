@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from feedrate.search.nodes import Host, check_versions, promised
+from feedrate.search.nodes import Host, check_versions, promised, why_not
 from feedrate.search.options import SearchOptions, UsageError
 from feedrate.search.placing import SeveralClasses, place
 from feedrate.search.slots import searching_job
@@ -87,6 +87,58 @@ def test_what_is_reserved_and_what_is_used():
     assert whole.takes(LARGE[0])
     with pytest.raises(ValueError, match="--exclusive is for a cluster"):
         SearchOptions(exclusive=True)
+
+
+def test_a_host_that_trials_share():
+    """As many at once as GPUs allow, each with the CPUs that belong to its own; a slot of the node is divided."""
+    shared = place(SearchOptions(share="host"), LARGE)
+    assert (shared.cpus, shared.num_slots, shared.num_shares) == (12, 8, 8)
+    assert shared.where.endswith("8 trials at once, 8 on a host, which share its disk and its memory's bandwidth (--share host)")
+    declared = [replace(each, has_slot=True) for each in [*LARGE, replace(LARGE[0], node_id="other", host_id="second")]]
+    halves = place(SearchOptions(share="host", gpus_per_trial=3), declared)
+    assert (halves.cpus, halves.num_slots) == (36, 4)
+    assert halves.bundle == {"CPU": 36.0, "GPU": 3.0, "trial_slot": 0.5}
+    sevenths = place(SearchOptions(share="host", cpus_per_trial=2), [replace(LARGE[0], num_gpus=7, has_slot=True)])
+    assert 7 * sevenths.bundle["trial_slot"] <= 1
+    odd = place(SearchOptions(share="host", gpus_per_trial=2), [replace(LARGE[0], num_cpus=18)])
+    assert (odd.cpus, odd.num_slots) == (4, 4)
+    assert place(SearchOptions(), LARGE).num_slots == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({}, "a1 has 1 GPU and 8 CPUs, a trial takes 1 and 8"), ({"gpus_per_trial": 0}, "--gpus-per-trial must be 1 or more")],
+)
+def test_a_host_that_has_nothing_to_share(options, reason):
+    with pytest.raises((UsageError, ValueError), match=reason):
+        place(SearchOptions(share="host", **options), SMALL)
+
+
+def test_more_cpus_than_a_gpu_has_are_no_share():
+    with pytest.raises(UsageError, match=r"--share host is for hosts .* h1 has 8 GPUs and 96 CPUs, a trial takes 1 and 13"):
+        place(SearchOptions(share="host", cpus_per_trial=13), LARGE)
+
+
+@pytest.mark.parametrize("other", [{"exclusive": True, "address": "auto"}, {"pin_cpus": False}])
+def test_sharing_a_host_and_having_it_alone(other):
+    with pytest.raises(ValueError, match="leave one of them out"):
+        SearchOptions(share="host", **other)
+
+
+def test_a_late_node_that_is_no_match():
+    """Other versions or another kind: trials stay away from it, whatever else they ask for."""
+    here = {"python": "3.11", "torch": "2.13.0", "ray": "2.60.0", "feedrate": "0.1.0"}
+    late = host("late", versions=here)
+    assert why_not(late, here, late.hardware) is None
+    assert why_not(late, here, "") is None
+    assert why_not(late, here, "h100") == "late is another kind of machine, 1xa10g-8cpu-31gib-amd-epyc-7r13"
+    assert "late has ray 2.60.0, and the driver python 3.11" in why_not(late, here | {"ray": "2.61.0"}, "")
+    plain, labelled = place(SearchOptions(), SMALL), place(SearchOptions(hardware="small"), [replace(each, label="small") for each in SMALL] + LARGE)
+    assert plain.where_not([]) == {}
+    assert plain.where_not(["b", "a"]) == {"ray.io/node-id": "!in(a, b)"}
+    assert labelled.where_not(["a"]) == {"feedrate-hardware": "small", "ray.io/node-id": "!in(a)"}
+    named = place(SearchOptions(hardware="a10g"), SMALL + LARGE)
+    assert named.where_not(["late"]) == named.selector, "late nodes are not taken in any case"
 
 
 def test_other_versions_are_refused_and_named():

@@ -5,7 +5,7 @@ import math
 import pytest
 from synthetic import design_best, record, small_run, write_run
 
-from feedrate.analysis import effects, failures_by_reason, load_run, noise, pareto, time_shares
+from feedrate.analysis import effects, failures_by_reason, load_run, noise, pareto, ranking, time_shares
 from feedrate.analysis.question_sections import TABLES
 
 
@@ -89,6 +89,21 @@ def test_the_noise_of_each_host(run_of):
     assert first["window_sd_fraction"] == pytest.approx(0.01, rel=0.5), "most trials are rounds with 1 %"
     assert first["run_sd_fraction"] == pytest.approx(0.024, abs=0.01)
     assert math.isnan(second["run_sd_fraction"])
+
+
+@pytest.mark.parametrize("off_s", [-7200.0, -0.2, 0.0, 0.2, 3600.0])
+def test_a_host_whose_clock_is_off(run_of, off_s):
+    """Its times contradict the driver's by at least so much, and nothing else is different."""
+    records = [record(n, num_workers=n, rate_sps=500.0 + n) for n in (1, 2, 3)]
+    for each in records:
+        each["host_began_unix_s"] = each["started_unix_s"] + 0.3 + off_s
+        each["host_ended_unix_s"] = each["finished_unix_s"] - 0.4 + off_s
+    run = run_of(records)
+    assert list(ranking(run)["config"]) == ["b64 w3 p2", "b64 w2 p2", "b64 w1 p2"]
+    found = noise(run).iloc[0]["clock_off_s"]
+    assert found == pytest.approx({-7200.0: -7199.7, 3600.0: 3599.6}.get(off_s, 0.0))
+    (row,) = TABLES["noise"][1](run).rows
+    assert row[5] == {-7200.0: "-7,200 s", 3600.0: "+3,600 s"}.get(off_s, "")
 
 
 def test_failures_of_one_reason_are_together(run_of):

@@ -30,6 +30,7 @@ from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.data_check import check
 from feedrate.trainables.disqualify import disqualified
 from feedrate.trainables.failure import Failure, TrialFailed, classify, ended_workers, user_traceback
+from feedrate.trainables.gpu_load import gpu_busy_fraction
 from feedrate.trainables.loading import build_loader, num_samples, own_loader, read_baseline
 from feedrate.trainables.machine import wait_until_quiet
 from feedrate.trainables.measuring import MeasureOptions, measure, pick_device
@@ -128,15 +129,18 @@ def _usage(message: str, phase: str) -> dict[str, Any]:
 
 def _measure(request: dict[str, Any], send: Send, kept: Kept, told_to_stop: Callable[[], bool]) -> bool:
     """Measure one setting; whether the child is kept. The host lock is held until this trial's last process is gone."""
-    lock = host.HostLock()
+    lock = host.HostLock(request.get("gpus", ()))
     lock.acquire(lambda: send({"event": "waiting", "why": OTHER_TRIAL}))
-    wait_until_quiet(request.get("wait_s", 0.0), lambda why: send({"event": "waiting", "why": why}))
+    looked_at = os.sched_getaffinity(0) if request.get("gpus") else None
+    wait_until_quiet(request.get("wait_s", 0.0), lambda why: send({"event": "waiting", "why": why}), looked_at)
     began_unix_s = time.time()
     send({"event": "phase", "phase": "setup"})
-    if kept.workload is None:
+    foreign_gpu = None
+    if kept.workload is None:  # a kept child has used the GPU itself a moment ago
+        foreign_gpu = gpu_busy_fraction()
         kept.workload = load(WorkloadRef(**request["workload"]))
     config, options = LoaderConfig.from_dict(request["config"]), MeasureOptions(**request["options"])
-    facts = host_facts(request.get("allocated_cpus")) | {"host_began_unix_s": began_unix_s}
+    facts = host_facts(request.get("allocated_cpus")) | {"host_began_unix_s": began_unix_s, "foreign_gpu_fraction": foreign_gpu}
     phase, measurement, stopped = "setup", None, False
 
     def on_phase(name: str) -> None:

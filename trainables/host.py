@@ -9,12 +9,13 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from feedrate.trainables import cgroup
 
 LOCK_FOLDER = Path("/tmp")
+TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
 def host_id() -> str:
@@ -35,43 +36,98 @@ PATIENCE_S = 1.0
 
 
 class HostLock:
-    """One measuring trial at a time on a host, also between searches and users.
+    """One measuring trial at a time on a host, also between searches and users; or one on each of its GPUs.
 
     An flock is held by every process that inherited the open file, so it is free only when the last loader worker of
-    a trial is gone, however the trial ended. A crash leaves an empty file, which holds nothing.
+    a trial is gone, however the trial ended. A crash leaves empty files, which hold nothing.
+
+    Args:
+        gpus: of this host that the trial uses, where it shares the host with trials on the others (--share host); the host
+            is then held together with those, and each GPU alone. Empty holds the host alone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, gpus: Sequence[int] = ()) -> None:
         name = hashlib.sha256(host_id().encode()).hexdigest()[:16]
         self.path = LOCK_FOLDER / f"feedrate-host-{name}.lock"
-        self._descriptor: int | None = None
+        # who waits for the host keeps the turn: trials that share it would never leave it to one that needs it alone
+        self._turn = self.path.with_suffix(".turn.lock")
+        self._gpus = [self.path.with_suffix(f".gpu{gpu}.lock") for gpu in sorted(gpus)]
+        self._descriptors: list[int] = []
 
     def acquire(self, on_wait: Callable[[], None]) -> None:
         """Take the lock, however long it takes; `on_wait` is called once if somebody else keeps it for a second."""
-        flags = os.O_RDONLY | os.O_NOFOLLOW
+        patience = _Patience(on_wait)
+        turn = _lock(self._turn, fcntl.LOCK_EX, patience)
         try:
-            descriptor = os.open(self.path, flags)
-        except FileNotFoundError:
-            descriptor = os.open(self.path, flags | os.O_CREAT, 0o644)
-            os.fchmod(descriptor, 0o644)  # others must be able to open it, whatever our umask
-        self._descriptor = descriptor
-        begun, waited = time.monotonic(), False
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                # the last trial's own workers may still be ending
-                if not waited and time.monotonic() - begun > PATIENCE_S:
-                    on_wait()
-                    waited = True
-                time.sleep(0.05)
+            self._descriptors.append(_lock(self.path, fcntl.LOCK_SH if self._gpus else fcntl.LOCK_EX, patience))
+        finally:
+            os.close(turn)
+        for path in self._gpus:
+            self._descriptors.append(_lock(path, fcntl.LOCK_EX, patience))
 
     def release(self) -> None:
         """Give the lock back; harmless when it is not held."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+
+class _Patience:
+    """Calls once, after a second of waiting: the last trial's own workers may still be ending."""
+
+    def __init__(self, on_wait: Callable[[], None]) -> None:
+        self._on_wait, self._begun, self._told = on_wait, time.monotonic(), False
+
+    def wait(self) -> None:
+        if not self._told and time.monotonic() - self._begun > PATIENCE_S:
+            self._on_wait()
+            self._told = True
+        time.sleep(0.05)
+
+
+def _lock(path: Path, operation: int, patience: _Patience) -> int:
+    """The descriptor of a file that is locked."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(path, flags)
+    except FileNotFoundError:
+        descriptor = os.open(path, flags | os.O_CREAT, 0o644)
+        os.fchmod(descriptor, 0o644)  # others must be able to open it, whatever our umask
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
+                return descriptor
+            except BlockingIOError:
+                patience.wait()
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def share_of_cpus(gpus: Sequence[int], num_gpus: int, num_cpus: int | None = None, topology: Path = TOPOLOGY) -> set[int]:
+    """The CPUs of this host that belong to some of its GPUs: every GPU has equally many, and no two have one in common.
+
+    Hyper-threads of a core, and cores of a socket, stay together as far as the numbers allow.
+
+    Args:
+        gpus: numbers of the trial's GPUs on this host, from 0.
+        num_gpus: that the host has.
+        num_cpus: no more than these; None takes all that belong to the GPUs.
+        topology: where the kernel tells which CPUs are neighbours.
+    """
+    allowed = sorted(os.sched_getaffinity(0), key=lambda cpu: (_place(cpu, topology), cpu))
+    each = len(allowed) // num_gpus
+    mine = [cpu for gpu in sorted(gpus) for cpu in allowed[gpu * each : (gpu + 1) * each]]
+    return set(mine[:num_cpus])
+
+
+def _place(cpu: int, topology: Path) -> tuple[int, ...]:
+    """Socket and core; the same for all where the kernel does not tell."""
+    folder = topology / f"cpu{cpu}" / "topology"
+    try:
+        return tuple(int((folder / name).read_text()) for name in ("physical_package_id", "core_id"))
+    except (OSError, ValueError):
+        return ()
 
 
 def cpu_budget(allocated: int | None = None) -> tuple[int, str]:

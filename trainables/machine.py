@@ -6,17 +6,18 @@ Each fact is a column of analysis/schema.py, None where the kernel does not tell
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from feedrate.trainables import cgroup, host
+from feedrate.trainables.gpu_load import gpu_busy_fraction
 from feedrate.trainables.process import CpuClock, tree_pids
 
 PRESSURE = Path("/proc/pressure")
 BUSY_FRACTION = 0.1
-"""Of this host's CPUs: what other processes may use on a host that is called quiet."""
+"""Of this host's CPUs, or of a GPU's time: what other processes may use on a host that is called quiet."""
 LOOK_S = 0.5
 LOOK_AGAIN_S = 3.0
 WARM_BYTES = 2**20
@@ -36,12 +37,12 @@ class MachineClock:
     read_call_bytes: int | None = None
 
     @classmethod
-    def read(cls) -> MachineClock:
-        """The counters now: about 0.1 ms, and as much for each process of the tree."""
+    def read(cls, cpus: Collection[int] | None = None) -> MachineClock:
+        """The counters now: about 0.1 ms, and as much for each process of the tree; of these CPUs alone, where they are given."""
         pids = tree_pids()
         counted = [count for count in map(_read_bytes, pids) if count is not None]
         return cls(
-            cpu=CpuClock.read(pids),
+            cpu=CpuClock.read(pids, cpus),
             throttled_periods=_throttled_periods(),
             pressure_us=_pressure_us(),
             storage_read_bytes=sum(storage for storage, _ in counted) if counted else None,
@@ -74,23 +75,25 @@ class MachineClock:
         return columns
 
 
-def wait_until_quiet(most_s: float, on_wait: Callable[[str], None]) -> None:
-    """Wait until other processes leave this host's CPUs alone, at most so long. The caller holds the host's lock.
+def wait_until_quiet(most_s: float, on_wait: Callable[[str], None], cpus: Collection[int] | None = None) -> None:
+    """Wait until other processes leave this host's CPUs and the trial's GPUs alone, at most so long. The caller holds the host's lock.
 
     Args:
         most_s: 0 does not look at all.
         on_wait: told once why, if there is a wait.
+        cpus: look at these alone; None looks at all of the host.
     """
     deadline, told = time.monotonic() + most_s, False
     while time.monotonic() < deadline:
-        before = CpuClock.read()
+        before = CpuClock.read(cpus=cpus)
         time.sleep(min(LOOK_S, most_s))
-        foreign = CpuClock.read().foreign_fraction_since(before)
-        if foreign < BUSY_FRACTION:
+        foreign = {"this host's CPUs": CpuClock.read(cpus=cpus).foreign_fraction_since(before), "the trial's GPU": gpu_busy_fraction() or 0.0}
+        used = [f"{fraction:.0%} of {what}" for what, fraction in foreign.items() if fraction >= BUSY_FRACTION]
+        if not used:
             return
         if not told:
             told = True
-            on_wait(f"other processes use {foreign:.0%} of this host's CPUs (--wait)")
+            on_wait(f"other processes use {' and '.join(used)} (--wait)")
         time.sleep(max(min(LOOK_AGAIN_S, deadline - time.monotonic()), 0))
 
 

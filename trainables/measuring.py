@@ -8,6 +8,7 @@ the end, where it matters for the user's epoch, epoch boundaries.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -63,6 +64,8 @@ class MeasureOptions:
     """bf16: forward and loss of the short form under torch.autocast."""
     compile: bool = False
     """torch.compile the model of the short form."""
+    shares_host: bool = False
+    """Other trials run on the host's other CPUs: foreign load is that on this process's own."""
 
 
 def pick_device(name: str | None = None) -> torch.device:
@@ -96,9 +99,18 @@ def measure(
         Exception: whatever the workload's model, loss or step raises.
     """
     options = options or MeasureOptions()
-    num_cpus, _ = cpu_budget()  # before the trainer is restricted to some of them
+    # before the trainer is restricted to some of them
+    cpus = _Cpus(num=cpu_budget()[0], counted=os.sched_getaffinity(0) if options.shares_host else None)
     with placed(config) as placed_worker:
-        yield from _measure(workload, config, options, on_phase, placed_worker, num_cpus, {} if steps is None else steps)
+        yield from _measure(workload, config, options, on_phase, placed_worker, cpus, {} if steps is None else steps)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cpus:
+    """What trainer and workers may use, and whose load counts; None is the whole machine's."""
+
+    num: int
+    counted: set[int] | None
 
 
 def _measure(
@@ -107,7 +119,7 @@ def _measure(
     options: MeasureOptions,
     on_phase: Callable[[str], None],
     placed_worker: PlacedWorker | None,
-    num_cpus: int,
+    cpus: _Cpus,
     steps: dict[int | None, Step],
 ) -> Iterator[Measurement]:
     started = time.perf_counter()
@@ -143,7 +155,7 @@ def _measure(
     training = _prepare(loader, workload, options, step, device, result)
     result.setup_s = time.perf_counter() - started
     try:
-        yield from _train(training, options, on_phase, num_cpus, cold)
+        yield from _train(training, options, on_phase, cpus, cold)
     finally:
         if cold is not None:
             cold.stop()
@@ -154,7 +166,7 @@ def _train(
     training: Training,
     options: MeasureOptions,
     on_phase: Callable[[str], None],
-    num_cpus: int,
+    cpus: _Cpus,
     cold: ColdCache | None,
 ) -> Iterator[Measurement]:
     result, device = training.result, training.device
@@ -165,7 +177,7 @@ def _train(
         result.cold_refused = cold.why_not_cold()
         yield result
         return
-    before = _Machine.read(num_cpus)
+    before = _Machine.read(cpus)
     while not training.finished():
         if cold is not None:
             cold.drop_held()
@@ -254,19 +266,20 @@ def _measure_epochs(training: Training, options: MeasureOptions) -> None:
 class _Machine:
     """What the machine and the trial's processes had used when the windows began."""
 
-    num_cpus: int
+    cpus: _Cpus
     began: float
     clock: MachineClock
     memory: Memory | None
 
     @classmethod
-    def read(cls, num_cpus: int) -> _Machine:
-        return cls(num_cpus=num_cpus, began=time.perf_counter(), clock=MachineClock.read(), memory=tree_memory())
+    def read(cls, cpus: _Cpus) -> _Machine:
+        return cls(cpus=cpus, began=time.perf_counter(), clock=MachineClock.read(cpus.counted), memory=tree_memory())
 
     def fill(self, result: Measurement, dropped: bool = False) -> None:
         """Write the columns of what was used since; `dropped`: the page cache was, all along."""
         wall_s = time.perf_counter() - self.began
-        columns = MachineClock.read().columns_since(self.clock, wall_s, dropped=dropped, num_cpus=self.num_cpus)
+        now = MachineClock.read(self.cpus.counted)
+        columns = now.columns_since(self.clock, wall_s, dropped=dropped, num_cpus=self.cpus.num)
         for name, value in columns.items():
             setattr(result, name, value)
         memory = tree_memory()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,17 +99,17 @@ class CpuClock:
     """Time that the hypervisor gave to other virtual machines."""
 
     @classmethod
-    def read(cls, pids: list[int] | None = None) -> CpuClock:
+    def read(cls, pids: list[int] | None = None, cpus: Collection[int] | None = None) -> CpuClock:
         """The clock now. Workers that end between two readings are counted through their parent.
 
         Args:
             pids: the process tree, where it is known already.
+            cpus: count these alone, which the tree does not leave; None counts all of the machine.
         """
-        times = psutil.cpu_times()
-        busy = times.user + times.nice + times.system + times.irq + times.softirq
         own = sum(_cpu_s(pid) for pid in (tree_pids() if pids is None else pids))
-        total = busy + times.idle + times.iowait + times.steal
-        return cls(total_s=total, busy_s=busy, own_s=own, steal_s=times.steal)
+        user, nice, system, idle, iowait, irq, softirq, steal = _machine_s(cpus)
+        busy = user + nice + system + irq + softirq
+        return cls(total_s=busy + idle + iowait + steal, busy_s=busy, own_s=own, steal_s=steal)
 
     def foreign_fraction_since(self, earlier: CpuClock) -> float:
         """Share of all CPU time since `earlier` that other processes took (0..1)."""
@@ -131,6 +132,17 @@ class CpuClock:
         """
         most_s = wall_s * (num_cpus or len(os.sched_getaffinity(0)))
         return min(max((self.own_s - earlier.own_s) / most_s, 0.0), 1.0)
+
+
+def _machine_s(cpus: Collection[int] | None) -> list[float]:
+    """Seconds of the machine's CPUs so far: user, nice, system, idle, iowait, irq, softirq, steal (/proc/stat).
+
+    psutil gives those of single CPUs by position, which is not their number where some are offline.
+    """
+    names = {b"cpu"} if cpus is None else {f"cpu{cpu}".encode() for cpu in cpus}
+    lines = [line.split() for line in Path("/proc/stat").read_bytes().splitlines() if line.startswith(b"cpu")]
+    counted = [[int(ticks) for ticks in line[1:9]] for line in lines if line[0] in names]
+    return [sum(column) / _TICKS_PER_S for column in zip(*counted, strict=True)]
 
 
 def _cpu_s(pid: int) -> float:

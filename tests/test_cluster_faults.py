@@ -1,0 +1,86 @@
+"""What happens to a search on a cluster when the database is away, or the head dies."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+from conftest import records
+from cut_proxy import Proxy
+from ray_head import TOKEN, Head, free_port
+
+from feedrate.analysis.load import load_run
+from feedrate.search.storage import close_storage, open_storage
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
+WITH_TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+SEARCH = ["search", "toy.py:workload", "--batch-size", "16", "--num-workers", "0..8", "--max-trial-s", "2", "--keep-going", "--no-confirm", "--wait", "0"]
+
+
+@pytest.fixture
+def head(tmp_path):
+    """Makes heads; what is left of them is ended after the test."""
+    made = []
+
+    def make(**more):
+        folder = tmp_path / f"head-{len(made)}"
+        folder.mkdir()
+        made.append(Head(folder, **more))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.end()
+
+
+def accounted(run, num_trials):
+    """Every setting that was asked for has one record."""
+    numbers = [record["number"] for record in records(run)]
+    assert sorted(set(numbers)) == sorted(numbers), "no trial twice"
+    assert {record.get("failure_kind") for record in records(run)} <= {None, "supervisor-died"}
+    assert len(numbers) == num_trials
+    assert load_run(run).problems == ()
+
+
+def test_a_database_that_is_away_for_a_minute(head, start, postgresql, tmp_path):
+    """The search waits for it, says so, and goes on; records and study agree at the end."""
+    proxy = Proxy(postgresql.port)
+    address = postgresql.database()
+    through = address.replace(f":{postgresql.port}/", f":{proxy.port}/")
+    run = tmp_path / "run"
+    search = start(*SEARCH, "--max-trials", "10", "--address", f"127.0.0.1:{head().port}", "--out", run, "--storage", through, **WITH_TOKEN)
+    search.until(lambda: len(records(run)) >= 3, within_s=120)
+    proxy.cut()
+    search.until(lambda: "waiting: the study's database does not answer" in search.stderr, within_s=60)
+    time.sleep(60)
+    assert search.process.poll() is None, search.stderr
+    proxy.mend()
+    assert search.wait(200) == 0, search.stderr
+    accounted(run, 10)
+    storage = open_storage(address, run / "unused")
+    (study,) = storage.get_all_studies()
+    told = {trial.number: trial.state.name for trial in storage.get_all_trials(study._study_id)}
+    close_storage(storage)
+    assert set(told) == {record["number"] for record in records(run)}
+    assert set(told.values()) <= {"COMPLETE", "PRUNED"}
+    proxy.cut()
+
+
+def test_a_head_that_is_lost(head, start, tmp_path):
+    """The driver ends, says why and how to carry on; with a new head at the same address the search is resumed."""
+    first, run = head(port=free_port()), tmp_path / "run"
+    search = start(*SEARCH, "--max-trials", "8", "--address", f"127.0.0.1:{first.port}", "--out", run, **WITH_TOKEN)
+    search.until(lambda: len(records(run)) >= 3, within_s=120)
+    for pid in first.command.alive():
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    assert search.wait(240) not in (0, None), search.stderr
+    print("EXIT", search.process.returncode, search.stderr)
+    assert not json.loads((run / "search.json").read_text())["finished"]
+    head(port=first.port)
+    resumed = start("resume", run, **WITH_TOKEN)
+    assert resumed.wait(300) == 0, resumed.stderr
+    accounted(run, 8)
