@@ -1,6 +1,6 @@
 """How much sooner a search ends on more nodes: 1, 2 and 4 raylets of one machine, each a host of its own by FEEDRATE_HOST_ID.
 
-    python benchmarks/scaling.py --trials 32
+    python benchmarks/scaling.py --trials 16
 
 The workload only waits, so that nodes which share this machine's processors do not share what is measured: two loader
 workers sleep for each sample. All settings are equally fast, so that every search measures the same number of equally long
@@ -63,7 +63,7 @@ def search(num_nodes: int, num_trials: int, folder: Path) -> dict[str, float]:
         command += ["--num-workers", "2", "--batch-size", "8", "--persistent-workers", "true,false", "--in-order", "true,false"]
         command += ["--sharing-strategy", "file_descriptor,file_system", "--prefetch-factor", ",".join(map(str, range(1, num_trials // 8 + 1)))]
         command += ["--baseline", "num_workers=2,batch_size=8,prefetch_factor=1", "--out", str(out), "--wait", "0", "--no-confirm"]
-        command += ["--max-trials", str(num_trials), "--keep-going", "--time-budget", "1h", "--epoch-samples", "100000", "--max-trial-s", "12"]
+        command += ["--max-trials", str(num_trials), "--keep-going", "--time-budget", "1h", "--epoch-samples", "100000", "--max-trial-s", "10"]
         begun = time.monotonic()
         done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
         wall_s = time.monotonic() - begun
@@ -83,7 +83,7 @@ def search(num_nodes: int, num_trials: int, folder: Path) -> dict[str, float]:
 def main() -> int:
     """Searches on 1, 2 and 4 nodes, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=32, help="a multiple of 8")
+    parser.add_argument("--trials", type=int, default=16, help="a multiple of 8")
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 4])
     args = parser.parse_args()
     os.environ.update(TOKEN)
