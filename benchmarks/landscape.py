@@ -15,12 +15,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from feedrate.analysis.estimate import RUN_SD_FRACTION
 from feedrate.trainables.config import LoaderConfig
 
 DIMENSIONS = ("batch_size", "num_workers", "prefetch_factor", "persistent_workers")
 NEAREST = 5
 WINDOW_SD = 0.03
 NUM_WINDOWS = 9
+MOST_WINDOW_SD = 0.6
+"""Of few windows that are rounds of many workers the interval is wider than any spread of nine could give."""
+T_WINDOWS = 2.306
+"""Student's t at 95 % for 9 windows."""
+BANDWIDTHS_S = (15.0, 30.0, 60.0, 120.0, 240.0, 480.0)
+"""Over which a machine's drift may be smooth; the one that foretells left-out trials best is taken."""
 WINDOWS_FRACTION = 0.55
 """Share of a trial that its windows take (docs/benchmarks.md, trial_cost)."""
 
@@ -31,9 +38,28 @@ class Point:
 
     config: LoaderConfig
     sps: float
-    """The truth: geometric mean of its measurements."""
+    """The truth: geometric mean of its measurements, the machine's drift taken out."""
     spent_s: float
     """Wall time of one trial of it."""
+    window_sd: float = WINDOW_SD
+    """Of log(rate) between the windows of one trial."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """How the machine's speed changed while a landscape was recorded, whatever was measured: log(speed) against seconds."""
+
+    times_s: Any = (0.0, 1.0)
+    logs: Any = (0.0, 0.0)
+
+    @property
+    def length_s(self) -> float:
+        """Of the recording."""
+        return float(self.times_s[-1])
+
+    def at(self, now_s: float) -> float:
+        """log(speed) then; the recording is repeated."""
+        return float(np.interp(now_s % self.length_s, self.times_s, self.logs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +69,13 @@ class Landscape:
     name: str
     points: list[Point]
     residuals: list[Any]
-    """log(measured / truth) of the measurements of each point: what fresh starts of one setting differ by."""
+    """log(measured / truth) of the measurements of each point, without drift: what fresh starts of one setting differ by."""
     ceilings: dict[int, float]
     """Batch size -> items per second of the training step alone."""
     cpu_item_s: float | None
     num_cpus: int
     baseline: LoaderConfig
+    drift: Drift = field(default_factory=Drift)
     _places: Any = field(init=False, repr=False, compare=False)
     _noise: list[Any] = field(init=False, repr=False, compare=False)
     """Of each point: the residuals of itself and of those nearest to it, as three of its own say little."""
@@ -73,10 +100,10 @@ class Landscape:
         """The nearest measured point."""
         return self.points[self._index(config)]
 
-    def measure(self, config: LoaderConfig, rng: np.random.Generator) -> float:
-        """Items per second of one fresh start."""
+    def measure(self, config: LoaderConfig, rng: np.random.Generator, now_s: float) -> float:
+        """Items per second of one fresh start at that time of the recording."""
         index = self._index(config)
-        return self.points[index].sps * math.exp(float(rng.choice(self._noise[index])))
+        return self.points[index].sps * math.exp(float(rng.choice(self._noise[index])) + self.drift.at(now_s))
 
     def _index(self, config: LoaderConfig) -> int:
         return int(np.abs(self._places - _place(config)).sum(axis=1).argmin())
@@ -98,14 +125,21 @@ def _place(config: LoaderConfig) -> Any:
 
 def read(path: str | Path) -> Landscape:
     """A landscape that record_landscape.py measured."""
-    rows = pd.read_parquet(path)
+    rows = pd.read_parquet(path).sort_values("finished_unix_s", ignore_index=True)
     groups = rows.groupby(list(DIMENSIONS), dropna=False)
+    # breaks of the recording apart
+    drift = _drift(np.log(rows["sps"].to_numpy()), groups.ngroup().to_numpy(), rows["spent_s"].cumsum().to_numpy())
+    rows["log"] = np.log(rows["sps"]) - drift.logs
+    half = (rows["high_sps"] - rows["low_sps"]) / 2 / rows["sps"]
+    window_sd = np.sqrt(np.maximum(half**2 - (1.96 * RUN_SD_FRACTION) ** 2, 1e-6)) * math.sqrt(NUM_WINDOWS) / T_WINDOWS
+    rows["window_sd"] = np.minimum(window_sd, MOST_WINDOW_SD)
     points, residuals = [], []
+    groups = rows.groupby(list(DIMENSIONS), dropna=False)
     for key, group in groups:
         fields = {name: None if pd.isna(value) else value for name, value in zip(DIMENSIONS, key, strict=True)}
         config = LoaderConfig(**{name: int(value) if isinstance(value, float) else value for name, value in fields.items()})
-        logs = np.log(group["sps"])
-        points.append(Point(config, float(np.exp(logs.mean())), float(group["spent_s"].mean())))
+        logs = group["log"]
+        points.append(Point(config, float(np.exp(logs.mean())), float(group["spent_s"].mean()), float(group["window_sd"].median())))
         residuals.append(((logs - logs.mean()) * math.sqrt(len(logs) / max(len(logs) - 1, 1))).to_numpy())
     ceilings = rows.dropna(subset=["step_only_sps"]).groupby("batch_size")["step_only_sps"].median()
     size = int(rows["batch_size"].iloc[rows["batch_size"].sub(64).abs().argmin()])
@@ -117,7 +151,35 @@ def read(path: str | Path) -> Landscape:
         cpu_item_s=float(rows["cpu_item_s"].median()),
         num_cpus=int(rows["num_cpus"].iloc[0]),
         baseline=LoaderConfig(num_workers=0, batch_size=size),
+        drift=drift,
     )
+
+
+def _drift(logs: Any, settings: Any, times_s: Any) -> Drift:
+    """What trials next to each other have in common, whatever their settings: log(rate) = setting + drift(time) + noise.
+
+    The two are fitted in turn; drift is the mean of the other trials nearby, weighted by a Gaussian of their distance in time, so that
+    no trial explains itself.
+    """
+    counts = np.bincount(settings)
+    found: list[tuple[float, Any]] = [(float(_left(logs, settings, counts, np.zeros_like(logs)).var()), np.zeros_like(logs))]
+    for width in BANDWIDTHS_S:
+        weights = np.exp(-0.5 * ((times_s[:, None] - times_s[None, :]) / width) ** 2)
+        np.fill_diagonal(weights, 0.0)
+        weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-9)
+        drift = np.zeros_like(logs)
+        for _ in range(50):
+            means = np.bincount(settings, logs - drift) / counts
+            drift = weights @ (logs - means[settings])
+            drift -= drift.mean()
+        found.append((float(_left(logs, settings, counts, drift).var()), drift))
+    _, drift = min(found, key=lambda each: each[0])
+    return Drift(times_s, drift)
+
+
+def _left(logs: Any, settings: Any, counts: Any, drift: Any) -> Any:
+    """What setting and drift do not explain."""
+    return logs - drift - (np.bincount(settings, logs - drift) / counts)[settings]
 
 
 def made_up(
@@ -175,7 +237,9 @@ def columns_of(landscape: Landscape, config: LoaderConfig, sps: float, rng: np.r
     """What a trial of that run-level rate reports after its last window."""
     size = config.batch_size or 64
     num_items = [10 * size] * NUM_WINDOWS
-    durations = [10 * size / sps * math.exp(rng.normal(0, WINDOW_SD)) for _ in num_items]
+    # windows differ as they did; the rate of all together is the one that was drawn
+    spread = np.exp(rng.normal(0, landscape.at(config).window_sd, NUM_WINDOWS))
+    durations = [float(each) for each in 10 * size / sps * spread / spread.mean()]
     columns: dict[str, Any] = {
         "window_duration_s": durations,
         "window_num_batches": [10] * NUM_WINDOWS,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -87,6 +88,7 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 4])
     args = parser.parse_args()
     os.environ.update(TOKEN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cluster ends with this process
     found: dict[int, dict[str, float]] = {}
     print(f"{'nodes':>6}{'trials':>8}{'one trial':>11}{'first to last':>15}{'efficiency':>12}{'whole command':>15}{'efficiency':>12}{'stopped early':>15}")
     with tempfile.TemporaryDirectory() as folder:

@@ -77,7 +77,7 @@ def feedrate(sampler: str, **options: Any) -> Method:
     def run(landscape: Landscape, seed: int) -> Iterator[Answer]:
         rng = np.random.default_rng([seed, 1])
         folder = RunFolder(tempfile.mkdtemp(prefix="feedrate-replay-", dir="/dev/shm"))
-        now = [0.0]
+        began_s, now = rng.uniform(0, landscape.drift.length_s), [0.0]
         try:
             space = space_of(landscape)
             asked = SearchOptions(**{"time_budget_s": 1e6, "sampler": sampler, "seed": seed} | options)
@@ -100,12 +100,12 @@ def feedrate(sampler: str, **options: Any) -> Method:
                     assert session.confirmation is not None
                     for position, config in enumerate(request.configs):
                         now[0] += landscape.at(config).spent_s
-                        sps = landscape.measure(config, rng)
+                        sps = landscape.measure(config, rng, began_s + now[0])
                         session.confirmation.measured(request.number, position, columns_of(landscape, config, sps, rng, step_only=False), None)
                     session.confirmation.over(request.number)
                     continue
                 config = request.config
-                columns = columns_of(landscape, config, landscape.measure(config, rng), rng, step_only=request.measure_step)
+                columns = columns_of(landscape, config, landscape.measure(config, rng, began_s + now[0]), rng, step_only=request.measure_step)
                 share = 1.0
                 for look in LOOKS:
                     if look < NUM_WINDOWS and session.should_stop(request.number, cut(columns, look)):
@@ -135,13 +135,13 @@ class Tally:
 
     def __init__(self, landscape: Landscape, seed: int) -> None:
         self.landscape, self.rng, self.elapsed_s = landscape, np.random.default_rng([seed, 2]), 0.0
-        self.sps: dict[LoaderConfig, float] = {}
+        self.began_s, self.sps = self.rng.uniform(0, landscape.drift.length_s), dict[LoaderConfig, float]()
         self.yours = self.measure(landscape.baseline)
 
     def measure(self, config: LoaderConfig) -> float:
         """One trial."""
         self.elapsed_s += self.landscape.at(config).spent_s
-        self.sps[config] = self.landscape.measure(config, self.rng)
+        self.sps[config] = self.landscape.measure(config, self.rng, self.began_s + self.elapsed_s)
         return self.sps[config]
 
     def answer(self) -> Answer:

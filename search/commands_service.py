@@ -185,10 +185,11 @@ class Fetch:
     def prepare(self, parser: argparse.ArgumentParser) -> None:
         add_cluster(parser)
         parser.add_argument("-o", "--out", metavar="DIR", help="a new folder (default: feedrate-runs/ID)")
+        parser.add_argument("--force", action="store_true", help="replace what was fetched there before")
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         to = Path(args.out) if args.out else Path("feedrate-runs") / args.id
-        connect(args).fetch(args.id, to)
+        connect(args).fetch(args.id, to, force=args.force)
         print(f"Saved: {to}")
         return None
 

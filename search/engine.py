@@ -27,7 +27,9 @@ PROBE_S = 5.0
 AUTHENTICATE = (
     "Start it with one: ray get-auth-token --generate makes it, and RAY_AUTH_MODE=token, set on every node and where feedrate runs, asks for it"
 )
-WRONG_TOKEN = "refuses the token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, to its own"
+WRONG_TOKEN = (
+    "refuses the token, or got none: set RAY_AUTH_MODE=token, and have its own token in ~/.ray/auth_token, RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+)
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable: set by Ray in the driver of a Job."""
 _QUIET = {
@@ -128,7 +130,7 @@ def _small() -> Iterator[None]:
 def _join(address: str, notes: list[str], folder: str | None, *, allow_unauthenticated: bool) -> None:
     import ray
     from ray._private.services import canonicalize_bootstrap_address_or_die
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, GcsClient, get_authentication_mode  # type: ignore[attr-defined]
 
     if address == "local":
         raise UsageError("--address local: leave it out, a local Ray is then started and stopped by the command")
@@ -141,6 +143,8 @@ def _join(address: str, notes: list[str], folder: str | None, *, allow_unauthent
         if not port.isdecimal() or not 0 < int(port) < 65536:
             raise ValueError(f"{port!r} is not a port")
         _probe(host.strip("[]"), int(port))
+        if get_authentication_mode() == AuthenticationMode.TOKEN and not AuthenticationTokenLoader.instance().has_token():
+            raise UsageError(f"the Ray cluster at --address {address} {WRONG_TOKEN}")  # Ray's own code would abort
         if _asks_nobody(f"{host}:{port}"):
             text = f"the Ray cluster at --address {address} asks nobody for a token: whoever reaches its ports runs code on it"
             if not allow_unauthenticated:

@@ -37,7 +37,7 @@ def pack(folder: Path) -> str:
     """
     found = sorted(path for path in folder.rglob("*") if path.name in PARTS and path.is_file())
     if not found:
-        raise SystemExit("there is no run folder yet: the search has not begun")
+        raise SystemExit("there is no run folder: the search has not begun, or failed before it did (feedrate logs shows why)")
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:gz") as archive:
         for path in found:

@@ -14,6 +14,7 @@ import io
 import logging
 import os
 import shlex
+import shutil
 import tarfile
 import tempfile
 import time
@@ -88,7 +89,8 @@ class Jobs:
         except AuthenticationError:
             raise UsageError(f"the cluster at --address {self.address} {WRONG_TOKEN}") from None
         except (RuntimeError, ConnectionError, OSError, ValueError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            lines = [line for line in str(error).splitlines() if line.strip(" .")] or [type(error).__name__]
+            reason = lines[-1] if "Traceback" in lines[0] else lines[0]  # of a server's traceback the end tells
             if "404" in reason or "does not exist" in reason:
                 raise UsageError(f"the cluster at {self.address} has no such search: feedrate runs --address {self.address} lists them") from None
             raise UsageError(f"the cluster at --address {self.address} refused: {reason}") from None
@@ -159,17 +161,24 @@ class Jobs:
             return False
         return bool(self._call(self.client.stop_job, submission_id))
 
-    def fetch(self, submission_id: str, to: Path) -> None:
+    def fetch(self, submission_id: str, to: Path, *, force: bool = False) -> None:
         """Bring a search's run folder here, as it is now; `to` appears whole or not at all.
 
         A second job on the head prints the folder, packed: the Jobs API is the only way in that a client needs.
+
+        Args:
+            submission_id: of the search.
+            to: where to.
+            force: replace what was fetched there before.
 
         Raises:
             UsageError: there is nothing to fetch yet, or `to` exists.
         """
         run = self.job(submission_id).metadata["run"]
-        if to.exists():
-            raise UsageError(f"{to} exists: name another folder with --out")
+        if to.exists() and not force:
+            raise UsageError(f"{to} exists: name another folder with --out, or fetch it anew with --force")
+        if to.exists() and not any(to.rglob("search.json")):
+            raise UsageError(f"{to} is no run folder, and is not replaced: name another one with --out")
         packing = f"{submission_id}-pack-{os.urandom(3).hex()}"
         self.submit(["pack", run], submission_id=packing, folder=None, metadata={OURS: "", "kind": "pack"})
         deadline = time.monotonic() + PACK_S
@@ -184,7 +193,13 @@ class Jobs:
         with tarfile.open(fileobj=io.BytesIO(files), mode="r:gz") as archive:
             archive.extractall(part, filter="data")
         part.chmod(0o755)
-        part.rename(to)
+        if to.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{to.name}-old-", dir=to.parent))
+            to.rename(old / to.name)
+            part.rename(to)
+            shutil.rmtree(old)
+        else:
+            part.rename(to)
 
 
 def packed(files: bytes) -> str:

@@ -104,7 +104,8 @@ def place(options: SearchOptions, hosts: Sequence[Host] | None = None) -> Placem
     gpus = options.gpus_per_trial if options.gpus_per_trial is not None else min(1, most_gpus)
     if gpus > most_gpus:
         raise UsageError(
-            f"--gpus-per-trial {gpus}: the largest node has {most_gpus} GPU{'s' * (most_gpus != 1)}. Ask for fewer, or join a cluster with --address"
+            f"--gpus-per-trial {gpus}: the largest node has {most_gpus} GPU{'s' * (most_gpus != 1)}. Ask for fewer"
+            + (", or join a cluster with --address" if options.address is None else "")
         )
     fit = [host for host in hosts if host.num_gpus >= gpus]
     most_cpus = max(host.num_cpus for host in fit)
@@ -150,6 +151,8 @@ def _num_shares(options: SearchOptions, fit: Sequence[Host], cpus: int, gpus: in
     if least >= 2:
         return least
     smallest = min(fit, key=lambda host: _shares(host, cpus, gpus))
+    if not gpus:
+        raise UsageError(f"--share host divides a host by its GPUs, and {smallest.hostname} has none: leave it out")
     has = f"{smallest.num_gpus} GPU{'s' * (smallest.num_gpus != 1)} and {smallest.num_cpus} CPUs"
     raise UsageError(
         f"--share host is for hosts with room for several trials: {smallest.hostname} has {has}, a trial takes {gpus} and {cpus}. "

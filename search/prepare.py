@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from feedrate.analysis.run_folder import RunFolder
+from feedrate.search.engine import JOB
 from feedrate.search.options import UsageError
 from feedrate.trainables.resolve import WorkloadRef
 from feedrate.trainables.supervise import Template
@@ -109,3 +111,10 @@ def clear(folder: RunFolder, force: bool) -> None:
                 shutil.rmtree(tune)
     except OSError as error:
         raise UsageError(f"--out {folder.path} cannot be replaced: {error.strerror}") from None
+
+
+def resume_command(folder: RunFolder) -> str:
+    """What carries a search on; of a submitted one, whose folder is on the head, from where it was submitted."""
+    if JOB in os.environ:
+        return f"{shlex.join(['feedrate', 'resume', folder.path.name])} --address URL"
+    return shlex.join(["feedrate", "resume", str(folder.path)])

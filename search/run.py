@@ -29,7 +29,7 @@ from feedrate.search.mirror import bring, check_url, mirrored
 from feedrate.search.nodes import Host, look, promised
 from feedrate.search.options import HIDDEN, SearchOptions, UsageError, without_password
 from feedrate.search.placing import Placement, SeveralClasses, place
-from feedrate.search.prepare import choose_folder, clear, describe_workload, held
+from feedrate.search.prepare import choose_folder, clear, describe_workload, held, resume_command
 from feedrate.search.progress import Display
 from feedrate.search.request import (
     baseline_configs,
@@ -267,7 +267,7 @@ def _resumable(folder: RunFolder) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if folder.search.exists():
-            command = shlex.join(["feedrate", "resume", str(folder.path)])
+            command = resume_command(folder)
             kept = "what was measured is kept" if folder.trials.exists() else "nothing was measured yet"
             raise KeyboardInterrupt(f"interrupted; {kept}. Carry on with: {command}") from None
         raise
@@ -312,6 +312,8 @@ def _search(
     display.begin()
     try:
         display.say(placement.where)
+        if options.address is not None:  # Ray ends a driver whose head is gone without a word from us
+            display.say(f"should the cluster's head be lost, carry on with: {resume_command(folder)}")
         for note in [*notes, *problems]:
             display.say(f"note: {note}")
         baseline = LoaderConfig.from_dict(search["baseline"])

@@ -8,6 +8,7 @@ then reconciled by `resume`). Nothing here is pickled with the study, the folder
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from feedrate.search.session import Session
 from feedrate.search.slots import Slots
 
 METRIC = "throughput_sps"
+SLOT_S = 10.0
+"""Starting a supervisor takes a few seconds; after so long something is in the way."""
 MEMORY_MONITOR = "Ray's memory monitor killed a supervisor, because its node ran low on memory"
 
 
@@ -38,6 +41,7 @@ class SessionSearcher(Searcher):
         self.requests: dict[str, Request] = {}
         """What Tune's trial of this id measures, while it runs."""
         self._placed: set[str] = set()
+        self._since = 0.0
         self.reasons: dict[str, str] = {}
         """What Ray said of a lost supervisor, by Tune's trial id."""
 
@@ -57,6 +61,7 @@ class SessionSearcher(Searcher):
             return str(Searcher.FINISHED) if self.session.stop_reason is not None else None
         self.requests[trial_id] = request
         self.session.budget.waits(request.key)  # for a slot of the cluster
+        self._since = time.monotonic()
         return self.to_config(request, self.slots)
 
     @property
@@ -74,6 +79,12 @@ class SessionSearcher(Searcher):
         if trial_id in self.requests:
             self._placed.add(trial_id)
             self.session.budget.proceeds(self.requests[trial_id].key)
+
+    def tick(self) -> None:
+        """Called about ten times a second: redraw, and say so where nothing runs for want of a slot."""
+        if self.requests and not self._placed and time.monotonic() - self._since > SLOT_S:
+            self.session.display.waiting("no slot of the cluster is free: other searches have them, or nodes are still starting")
+        self.session.display.tick()
 
     def measured(self, trial_id: str, result: dict[str, Any]) -> None:
         """One setting of a confirmation round is done, with others to come."""

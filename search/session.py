@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from feedrate.analysis.estimate import epoch_factor, record_rate, steady_rate, step_only_sps
-from feedrate.analysis.rounds import MIN_ROUNDS, TIED_FRACTION
+from feedrate.analysis.rounds import DISTURBED_FRACTION, MIN_ROUNDS, TIED_FRACTION
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.schema import SCHEMA, status
 from feedrate.search.budget import Budget
@@ -344,5 +344,6 @@ class Session:
         if candidate is not None:
             self._candidates[candidate.config] = candidate
         ceiling = step_only_sps(record)
-        if ceiling is not None:  # load from elsewhere lowers it, nothing raises it
+        disturbed = (record.get("foreign_cpu_fraction") or 0.0) >= DISTURBED_FRACTION
+        if ceiling is not None and not disturbed:  # load from elsewhere lowers it, nothing raises it
             self.ceilings[record["batch_size"]] = max(ceiling, self.ceilings.get(record["batch_size"], 0.0))

@@ -56,7 +56,7 @@ class Ticker(tune.Callback):
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Called about ten times a second."""
         if self.searcher is not None:
-            self.searcher.session.display.tick()
+            self.searcher.tick()
 
 
 def run_trials(

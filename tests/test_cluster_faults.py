@@ -40,7 +40,7 @@ def accounted(run, num_trials):
     assert sorted(set(numbers)) == sorted(numbers), "no trial twice"
     assert {record.get("failure_kind") for record in records(run)} <= {None, "supervisor-died"}
     assert len(numbers) == num_trials
-    assert load_run(run).problems == ()
+    assert load_run(run).problems == []
 
 
 def test_a_database_that_is_away_for_a_minute(head, start, postgresql, tmp_path):
@@ -68,7 +68,7 @@ def test_a_database_that_is_away_for_a_minute(head, start, postgresql, tmp_path)
 
 
 def test_a_head_that_is_lost(head, start, tmp_path):
-    """The driver ends, says why and how to carry on; with a new head at the same address the search is resumed."""
+    """The driver ends within minutes, having said how to carry on; with a new head at the same address the search is resumed."""
     first, run = head(port=free_port()), tmp_path / "run"
     search = start(*SEARCH, "--max-trials", "8", "--address", f"127.0.0.1:{first.port}", "--out", run, **WITH_TOKEN)
     search.until(lambda: len(records(run)) >= 3, within_s=120)
@@ -78,7 +78,7 @@ def test_a_head_that_is_lost(head, start, tmp_path):
         except ProcessLookupError:
             continue
     assert search.wait(240) not in (0, None), search.stderr
-    print("EXIT", search.process.returncode, search.stderr)
+    assert f"should the cluster's head be lost, carry on with: feedrate resume {run}" in search.stderr
     assert not json.loads((run / "search.json").read_text())["finished"]
     head(port=first.port)
     resumed = start("resume", run, **WITH_TOKEN)

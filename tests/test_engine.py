@@ -178,12 +178,12 @@ def test_every_listening_port_asks_for_the_token(local):
     assert local.process.poll() is None
 
 
-@pytest.mark.parametrize("token", [None, "0" * 64, "the cluster's"])
+@pytest.mark.parametrize("token", [None, "", "0" * 64, "the cluster's"])
 def test_a_cluster_is_joined_with_its_token_only(local, start, token):
     """--address takes the token where Ray looks for it, and says in one sentence that it is missing or wrong."""
     if token == "the cluster's":
         token = local.facts["token"]
-    environment = LOOPBACK | ({"RAY_AUTH_TOKEN": token, "RAY_AUTH_MODE": "token"} if token else {})
+    environment = LOOPBACK | ({} if token is None else {"RAY_AUTH_MODE": "token"}) | ({"RAY_AUTH_TOKEN": token} if token else {})
     joiner = start("-c", JOINER, local.facts["address"], program=[sys.executable], **environment)
     joiner.wait()
     if token == local.facts["token"]:
@@ -191,8 +191,8 @@ def test_a_cluster_is_joined_with_its_token_only(local, start, token):
         assert joiner.stdout == f"joined {len(os.sched_getaffinity(0))}\n"
     else:
         assert joiner.stdout == (
-            f"refused: the Ray cluster at --address {local.facts['address']} refuses the token: set RAY_AUTH_MODE=token, "
-            "and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, to its own\n"
+            f"refused: the Ray cluster at --address {local.facts['address']} refuses the token, or got none: set RAY_AUTH_MODE=token, "
+            "and have its own token in ~/.ray/auth_token, RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH\n"
         )
     assert local.process.poll() is None
 

@@ -86,7 +86,15 @@ def test_a_search_goes_on_when_the_client_is_gone(there, head, project, tmp_path
     assert TOKEN not in "".join(path.read_text() for path in (head.runs / "mine").iterdir() if path.is_file())
     again = there("fetch", "mine")
     assert again.code == 2
-    assert "feedrate-runs/mine exists: name another folder with --out" in again.stderr
+    assert "feedrate-runs/mine exists: name another folder with --out, or fetch it anew with --force" in again.stderr
+    (project / "feedrate-runs" / "mine" / "report.html").write_text("old")
+    assert there("fetch", "mine", "--force").code == 0
+    assert (project / "feedrate-runs" / "mine" / "report.html").read_text() != "old"
+    assert not list((project / "feedrate-runs").glob(".mine*"))
+    taken = there("submit", "table", "--submission-id", "mine")
+    assert taken.code == 2
+    assert "refused: " in taken.stderr
+    assert "already exists" in taken.stderr
     assert there("fetch", "mine", "-o", tmp_path / "other").code == 0
 
 
@@ -123,13 +131,13 @@ def test_a_search_that_finds_nothing_says_so(there):
     assert there("status", "wrong").stdout.startswith("wrong: FAILED, ")
     fetched = there("fetch", "wrong")
     assert fetched.code == 2
-    assert "there is no run folder yet: the search has not begun" in fetched.stderr
+    assert "there is no run folder: the search has not begun, or failed before it did" in fetched.stderr
 
 
 @pytest.mark.parametrize(
     ("environment", "reason"),
     [
-        ({"RAY_AUTH_MODE": "disabled"}, "refuses the token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN"),
+        ({"RAY_AUTH_MODE": "disabled"}, "refuses the token, or got none: set RAY_AUTH_MODE=token"),
         (WITH_TOKEN | {"RAY_AUTH_TOKEN": "0" * 48}, "refuses the token"),
     ],
 )

@@ -247,6 +247,15 @@ def test_the_same_measurements_give_the_same_suggestions(tmp_path):
     assert Search(tmp_path / "other", max_trials=24, seed=2).run() != whole
 
 
+def test_a_disturbed_trial_gives_no_ceiling(search):
+    """What others did may have lowered the rate of the step alone, and with it what there seems to gain."""
+    one = search().session
+    for fraction in (0.5, 0.01):
+        request = one.next()
+        one.completed(request.number, measured(request) | {"foreign_cpu_fraction": fraction}, None)
+        assert (request.config.batch_size in one.ceilings) == (fraction < 0.1)
+
+
 def test_the_ceiling_is_said_with_what_there_is_to_gain(search):
     """Right after the baseline at that batch size."""
     text = io.StringIO()
