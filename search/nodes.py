@@ -175,13 +175,16 @@ def check_versions(hosts: Iterable[Host], here: dict[str, str]) -> None:
     """
     found = [text for host in hosts for text in differences(host, here)]
     if found:
-        wanted = ", ".join(f"{name} {here[name]}" for name in SAME)
-        raise UsageError(f"{'; '.join(found)}, and the driver {wanted}: give every node the same versions, as one image does")
+        raise UsageError(f"{'; '.join(found)}, and the driver {_named(here)}: give every node the same versions, as one image does")
 
 
 def differences(host: Host, here: Mapping[str, str]) -> list[str]:
     """What a node has in another version than the driver."""
     return [f"{host.hostname} has {name} {host.versions[name]}" for name in SAME if host.versions[name] != here[name]]
+
+
+def _named(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {versions[name]}" for name in SAME)
 
 
 def why_not(host: Host, versions: Mapping[str, str], hardware: str) -> str | None:
@@ -193,7 +196,7 @@ def why_not(host: Host, versions: Mapping[str, str], hardware: str) -> str | Non
         hardware: the class that the search runs on; empty where it is not known.
     """
     if other := differences(host, versions):
-        return f"{'; '.join(other)}, and the driver {', '.join(f'{name} {versions[name]}' for name in SAME)}"
+        return f"{'; '.join(other)}, and the driver {_named(versions)}"
     if hardware and host.hardware != hardware:
         return f"{host.hostname} is another kind of machine, {host.hardware}"
     return None

@@ -89,10 +89,11 @@ class Supervisor(tune.Trainable):
         if self._refusal is not None:
             return
         if self._template is None:
+            num_cpus = self._request["cpus_per_trial"]
             self._gpus = _gpu_numbers() if self._request["options"]["shares_host"] else []
             self._template = Template(
                 on_this_node(WorkloadRef(**self._request["workload"]), **self._request["shipped"]),
-                cpus=_share(self._gpus, self._request["cpus_per_trial"]) if self._gpus else _affinity(self._request["cpus_per_trial"]),
+                cpus=share_of_cpus(self._gpus, here().num_gpus, num_cpus) if self._gpus else _affinity(num_cpus),
                 threads=self._request["threads"],
                 environment=_user_environment(self._request["environment"], self._request["gpus_per_trial"]),
             )
@@ -150,11 +151,6 @@ def _affinity(num_cpus: int | None) -> set[int] | None:
     """The first `num_cpus` CPUs of those allowed; None where that is all of them."""
     allowed = sorted(os.sched_getaffinity(0))
     return set(allowed[:num_cpus]) if num_cpus is not None and num_cpus < len(allowed) else None
-
-
-def _share(gpus: list[int], num_cpus: int | None) -> set[int]:
-    """The CPUs that belong to these GPUs of the node."""
-    return share_of_cpus(gpus, here().num_gpus, num_cpus)
 
 
 def _gpu_numbers() -> list[int]:
