@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from feedrate.analysis.estimate import record_rate, record_steady, step_only_sps, wait_fraction
 from feedrate.analysis.schema import status
-from feedrate.search.expectation import CPU_ITEM, NUM_CPUS, STEP_ONLY
+from feedrate.search.observed import CPU_ITEM, NUM_CPUS, STEP_ONLY
 from feedrate.search.past import Reconciled
 from feedrate.search.pruner import LOW
 from feedrate.trainables.config import LoaderConfig
@@ -55,7 +55,7 @@ def _measure_again(brain: Brain, mine: Mapping[int, Any]) -> None:
     """A trial that a database knows and no record tells of: the disk with the record was lost, and its setting waits anew."""
     for past in brain.history():
         if past.run_id == brain.run_id and past.number not in mine and past.state in ("complete", "pruned", "failed"):
-            past.state = "lost"
+            brain.forget(past)
             if past.config is not None:
                 brain.enqueue(past.config, past.origin)
 

@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from feedrate.search.domains import to_optuna
 from feedrate.search.expectation import Expectation, most_promising
+from feedrate.search.observed import Observed
 from feedrate.search.space import ALWAYS, NAMES, SearchSpace, applicable
 from feedrate.trainables.config import LoaderConfig
 
@@ -56,6 +57,7 @@ class SnappingSampler(BaseSampler):
         self._tried = tried
         self.max_num_workers: int | None = None
         """More repeat data, so that their rates are not to be beaten; set by the search."""
+        self._observed = Observed()
         self._expected: tuple[tuple[int, int], Expectation | None] | None = None
 
     @property
@@ -69,11 +71,12 @@ class SnappingSampler(BaseSampler):
 
     def expectation(self, study: Study, number: int) -> Expectation | None:
         """The most promising setting for a trial number, and what it may gain; None while there is too little to go by."""
-        trials = study.get_trials(deepcopy=False)
-        told = sum(trial.state.is_finished() for trial in trials)
+        self._observed.learn(study.get_trials(deepcopy=False))
+        told = self._observed.num_finished
         if self._expected is None or self._expected[0] != (number, told):
+            seed = self._seed_of(number)
             found = most_promising(
-                self._space, trials, self._tried(), seed=self._seed_of(number), max_num_workers=self.max_num_workers
+                self._space, self._observed, self._tried(), seed=seed, max_num_workers=self.max_num_workers
             )
             self._expected = ((number, told), found)
         return self._expected[1]

@@ -294,7 +294,7 @@ class Session:
         if expected is None:
             return None
         self._gain_fraction = expected.gain_fraction
-        waiting = [past.config for past in self.brain.history() if past.state == "waiting" and past.config is not None]
+        waiting = self.brain.waiting()
         best = max(self.measured(), key=lambda each: each.rate.low_sps, default=None)
         ceilings = {size: sps for size, sps in self.ceilings.items() if self.has_ceiling(size)}
         reason = at_ceiling(best, expected.surely_sps, ceilings, self._batch_sizes, waiting)

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from copy import copy
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from feedrate.search.domains import to_optuna
 from feedrate.search.expectation import Expectation
+from feedrate.search.ledger import Ledger
 from feedrate.search.options import LOOKS
 from feedrate.search.past import Ask, Counts, Past, Reconciled
 from feedrate.search.pruner import HALF_WIDTH, ConfidencePruner
@@ -52,7 +53,7 @@ class Brain:
         self.study, self.run_id = study, run_id
         self._storage, self._sampler = storage, sampler
         self._study_id = storage.get_study_id_from_name(study.study_name)
-        self._trials: list[Past] = []  # position is the trial number
+        self._trials = Ledger()
         for frozen in study.get_trials(deepcopy=False):
             self._remember(frozen)
 
@@ -99,7 +100,7 @@ class Brain:
 
     def ask(self) -> Ask | None:
         """The next setting: what was enqueued, in that order, else a draw; None when every setting was tried."""
-        waiting = min((past for past in self._trials if past.state == "waiting"), key=self._place, default=None)
+        waiting = min(self._trials.waiting(), key=self._place, default=None)
         if waiting is not None and waiting.config is not None:
             self._start(waiting)
             return Ask(waiting.number, waiting.config, waiting.origin)
@@ -177,10 +178,10 @@ class Brain:
         if past is None:
             return
         attrs = {"failure": reason} | {key: True for key, on in (("blameless", blameless), ("lost", lost)) if on}
-        past.is_blameless = blameless
         if infeasible and FITS not in with_retry(lambda: self._storage.get_trial(past.trial_id)).constraints:
             with_retry(lambda: Trial(self.study, past.trial_id).set_constraint(FITS, 1.0))
-        self._finish(past, TrialState.PRUNED if infeasible else TrialState.FAIL, "lost" if lost else "failed", attrs)
+        state = TrialState.PRUNED if infeasible else TrialState.FAIL
+        self._finish(past, state, "lost" if lost else "failed", attrs, is_blameless=blameless)
 
     def give_up(self, number: int, reason: str) -> LoaderConfig | None:
         """A running trial that nobody measures any more: its setting waits anew, in its old place; None if it did."""
@@ -188,7 +189,7 @@ class Brain:
         if past is None:
             return None
         requeued = None
-        if past.config is not None and all(other.requeue_of != number for other in self._trials):
+        if past.config is not None and all(other.requeue_of != number for other in self._trials.all()):
             self.add(TrialState.WAITING, past.config, past.origin, {"requeue_of": number})
             requeued = past.config
         self.tell_failed(number, reason, lost=True)
@@ -206,24 +207,23 @@ class Brain:
 
     def counts(self) -> Counts:
         """How many trials are in which state."""
-        return Counts(**Counter(past.state for past in self._trials))
+        return self._trials.counts()
 
     def history(self) -> list[Past]:
         """Every trial, in order of its number."""
-        return list(self._trials)
+        return self._trials.all()
 
-    def tried(self) -> set[LoaderConfig]:
-        """Settings that are not drawn again: waiting, running and told ones."""
-        tried: set[LoaderConfig] = set()
-        forgiven: set[LoaderConfig] = set()
-        for past in self._trials:
-            if past.config is None or past.state == "lost":
-                continue
-            if past.is_blameless and past.config not in forgiven:
-                forgiven.add(past.config)
-            else:
-                tried.add(past.config)
-        return tried
+    def waiting(self) -> list[LoaderConfig]:
+        """The settings that were enqueued and are not measured yet."""
+        return [past.config for past in self._trials.waiting() if past.config is not None]
+
+    def tried(self) -> AbstractSet[LoaderConfig]:
+        """Settings that are not drawn again: waiting, running and told ones. It changes with the study."""
+        return self._trials.tried
+
+    def forget(self, past: Past) -> None:
+        """Nobody knows any more how a told trial ended: it is not counted, and its setting may be drawn again."""
+        self._trials.move(past, "lost")
 
     def add(
         self, state: TrialState, config: LoaderConfig | None, origin: str, attrs: Mapping[str, Any] | None = None
@@ -276,18 +276,25 @@ class Brain:
 
     def _start(self, past: Past) -> None:
         with_retry(lambda: self._storage.set_trial_state_values(past.trial_id, TrialState.RUNNING))
-        past.state = "running"
+        self._trials.move(past, "running")
 
     def _set_attrs(self, past: Past, attrs: Mapping[str, Any] | None) -> None:
         for name, value in (attrs or {}).items():
             with_retry(partial(self._storage.set_trial_user_attr, past.trial_id, name, value))
 
     def _finish(
-        self, past: Past, state: TrialState, name: str, attrs: Mapping[str, Any] | None, value_sps: float | None = None
+        self,
+        past: Past,
+        state: TrialState,
+        name: str,
+        attrs: Mapping[str, Any] | None,
+        value_sps: float | None = None,
+        is_blameless: bool = False,
     ) -> None:
         self._set_attrs(past, attrs)  # before the tell: Optuna refuses to change a finished trial
         with_retry(lambda: self.study.tell(past.number, value_sps, state=state, skip_if_finished=True))
-        past.state, past.value_sps = name, past.value_sps if value_sps is None else value_sps
+        self._trials.move(past, name, is_blameless=is_blameless)
+        past.value_sps = past.value_sps if value_sps is None else value_sps
 
 
 def _state(frozen: FrozenTrial) -> str:

@@ -6,7 +6,8 @@ from made_up_search import SPACE, Search, measured, rate_of
 from optuna.distributions import IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from feedrate.search.expectation import most_promising
+from feedrate.search import expectation
+from feedrate.search.observed import Observed
 from feedrate.search.space import Choice, Range, SearchSpace
 from feedrate.trainables.config import LoaderConfig
 
@@ -21,6 +22,13 @@ def trial(config, sps, *, state=TrialState.COMPLETE, **attrs):
 
 def config(num_workers, batch_size=64, **more):
     return LoaderConfig(num_workers=num_workers, batch_size=batch_size, **more)
+
+
+def most_promising(space, trials, tried, **more):
+    """What a study with these trials expects."""
+    observed = Observed()
+    observed.learn(trials)
+    return expectation.most_promising(space, observed, tried, **more)
 
 
 SEEN = [trial(config(number), rate_of(config(number)), step_only_sps=5000.0) for number in (0, 2, 4)]

@@ -1,0 +1,50 @@
+"""ledger.py: what is kept up to date is what a walk through all trials would count."""
+
+import random
+from collections import Counter
+
+from feedrate.search.ledger import Ledger
+from feedrate.search.past import Counts, Past
+from feedrate.trainables.config import LoaderConfig
+
+CONFIGS = [LoaderConfig(num_workers=number, batch_size=32) for number in range(6)]
+
+
+def walked(ledger):
+    """Counts, tried settings and waiting numbers, from the trials one by one."""
+    trials = ledger.all()
+    uses = Counter()
+    for past in trials:
+        if past.config is not None and past.state != "lost":
+            uses[past.config] += 1 if past.is_blameless else 2
+    tried = {config for config, weight in uses.items() if weight >= 2}
+    waiting = [past.number for past in trials if past.state == "waiting"]
+    return Counts(**Counter(past.state for past in trials)), tried, waiting
+
+
+def test_random_histories():
+    rng = random.Random(1)
+    for _ in range(50):
+        ledger = Ledger()
+        for step in range(60):
+            if step < 3 or rng.random() < 0.4:
+                config = rng.choice([*CONFIGS, None])
+                state = rng.choice(("waiting", "running", "complete"))
+                ledger.append(Past(number=len(ledger), trial_id=step, config=config, origin="sampler", run_id="s", state=state))
+            else:
+                past = ledger[rng.randrange(len(ledger))]
+                state = rng.choice(("running", "complete", "pruned", "failed", "lost"))
+                ledger.move(past, state, is_blameless=rng.choice((None, True, False)) if state == "failed" else None)
+            counts, tried, waiting = walked(ledger)
+            assert (ledger.counts(), set(ledger.tried)) == (counts, tried)
+            assert [past.number for past in ledger.waiting()] == waiting
+
+
+def test_a_setting_failed_by_the_machine_may_be_drawn_once_more():
+    ledger = Ledger()
+    for number in (0, 1):
+        assert CONFIGS[0] not in ledger.tried
+        ledger.append(Past(number=number, trial_id=number, config=CONFIGS[0], origin="sampler", run_id="s", state="running"))
+        assert CONFIGS[0] in ledger.tried  # while it runs
+        ledger.move(ledger[number], "failed", is_blameless=True)
+    assert CONFIGS[0] in ledger.tried
