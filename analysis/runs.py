@@ -27,7 +27,7 @@ def load_runs(pattern: str) -> list[Run]:
     """Every run that a pattern names, the oldest first.
 
     Args:
-        pattern: of folders, `feedrate-runs/*`, or the folder that holds them; or of addresses, `s3://bucket/*`.
+        pattern: of folders, `feedrate-runs/*`, or the folder that holds them, or a feedrate-runs with them; or of addresses, `s3://bucket/*`.
 
     Raises:
         RunError: the pattern names no run.
@@ -73,7 +73,8 @@ def _paths(pattern: str) -> list[str]:
     if not is_url(pattern):
         folder = Path(pattern)
         inside = folder.is_dir() and not (folder / "search.json").exists()
-        found = sorted(glob.glob(f"{glob.escape(pattern)}/*" if inside else pattern))
+        patterns = [f"{glob.escape(pattern)}/*", f"{glob.escape(pattern)}/feedrate-runs/*"] if inside else [pattern]
+        found = sorted(path for each in patterns for path in glob.glob(each))
         return [path for path in found if (Path(path) / "search.json").is_file()]
     parent, _, last = pattern.rstrip("/").rpartition("/")
     if glob.has_magic(last):

@@ -1,14 +1,16 @@
 """Landscapes: what every setting of a grid gives, measured or made up, and measurements drawn from one without a machine.
 
-A measured one is the Parquet file of record_landscape.py. A made-up one follows the model of loading with quirks that
+A measured one is the Parquet file of record_landscape.py. Three measurements know a setting to about 5 %, so that the highest of
+many means is a lucky one: the truth of a setting is what it and its neighbours say together (`_smoothed`). A made-up one follows the model of loading with quirks that
 the model does not have; it is for looking at the search, no evidence.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,9 @@ T_WINDOWS = 2.306
 """Student's t at 95 % for 9 windows."""
 BANDWIDTHS_S = (15.0, 30.0, 60.0, 120.0, 240.0, 480.0)
 """Over which a machine's drift may be smooth; the one that foretells left-out trials best is taken."""
+SMOOTHED_FRACTION = 0.5
+"""Settings below this share of the best mean keep their own: cliffs are no neighbours."""
+LEAST_SMOOTHED = 10
 WINDOWS_FRACTION = 0.55
 """Share of a trial that its windows take (docs/benchmarks.md, trial_cost)."""
 
@@ -38,7 +43,7 @@ class Point:
 
     config: LoaderConfig
     sps: float
-    """The truth: geometric mean of its measurements, the machine's drift taken out."""
+    """The truth: from its measurements and its neighbours', the machine's drift taken out."""
     spent_s: float
     """Wall time of one trial of it."""
     window_sd: float = WINDOW_SD
@@ -141,6 +146,7 @@ def read(path: str | Path) -> Landscape:
         logs = group["log"]
         points.append(Point(config, float(np.exp(logs.mean())), float(group["spent_s"].mean()), float(group["window_sd"].median())))
         residuals.append(((logs - logs.mean()) * math.sqrt(len(logs) / max(len(logs) - 1, 1))).to_numpy())
+    points = [replace(point, sps=sps) for point, sps in zip(points, _smoothed(points, residuals), strict=True)]
     ceilings = rows.dropna(subset=["step_only_sps"]).groupby("batch_size")["step_only_sps"].median()
     size = int(rows["batch_size"].iloc[rows["batch_size"].sub(64).abs().argmin()])
     return Landscape(
@@ -180,6 +186,44 @@ def _drift(logs: Any, settings: Any, times_s: Any) -> Drift:
 def _left(logs: Any, settings: Any, counts: Any, drift: Any) -> Any:
     """What setting and drift do not explain."""
     return logs - drift - (np.bincount(settings, logs - drift) / counts)[settings]
+
+
+def _smoothed(points: Sequence[Point], residuals: Sequence[Any]) -> list[float]:
+    """Posterior mean of each setting's rate: log(mean) = smooth(workers, batch size, prefetching) + own + noise.
+
+    A Gaussian process (Matern 5/2 over logarithms of the numbers, plus a part that every setting has for itself), its scales and
+    amplitudes by the marginal likelihood, the noise from repeats (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, 5.4.1).
+    A repeat that was left out is foretold better by it than by the mean of the others (docs/benchmarks.md).
+    """
+    rates = np.array([point.sps for point in points])
+    kept = np.flatnonzero(rates > SMOOTHED_FRACTION * rates.max())
+    if len(kept) < LEAST_SMOOTHED:
+        return [float(each) for each in rates]
+    counts = np.array([len(residuals[index]) for index in kept])
+    # residuals were scaled up to the noise of one measurement
+    noise = sum(float((residuals[index] ** 2).sum()) * (count - 1) / count for index, count in zip(kept, counts, strict=True))
+    noise /= max(int((counts - 1).sum()), 1)
+    logs = np.log(rates[kept])
+    configs = [points[index].config for index in kept]
+    numbers = np.array([
+        [math.log2(1 + config.num_workers), math.log2(config.batch_size or 1), math.log2(config.prefetch_factor or 1), 3.0 * (config.num_workers == 0)]
+        for config in configs
+    ])  # fmt: skip
+    best, truth = -math.inf, logs
+    for *scales, amplitude, own in itertools.product((1, 2, 4), (1, 2, 4), (1, 2, 4, 8), (0.05, 0.1, 0.2, 0.4), (0.005, 0.02, 0.04, 0.08)):
+        signal = amplitude**2 * _matern(numbers / np.array([*scales, 1.0])) + own**2 * np.eye(len(kept))
+        cholesky = np.linalg.cholesky(signal + np.diag(noise / counts))
+        solved = np.linalg.solve(cholesky, logs - logs.mean())
+        evidence = float(-(solved @ solved) / 2 - np.log(np.diag(cholesky)).sum())
+        if evidence > best:
+            best, truth = evidence, logs.mean() + signal @ np.linalg.solve(cholesky.T, solved)
+    rates[kept] = np.exp(truth)
+    return [float(each) for each in rates]
+
+
+def _matern(places: Any) -> Any:
+    distance = math.sqrt(5) * np.sqrt(((places[:, None] - places[None, :]) ** 2).sum(axis=2))
+    return (1 + distance + distance**2 / 3) * np.exp(-distance)
 
 
 def made_up(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import os
 import re
@@ -117,7 +118,8 @@ class Status:
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         jobs = connect(args)
         job = jobs.job(args.id)
-        facts = summary(job)
+        later = jobs.continued(job)
+        facts = summary(job) | {"carried_on_by": [other.submission_id for other in later]}
         if args.json:
             print(json.dumps(facts))
             return None
@@ -126,6 +128,8 @@ class Status:
         print(f"  {facts['command']}")
         if job.message and job.status.is_terminal():
             print(f"  {job.message.strip().splitlines()[-1]}")
+        for other in later:
+            print(f"  carried on by {other.submission_id}: {other.status.value}")
         for line in jobs.log(args.id).splitlines()[-LAST_LINES:]:
             print(f"  | {line}")
         return None
@@ -236,6 +240,26 @@ def _check_storage(storage: str | None) -> None:
         raise UsageError("--storage names a file in the job's folder, which ends with the job: give its whole path on the head, sqlite:////FOLDER/FILE")
 
 
+def defines(path: Path, name: str) -> bool:
+    """Whether a file has such a name at its top level, read but not run; True where that cannot be told."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except SyntaxError as error:
+        raise UsageError(f"{path.name} is no Python, line {error.lineno}: {error.msg}") from None
+    told = {ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Expr, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign}
+    known: set[str] = set()
+    for node in tree.body:
+        if type(node) not in told:
+            return True  # an if, a try or a loop may define anything
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            known.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            known |= {(each.asname or each.name).partition(".")[0] for each in node.names}
+        else:
+            known |= {each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)}
+    return name in known or "*" in known
+
+
 def _inside(workload: str, workload_options: dict[str, Any]) -> str:
     """The workload as it is named in the folder that is sent.
 
@@ -249,6 +273,8 @@ def _inside(workload: str, workload_options: dict[str, Any]) -> str:
     if not place.endswith(".py"):
         return workload
     here = Path.cwd()
+    if not defines(Path(place), function):
+        raise UsageError(f"{Path(place).name} defines no {function}: name a function at its top level, as in {Path(place).name}:workload")
     if not Path(place).is_relative_to(here):
         raise UsageError(f"{place} is outside of {here}, which is what is sent to the cluster: start feedrate in your project's folder")
     return f"{Path(place).relative_to(here)}:{function}"

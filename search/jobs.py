@@ -130,6 +130,11 @@ class Jobs:
         ours = [job for job in self._call(self.client.list_jobs) if (job.metadata or {}).get("kind") == "search" and OURS in job.metadata]
         return sorted(ours, key=lambda job: job.start_time or 0)
 
+    def continued(self, job: Any) -> list[Any]:
+        """The later searches that carried one on, the oldest first."""
+        run = job.metadata.get("run")
+        return [other for other in self.searches() if other.metadata.get("run") == run and (other.start_time or 0) > (job.start_time or 0)]
+
     def log(self, submission_id: str) -> str:
         """What the search has printed so far."""
         return str(self._call(self.client.get_job_logs, submission_id))

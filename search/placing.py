@@ -136,7 +136,7 @@ def place(options: SearchOptions, hosts: Sequence[Host] | None = None) -> Placem
         num_shares=num_shares,
     )
     at_once = max(placement.at_once(there), placement.num_promised)
-    return replace(placement, num_slots=at_once, where=_where(fit, cpus, gpus, at_once, num_shares))
+    return replace(placement, num_slots=at_once, where=_where(fit, cpus, gpus, at_once, num_shares, slots))
 
 
 def _num_shares(options: SearchOptions, fit: Sequence[Host], cpus: int, gpus: int) -> int:
@@ -190,10 +190,12 @@ def _selector(fit: Sequence[Host]) -> dict[str, str]:
     return {NODE_ID: f"in({', '.join(host.node_id for host in fit if host.node_id)})"}
 
 
-def _where(fit: Sequence[Host], cpus: int, gpus: int, at_once: int, num_shares: int) -> str:
+def _where(fit: Sequence[Host], cpus: int, gpus: int, at_once: int, num_shares: int, slots: bool) -> str:
     first = fit[0]
     what = f"{gpus} of {first.num_gpus} GPUs" if gpus else "CPU only, no GPU is used"
     more = f" · {at_once} hosts" if at_once > 1 else ""
+    if slots:
+        more = f" · {at_once} trial_slot{'s' * (at_once != 1)}, which searches take in turn"
     if num_shares > 1:
         more = f" · {at_once} trials at once, {num_shares} on a host, which share its disk and its memory's bandwidth (--share host)"
     return f"{first.hostname} · {what}, {cpus} of {first.num_cpus} CPUs{more}"

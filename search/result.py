@@ -171,6 +171,7 @@ def _best(run: Run, ranked: pd.DataFrame, chosen: pd.Series[Any], where: Standin
             "num_measurements": int(run.latest["throughput_sps"].notna().sum()),
             "num_disturbed": int((run.latest["foreign_cpu_fraction"] >= DISTURBED_FRACTION).sum()),
             **{f"most_{name}": _float(run.latest[name].max()) for name in FOREIGN},
+            "unconfirmed_because": run.search.get("unconfirmed_because") if where is None else None,
             "undecided": [] if where is None else list(where.undecided),
             "faster_since": [] if where is None else _faster_since(run, complete, chosen),
             "created_unix_s": run.search.get("created_unix_s"),

@@ -300,7 +300,7 @@ def _search(
         raise UsageError(str(error)) from None
     brain.max_num_workers = (search.get("disqualified") or {}).get("max_num_workers")
     records, problems = folder.records()
-    brain.reconcile(records, options.objective)
+    again = brain.reconcile(records, options.objective).requeued
     display = Display(
         console,
         time_budget_s=options.time_budget_s,
@@ -316,6 +316,9 @@ def _search(
             display.say(f"should the cluster's head be lost, carry on with: {resume_command(folder)}")
         for note in [*notes, *problems]:
             display.say(f"note: {note}")
+        if records:
+            anew = f"; measured anew, under a number of its own: {', '.join(config.short() for config in again)}" if again else ""
+            display.say(f"carrying on after {brain.counts().told} settings{anew}")
         baseline = LoaderConfig.from_dict(search["baseline"])
         session = Session(
             brain=brain,
@@ -340,6 +343,10 @@ def _search(
         raise KeyboardInterrupt
     if len(session.records) == len(records):
         display.say(f"nothing new was measured: {session.stop_reason}")
-    search = folder.read_search() | {"finished": True, "stop_reason": session.stop_reason}  # its space may be wider now
+    search = folder.read_search() | {  # its space may be wider now
+        "finished": True,
+        "stop_reason": session.stop_reason,
+        "unconfirmed_because": session.unconfirmed_because,
+    }
     folder.write_search(search)
     return conclude(folder, session.stop_reason)

@@ -66,6 +66,8 @@ class Session:
         """Why no further setting is tried; rounds may still be under way."""
         self.stop_reason: str | None = None
         """The same once everything is over."""
+        self.unconfirmed_because: str | None = None
+        """Why there were no rounds; None where there were some, or they have not begun."""
         self.ceilings: dict[int | None, float] = {}
         self.records: list[dict[str, Any]] = []
         self._candidates: dict[LoaderConfig, Candidate] = {}
@@ -98,6 +100,8 @@ class Session:
         self.display.ahead(self._least_seconds_ahead(), self._gain_fraction)
         if request is None and self.stop_reason is None:
             request = self._next_round() if self.options.confirm else None
+            if not self.options.confirm:
+                self.unconfirmed_because = "rounds were not asked for (--no-confirm)"
             if not self.options.confirm or (self.confirmation is not None and self.confirmation.is_over):
                 self.stop_reason = self.search_reason
         return request
@@ -126,9 +130,14 @@ class Session:
         if self._running:
             return None  # what it gives may be a finalist
         if self.confirmation is None:
-            finalists = fit_into(self._finalists(), self.seconds_left())
-            if any(each.is_baseline and self._near_ceiling(each) for each in finalists):
-                finalists = []  # nothing is worth mentioning that is faster than what the user has
+            able = self._finalists()
+            finalists = fit_into(able, self.seconds_left())
+            if any(each.is_baseline and self._near_ceiling(each) for each in able):
+                finalists, self.unconfirmed_because = [], "nothing worth mentioning could be faster than yours"
+            elif not able:
+                self.unconfirmed_because = "there was no second setting to compare with"
+            elif not finalists:
+                self.unconfirmed_because = f"the time left had no room for {MIN_ROUNDS} rounds (--time-budget)"
             self.confirmation = Confirmation(self, finalists)
         return self.confirmation.next()
 

@@ -126,7 +126,8 @@ def explain(result: SearchResult) -> list[str]:
 def _confirmed(best: dict[str, Any], folder: Path) -> str:
     """Whether the answer was measured again, and what is still open."""
     if not best["confirmed"]:
-        return "Not confirmed: one measurement a setting, so that the best one is a little flattered by luck."
+        because = best["search"].get("unconfirmed_because")
+        return "Not confirmed" + (f", as {because}" if because else "") + ": one measurement a setting, so that the best one is a little flattered by luck."
     facts = best["search"]
     text = f"Confirmed in {facts['num_rounds']} interleaved rounds"
     if facts["num_round_hosts"] > 1:

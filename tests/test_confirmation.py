@@ -113,6 +113,7 @@ def test_no_round_without_two_settings(search):
     alone.go()
     assert [request.kind for request in alone.asked] == ["search"]
     assert alone.session.stop_reason
+    assert alone.session.unconfirmed_because == "there was no second setting to compare with"
 
 
 def test_time_is_kept_for_rounds(search):
@@ -131,6 +132,7 @@ def test_a_budget_without_room_for_rounds_has_none(search):
     short = search(time_budget_s=40.0)
     short.go()
     assert [request.kind for request in short.asked] == ["search"] * 4
+    assert short.session.unconfirmed_because == "the time left had no room for 3 rounds (--time-budget)"
 
 
 def test_a_finalist_that_fails_in_a_round_is_left_out_of_the_next(search):

@@ -9,6 +9,7 @@ from conftest import QUICK, TOY, records
 from ray_head import TOKEN, Head, free_port
 
 from feedrate.analysis.load import load_run
+from feedrate.search.commands_service import defines
 from feedrate.search.jobs import packed, unpacked
 from feedrate.search.options import UsageError
 
@@ -118,6 +119,8 @@ def test_a_search_is_stopped_and_carried_on(there, head, project):
     assert again.code == 0, again.stderr
     log = followed(there, again.stdout.strip())
     assert f"{kept + 2} settings were tried (--max-trials)" in log
+    assert f"carrying on after {kept} settings" in log
+    assert f"  carried on by {again.stdout.strip()}: SUCCEEDED\n" in there("status", "long").stdout
     numbers = [record["number"] for record in records(run)]
     assert len(numbers) == len(set(numbers)) == kept + 2  # the number of the trial that was interrupted is left out
     assert there("fetch", again.stdout.strip(), "-o", project / "whole").code == 0
@@ -126,8 +129,8 @@ def test_a_search_is_stopped_and_carried_on(there, head, project):
 
 def test_a_search_that_finds_nothing_says_so(there):
     """Ray's word for it, and ours."""
-    assert there("submit", "train.py:absent", "--submission-id", "wrong").code == 0
-    assert "train.py has no function 'absent'" in followed(there, "wrong")
+    assert there("submit", "train.py:workload", "--hardware", "absent", "--submission-id", "wrong").code == 0
+    assert "--hardware absent is no hardware class of the cluster" in followed(there, "wrong")
     assert there("status", "wrong").stdout.startswith("wrong: FAILED, ")
     fetched = there("fetch", "wrong")
     assert fetched.code == 2
@@ -200,6 +203,7 @@ def test_a_cluster_that_asks_nobody_is_refused(feedrate, project):
         (["train.py:workload", "--max-trials", "0"], "must be 1 or more"),
         (["../toy.py:workload"], "is outside of"),
         (["absent.py:workload"], "does not exist"),
+        (["train.py:absent"], "train.py defines no absent: name a function at its top level, as in train.py:workload"),
     ],
 )
 def test_what_cannot_be_submitted_is_said_before_anything_is_sent(feedrate, project, arguments, reason):
@@ -207,6 +211,25 @@ def test_what_cannot_be_submitted_is_said_before_anything_is_sent(feedrate, proj
     assert refused.code == 2
     assert reason in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "is_there"),
+    [
+        ("def workload(): ...", True),
+        ("workload = partial(make, 1)", True),
+        ("from elsewhere import make as workload", True),
+        ("from elsewhere import *", True),
+        ("if True:\n    def workload(): ...", True),
+        ("class A:\n    def workload(self): ...", False),
+        ("def other(): workload = 1", False),
+        ("import workload_of.another", False),
+    ],
+)
+def test_whether_a_file_defines_a_function_is_read_from_it(tmp_path, text, is_there):
+    """Nothing of the user's runs before it is sent; what cannot be told is left to the cluster."""
+    (tmp_path / "mine.py").write_text(text)
+    assert defines(tmp_path / "mine.py", "workload") is is_there
 
 
 def test_a_packed_folder_comes_whole_or_not_at_all():

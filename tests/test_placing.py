@@ -72,7 +72,9 @@ def test_several_nodes_of_one_host():
     """Measure one trial at a time; where nodes declare slots, each has its own."""
     nodes = [host("x"), replace(host("x"), node_id="other")]
     assert place(SearchOptions(), nodes).num_slots == 1
-    assert place(SearchOptions(), [replace(each, has_slot=True) for each in nodes]).num_slots == 2
+    declared = place(SearchOptions(), [replace(each, has_slot=True) for each in nodes])
+    assert declared.num_slots == 2
+    assert declared.where.endswith(" \xb7 2 trial_slots, which searches take in turn")
 
 
 def test_what_is_reserved_and_what_is_used():

@@ -13,6 +13,7 @@ from feedrate.analysis.run_folder import RunError
 @pytest.fixture
 def runs(tmp_path):
     """A folder of runs: a finished one, one that goes on, one where nothing worked, one that cannot be read."""
+    tmp_path = tmp_path / "feedrate-runs"
     write_run(tmp_path / "done", small_run(), best=design_best(), created_unix_s=1_700_000_300.0)
     write_run(tmp_path / "going", small_run()[:3], created_unix_s=1_700_000_100.0)
     write_run(tmp_path / "broken", [record(0, status="failed")], finished=True, created_unix_s=1_700_000_200.0)
@@ -21,9 +22,9 @@ def runs(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("pattern", ["{}/*", "{}"], ids=["pattern", "folder"])
+@pytest.mark.parametrize("pattern", ["{}/*", "{}", "{}/.."], ids=["pattern", "folder", "project"])
 def test_every_run_of_a_pattern_is_read_the_oldest_first(runs, pattern):
-    """What cannot be read is named in a warning; what is no run is passed over."""
+    """What cannot be read is named in a warning; what is no run is passed over. In a project, where searches write."""
     with pytest.warns(UserWarning, match="left out: .*future.*feedrate/search/9") as warned:
         found = load_runs(pattern.format(runs))
     assert [run.path.name for run in found] == ["going", "broken", "done"]
