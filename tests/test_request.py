@@ -97,6 +97,15 @@ def test_settings_that_people_use_have_the_asked_value_where_the_default_is_not(
     assert {config.num_workers for config in seeds} == {0, 2, 4, 8, 16}
 
 
+def test_settings_that_people_use_are_tried_at_two_batch_sizes():
+    """At the user's own and at the largest in turn: what workers bring differs from size to size."""
+    space = search_space({}, SHORT, placement())
+    tried = {config.num_workers: config.batch_size for config in seed_configs(LoaderConfig(batch_size=64), placement(), space)}
+    assert tried == {0: 64, 4: 128, 8: 64, 2: 128, 16: 64}
+    fixed = search_space({"batch_size": Choice((None,))}, SHORT, placement())
+    assert {config.batch_size for config in seed_configs(LoaderConfig(batch_size=None), placement(), fixed)} == {None}
+
+
 @pytest.mark.parametrize(("options", "flag"), [({"amp": "bf16"}, "amp"), ({"compile": True}, "compile")])
 def test_a_step_of_your_own_is_not_changed_from_outside(options, flag):
     """Mixed precision and compilation belong to it: one sentence says so. The short form takes them."""
