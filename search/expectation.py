@@ -22,7 +22,10 @@ from feedrate.search.space import NAMES, SearchSpace
 from feedrate.search.surrogate import Settings, Surrogate
 from feedrate.trainables.config import LoaderConfig
 
-LEAST_OBSERVED = 3
+LEAST_OBSERVED = 2
+"""Rates from which the best one may be judged."""
+LEAST_TO_DRAW = 3
+"""Rates from which a setting is drawn; before, any is as good."""
 MAX_ROWS = 2000
 """Settings of the space that are looked at in one draw; of a larger space those beside the best ones, and others at random."""
 MAX_OBSERVED = 60

@@ -23,7 +23,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from feedrate.search.domains import to_optuna
-from feedrate.search.expectation import Expectation, most_promising
+from feedrate.search.expectation import LEAST_TO_DRAW, Expectation, most_promising
 from feedrate.search.observed import Observed
 from feedrate.search.space import ALWAYS, NAMES, SearchSpace, applicable
 from feedrate.trainables.config import LoaderConfig
@@ -84,7 +84,7 @@ class SnappingSampler(BaseSampler):
     def draw(self, study: Study, number: int) -> LoaderConfig | None:
         """The setting of a trial number; None when every setting was tried. Writes nothing to the study."""
         study = copy(study)  # has no cached trials yet: Optuna renews its cache only in ask and tell of the same thread
-        if self._kind == "gp" and (expected := self.expectation(study, number)) is not None:
+        if self._kind == "gp" and (expected := self.expectation(study, number)) is not None and len(self._observed) >= LEAST_TO_DRAW:
             return expected.config
         inner = self._inner(number)
         drawn = self._draw_group(inner, study, ALWAYS)
