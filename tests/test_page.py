@@ -1,7 +1,6 @@
 """analysis/page.py: one file that works offline, the answer first, every text of a user still a text."""
 
 import re
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -188,8 +187,8 @@ def test_people_who_do_not_see_the_plots_get_the_same(tmp_path: Path) -> None:
     assert "@media print" in text
 
 
-def test_1000_trials_in_five_seconds(tmp_path: Path) -> None:
-    """Reading and writing take under 5 s; beyond plotly's 4.8 MB the page stays under 1.5 MB, long tables folded."""
+def test_1000_trials_make_no_large_page(tmp_path: Path) -> None:
+    """Beyond plotly's 4.8 MB the page stays under 1.5 MB, long tables folded; how long it takes is in benchmarks/analysis_scale.py."""
     statuses = ("complete", "complete", "pruned", "failed")
     records = [
         record(n, num_workers=n % 33, batch_size=(32, 64, 128)[n % 3], rate_sps=500.0 + n, status=statuses[n % 4],
@@ -197,9 +196,7 @@ def test_1000_trials_in_five_seconds(tmp_path: Path) -> None:
         for n in range(1000)
     ]  # fmt: skip
     folder = write_run(tmp_path, records)
-    started = time.perf_counter()
     write_page(load_run(folder), folder / "report.html")
-    assert time.perf_counter() - started < 5
     text = (folder / "report.html").read_text()
     assert len(text) < 4_900_000 + 1_500_000
     assert re.search(r"\d more rows", text)
