@@ -7,6 +7,7 @@ was recorded is counted when the search is resumed.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION, Rate, gpu_headroom_fraction, record_rate
 from feedrate.analysis.rounds import MIN_ROUNDS, TIED_FRACTION, Comparison, Finalist, out_soon, standing
 from feedrate.analysis.schema import status
+from feedrate.search.surrogate import improvement
 from feedrate.trainables.config import LoaderConfig
 
 MAX_FINALISTS = 4
@@ -24,6 +26,8 @@ MAX_REPEATED = 4
 """Rounds that may be repeated because other processes disturbed them."""
 SPEEDUP_HALF_WIDTH = 0.04
 """Half of a speed-up's interval, as a fraction, at which the baseline has been measured well enough."""
+WORTH_A_ROUND_FRACTION = 0.005
+"""What another round may bring, expected over what is not known yet, as a fraction of the rate."""
 BUDGET_FRACTION = 0.5
 """Share of the time budget that is kept for rounds, at most."""
 
@@ -156,8 +160,10 @@ def _wanted(
     if number <= MIN_ROUNDS or now is None:
         yours = {each.name for each in finalists if each.is_baseline}
         return names - (out_soon(comparison, able_names) - yours)
-    wanted = set() if now.decided else {now.fastest, now.answer, *now.undecided}
-    size = next(each.config.batch_size for each in finalists if each.name == now.answer)
+    answer = next(each for each in finalists if each.name == now.answer)
+    open_ = {each.name for each in finalists if each.name in now.undecided and _is_worth_a_round(comparison, each, answer)}
+    wanted = set() if now.decided or not open_ | {now.fastest} - {now.answer} else {now.fastest, now.answer, *open_}
+    size = answer.config.batch_size
     for each in finalists:
         if each.is_baseline and each.config.batch_size == size and each.name != now.answer:
             log, half = comparison.log_ratio(now.answer, each.name)
@@ -165,6 +171,15 @@ def _wanted(
             if half > SPEEDUP_HALF_WIDTH or unclear:
                 wanted |= {each.name, now.answer}
     return wanted & names if len(wanted & names) > 1 else set()
+
+
+def _is_worth_a_round(comparison: Comparison, each: Candidate, answer: Candidate) -> bool:
+    """Whether a setting may still turn out enough better than the answer; a cheaper one is, from TIED_FRACTION behind it on."""
+    log, half = comparison.log_ratio(each.name, answer.name)
+    if math.isinf(half):
+        return True
+    start = TIED_FRACTION if _same_size(each, answer) and each.cost < answer.cost else 0.0
+    return improvement(log + start, half / 2) >= WORTH_A_ROUND_FRACTION
 
 
 def fit_into(finalists: Sequence[Candidate], seconds: float) -> list[Candidate]:

@@ -106,9 +106,9 @@ class Surrogate:
     def expected_gain(self, settings: Settings, best_log_sps: float) -> Array:
         """By how much, as a fraction, trying each setting is expected to raise the best rate."""
         mean, sd = self.predict(settings)
-        gain = _improvement(mean, sd, best_log_sps)
+        gain = improvement(mean, sd, best_log_sps)
         limit = np.log(self._model.ceiling(settings.batch_size)) + CEILING_SD
-        return np.maximum(gain - _improvement(mean, sd, np.clip(limit, best_log_sps, best_log_sps + 50)), 0.0)
+        return np.maximum(gain - improvement(mean, sd, np.clip(limit, best_log_sps, best_log_sps + 50)), 0.0)
 
     def _varied(self, dimension: int) -> list[Array]:
         varied = []
@@ -133,7 +133,7 @@ def _matern(first: Array, second: Array) -> Array:
     return np.asarray((1 + distance + distance**2 / 3) * np.exp(-distance))
 
 
-def _improvement(mean: Array, sd: Array, threshold: Any) -> Array:
+def improvement(mean: Any, sd: Any, threshold: Any = 0.0) -> Array:
     """E[max(f - threshold, 0)] for normal f."""
     z = (mean - threshold) / sd
     density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)

@@ -153,3 +153,14 @@ def test_there_is_a_last_round():
     disturbed = [Round(number=9, sps=dict(rates), disturbed=True)]
     again = Comparison([Round(number=number, sps=dict(rates)) for number in (1, 2, 3)] + disturbed)
     assert next_round(found, again, MAX_ROUNDS + 1, seed=0)
+
+
+def test_what_is_probably_slower_gets_no_further_rounds():
+    """A noisy machine: w4 and w12 cannot be told from w8; w12 reads 6 % less and is dearer, so that more rounds of it would bring nothing."""
+    found = [candidate(8, 1000.0), candidate(4, 1000.0), candidate(12, 900.0)]
+    scatter = [(1000.0, 1060.0, 1000.0), (1000.0, 940.0, 860.0), (1000.0, 1000.0, 980.0)]
+    names = ("b64 w8 p2", "b64 w4 p2", "b64 w12 p2")
+    comparison = Comparison([Round(number=number, sps=dict(zip(names, each, strict=True))) for number, each in enumerate(scatter, 1)])
+    behind, half = comparison.log_ratio("b64 w12 p2", "b64 w8 p2")
+    assert behind + half > 0, "not surely slower"
+    assert {config.num_workers for config in next_round(found, comparison, 4, seed=0)} == {4, 8}

@@ -51,7 +51,7 @@ def test_a_sampler_that_repeats_with_workers_is_an_error():
     assert "3 samples of an epoch are duplicated" in found(general(make_loader, step))["order"]["sentence"]
 
 
-@pytest.mark.parametrize("stream", [Stream(12), Stream(10**9), with_noise(Stream(12)), with_noise(Stream(10**9))])
+@pytest.mark.parametrize("stream", [Stream(12), with_noise(Stream(10**9))])
 def test_an_undivided_stream_is_an_error(stream):
     """Every worker delivers every sample, also where augmentation makes each look different, or the end is far."""
     findings = found(short(stream))
@@ -62,7 +62,7 @@ def test_an_undivided_stream_is_an_error(stream):
         assert "12 samples with 0 workers, 24 with 2" in findings["order"]["sentence"]
 
 
-@pytest.mark.parametrize("stream", [Divided(12), Divided(10**9), with_noise(Divided(12)), with_noise(Divided(10**9))])
+@pytest.mark.parametrize("stream", [with_noise(Divided(12)), Divided(10**9)])
 def test_a_divided_stream_passes(stream):
     """Another order is no other data."""
     findings = found(short(stream))
