@@ -24,6 +24,9 @@ NUM_CPUS = "num_cpus"
 """User attribute: CPUs the trial could use."""
 UNSURE_SD = 0.05
 """Of a trial that was stopped and says nothing about its own interval."""
+MOST_SD = 0.15
+"""Intervals of one to four windows are wide because so few windows do not show their own spread: fresh starts of such settings
+differed by a tenth (docs/benchmarks.md), not by half."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -106,7 +109,7 @@ class Observed:
             self.too_large.append(config)
         if (rate := _rate(trial, attrs)) is not None:
             sps, sd = rate
-            insort(self._seen, Seen(number, config, math.log(sps), min(max(sd, 0.005), 1.0)))
+            insort(self._seen, Seen(number, config, math.log(sps), min(max(sd, 0.005), MOST_SD)))
 
 
 def _rate(trial: FrozenTrial, attrs: Mapping[str, Any]) -> tuple[float, float] | None:
