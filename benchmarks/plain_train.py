@@ -41,14 +41,14 @@ def train(name: str, kwargs: dict[str, object], seconds: float) -> float:
     step = workload.make_step(StepContext(device=device, batch_size=None))
     loader = DataLoader(workload.dataset, shuffle=True, collate_fn=workload.collate_fn, **kwargs)  # type: ignore[arg-type]
     begun = None
-    timed_from = 0.0
+    timed_from = 0.0  # the end of the first batch where the second one takes longer than 3 s
     samples = 0
     while True:
         for batch in loader:
             step(batch)
             now = time.perf_counter()
             if begun is None:
-                begun = now
+                begun = timed_from = now
             elif now - begun < 3:
                 timed_from = now
             else:

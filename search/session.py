@@ -28,7 +28,8 @@ from feedrate.trainables.failure import Failure
 
 FIRST_TRIAL_GUESS_S = 10.0
 SHORTEST_TRIAL_S = 5.0
-EARLY_SEEDS = 2
+EARLY_SEEDS = 4
+"""Before the baselines of further batch sizes, which take longest where samples are waited for, and say the same again."""
 WORTH_ROUNDS_FRACTION = 0.02
 """Of the baseline's rate: with less to gain, rounds are not worth their time."""
 
@@ -79,7 +80,6 @@ class Session:
         self._stopped: set[int] = set()
         self._spent_s: list[float] = []
         self._gain_fraction: float | None = None
-        # a few others before the baselines of further batch sizes: a short budget must not measure baselines only
         seeds = [config for config in seeds if config not in baselines]
         queue = [*baselines[:1], *seeds[:EARLY_SEEDS], *baselines[1:], *seeds[EARLY_SEEDS:]]
         for config in queue:
