@@ -3,7 +3,6 @@
 import random
 
 import numpy as np
-import pytest
 import torch
 from looks import Augmented, Divided, Owner, found, levels
 from torch.utils.data import get_worker_info
