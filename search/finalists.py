@@ -179,7 +179,7 @@ def _is_worth_a_round(comparison: Comparison, each: Candidate, answer: Candidate
     if math.isinf(half):
         return True
     start = TIED_FRACTION if _same_size(each, answer) and each.cost < answer.cost else 0.0
-    return improvement(log + start, half / 2) >= WORTH_A_ROUND_FRACTION
+    return bool(improvement(log + start, half / 2) >= WORTH_A_ROUND_FRACTION)
 
 
 def fit_into(finalists: Sequence[Candidate], seconds: float) -> list[Candidate]:
@@ -189,6 +189,22 @@ def fit_into(finalists: Sequence[Candidate], seconds: float) -> list[Candidate]:
         if MIN_ROUNDS * sum(other.spent_s for other in [*kept, each]) <= seconds:
             kept.append(each)
     return kept if len(kept) > 1 else []
+
+
+def for_rounds(chosen: Sequence[Candidate], seconds: float, *, at_ceiling: bool) -> tuple[list[Candidate], str | None]:
+    """Whom rounds measure, and where they measure nobody, why.
+
+    Args:
+        chosen: as `choose` gives them.
+        seconds: left for rounds.
+        at_ceiling: the baseline is as fast as training without loading.
+    """
+    if at_ceiling:
+        return [], "nothing worth mentioning could be faster than yours"
+    if not chosen:
+        return [], "there was no second setting to compare with"
+    fitting = fit_into(chosen, seconds)
+    return fitting, None if fitting else f"the time left had no room for {MIN_ROUNDS} rounds (--time-budget)"
 
 
 def rounds_time_s(finalists: Sequence[Candidate], time_budget_s: float) -> float:

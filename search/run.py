@@ -343,10 +343,7 @@ def _search(
         raise KeyboardInterrupt
     if len(session.records) == len(records):
         display.say(f"nothing new was measured: {session.stop_reason}")
-    search = folder.read_search() | {  # its space may be wider now
-        "finished": True,
-        "stop_reason": session.stop_reason,
-        "unconfirmed_because": session.unconfirmed_because,
-    }
+    over = {"finished": True, "stop_reason": session.stop_reason, "unconfirmed_because": session.unconfirmed_because}
+    search = folder.read_search() | over  # its space may be wider now
     folder.write_search(search)
     return conclude(folder, session.stop_reason)

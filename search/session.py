@@ -16,7 +16,7 @@ from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.schema import SCHEMA, status
 from feedrate.search.budget import Budget
 from feedrate.search.confirmation import Confirmation
-from feedrate.search.finalists import Candidate, able, candidate_of, choose, fit_into, rounds_time_s
+from feedrate.search.finalists import Candidate, able, candidate_of, choose, for_rounds, rounds_time_s
 from feedrate.search.options import SearchOptions
 from feedrate.search.past import Request
 from feedrate.search.progress import Display
@@ -67,7 +67,7 @@ class Session:
         """Why no further setting is tried; rounds may still be under way."""
         self.stop_reason: str | None = None
         """The same once everything is over."""
-        self.unconfirmed_because: str | None = None
+        self.unconfirmed_because = None if options.confirm else "rounds were not asked for (--no-confirm)"
         """Why there were no rounds; None where there were some, or they have not begun."""
         self.ceilings: dict[int | None, float] = {}
         self.records: list[dict[str, Any]] = []
@@ -81,8 +81,7 @@ class Session:
         self._spent_s: list[float] = []
         self._gain_fraction: float | None = None
         seeds = [config for config in seeds if config not in baselines]
-        queue = [*baselines[:1], *seeds[:EARLY_SEEDS], *baselines[1:], *seeds[EARLY_SEEDS:]]
-        for config in queue:
+        for config in [*baselines[:1], *seeds[:EARLY_SEEDS], *baselines[1:], *seeds[EARLY_SEEDS:]]:
             brain.enqueue(config, "baseline" if config in baselines else "seed")
         self.budget = Budget(options.time_budget_s, clock)
         display.budget = self.budget
@@ -100,8 +99,6 @@ class Session:
         self.display.ahead(self._least_seconds_ahead(), self._gain_fraction)
         if request is None and self.stop_reason is None:
             request = self._next_round() if self.options.confirm else None
-            if not self.options.confirm:
-                self.unconfirmed_because = "rounds were not asked for (--no-confirm)"
             if not self.options.confirm or (self.confirmation is not None and self.confirmation.is_over):
                 self.stop_reason = self.search_reason
         return request
@@ -131,13 +128,8 @@ class Session:
             return None  # what it gives may be a finalist
         if self.confirmation is None:
             able = self._finalists()
-            finalists = fit_into(able, self.seconds_left())
-            if any(each.is_baseline and self._near_ceiling(each) for each in able):
-                finalists, self.unconfirmed_because = [], "nothing worth mentioning could be faster than yours"
-            elif not able:
-                self.unconfirmed_because = "there was no second setting to compare with"
-            elif not finalists:
-                self.unconfirmed_because = f"the time left had no room for {MIN_ROUNDS} rounds (--time-budget)"
+            at_ceiling = any(each.is_baseline and self._near_ceiling(each) for each in able)
+            finalists, self.unconfirmed_because = for_rounds(able, self.seconds_left(), at_ceiling=at_ceiling)
             self.confirmation = Confirmation(self, finalists)
         return self.confirmation.next()
 

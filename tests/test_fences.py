@@ -28,7 +28,7 @@ RAY_FILES = {
 }
 OPTUNA_FILES = {
     "search/domains.py",
-    "search/expectation.py",
+    "search/observed.py",
     "search/pruner.py",
     "search/reconcile.py",
     "search/sampler.py",
