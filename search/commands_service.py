@@ -97,6 +97,9 @@ def resume_there(args: argparse.Namespace, argv: Sequence[str]) -> None:
     before = jobs.job(args.run)
     if not before.status.is_terminal():
         raise UsageError(f"{args.run} is still under way: feedrate stop {args.run} first")
+    for other in jobs.continued(before):
+        if not other.status.is_terminal():
+            raise UsageError(f"{args.run} is carried on by {other.submission_id} already: feedrate stop {other.submission_id} first")
     words = [word for word in arguments.without(argv[1:], "--address", "--debug", "--allow-unauthenticated") if word != args.run]
     submission_id = f"{args.run}-again-{os.urandom(2).hex()}"
     metadata = before.metadata | {"feedrate": version("feedrate"), "command": shlex.join(["feedrate", *argv])}
@@ -171,7 +174,10 @@ class Stop:
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         jobs = connect(args)
         if not jobs.stop(args.id):
-            print(f"{args.id} had ended already: {jobs.job(args.id).status}")
+            job = jobs.job(args.id)
+            print(f"{args.id} had ended already: {job.status}")
+            for other in jobs.continued(job):
+                print(f"  carried on by {other.submission_id}: {other.status.value}")
             return None
         deadline = time.monotonic() + 90
         while not jobs.job(args.id).status.is_terminal() and time.monotonic() < deadline:

@@ -318,7 +318,8 @@ def _search(
             display.say(f"note: {note}")
         if records:
             anew = f"; measured anew, under a number of its own: {', '.join(config.short() for config in again)}" if again else ""
-            display.say(f"carrying on after {brain.counts().told} settings{anew}")
+            told = brain.counts().told
+            display.say(f"carrying on after {told} setting{'s' * (told != 1)}{anew}")
         baseline = LoaderConfig.from_dict(search["baseline"])
         session = Session(
             brain=brain,

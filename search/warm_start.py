@@ -72,5 +72,6 @@ def remembered(run: str | os.PathLike[str], search: Mapping[str, Any], space: Se
     settings = [config_of(row) for _, row in ranked.iterrows()]
     found = [config for config in settings if space.contains(config)][:MAX_REMEMBERED]
     if not found:
-        return [], f"--warm-start has no effect: no setting of {earlier.path} is in the space of this search"
-    return found, f"--warm-start: {' and '.join(config.short() for config in found)} come first, the best of {earlier.path}"
+        return [], f"--warm-start has no effect: no setting of {earlier.path} but your own is in the space of this search"
+    come = "come" if len(found) > 1 else "comes"
+    return found, f"--warm-start: {' and '.join(config.short() for config in found)} {come} first, the best of {earlier.path}"

@@ -117,6 +117,9 @@ def test_a_search_is_stopped_and_carried_on(there, head, project):
     kept = len(records(run))
     again = there("resume", "long", "--max-trials", str(kept + 2))
     assert again.code == 0, again.stderr
+    twice = there("resume", "long")
+    assert twice.code == 2
+    assert f"long is carried on by {again.stdout.strip()} already: feedrate stop {again.stdout.strip()} first" in twice.stderr
     log = followed(there, again.stdout.strip())
     assert f"{kept + 2} settings were tried (--max-trials)" in log
     assert f"carrying on after {kept} settings" in log
