@@ -22,6 +22,14 @@ BOUNDARY_SD_FRACTION = 0.1
 """The same for what an epoch boundary costs, which is starting processes: plain loops over epochs of 12 batches, of which
 boundaries took 60 %, differed by 11 % from one fresh start to the next (docs/benchmarks.md, 2026-11-22)."""
 
+FEW_WINDOWS = 5
+"""Of fewer windows the spread is not known from themselves alone."""
+WINDOW_SD_FRACTION = 0.15
+"""What is known of it from before: readings of one or two windows, with production that comes in rounds of 8 to 32 workers, differed
+by 14 to 19 % from one fresh start to the next (91 trials of three landscapes, docs/benchmarks.md, 2026-11-26)."""
+PRIOR_WINDOWS = 5
+"""Windows that WINDOW_SD_FRACTION counts for beside those measured, where these are few."""
+
 # two-sided 95 % quantiles of Student's t for 1..30 degrees of freedom (NIST handbook, table 1.3.6.7.2)
 _T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
          2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045,
@@ -90,15 +98,27 @@ def steady_rate(
     if mean <= 0:
         raise ValueError("the loader finished no batch inside the windows")
     # ratio estimator: the standard error of sum(produced)/sum(duration)
-    windows = duration.size
-    if windows > 1:
-        residual = produced - mean * duration
-        error = float(np.sqrt((residual**2).sum() / (windows - 1) / windows) / duration.mean())
-        within = error * t_quantile(windows - 1)
-    else:
-        within = mean  # one window says nothing about its own spread
-    half = math.hypot(within, 1.96 * run_sd_fraction * mean)
+    residual = (produced - mean * duration) / duration.mean() / mean
+    half = math.hypot(within_fraction(float((residual**2).sum()), duration.size), 1.96 * run_sd_fraction) * mean
     return Rate(sps=mean, low_sps=max(mean - half, 0.0), high_sps=mean + half)
+
+
+def within_fraction(squares: float, num_windows: int) -> float:
+    """Half of the 95 % interval that windows give their mean, as a fraction of it.
+
+    Of fewer than FEW_WINDOWS windows, which Student's t makes wide beyond use, their spread is pooled with WINDOW_SD_FRACTION
+    (a scaled inverse chi-squared prior, Gelman et al., Bayesian Data Analysis, 2013, 3.3), where that is narrower.
+
+    Args:
+        squares: sum of the squared deviations of the windows' rates from their mean, as fractions of it.
+        num_windows: at least 1.
+    """
+    own = t_quantile(num_windows - 1) * math.sqrt(squares / (num_windows - 1) / num_windows) if num_windows > 1 else math.inf
+    if num_windows >= FEW_WINDOWS:
+        return own
+    degrees = PRIOR_WINDOWS + num_windows - 1
+    variance = (PRIOR_WINDOWS * WINDOW_SD_FRACTION**2 + squares) / degrees
+    return min(own, t_quantile(degrees) * math.sqrt(variance / num_windows))
 
 
 def naive_sps(duration_s: Sequence[float], num_items: Sequence[int]) -> float:

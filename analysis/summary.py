@@ -13,7 +13,7 @@ import pandas as pd
 
 from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION, Rate, gpu_headroom_fraction
 from feedrate.analysis.load import TRIAL_DTYPES, Run, frame
-from feedrate.analysis.rounds import MIN_ROUNDS, Comparison, Finalist, Standing, rounds_of, standing
+from feedrate.analysis.rounds import MIN_ROUNDS, SOON_ROUNDS, Comparison, Finalist, Standing, rounds_of, standing
 
 SETTING = (
     "batch_size", "num_workers", "prefetch_factor", "pin_memory", "persistent_workers", "multiprocessing_context",
@@ -200,8 +200,8 @@ def _speedup(row: dict[str, Any], baseline: dict[str, Any], comparison: Comparis
     ratio = row["throughput_sps"] / baseline["throughput_sps"]
     if row is baseline:
         return {"speedup": 1.0, "speedup_low": 1.0, "speedup_high": 1.0}
-    if min(row["num_rounds"], baseline["num_rounds"]) >= MIN_ROUNDS:
-        paired = comparison.ratio(row["config"], baseline["config"])
+    paired = comparison.ratio(row["config"], baseline["config"])
+    if min(row["num_rounds"], baseline["num_rounds"]) >= SOON_ROUNDS and math.isfinite(paired.high_sps):
         return {"speedup": paired.sps, "speedup_low": paired.low_sps, "speedup_high": paired.high_sps}
     errors = [each["throughput_high_sps"] / each["throughput_sps"] - 1 for each in (row, baseline)]
     half = ratio * math.hypot(*errors)

@@ -17,15 +17,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from feedrate.analysis.estimate import RUN_SD_FRACTION
+from feedrate.analysis.estimate import RUN_SD_FRACTION, t_quantile, within_fraction
 from feedrate.trainables.config import LoaderConfig
 
 DIMENSIONS = ("batch_size", "num_workers", "prefetch_factor", "persistent_workers")
 NEAREST = 5
 WINDOW_SD = 0.03
 NUM_WINDOWS = 9
-MOST_WINDOW_SD = 0.6
-"""Of few windows that are rounds of many workers the interval is wider than any spread of nine could give."""
 T_WINDOWS = 2.306
 """Student's t at 95 % for 9 windows."""
 BANDWIDTHS_S = (15.0, 30.0, 60.0, 120.0, 240.0, 480.0)
@@ -136,8 +134,8 @@ def read(path: str | Path) -> Landscape:
     drift = _drift(np.log(rows["sps"].to_numpy()), groups.ngroup().to_numpy(), rows["spent_s"].cumsum().to_numpy())
     rows["log"] = np.log(rows["sps"]) - drift.logs
     half = (rows["high_sps"] - rows["low_sps"]) / 2 / rows["sps"]
-    window_sd = np.sqrt(np.maximum(half**2 - (1.96 * RUN_SD_FRACTION) ** 2, 1e-6)) * math.sqrt(NUM_WINDOWS) / T_WINDOWS
-    rows["window_sd"] = np.minimum(window_sd, MOST_WINDOW_SD)
+    within = [_within(*each) for each in zip(half, rows["num_windows"], strict=True)]
+    rows["window_sd"] = np.array(within) * math.sqrt(NUM_WINDOWS) / T_WINDOWS
     points, residuals = [], []
     groups = rows.groupby(list(DIMENSIONS), dropna=False)
     for key, group in groups:
@@ -159,6 +157,13 @@ def read(path: str | Path) -> Landscape:
         baseline=LoaderConfig(num_workers=0, batch_size=size),
         drift=drift,
     )
+
+
+def _within(half: float, num_windows: int) -> float:
+    """Half of the interval of a trial's windows, as a fraction, as it is told today; few windows had wider ones when these were recorded."""
+    within = math.sqrt(max(half**2 - (1.96 * RUN_SD_FRACTION) ** 2, 1e-6))
+    squares = (within / t_quantile(num_windows - 1)) ** 2 * (num_windows - 1) * num_windows if num_windows > 1 else 0.0
+    return within_fraction(squares, num_windows)
 
 
 def _drift(logs: Any, settings: Any, times_s: Any) -> Drift:
@@ -242,7 +247,8 @@ def made_up(
 ) -> Landscape:
     """A world where workers side by side load an item in `item_s`, and a step takes step_s + step_item_s * batch_size.
 
-    Beyond the CPUs every further worker costs `crowding`, and little prefetching costs a few percent.
+    Beyond the CPUs every further worker costs `crowding`, and little prefetching costs a few percent. Trials take what
+    trainables/training.py would (`_trial`).
     """
     points, ceilings = [], {}
     for size in batch_sizes:
@@ -260,10 +266,23 @@ def made_up(
                 config = LoaderConfig(
                     num_workers=number, batch_size=size, prefetch_factor=ahead, persistent_workers=number > 0
                 )
-                points.append(Point(config, sps, 6.0 + 0.15 * number))
+                spent_s, num_windows = _trial(number, size, sps, item_s)
+                within = within_fraction((num_windows - 1) * WINDOW_SD**2, num_windows)
+                window_sd = WINDOW_SD if num_windows >= 5 else within * math.sqrt(NUM_WINDOWS) / T_WINDOWS
+                points.append(Point(config, sps, spent_s, window_sd))
     residuals = np.random.default_rng(0).normal(0, noise, 400)
     baseline = LoaderConfig(num_workers=0, batch_size=64)
     return Landscape(name, points, [residuals] * len(points), ceilings, cpu_item_s, num_cpus, baseline)
+
+
+def _trial(number: int, size: int, sps: float, item_s: float) -> tuple[float, int]:
+    """Wall time of a trial and how many windows it has time for, as trainables/training.py goes about it."""
+    first_s, period_s = max(size * item_s, size / sps), max(number, 1) * size / sps
+    settle_s = min(3 * period_s + 0.35, 5.0) if number else 0.35
+    window_s = min(max(0.35, 4 * period_s) if 4 * period_s < 1 else max(1.0, period_s), max(20 / 6, size / sps))
+    left_s = 15.0 - first_s - settle_s  # a quarter of 20 s is for the ends of epochs
+    num_windows = max(min(int(left_s / window_s), 5), 1)
+    return 3.0 + 0.15 * number + first_s + settle_s + num_windows * window_s, num_windows
 
 
 MADE_UP = [
@@ -272,6 +291,7 @@ MADE_UP = [
     made_up("two-cores", item_s=0.006, step_item_s=0.001, step_s=0.002, cpu_item_s=0.0075, num_cpus=2, crowding=0.02),
     made_up("compute-bound", item_s=0.0005, step_item_s=0.01, step_s=0.05, cpu_item_s=0.0105, num_cpus=8),
     made_up("cheap", item_s=0.00002, step_item_s=0.0001, step_s=0.001, cpu_item_s=0.0002, num_cpus=4, crowding=0.03),
+    made_up("slow-samples", item_s=0.05, step_item_s=0.0002, step_s=0.004, cpu_item_s=0.004, num_cpus=2, noise=0.05),
     made_up("noisy", item_s=0.02, step_item_s=0.0008, step_s=0.004, cpu_item_s=0.004, num_cpus=8, noise=0.05),
 ]
 """Worlds for looking at the search."""

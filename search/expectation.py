@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from feedrate.search.model import fit_model
+from feedrate.search.model import RateModel, fit_model
 from feedrate.search.observed import Observed
 from feedrate.search.space import NAMES, SearchSpace
 from feedrate.search.surrogate import Settings, Surrogate
@@ -70,6 +70,28 @@ def most_promising(
         return _most_promising(space, observed, tried, seed, max_num_workers)
 
 
+def predicted_sps(space: SearchSpace, observed: Observed, configs: Sequence[LoaderConfig]) -> list[float]:
+    """What the model of loading expects of settings, in items per second, shape (configs,); empty while no rate is known."""
+    if not len(observed) or not configs:
+        return []
+    settings = _settings(space, space.numbers_of(configs))
+    model = _model(space, observed)
+    return [float(each) for each in np.exp(model.log_rate(settings.num_workers, settings.batch_size))]
+
+
+def _model(space: SearchSpace, observed: Observed) -> RateModel:
+    seen = observed.latest_and_best(MAX_OBSERVED)
+    settings = _settings(space, space.numbers_of([each.config for each in seen]))
+    return fit_model(
+        settings.num_workers.astype(int).tolist(),
+        settings.batch_size.astype(int).tolist(),
+        [each.log_sps for each in seen],
+        observed.ceilings(seen),
+        observed.cpu_item_s(),
+        observed.num_cpus,
+    )
+
+
 @cache
 def _blas() -> ThreadpoolController:
     return ThreadpoolController()  # looks through all libraries of the process, once
@@ -82,15 +104,7 @@ def _most_promising(
     configs = [each.config for each in seen]
     log_sps, sd = np.array([each.log_sps for each in seen]), np.array([each.sd for each in seen])
     settings = _settings(space, space.numbers_of(configs))
-    model = fit_model(
-        settings.num_workers.astype(int).tolist(),
-        settings.batch_size.astype(int).tolist(),
-        log_sps.tolist(),
-        observed.ceilings(seen),
-        observed.cpu_item_s(),
-        observed.num_cpus,
-    )
-    surrogate = Surrogate(settings, log_sps, sd, model)
+    surrogate = Surrogate(settings, log_sps, sd, _model(space, observed))
     rows = _rows(space, configs, log_sps, seed)
     numbers = space.numbers(rows)
     best, best_sd = surrogate.best_log_sps(math.inf if max_num_workers is None else max_num_workers)

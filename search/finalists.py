@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION, Rate, gpu_headroom_fraction, record_rate
@@ -30,6 +30,10 @@ WORTH_A_ROUND_FRACTION = 0.005
 """What another round may bring, expected over what is not known yet, as a fraction of the rate."""
 BUDGET_FRACTION = 0.5
 """Share of the time budget that is kept for rounds, at most."""
+FAR = 3.0
+"""A baseline this many times slower, for sure, is measured only for the speed-up over it: with one rival, and less often."""
+GAIN_HALF_WIDTH_FRACTION = 0.05
+"""Half of a speed-up's interval that is enough, as a fraction of it, both as logarithms: nobody asks whether it is 12 or 13 times."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +78,27 @@ def candidate_of(record: dict[str, Any], objective: str) -> Candidate | None:
         is_baseline=record["origin"] == "baseline",
         headroom_fraction=gpu_headroom_fraction(record),
     )
+
+
+def is_far(baseline: Candidate, best: Candidate) -> bool:
+    """Whether a baseline is more than FAR times slower, for sure."""
+    return baseline.rate.high_sps * FAR < best.rate.low_sps
+
+
+def stand_ins(candidates: Sequence[Candidate], baselines: Sequence[LoaderConfig], max_trial_s: float) -> list[Candidate]:
+    """The baselines of batch sizes at which none was tried, because yours is far behind: known by yours until rounds measure them.
+
+    Args:
+        candidates: measured settings.
+        baselines: those that were not tried.
+        max_trial_s: what a trial takes at most; without workers its time is that of its batches.
+    """
+    best = max(candidates, key=lambda each: each.rate.low_sps, default=None)
+    own = next((each for each in candidates if each.is_baseline), None)
+    if best is None or own is None or not is_far(own, best):
+        return []
+    longer = [(each, (each.batch_size or 1) / (own.config.batch_size or 1)) for each in baselines]
+    return [replace(own, config=each, spent_s=max(own.spent_s, min(own.spent_s * times, max_trial_s))) for each, times in longer]
 
 
 def choose(candidates: Sequence[Candidate], max_num_workers: int | None = None) -> list[Candidate]:
@@ -153,24 +178,40 @@ def _wanted(
     finalists: Sequence[Candidate], comparison: Comparison, number: int, max_num_workers: int | None
 ) -> set[str]:
     names = {each.name for each in finalists}
-    able_names = {each.name for each in able(finalists, max_num_workers)}
     if len(names) < 2 or number > MAX_ROUNDS + min(comparison.num_disturbed, MAX_REPEATED):
         return set()
-    now = standing(comparison, [each.finalist for each in able(finalists, max_num_workers)])
+    far = far_baselines(finalists)
+    rivals = [each for each in able(finalists, max_num_workers) if each not in far]
+    now = standing(comparison, [each.finalist for each in rivals])
     if number <= MIN_ROUNDS or now is None:
         yours = {each.name for each in finalists if each.is_baseline}
-        return names - (out_soon(comparison, able_names) - yours)
+        wanted = names - (out_soon(comparison, {each.name for each in rivals}) - yours)
+        leader = max(rivals, key=lambda each: _rate_sps(comparison, each), default=None)
+        alone = len(wanted - {each.name for each in far}) == 1
+        # of those far behind the one at the leader's size, once there is a leader
+        return wanted - {each.name for each in far if leader is None or not _same_size(each, leader) or (number == 1 and not alone)}
     answer = next(each for each in finalists if each.name == now.answer)
-    open_ = {each.name for each in finalists if each.name in now.undecided and _is_worth_a_round(comparison, each, answer)}
+    open_ = {each.name for each in rivals if each.name in now.undecided and _is_worth_a_round(comparison, each, answer)}
     wanted = set() if now.decided or not open_ | {now.fastest} - {now.answer} else {now.fastest, now.answer, *open_}
-    size = answer.config.batch_size
     for each in finalists:
-        if each.is_baseline and each.config.batch_size == size and each.name != now.answer:
+        if each.is_baseline and _same_size(each, answer) and each.name != now.answer:
             log, half = comparison.log_ratio(now.answer, each.name)
             unclear = abs(log) < half and abs(log) + half > TIED_FRACTION
-            if half > SPEEDUP_HALF_WIDTH or unclear:
+            if half > max(SPEEDUP_HALF_WIDTH, GAIN_HALF_WIDTH_FRACTION * abs(log)) or unclear:
                 wanted |= {each.name, now.answer}
     return wanted & names if len(wanted & names) > 1 else set()
+
+
+def far_baselines(finalists: Sequence[Candidate]) -> list[Candidate]:
+    """Those of the finalists that are far behind the best one, as their trials say."""
+    best = max(finalists, key=lambda each: each.rate.low_sps)
+    return [each for each in finalists if each.is_baseline and is_far(each, best)]
+
+
+def _rate_sps(comparison: Comparison, each: Candidate) -> float:
+    """As rounds say, else as its trial does."""
+    rate = comparison.rate(each.name)
+    return each.rate.sps if rate is None else rate.sps
 
 
 def _is_worth_a_round(comparison: Comparison, each: Candidate, answer: Candidate) -> bool:
@@ -182,11 +223,20 @@ def _is_worth_a_round(comparison: Comparison, each: Candidate, answer: Candidate
     return bool(improvement(log + start, half / 2) >= WORTH_A_ROUND_FRACTION)
 
 
+def rounds_s(finalists: Sequence[Candidate]) -> float:
+    """What MIN_ROUNDS rounds take: of baselines far behind one is measured, and not in the first."""
+    if not finalists:
+        return 0.0
+    far = far_baselines(finalists)
+    others_s = sum(each.spent_s for each in finalists if each not in far)
+    return MIN_ROUNDS * others_s + (MIN_ROUNDS - 1) * max((each.spent_s for each in far), default=0.0)
+
+
 def fit_into(finalists: Sequence[Candidate], seconds: float) -> list[Candidate]:
     """As many of the finalists, the most important first, as MIN_ROUNDS rounds have time for; empty below two."""
     kept: list[Candidate] = []
     for each in finalists:
-        if MIN_ROUNDS * sum(other.spent_s for other in [*kept, each]) <= seconds:
+        if rounds_s([*kept, each]) <= seconds:
             kept.append(each)
     return kept if len(kept) > 1 else []
 
@@ -211,4 +261,4 @@ def rounds_time_s(finalists: Sequence[Candidate], time_budget_s: float) -> float
     """Time to keep for rounds: what MIN_ROUNDS of them take, at most half of the budget; 0 where not even two settings fit."""
     most = BUDGET_FRACTION * time_budget_s
     kept = fit_into(finalists, most)
-    return min(MIN_ROUNDS * sum(each.spent_s for each in kept), most)
+    return min(rounds_s(kept), most)

@@ -22,7 +22,7 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[np.float64]]
 SHARPNESS = 4.0
 """Of the bend where one limit gives way to another; between that of random and of regular loading times."""
-_EFFICIENCY = np.linspace(0.4, 1.3, 10)
+_EFFICIENCY = np.array([0.9, 1.0, 0.8, 1.1, 0.7, 1.2, 0.6, 1.3, 0.5, 0.4])  # of equals the first, while nothing shows it
 _ITEM_S = np.geomspace(1e-6, 10.0, 141)
 
 

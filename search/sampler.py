@@ -11,7 +11,7 @@ Where the meanings differ from a plain TPESampler:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from copy import copy
 from typing import Any
@@ -23,7 +23,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from feedrate.search.domains import to_optuna
-from feedrate.search.expectation import LEAST_TO_DRAW, Expectation, most_promising
+from feedrate.search.expectation import LEAST_TO_DRAW, Expectation, most_promising, predicted_sps
 from feedrate.search.observed import Observed
 from feedrate.search.space import ALWAYS, NAMES, SearchSpace, applicable
 from feedrate.trainables.config import LoaderConfig
@@ -80,6 +80,11 @@ class SnappingSampler(BaseSampler):
             )
             self._expected = ((number, told), found)
         return self._expected[1]
+
+    def predict(self, study: Study, configs: Sequence[LoaderConfig]) -> list[float]:
+        """Items per second that the model of loading expects of settings; empty while no rate is known."""
+        self._observed.learn(study.get_trials(deepcopy=False))
+        return predicted_sps(self._space, self._observed, configs)
 
     def draw(self, study: Study, number: int) -> LoaderConfig | None:
         """The setting of a trial number; None when every setting was tried. Writes nothing to the study."""

@@ -16,7 +16,8 @@ from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.schema import SCHEMA, status
 from feedrate.search.budget import Budget
 from feedrate.search.confirmation import Confirmation
-from feedrate.search.finalists import Candidate, able, candidate_of, choose, for_rounds, rounds_time_s
+from feedrate.search.finalists import Candidate, able, candidate_of, choose, for_rounds, rounds_s, rounds_time_s, stand_ins
+from feedrate.search.opening import Opening
 from feedrate.search.options import SearchOptions
 from feedrate.search.past import Request
 from feedrate.search.progress import Display
@@ -28,8 +29,6 @@ from feedrate.trainables.failure import Failure
 
 FIRST_TRIAL_GUESS_S = 10.0
 SHORTEST_TRIAL_S = 5.0
-EARLY_SEEDS = 4
-"""Before the baselines of further batch sizes, which take longest where samples are waited for, and say the same again."""
 WORTH_ROUNDS_FRACTION = 0.02
 """Of the baseline's rate: with less to gain, rounds are not worth their time."""
 
@@ -80,9 +79,7 @@ class Session:
         self._stopped: set[int] = set()
         self._spent_s: list[float] = []
         self._gain_fraction: float | None = None
-        seeds = [config for config in seeds if config not in baselines]
-        for config in [*baselines[:1], *seeds[:EARLY_SEEDS], *baselines[1:], *seeds[EARLY_SEEDS:]]:
-            brain.enqueue(config, "baseline" if config in baselines else "seed")
+        self._baselines, self._opening = list(baselines), Opening(baselines, seeds)
         self.budget = Budget(options.time_budget_s, clock)
         display.budget = self.budget
 
@@ -104,7 +101,11 @@ class Session:
         return request
 
     def _next_setting(self) -> Request | None:
+        self._opening.review(self.measured(), self.brain.predict)
         self.search_reason = self._why_stop()
+        if self.search_reason is None and not self.brain.waiting():
+            while (found := self._opening.next()) and not self.brain.enqueue(*found):  # those of before a resume
+                pass
         ask = self.brain.ask() if self.search_reason is None else None
         if ask is None:
             self.search_reason = self.search_reason or "every setting of the space has been tried"
@@ -172,11 +173,8 @@ class Session:
         self._spent_s.append(record["finished_unix_s"] - record["started_unix_s"])
         self.display.finished(record, rate)
         if request.measure_step and record["batch_size"] in self.ceilings:
-            self.display.ceiling(
-                record["batch_size"],
-                self.ceilings[record["batch_size"]],
-                rate if request.origin == "baseline" else None,
-            )
+            size = record["batch_size"]
+            self.display.ceiling(size, self.ceilings[size], rate if request.origin == "baseline" else None)
 
     def write(
         self,
@@ -271,7 +269,9 @@ class Session:
 
     def _finalists(self) -> list[Candidate]:
         """Whom rounds would measure now."""
-        return choose(list(self._candidates.values()), self.brain.max_num_workers)
+        known, tried = list(self._candidates.values()), self.brain.tried()
+        others = stand_ins(known, [config for config in self._baselines if config not in tried], self.options.max_trial_s)
+        return choose([*known, *others], self.brain.max_num_workers)
 
     def _near_ceiling(self, candidate: Candidate) -> bool:
         """Whether training without loading would be less than 2 % faster than this setting, at every batch size."""
@@ -295,7 +295,7 @@ class Session:
         if expected is None:
             return None
         self._gain_fraction = expected.gain_fraction
-        waiting = self.brain.waiting()
+        waiting = [*self.brain.waiting(), *self._opening.ahead]
         best = max(self.measured(), key=lambda each: each.rate.low_sps, default=None)
         ceilings = {size: sps for size, sps in self.ceilings.items() if self.has_ceiling(size)}
         reason = at_ceiling(best, expected.surely_sps, ceilings, self._batch_sizes, waiting)
@@ -314,14 +314,14 @@ class Session:
         counts = self.brain.counts()
         if not self._spent_s or (self.options.keep_going and self.search_reason is None):
             return None
-        num_ahead = max(counts.waiting, LEAST_TOLD - counts.told - len(self._running), 0)
+        num_ahead = max(counts.waiting + len(self._opening.ahead), LEAST_TOLD - counts.told - len(self._running), 0)
         if self.options.max_trials is not None:
             num_ahead = min(num_ahead, self.options.max_trials - counts.told - len(self._running))
         if self.search_reason is not None:
             num_ahead = 0
         num_rounds = 0 if not self.options.confirm else self.confirmation.num_ahead if self.confirmation else MIN_ROUNDS
         finalists = self.confirmation.finalists if self.confirmation else self._finalists()
-        return self._trial_s() * (num_ahead + len(self._running)) + num_rounds * sum(each.spent_s for each in finalists)
+        return self._trial_s() * (num_ahead + len(self._running)) + num_rounds / MIN_ROUNDS * rounds_s(finalists)
 
     def _extended(self) -> bool:
         """Whether there is more to try after all, because the best setting is on the edge of a default range."""

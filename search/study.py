@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from copy import copy
 from functools import partial
@@ -128,6 +128,10 @@ class Brain:
     def expectation(self) -> Expectation | None:
         """The most promising untried setting and what it may gain; None while too little is known, or nothing is left."""
         return with_retry(lambda: self._sampler.expectation(copy(self.study), len(self._trials)))
+
+    def predict(self, configs: Sequence[LoaderConfig]) -> list[float]:
+        """What settings should give, in items per second, shape (configs,); empty while nothing was measured. No result."""
+        return with_retry(lambda: self._sampler.predict(copy(self.study), configs))
 
     def report(self, number: int, step: int, value_sps: float, half_width_fraction: float | None = None) -> None:
         """What a running trial measured in its first `step` windows; a step that was reported already is ignored.

@@ -29,18 +29,22 @@ def test_the_rate_of_exact_windows_is_exact() -> None:
 
 
 def test_the_interval_is_that_of_the_ratio_estimator() -> None:
-    """Two windows worked by hand: mean 100, residuals +-10, standard error 10, t(1) = 12.706."""
-    rate = steady_rate([1.0, 1.0], [110, 90], [110, 90], [110, 90], run_sd_fraction=0.0)
+    """Five windows worked by hand: mean 100, residuals 10, -10, 10, -10, 0: standard error sqrt(400 / 4 / 5), t(4) = 2.776."""
+    batches = [110, 90, 110, 90, 100]
+    rate = steady_rate([1.0] * 5, batches, batches, batches, run_sd_fraction=0.0)
     assert rate.sps == pytest.approx(100.0)
-    assert rate.high_sps == pytest.approx(100.0 + 12.706 * 10.0)
-    assert rate.low_sps == 0.0
+    assert rate.high_sps == pytest.approx(100.0 + 2.776 * math.sqrt(400 / 4 / 5))
+    assert rate.low_sps == pytest.approx(200.0 - rate.high_sps)
 
 
-def test_one_window_says_nothing_about_its_spread() -> None:
-    """Its interval reaches from nothing to twice the rate at least."""
-    rate = steady_rate([1.0], [100], [1], [1])
-    assert rate.low_sps == 0.0
-    assert rate.high_sps >= 200.0
+def test_few_windows_are_pooled_with_what_is_known_of_their_spread() -> None:
+    """One: t(5) = 2.571 times 15 %. Two of 110 and 90: (5 * 0.15^2 + 2 * 0.1^2) / 6, t(6) = 2.447, and not t(1) = 12.7."""
+    one = steady_rate([1.0], [100], [1], [1], run_sd_fraction=0.0)
+    assert one.half_width_fraction == pytest.approx(2.571 * 0.15)
+    two = steady_rate([1.0, 1.0], [110, 90], [110, 90], [110, 90], run_sd_fraction=0.0)
+    assert two.half_width_fraction == pytest.approx(2.447 * math.sqrt((5 * 0.15**2 + 0.02) / 6 / 2))
+    alike = steady_rate([1.0] * 3, [101, 99, 100], [101, 99, 100], [101, 99, 100], run_sd_fraction=0.0)
+    assert alike.half_width_fraction == pytest.approx(4.303 * 0.01 / math.sqrt(3))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ from feedrate.search.finalists import (
     choose,
     fit_into,
     next_round,
+    rounds_s,
     rounds_time_s,
+    stand_ins,
 )
 from feedrate.trainables.config import LoaderConfig
 
@@ -103,6 +105,53 @@ def test_time_is_kept_for_rounds_up_to_half_of_the_budget():
     assert rounds_time_s(found, 130.0) == 60.0
     assert rounds_time_s(found, 100.0) == 0.0
     assert rounds_time_s([], 300.0) == 0.0
+
+
+FAR_BEHIND = candidate(0, 20.0, baseline=True, spent_s=15.0)
+
+
+def test_far_baselines_of_other_batch_sizes_are_known_by_yours():
+    """Until rounds measure them: as slow, and longer by their batches up to what a trial takes at most. Not where yours is near."""
+    sizes = [LoaderConfig(num_workers=0, batch_size=size) for size in (32, 128)]
+    found = stand_ins([FAR_BEHIND, candidate(8, 200.0)], sizes, 20.0)
+    assert [(each.config.batch_size, each.spent_s, each.rate.sps, each.is_baseline) for each in found] == [
+        (32, 15.0, 20.0, True),
+        (128, 20.0, 20.0, True),
+    ]
+    assert stand_ins([candidate(0, 80.0, baseline=True), candidate(8, 200.0)], sizes, 20.0) == []
+    assert stand_ins([candidate(8, 200.0)], sizes, 20.0) == []
+
+
+def test_rounds_with_far_baselines_are_paid_for_once():
+    """Three rounds of the others, and two of the dearest baseline: only one of them will be measured."""
+    other = candidate(0, 20.0, batch_size=128, baseline=True, spent_s=20.0)
+    assert rounds_s([candidate(8, 200.0), candidate(16, 190.0, batch_size=128), FAR_BEHIND, other]) == 3 * 20.0 + 2 * 20.0
+    assert rounds_s([candidate(8, 200.0), YOURS]) == 3 * 20.0
+    assert rounds_s([]) == 0.0
+
+
+def test_a_far_baseline_is_measured_beside_the_leader_alone():
+    """Not in the first round, while nobody leads; then that of the leader's batch size; and until the speed-up is known to a
+    twentieth, as a logarithm."""
+    found = [candidate(8, 200.0), candidate(16, 205.0, batch_size=128), FAR_BEHIND, candidate(0, 20.0, batch_size=128, baseline=True)]
+
+    def of_round(number, rates, num_rounds, **more):
+        chosen = next_round(found, made(rates, num_rounds, **more), number, seed=0)
+        return sorted((config.batch_size, config.num_workers) for config in chosen)
+
+    assert of_round(1, {}, 0) == [(64, 8), (128, 16)]
+    rates = {"b64 w8 p2": 200.0, "b128 w16 p2": 220.0}
+    assert of_round(2, rates, 1) == [(64, 8), (128, 0), (128, 16)]
+    rates["b128 w0"] = 20.0
+    assert of_round(3, rates, 2) == [(128, 0), (128, 16)]  # w8 is out
+    assert of_round(4, rates, 3) == []
+
+
+def test_a_far_baseline_alone_beside_the_answer_is_measured_from_the_first_round():
+    assert workers(sorted(
+        [candidate(config.num_workers, 1.0) for config in next_round([candidate(8, 200.0), FAR_BEHIND], made({}, 0), 1, seed=0)],
+        key=lambda each: each.config.num_workers,
+    )) == [0, 8]  # fmt: skip
 
 
 def made(rates, num_rounds):

@@ -20,16 +20,17 @@ def search(tmp_path):
     return lambda **more: Search(tmp_path / "run", **more)
 
 
-def test_the_baseline_is_first_and_a_few_others_come_before_those_of_other_batch_sizes(search):
-    """The baseline at the user's own batch size; four seeds; the other baselines; then the sampler's draws."""
+def test_the_baseline_is_first_then_what_people_use(search):
+    """The baseline at the user's own batch size; four seeds; then the sampler's draws, as the baseline is far behind and rounds
+    will measure it at other batch sizes."""
     seeds = [config for config in rules_of_thumb(64, 4, accelerator=False) if SPACE.contains(config)]
     asked = search(seeds=seeds, max_trials=8)
     asked.run()
     first = [(request.config.batch_size, request.config.num_workers, request.origin) for request in asked.asked]
-    # 0 workers is the baseline itself and is not measured a second time
-    assert first[:3] == [(64, 0, "baseline"), (64, 4, "seed"), (64, 8, "seed")]
-    assert first[3:6] == [(64, 2, "seed"), (64, 16, "seed"), (32, 0, "baseline")]
-    assert [origin for _, _, origin in first[6:]] == ["sampler", "sampler"]
+    # 0 workers is the baseline itself and is not measured a second time; the rest is in the order of what is expected of it
+    assert first[0] == (64, 0, "baseline")
+    assert sorted(first[1:5]) == [(64, 2, "seed"), (64, 4, "seed"), (64, 8, "seed"), (64, 16, "seed")]
+    assert [origin for _, _, origin in first[5:]] == ["sampler", "sampler", "sampler"]
     assert len({request.config for request in asked.asked}) == 8
 
 

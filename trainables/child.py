@@ -33,6 +33,7 @@ from feedrate.trainables.failure import Failure, TrialFailed, classify, ended_wo
 from feedrate.trainables.gpu_load import gpu_busy_fraction
 from feedrate.trainables.loading import build_loader, num_samples, own_loader, read_baseline
 from feedrate.trainables.machine import wait_until_quiet
+from feedrate.trainables.measurement import Measurement
 from feedrate.trainables.measuring import MeasureOptions, measure, pick_device
 from feedrate.trainables.process import tree_pids
 from feedrate.trainables.resolve import UnknownWorkload, WorkloadRef, load, preload
@@ -48,6 +49,8 @@ KEEP_SETUP_S = 5.0
 """A child whose set-up takes this long can serve further requests, which need its training step."""
 KEEP_VARIABLE = "FEEDRATE_KEEP_SETUP_S"
 """Environment variable: another number of seconds."""
+SLOW_BATCH_S = 0.5
+"""A worker that takes this long for a batch is not waited for when its trial ends, but killed: that is up to 5 s, and of no use."""
 
 
 @dataclass
@@ -141,20 +144,34 @@ def _measure(request: dict[str, Any], send: Send, kept: Kept, told_to_stop: Call
         kept.workload = load(WorkloadRef(**request["workload"]))
     config, options = LoaderConfig.from_dict(request["config"]), MeasureOptions(**request["options"])
     facts = host_facts(request.get("allocated_cpus")) | {"host_began_unix_s": began_unix_s, "foreign_gpu_fraction": foreign_gpu}
-    phase, measurement, stopped = "setup", None, False
+    phase, measurement, told = "setup", None, False
 
     def on_phase(name: str) -> None:
         nonlocal phase
         phase = name
         send({"event": "phase", "phase": name})
+        if name == "teardown" and measurement is not None and not may_be_kept() and _ends_slowly(config, measurement):
+            tell_end({"event": "result", "columns": measurement.columns() | facts})
 
-    measurements = measure(kept.workload, config, options, on_phase, kept.steps)
+    def may_be_kept() -> bool:
+        return bool(request.get("keep")) and max(kept.setup_s, measurement.setup_s if measurement else 0.0) >= _keep_setup_s()
+
+    def tell_end(event: dict[str, Any], keep: bool = False) -> None:
+        """Once; whoever hears it kills what is not kept."""
+        nonlocal told
+        if not told:
+            send(event | {"kept": keep})
+        told = True
+
+    measurements, end = measure(kept.workload, config, options, on_phase, kept.steps), None
     try:
         for measurement in measurements:
             facts |= {"torch_num_threads": torch.get_num_threads(), "host_ended_unix_s": time.time()}  # a setting may restrict the trainer
             send({"event": "progress", "columns": measurement.columns() | facts})
             if told_to_stop():
-                stopped = True
+                end = {"event": "stopped"}
+                if not may_be_kept() and _ends_slowly(config, measurement):
+                    tell_end(end)
                 break
         measurements.close()  # type: ignore[attr-defined]
     except Exception:
@@ -164,10 +181,20 @@ def _measure(request: dict[str, Any], send: Send, kept: Kept, told_to_stop: Call
     assert measurement is not None  # measure() yields at least once or raises
     kept.setup_s = max(kept.setup_s, measurement.setup_s)
     keep = bool(request.get("keep")) and _can_be_kept(config, kept)
-    lock.release()
-    result = {"event": "stopped"} if stopped else {"event": "result", "columns": measurement.columns() | facts}
-    send(result | {"kept": keep})
+    if not told:  # else the lock goes with the last process
+        lock.release()
+    tell_end(end or {"event": "result", "columns": measurement.columns() | facts}, keep)
     return keep
+
+
+def _ends_slowly(config: LoaderConfig, measurement: Measurement) -> bool:
+    """Whether its workers are in the middle of batches that take SLOW_BATCH_S or more."""
+    windows = measurement.windows
+    return config.num_workers * sum(windows.window_duration_s) / sum(windows.window_num_batches) >= SLOW_BATCH_S
+
+
+def _keep_setup_s() -> float:
+    return float(os.environ.get(KEEP_VARIABLE) or KEEP_SETUP_S)
 
 
 def _can_be_kept(config: LoaderConfig, kept: Kept) -> bool:
@@ -175,7 +202,7 @@ def _can_be_kept(config: LoaderConfig, kept: Kept) -> bool:
 
     With 0 workers the dataset itself was used here, and may have changed; forked workers would inherit that.
     """
-    if kept.setup_s < float(os.environ.get(KEEP_VARIABLE) or KEEP_SETUP_S) or config.num_workers == 0 or config.to_process():
+    if kept.setup_s < _keep_setup_s() or config.num_workers == 0 or config.to_process():
         return False
     gc.collect()  # a persistent loader's workers end with the last reference
     return tree_pids() == [os.getpid()]

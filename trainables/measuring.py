@@ -182,7 +182,8 @@ def _train(
         if cold is not None:
             cold.drop_held()
         training.window()
-        training.reserved_s = EPOCHS_FRACTION * options.max_trial_s if _boundary_matters(training, options) else 0.0
+        reserves = _boundary_matters(training, options) and _epochs_s(training, options) < EPOCHS_FRACTION * options.max_trial_s
+        training.reserved_s = EPOCHS_FRACTION * options.max_trial_s if reserves else 0.0
         if len(result.windows) >= MIN_WINDOWS and training.has_rate():
             if len(result.windows) == MIN_WINDOWS:  # once, as it takes a moment; it may be stopped from here on
                 before.fill(result)
@@ -245,21 +246,27 @@ def _boundary_matters(training: Training, options: MeasureOptions) -> bool:
     return result.boundary_from == "estimated" and lost_samples >= BOUNDARY_MATTERS_FRACTION * result.epoch_samples
 
 
-def _measure_epochs(training: Training, options: MeasureOptions) -> None:
-    """Measure epoch boundaries where time allows: whole epochs where they are short, else their ends."""
-    result, loader = training.result, training.loader
+def _num_epoch_batches(training: Training, options: MeasureOptions) -> int:
+    """Batches of the epochs to measure: the user's own where they are short, else as few as show their ends."""
+    result = training.result
     assert result.epoch_samples is not None
-    sps = result.windows.rate().sps
-    items_per_batch = sum(result.windows.window_num_items) / sum(result.windows.window_num_batches)
-    batch_s = items_per_batch / sps
+    num_batches = max(math.ceil(result.epoch_samples / training.items_per_batch() - 1e-9), 1)
+    if num_batches * training.batch_s() + result.boundary_s > EPOCHS_FRACTION * options.max_trial_s / 3:
+        return min(num_batches, max(training.cycle, 4))
+    return num_batches
+
+
+def _epochs_s(training: Training, options: MeasureOptions) -> float:
+    """What measuring an epoch boundary takes at least: what is in flight, an epoch, its ends."""
+    in_flight = training.loader.num_workers * (training.loader.prefetch_factor or 0)
+    return (in_flight + _num_epoch_batches(training, options)) * training.batch_s() + 2 * training.result.boundary_s
+
+
+def _measure_epochs(training: Training, options: MeasureOptions) -> None:
+    """Measure epoch boundaries where time allows."""
     budget_s = EPOCHS_FRACTION * options.max_trial_s
-    num_batches = max(math.ceil(result.epoch_samples / items_per_batch - 1e-9), 1)
-    if num_batches * batch_s + result.boundary_s > budget_s / 3:
-        num_batches = min(num_batches, max(training.cycle, 4))
-    in_flight = loader.num_workers * (loader.prefetch_factor or 0)
-    needed_s = in_flight * batch_s + num_batches * batch_s + 2 * result.boundary_s
-    if needed_s < min(budget_s, training.deadline - time.perf_counter()):
-        training.measure_epochs(num_batches, budget_s)
+    if _epochs_s(training, options) < min(budget_s, training.deadline - time.perf_counter()):
+        training.measure_epochs(_num_epoch_batches(training, options), budget_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,8 @@ class Training:
         """Time before the deadline that windows leave for epoch boundaries."""
         self.phase = "loader"
         self._of_epoch = 0
+        self._empty_at = 0
+        """What had been consumed when the queue of ready batches was last seen empty."""
         self._shm_before = shm_used_bytes()
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
@@ -88,15 +90,19 @@ class Training:
         self._train(batch)
 
     def settle(self) -> None:
-        """Discard two production cycles and a little time, and go on while the queue of ready batches still fills.
+        """Discard two production cycles (one where it takes long) and a little time, and go on while the queue still fills.
 
-        Workers that started together must drift apart first; and workers that fill the queue take CPU time that they
-        leave to the training step once it is full.
+        Workers that started together must drift apart first; and workers that fill the queue of ready batches take CPU time
+        that they leave to the training step once it is full.
         """
         begin = time.perf_counter()
         until = min(begin + self.max_s / 4, self.deadline)
-        self._train_until(until, 2 * self.cycle, MIN_WINDOW_S)
-        while time.perf_counter() < until:
+        is_slow = self.result.first_batch_s >= LONG_WINDOW_S
+        if self.loader.num_workers:
+            self._train_until(until, (1 if is_slow else 2) * self.cycle, MIN_WINDOW_S)
+        elif not is_slow:  # no queue, nobody to drift apart: only what a first batch costs
+            self._train_until(until, 1, MIN_WINDOW_S)
+        while not self._is_waiting() and time.perf_counter() < until:
             ready = self._ready()
             self._train_until(until, self.cycle, MIN_WINDOW_S / 2)
             if self._ready() - ready <= max(1, self.cycle // 4):
@@ -106,10 +112,14 @@ class Training:
         self.result.settle_s = time.perf_counter() - begin
 
     def window(self) -> None:
-        """One window: whole production cycles of LONG_WINDOW_S, or enough of them; cut where time runs out."""
+        """One window: whole production cycles of LONG_WINDOW_S, or enough of them; cut where time runs out.
+
+        While the step waits for batches, what it consumed in whole cycles is what was produced. The count of finished batches says
+        the same on average, but jumps by rounds of the workers: of two windows alike it makes rates that differ by a cycle's batches.
+        """
         begin, wait, items, consumed = time.perf_counter(), self.wait_s, self.items, self.consumed
-        ready = self._ready()
-        until = begin + self.max_s / (MIN_WINDOWS + 1)
+        ready, is_waiting = self._ready(), self._is_waiting()
+        until = self.deadline - self.reserved_s
         while True:
             self._train(self._next())
             now = time.perf_counter()
@@ -118,11 +128,12 @@ class Training:
             if (enough and num % self.cycle == 0) or now >= until:
                 break
         synchronize(self.device)
+        more = 0 if is_waiting and self._is_waiting() and num % self.cycle == 0 else self._ready() - ready
         self.result.windows.add(
             duration_s=time.perf_counter() - begin,
             num_batches=num,
             num_items=self.items - items,
-            produced_batches=max(num + self._ready() - ready, 0),
+            produced_batches=max(num + more, 0),
             wait_s=self.wait_s - wait,
             step_s=self._take_step_s(),
         )
@@ -145,6 +156,15 @@ class Training:
     def has_rate(self) -> bool:
         """Something was produced inside the windows; a few slow batches can all have been ready before."""
         return sum(self.result.windows.window_produced_batches) > 0
+
+    def items_per_batch(self) -> float:
+        """Mean over the windows."""
+        windows = self.result.windows
+        return sum(windows.window_num_items) / sum(windows.window_num_batches)
+
+    def batch_s(self) -> float:
+        """Seconds a batch takes at the rate of the windows."""
+        return self.items_per_batch() / self.result.windows.rate().sps
 
     def steady(self) -> bool:
         """Enough whole windows, and the two halves of them agree within 5 %."""
@@ -210,6 +230,8 @@ class Training:
 
     def _next(self) -> Any:
         begin = time.perf_counter()
+        if not self._ready():
+            self._empty_at = self.consumed
         try:
             batch = next(self.iterator, _END)
             if batch is _END:
@@ -250,6 +272,10 @@ class Training:
     def _ready(self) -> int:
         """Batches finished but not consumed; 0 where the loader started its workers before it could be counted."""
         return max(self.counter.produced() - self.consumed, 0) if self.counter else 0
+
+    def _is_waiting(self) -> bool:
+        """Whether the queue was empty within the last production cycle: what is ready now is of this round of the workers."""
+        return self.consumed - self._empty_at <= self.cycle
 
     def _look_at_shm(self) -> None:
         now = shm_used_bytes()

@@ -1,0 +1,75 @@
+"""What a search measures before it draws: the user's own setting, what people use, and the user's setting at other batch sizes.
+
+In the order that the rates measured so far suggest: settings that the model (model.py) expects to be fast come first, and those that
+cannot reach half of what was reached already are left out, as are baselines of other batch sizes where the user's own is that far
+behind. Both take long exactly there: what loads few samples a second needs seconds for a batch. Rounds at the end measure
+the baseline that the answer is compared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from feedrate.search.finalists import FAR, Candidate, is_far
+from feedrate.trainables.config import LoaderConfig
+
+EARLY_SEEDS = 4
+"""Before the baselines of further batch sizes, which say much the same again."""
+AS_FAST_FRACTION = 0.8
+"""Of the highest expected rate: from there on the given order counts, the model knows no better."""
+
+
+class Opening:
+    """Settings that wait for their turn.
+
+    Args:
+        baselines: the user's setting at each batch size, its own first.
+        seeds: what is worth trying early, in order.
+    """
+
+    def __init__(self, baselines: Sequence[LoaderConfig], seeds: Sequence[LoaderConfig]) -> None:
+        self._own = baselines[0]
+        self._baselines = list(baselines)
+        self._seeds = [config for config in seeds if config not in baselines]
+        self._num_early = min(EARLY_SEEDS, len(self._seeds))
+        self._rates: list[float] = []
+
+    @property
+    def ahead(self) -> list[LoaderConfig]:
+        """What has not had its turn."""
+        return [*self._baselines, *self._seeds]
+
+    def review(
+        self, measured: Sequence[Candidate], predict: Callable[[Sequence[LoaderConfig]], Sequence[float]]
+    ) -> None:
+        """Leave out what is not worth its time, by what is known now.
+
+        Args:
+            measured: what trials gave so far.
+            predict: settings -> items per second that they should give; empty while nothing is known.
+        """
+        best = max(measured, key=lambda each: each.rate.low_sps, default=None)
+        own = next((each for each in measured if each.config == self._own), None)
+        if own is not None and best is not None and is_far(own, best):
+            self._baselines.clear()
+        rates = predict(self._seeds) if self._seeds else []
+        if rates and best is not None:
+            # 0 workers stay: the one setting that is right for whom loading costs nothing
+            kept = [sps * FAR >= best.rate.low_sps or config.num_workers == 0 for config, sps in zip(self._seeds, rates, strict=True)]
+            self._num_early = max(self._num_early - kept.count(False), 0)
+            self._seeds = [config for config, keep in zip(self._seeds, kept, strict=True) if keep]
+            rates = [sps for sps, keep in zip(rates, kept, strict=True) if keep]
+        self._rates = rates
+
+    def next(self) -> tuple[LoaderConfig, str] | None:
+        """The next setting and its origin; None when there is none left."""
+        is_first = bool(self._baselines) and self._baselines[0] == self._own
+        if self._baselines and (is_first or not self._seeds or not self._num_early):
+            return self._baselines.pop(0), "baseline"
+        if not self._seeds:
+            return None
+        self._num_early = max(self._num_early - 1, 0)
+        enough_sps = AS_FAST_FRACTION * max(self._rates, default=0.0)
+        first = next((index for index, sps in enumerate(self._rates) if sps >= enough_sps), 0)
+        self._rates = self._rates[:first] + self._rates[first + 1 :]
+        return self._seeds.pop(first), "seed"

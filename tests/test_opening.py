@@ -1,0 +1,77 @@
+"""opening.py: what is measured before anything is drawn, in which order, and what is left out."""
+
+from feedrate.analysis.estimate import Rate
+from feedrate.search.finalists import Candidate
+from feedrate.search.opening import EARLY_SEEDS, Opening
+from feedrate.trainables.config import LoaderConfig
+
+OWN = LoaderConfig(num_workers=0, batch_size=64)
+OTHERS = [LoaderConfig(num_workers=0, batch_size=size) for size in (32, 128)]
+
+
+def seed(num_workers, batch_size=64):
+    return LoaderConfig(num_workers=num_workers, batch_size=batch_size)
+
+
+def known(config, sps):
+    """A setting measured to 5 %."""
+    rate = Rate(sps=sps, low_sps=0.95 * sps, high_sps=1.05 * sps)
+    return Candidate(config=config, rate=rate, spent_s=10.0, memory_bytes=0.0, is_baseline=config == OWN)
+
+
+def nothing(configs):
+    return []
+
+
+def rest(opening, measured=(), predict=nothing):
+    """All that comes, reviewed before each as a search does."""
+    found = []
+    opening.review(list(measured), predict)
+    while (each := opening.next()) is not None:
+        found.append(each)
+        opening.review(list(measured), predict)
+    return found
+
+
+def test_the_own_setting_then_some_seeds_then_it_at_other_batch_sizes():
+    """Where nothing is known yet, as on many machines at once, in the given order; nothing twice."""
+    seeds = [OWN, *(seed(number) for number in (2, 4, 8, 16, 24, 32))]
+    found = rest(Opening([OWN, *OTHERS], seeds))
+    assert found[0] == (OWN, "baseline")
+    assert [config.num_workers for config, _ in found[1 : 1 + EARLY_SEEDS]] == [2, 4, 8, 16]
+    assert found[1 + EARLY_SEEDS : 3 + EARLY_SEEDS] == [(each, "baseline") for each in OTHERS]
+    assert [config.num_workers for config, _ in found[3 + EARLY_SEEDS :]] == [24, 32]
+
+
+def test_what_should_be_fast_comes_first():
+    """In the given order where the expected rates are within a fifth."""
+    expected = {2: 50.0, 4: 95.0, 8: 100.0, 16: 60.0}
+    opening = Opening([OWN], [seed(number) for number in expected])
+    opening.review([known(OWN, 25.0)], lambda configs: [expected[config.num_workers] for config in configs])
+    assert opening.next() == (OWN, "baseline")
+    found = rest(opening, [known(OWN, 25.0)], lambda configs: [expected[config.num_workers] for config in configs])
+    assert [config.num_workers for config, _ in found] == [4, 8, 2, 16]
+
+
+def test_what_cannot_reach_a_third_of_what_was_reached_is_left_out():
+    """Two workers where one takes 40 ms for a sample, and the own setting at other batch sizes; 0 workers are always tried."""
+    opening = Opening([seed(1), *OTHERS], [seed(0), seed(2), seed(8), seed(16)])
+    assert opening.next() == (seed(1), "baseline")
+    measured = [known(seed(1), 25.0), known(seed(12), 300.0)]
+    found = rest(opening, measured, lambda configs: [25.0 * max(config.num_workers, 1) for config in configs])
+    assert sorted(config.num_workers for config, _ in found) == [0, 8, 16]
+    assert {origin for _, origin in found} == {"seed"}
+
+
+def test_what_is_near_is_not_left_out():
+    """The own setting a little more than half as fast as the best: its other batch sizes may be better than anything."""
+    opening = Opening([OWN, *OTHERS], [seed(8)])
+    opening.next()
+    assert [config for config, _ in rest(opening, [known(OWN, 120.0), known(seed(16), 200.0)])] == [seed(8), *OTHERS]
+
+
+def test_what_is_ahead_is_known():
+    opening = Opening([OWN, *OTHERS], [seed(8)])
+    assert opening.ahead == [OWN, *OTHERS, seed(8)]
+    rest(opening)
+    assert opening.ahead == []
