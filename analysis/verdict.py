@@ -67,7 +67,9 @@ def judge(facts: Mapping[str, Any], ceiling_sps: float | None = None) -> Verdict
     copying = sps / copy_sps if sps and copy_sps else None
     name = _name(fraction, waits, busy, copying)
     evidence = []
-    if fraction is not None:
+    if fraction is not None and fraction > IMPOSSIBLE_FRACTION:
+        evidence.append(f"the step alone read {step_sps:,.0f}/s, less than with loading: something else ran at that moment")
+    elif fraction is not None:
         evidence.append(f"{fraction:.0%} of the ceiling ({step_sps:,.0f}/s without loading)")
     if waits is not None:
         evidence.append(f"the step waits {waits:.0%} of the time")

@@ -1,7 +1,7 @@
 """Landscapes: what every setting of a grid gives, measured or made up, and measurements drawn from one without a machine.
 
 A measured one is the Parquet file of record_landscape.py. Three measurements know a setting to about 5 %, so that the highest of
-many means is a lucky one: the truth of a setting is what it and its neighbours say together (`_smoothed`). A made-up one follows the model of loading with quirks that
+many means is a lucky one: the truth of a setting is what it and its neighbours say together (`smoothed`). A made-up one follows the model of loading with quirks that
 the model does not have; it is for looking at the search, no evidence.
 """
 
@@ -46,6 +46,8 @@ class Point:
     """Wall time of one trial of it."""
     window_sd: float = WINDOW_SD
     """Of log(rate) between the windows of one trial."""
+    mean_sps: float = 0.0
+    """Of its measurements alone; 0 where it was made up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +144,10 @@ def read(path: str | Path) -> Landscape:
         fields = {name: None if pd.isna(value) else value for name, value in zip(DIMENSIONS, key, strict=True)}
         config = LoaderConfig(**{name: int(value) if isinstance(value, float) else value for name, value in fields.items()})
         logs = group["log"]
-        points.append(Point(config, float(np.exp(logs.mean())), float(group["spent_s"].mean()), float(group["window_sd"].median())))
+        mean_sps = float(np.exp(logs.mean()))
+        points.append(Point(config, mean_sps, float(group["spent_s"].mean()), float(group["window_sd"].median()), mean_sps))
         residuals.append(((logs - logs.mean()) * math.sqrt(len(logs) / max(len(logs) - 1, 1))).to_numpy())
-    points = [replace(point, sps=sps) for point, sps in zip(points, _smoothed(points, residuals), strict=True)]
+    points = [replace(point, sps=sps) for point, sps in zip(points, smoothed(points, residuals), strict=True)]
     ceilings = rows.dropna(subset=["step_only_sps"]).groupby("batch_size")["step_only_sps"].median()
     size = int(rows["batch_size"].iloc[rows["batch_size"].sub(64).abs().argmin()])
     return Landscape(
@@ -193,7 +196,7 @@ def _left(logs: Any, settings: Any, counts: Any, drift: Any) -> Any:
     return logs - drift - (np.bincount(settings, logs - drift) / counts)[settings]
 
 
-def _smoothed(points: Sequence[Point], residuals: Sequence[Any]) -> list[float]:
+def smoothed(points: Sequence[Point], residuals: Sequence[Any]) -> list[float]:
     """Posterior mean of each setting's rate: log(mean) = smooth(workers, batch size, prefetching) + own + noise.
 
     A Gaussian process (Matern 5/2 over logarithms of the numbers, plus a part that every setting has for itself), its scales and

@@ -25,8 +25,7 @@ NUM_CPUS = "num_cpus"
 UNSURE_SD = 0.05
 """Of a trial that was stopped and says nothing about its own interval."""
 MOST_SD = 0.15
-"""Intervals of one to four windows are wide because so few windows do not show their own spread: fresh starts of such settings
-differed by a tenth (docs/benchmarks.md), not by half."""
+"""Readings of few windows differed by so much from one fresh start to the next (analysis/estimate.py), however wide their intervals are."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

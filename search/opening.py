@@ -59,7 +59,7 @@ class Opening:
             self._num_early = max(self._num_early - kept.count(False), 0)
             self._seeds = [config for config, keep in zip(self._seeds, kept, strict=True) if keep]
             rates = [sps for sps, keep in zip(rates, kept, strict=True) if keep]
-        self._rates = rates
+        self._rates = list(rates)
 
     def next(self) -> tuple[LoaderConfig, str] | None:
         """The next setting and its origin; None when there is none left."""

@@ -16,7 +16,16 @@ from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.schema import SCHEMA, status
 from feedrate.search.budget import Budget
 from feedrate.search.confirmation import Confirmation
-from feedrate.search.finalists import Candidate, able, candidate_of, choose, for_rounds, rounds_s, rounds_time_s, stand_ins
+from feedrate.search.finalists import (
+    Candidate,
+    able,
+    candidate_of,
+    choose,
+    for_rounds,
+    rounds_s,
+    rounds_time_s,
+    stand_ins,
+)
 from feedrate.search.opening import Opening
 from feedrate.search.options import SearchOptions
 from feedrate.search.past import Request

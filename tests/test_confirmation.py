@@ -12,8 +12,7 @@ from feedrate.analysis.load import load_run
 from feedrate.analysis.rounds import MIN_ROUNDS
 from feedrate.analysis.schema import check_record
 from feedrate.analysis.summary import ranking, standing_of
-from feedrate.search.finalists import rounds_s
-from feedrate.search.finalists import MAX_ROUNDS, Candidate
+from feedrate.search.finalists import MAX_ROUNDS, Candidate, rounds_s
 from feedrate.search.result import conclude
 from feedrate.search.searcher import SessionSearcher
 from feedrate.search.space import Choice, SearchSpace

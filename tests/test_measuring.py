@@ -235,6 +235,22 @@ def test_a_slow_step_is_the_rate():
     assert sum(result.windows.window_wait_s) < sum(result.windows.window_duration_s) / 2
 
 
+def test_a_step_that_waits_consumes_what_is_produced():
+    """Four workers that finish their batches at about the same time: the count of finished ones jumps by four, rates do not."""
+    result = run(short(Rows(4000, 0.02)), LoaderConfig(batch_size=4, num_workers=4), max_trial_s=5, objective="steady")
+    assert result.settled
+    assert result.windows.window_produced_batches == result.windows.window_num_batches
+    assert all(num % 4 == 0 for num in result.windows.window_num_batches)
+
+
+def test_a_trial_that_ends_amid_a_round_of_its_workers_has_their_rate():
+    """Rounds of 3 batches take 0.6 s, the trial ends in the third one: no part of a round is taken for a rate, nor for a hang."""
+    result = run(short(Rows(4000, 0.15)), LoaderConfig(batch_size=4, num_workers=3), max_trial_s=1.7, objective="steady")
+    assert result.windows.window_num_batches == [3] * len(result.windows)
+    assert result.throughput("steady").sps == pytest.approx(3 / 0.15, rel=0.3)
+    assert not result.settled
+
+
 def test_a_burst_of_prefetched_batches_is_not_the_rate():
     """After a pause the ready batches drain at the step's speed; the estimate is the loader's, a stopwatch's is not."""
     steps = itertools.count()

@@ -79,6 +79,25 @@ def rows(*, num_rows=64, sleep_s=0.0):
     return short(Rows(num_rows, sleep_s))
 
 
+class Logged(Rows):
+    """Rows whose workers write down each item twice: before they fetch it, and when they have it."""
+
+    def __init__(self, path, **more):
+        super().__init__(**more)
+        self.path = path
+
+    def __getitem__(self, index):
+        with open(self.path, "a") as file:
+            print("begin", file=file, flush=True)
+            row = super().__getitem__(index)
+            print("end", file=file, flush=True)
+        return row
+
+
+def logged(*, path, sleep_s):
+    return short(Logged(path, num_rows=1000, sleep_s=sleep_s))
+
+
 def mine(*, persistent=False):
     """The general form, with defaults of its own that are wrong for 0 workers."""
     own = {"num_workers": 2, "batch_size": 4, "prefetch_factor": 3, "persistent_workers": persistent, "shuffle": True}

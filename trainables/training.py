@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from typing import Any
 
 import torch
@@ -69,6 +70,8 @@ class Training:
         self._of_epoch = 0
         self._empty_at = 0
         """What had been consumed when the queue of ready batches was last seen empty."""
+        self._latest: deque[tuple[float, int, float]] = deque(maxlen=self.cycle + 1)
+        """When the latest batches had been trained, with items and waiting until then."""
         self._shm_before = shm_used_bytes()
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
@@ -128,14 +131,20 @@ class Training:
             if (enough and num % self.cycle == 0) or now >= until:
                 break
         synchronize(self.device)
-        more = 0 if is_waiting and self._is_waiting() and num % self.cycle == 0 else self._ready() - ready
+        end, step_s, more = time.perf_counter(), self._take_step_s(), self._ready() - ready
+        if is_waiting and self._is_waiting() and (num % self.cycle == 0 or len(self._latest) > self.cycle):
+            more = 0
+            if num % self.cycle:  # a part of a cycle says nothing: the last whole one does, where there is no other window
+                if len(self.result.windows):
+                    return
+                (begin, items, wait), num, step_s = self._latest[0], self.cycle, None
         self.result.windows.add(
-            duration_s=time.perf_counter() - begin,
+            duration_s=end - begin,
             num_batches=num,
             num_items=self.items - items,
             produced_batches=max(num + more, 0),
             wait_s=self.wait_s - wait,
-            step_s=self._take_step_s(),
+            step_s=step_s,
         )
         self._look_at_shm()
         if self.num_boundaries:
@@ -260,6 +269,7 @@ class Training:
         else:
             self.items += count_items(batch, self.step(batch))
         self.consumed += 1
+        self._latest.append((time.perf_counter(), self.items, self.wait_s))
 
     def _take_step_s(self) -> float | None:
         """Seconds that the accelerator was inside steps since the last call; after a synchronize only."""

@@ -64,7 +64,7 @@ class Child:
         self.request, self.max_s, self.guard = request, max_s, guard
         if not request.get("config", {}).get("num_workers"):
             guard.way_out = "use a smaller batch_size, or see what the dataset keeps in memory"
-        self.kept = False
+        self.kept = self.is_over = False
         self.phase = "setup"
         self.allowed_s: float | None = SETUP_TIMEOUT_S
         self.columns: dict[str, Any] | None = None
@@ -83,7 +83,7 @@ class Child:
 
     def stop(self) -> None:
         """Let a child that can be kept end what it measures; `kept` says whether it did, in bounded time."""
-        if self.kept or not self.request.get("keep") or self.columns is None:
+        if self.is_over or not self.request.get("keep") or self.columns is None:
             return
         deadline = time.monotonic() + STOP_TIMEOUT_S
         try:
@@ -135,8 +135,9 @@ class Child:
                     deadline = _deadline(self.allowed_s)
                     since_s, tell_s = time.monotonic(), time.monotonic() + SILENT_S
                     self.kept = event.pop("kept", False)
+                    self.is_over = event["event"] in ("result", "failure", "described")
                     yield event
-                    if event["event"] in ("result", "failure", "described"):
+                    if self.is_over:
                         return
                 continue  # events first: the end of the child may be known before its last words are read
             try:
