@@ -121,3 +121,10 @@ def test_a_record_says_it_all():
     assert "loading and training used 40% of the time of 2 CPUs" in verdict.evidence
     failed = record_facts(record(1, status="failed"))
     assert failed["steady_sps"] is failed["wait_fraction"] is None
+
+
+def test_a_ceiling_below_what_was_trained_is_no_share():
+    """Something else ran while the step alone was timed: 3300 % of it is no evidence for anything."""
+    said = str(judge({"steady_sps": 3300.0, "step_only_sps": 100.0, "wait_fraction": 0.5}))
+    assert said.startswith("too noisy to say: the step alone read 100/s, less than with loading")
+    assert "%" not in said.split(";")[0]
