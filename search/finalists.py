@@ -85,32 +85,40 @@ def is_far(baseline: Candidate, best: Candidate) -> bool:
     return baseline.rate.high_sps * FAR < best.rate.low_sps
 
 
-def stand_ins(candidates: Sequence[Candidate], baselines: Sequence[LoaderConfig], max_trial_s: float) -> list[Candidate]:
+def stand_ins(candidates: Sequence[Candidate], untried: Sequence[LoaderConfig], max_trial_s: float) -> list[Candidate]:
     """The baselines of batch sizes at which none was tried, because yours is far behind: known by yours until rounds measure them.
 
     Args:
         candidates: measured settings.
-        baselines: those that were not tried.
+        untried: those that were not tried.
         max_trial_s: what a trial takes at most; without workers its time is that of its batches.
     """
     best = max(candidates, key=lambda each: each.rate.low_sps, default=None)
     own = next((each for each in candidates if each.is_baseline), None)
     if best is None or own is None or not is_far(own, best):
         return []
-    longer = [(each, (each.batch_size or 1) / (own.config.batch_size or 1)) for each in baselines]
+    longer = [(each, (each.batch_size or 1) / (own.config.batch_size or 1)) for each in untried]
     return [replace(own, config=each, spent_s=max(own.spent_s, min(own.spent_s * times, max_trial_s))) for each, times in longer]
 
 
-def choose(candidates: Sequence[Candidate], max_num_workers: int | None = None) -> list[Candidate]:
+def choose(
+    candidates: Sequence[Candidate],
+    max_num_workers: int | None = None,
+    *,
+    untried: Sequence[LoaderConfig] = (),
+    max_trial_s: float = 0.0,
+) -> list[Candidate]:
     """The finalists, the most important first: the surest, yours at its batch size, the cheapest that may be as good, then the fastest readings.
 
     Args:
         candidates: measured settings.
         max_num_workers: more repeat data and cannot be the answer; None where none does.
+        untried, max_trial_s: as for `stand_ins`.
 
     Returns:
         Empty where there is nothing to compare: no setting, or the baseline alone.
     """
+    candidates = [*candidates, *stand_ins(candidates, untried, max_trial_s)]
     allowed = able(candidates, max_num_workers)
     if not allowed:
         return []

@@ -16,16 +16,7 @@ from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.schema import SCHEMA, status
 from feedrate.search.budget import Budget
 from feedrate.search.confirmation import Confirmation
-from feedrate.search.finalists import (
-    Candidate,
-    able,
-    candidate_of,
-    choose,
-    for_rounds,
-    rounds_s,
-    rounds_time_s,
-    stand_ins,
-)
+from feedrate.search.finalists import Candidate, able, candidate_of, choose, for_rounds, rounds_s, rounds_time_s
 from feedrate.search.opening import Opening
 from feedrate.search.options import SearchOptions
 from feedrate.search.past import Request
@@ -278,9 +269,9 @@ class Session:
 
     def _finalists(self) -> list[Candidate]:
         """Whom rounds would measure now."""
-        known, tried = list(self._candidates.values()), self.brain.tried()
-        others = stand_ins(known, [config for config in self._baselines if config not in tried], self.options.max_trial_s)
-        return choose([*known, *others], self.brain.max_num_workers)
+        untried = [config for config in self._baselines if config not in self.brain.tried()]
+        known, most = list(self._candidates.values()), self.brain.max_num_workers
+        return choose(known, most, untried=untried, max_trial_s=self.options.max_trial_s)
 
     def _near_ceiling(self, candidate: Candidate) -> bool:
         """Whether training without loading would be less than 2 % faster than this setting, at every batch size."""

@@ -8,6 +8,7 @@ import pytest
 from census import TAG, eventually, remove_locks, tagged
 from workloads import PATH
 
+from feedrate.analysis.estimate import record_rate
 from feedrate.trainables import watched
 from feedrate.trainables.child import KEEP_SETUP_S, KEEP_VARIABLE
 from feedrate.trainables.host import HostLock
@@ -124,3 +125,14 @@ def test_a_silent_trial_is_said_to_be(template, monkeypatch):
     assert len(silent) >= 3
     assert silent[0]["silent_s"] < silent[1]["silent_s"] < silent[2]["silent_s"]
     assert events[-1]["event"] == "result"
+
+
+@pytest.mark.parametrize(("sleep_s", "are_waited_for"), [(0.2, False), (0.001, True)])
+def test_workers_amid_a_slow_batch_are_not_waited_for(template, tmp_path, sleep_s, are_waited_for):
+    """A batch of 0.8 s is given up where it is when the trial ends, and what was measured is whole; one of 4 ms is finished."""
+    path = tmp_path / "log"
+    template.ref = make_ref(f"{PATH}:logged", {"path": str(path), "sleep_s": sleep_s})
+    columns, pid = run(template, options=OPTIONS | {"max_trial_s": 4.0})
+    assert (record_rate(columns).sps > 0, pid) == (True, None)
+    lines = path.read_text().splitlines()
+    assert (lines.count("begin") == lines.count("end")) == are_waited_for

@@ -109,17 +109,6 @@ def test_a_setting_is_measured(template):
     assert columns["host_id"] == os.environ["FEEDRATE_HOST_ID"]
 
 
-@pytest.mark.parametrize(("sleep_s", "are_waited_for"), [(0.2, False), (0.001, True)])
-def test_workers_amid_a_slow_batch_are_not_waited_for(template, tmp_path, sleep_s, are_waited_for):
-    """A batch of 0.8 s is given up where it is when the trial ends, and what was measured is whole; one of 4 ms is finished."""
-    path = tmp_path / "log"
-    event = last(run(template, "logged", "measure", options={"max_trial_s": 4.0}, path=str(path), sleep_s=sleep_s))
-    assert event["event"] == "result", event
-    assert record_rate(event["columns"]).sps > 0
-    lines = path.read_text().splitlines()
-    assert (lines.count("begin") == lines.count("end")) == are_waited_for
-
-
 def test_a_trial_runs_as_the_users_own_program_would(template, tmp_path):
     """Main thread of a process that may have children, Python's start method, our niceness, the folder it was asked in."""
     found = facts(template)
