@@ -204,6 +204,19 @@ def record_rate(record: dict[str, Any], objective: str = "epoch") -> Rate | None
     return epoch.widened(BOUNDARY_SD_FRACTION * max(1 - epoch.sps / steady.sps, 0.0))
 
 
+def rate_so_far(columns: Mapping[str, Any], objective: str, epoch_samples: int | None) -> Rate:
+    """The rate of a trial under way with its windows' own interval; without a boundary that is still to be measured.
+
+    Args:
+        columns: window columns and `boundary_s`.
+        objective: "epoch" or "steady".
+        epoch_samples: items in an epoch; None when unknown.
+    """
+    names = ("window_duration_s", "window_num_items", "window_num_batches", "window_produced_batches")
+    within = steady_rate(*(columns[name] for name in names), run_sd_fraction=0.0)
+    return within if objective == "steady" else within.scaled(epoch_factor(within.sps, columns["boundary_s"], epoch_samples))
+
+
 def step_only_sps(record: dict[str, Any]) -> float | None:
     """Items per second of the training step alone, on a cached batch; None where it was not measured.
 

@@ -21,6 +21,8 @@ SETTING = (
 )  # fmt: skip
 COST = ("num_workers", "prefetch_factor", "tree_pss_bytes")
 """What makes a setting cheaper than another, compared in this order."""
+WELL_KNOWN_FRACTION = 0.2
+"""Half-width, as a fraction, from which on a trial that was stopped early says nothing against one that ran to its end."""
 KNEE_FRACTION = 0.95
 _NAMES = (
     "config", *SETTING, "status", "throughput_sps", "throughput_low_sps", "throughput_high_sps", "num_trials",
@@ -87,7 +89,10 @@ def comparison_of(run: Run) -> Comparison:
 
 
 def best_by_batch_size(run: Run, ranked: pd.DataFrame | None = None) -> pd.DataFrame:
-    """The first row of `ranking` at each batch size, ordered by batch size; settings that ran to the end go first.
+    """The first row of `ranking` at each batch size, ordered by batch size.
+
+    Settings that ran to the end go before those that were stopped early, as at another batch size something was faster, unless
+    such a one is faster for sure.
 
     `ranked` is the ranking where it was made already.
 
@@ -98,8 +103,12 @@ def best_by_batch_size(run: Run, ranked: pd.DataFrame | None = None) -> pd.DataF
         True
     """
     ranked = ranking(run) if ranked is None else ranked
-    ranked = ranked[may_win(run, ranked)].sort_values("status", kind="stable")  # complete before pruned
-    best = ranked.drop_duplicates("batch_size")
+    ranked = ranked[may_win(run, ranked)]
+    is_complete = ranked["status"] == "complete"
+    ended = ranked["throughput_high_sps"].where(is_complete).groupby(ranked["batch_size"], dropna=False).transform("first")
+    is_known = ranked["throughput_high_sps"] < (1 + WELL_KNOWN_FRACTION) * ranked["throughput_sps"]
+    order = ranked.assign(late=~is_complete & ~(is_known & (ranked["throughput_low_sps"] > ended)))
+    best = order.sort_values("late", kind="stable").drop(columns="late").drop_duplicates("batch_size")
     return best.sort_values("batch_size", kind="stable").reset_index(drop=True)
 
 

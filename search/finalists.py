@@ -262,7 +262,8 @@ def for_rounds(chosen: Sequence[Candidate], seconds: float, *, at_ceiling: bool)
     if not chosen:
         return [], "there was no second setting to compare with"
     fitting = fit_into(chosen, seconds)
-    return fitting, None if fitting else f"the time left had no room for {MIN_ROUNDS} rounds (--time-budget)"
+    need_s = rounds_s(chosen[:2])
+    return fitting, None if fitting else f"the time left had no room for {MIN_ROUNDS} rounds, which take {need_s:.0f} s at least (--time-budget)"
 
 
 def rounds_time_s(finalists: Sequence[Candidate], time_budget_s: float) -> float:

@@ -40,23 +40,31 @@ class Opening:
         return [*self._baselines, *self._seeds]
 
     def review(
-        self, measured: Sequence[Candidate], predict: Callable[[Sequence[LoaderConfig]], Sequence[float]]
+        self,
+        measured: Sequence[Candidate],
+        predict: Callable[[Sequence[LoaderConfig]], Sequence[float]],
+        say: Callable[[str], None],
     ) -> None:
         """Leave out what is not worth its time, by what is known now.
 
         Args:
             measured: what trials gave so far.
             predict: settings -> items per second that they should give; empty while nothing is known.
+            say: told a sentence on each.
         """
         best = max(measured, key=lambda each: each.rate.low_sps, default=None)
         own = next((each for each in measured if each.config == self._own), None)
-        if own is not None and best is not None and is_far(own, best):
+        if self._baselines and own is not None and best is not None and is_far(own, best):
+            say(f"left out for now: yours at other batch sizes, as {best.name} is more than {FAR:g} times faster")
             self._baselines.clear()
         rates = predict(self._seeds) if self._seeds else []
         if rates and best is not None:
             # 0 workers stay: the one setting that is right for whom loading costs nothing
             kept = [sps * FAR >= best.rate.low_sps or config.num_workers == 0 for config, sps in zip(self._seeds, rates, strict=True)]
             self._num_early = max(self._num_early - kept.count(False), 0)
+            for config, sps in zip(self._seeds, rates, strict=True):
+                if sps * FAR < best.rate.low_sps and config.num_workers:
+                    say(f"left out: {config.short()}, of which {sps:,.0f}/s can be expected and no third of {best.name}")
             self._seeds = [config for config, keep in zip(self._seeds, kept, strict=True) if keep]
             rates = [sps for sps, keep in zip(rates, kept, strict=True) if keep]
         self._rates = list(rates)

@@ -55,6 +55,7 @@ class Display:
         self.begun = clock()
         self.max_trials, self.max_num_workers = max_trials, max_num_workers
         self.counts = {"complete": 0, "pruned": 0, "failed": 0}
+        self._no_ceiling: set[int | None] = set()
         self.best: tuple[LoaderConfig, Rate] | None = None
         self.now = ""
         self.to_gain = ""
@@ -121,9 +122,15 @@ class Display:
             self.now = text
             self.say(text)
 
-    def ceiling(self, batch_size: int | None, sps: float, baseline: Rate | None) -> None:
-        """The step alone was timed; with the baseline's rate, also how much there is to gain."""
+    def ceiling(self, batch_size: int | None, sps: float | None, baseline: Rate | None) -> None:
+        """The step alone was timed, in vain (None) where others used the CPUs; with the baseline's rate, also how much there is to gain."""
         where = "" if batch_size is None else f" at b{batch_size}"
+        if sps is None:
+            if batch_size in self._no_ceiling:
+                return
+            self._no_ceiling.add(batch_size)
+            self.say(f"ceiling{where} (no loading): not known yet, as other processes used the CPUs while the step was timed")
+            return
         gain = "" if baseline is None else f"  at most {max(sps / baseline.sps, 1):.2f}x to gain"
         self.say(f"ceiling{where} (no loading): {sps:,.0f} {self.unit}/s{gain}")
 

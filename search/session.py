@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from feedrate.analysis.estimate import epoch_factor, record_rate, steady_rate, step_only_sps
+from feedrate.analysis.estimate import rate_so_far, record_rate, step_only_sps
 from feedrate.analysis.rounds import DISTURBED_FRACTION, MIN_ROUNDS, TIED_FRACTION
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.schema import SCHEMA, status
@@ -101,7 +101,9 @@ class Session:
         return request
 
     def _next_setting(self) -> Request | None:
-        self._opening.review(self.measured(), self.brain.predict)
+        self._opening.review(self.measured(), self.brain.predict, self.display.say)
+        if yours := self._yours_without_rounds():
+            self.brain.enqueue(yours, "baseline")
         self.search_reason = self._why_stop()
         if self.search_reason is None and not self.brain.waiting():
             while (found := self._opening.next()) and not self.brain.enqueue(*found):  # those of before a resume
@@ -136,17 +138,8 @@ class Session:
 
     def should_stop(self, number: int, columns: dict[str, Any]) -> bool:
         """Whether a running trial cannot win any more; remembered, so that its record says so."""
-        within = steady_rate(
-            columns["window_duration_s"],
-            columns["window_num_items"],
-            columns["window_num_batches"],
-            columns["window_produced_batches"],
-            run_sd_fraction=0.0,
-        )
-        factor = 1.0
-        if self.options.objective == "epoch":
-            factor = epoch_factor(within.sps, columns["boundary_s"], self.epoch_samples)
-        self.brain.report(number, len(columns["window_duration_s"]), within.sps * factor, within.half_width_fraction)
+        within = rate_so_far(columns, self.options.objective, self.epoch_samples)
+        self.brain.report(number, len(columns["window_duration_s"]), within.sps, within.half_width_fraction)
         if self.brain.should_prune(number):
             self._stopped.add(number)
             return True
@@ -172,9 +165,9 @@ class Session:
         self.budget.ended(request.key)
         self._spent_s.append(record["finished_unix_s"] - record["started_unix_s"])
         self.display.finished(record, rate)
-        if request.measure_step and record["batch_size"] in self.ceilings:
+        if request.measure_step and failure is None:
             size = record["batch_size"]
-            self.display.ceiling(size, self.ceilings[size], rate if request.origin == "baseline" else None)
+            self.display.ceiling(size, self.ceilings.get(size), rate if request.origin == "baseline" else None)
 
     def write(
         self,
@@ -272,6 +265,13 @@ class Session:
         untried = [config for config in self._baselines if config not in self.brain.tried()]
         known, most = list(self._candidates.values()), self.brain.max_num_workers
         return choose(known, most, untried=untried, max_trial_s=self.options.max_trial_s)
+
+    def _yours_without_rounds(self) -> LoaderConfig | None:
+        """The baseline at the best one's batch size, where it was left out and there will be no rounds to measure it."""
+        chosen = self._finalists()
+        yours = [each.config for each in chosen if each.is_baseline and each.config.batch_size == chosen[0].config.batch_size]
+        rounds = self.options.confirm and for_rounds(chosen, self.seconds_left(), at_ceiling=False)[0]
+        return None if rounds else next((config for config in yours if config not in self._candidates), None)
 
     def _near_ceiling(self, candidate: Candidate) -> bool:
         """Whether training without loading would be less than 2 % faster than this setting, at every batch size."""

@@ -2,6 +2,7 @@
 
 import io
 import random
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -127,12 +128,22 @@ def test_time_is_kept_for_rounds(search):
     assert len(tried) >= 3
 
 
+@pytest.mark.parametrize("options", [{"confirm": False, "max_trials": 5}, {"confirm": True, "time_budget_s": 45.0}])
+def test_without_rounds_yours_is_tried_at_the_best_ones_batch_size(search, options):
+    """It is far behind and was left out; its rate there is what the answer is compared with."""
+    found = search(space=SPACE, seeds=[LoaderConfig(num_workers=8, batch_size=32)], **options)
+    found.go()
+    assert all(request.kind == "search" for request in found.asked)
+    other = next(request for request in found.asked if request.origin == "baseline" and request.config != TORCH_DEFAULT)
+    assert (other.config.num_workers, other.config.batch_size) == (0, 32)
+
+
 def test_a_budget_without_room_for_rounds_has_none(search):
     """50 s are for five trials; the answer is not confirmed."""
     short = search(time_budget_s=40.0)
     short.go()
     assert [request.kind for request in short.asked] == ["search"] * 4
-    assert short.session.unconfirmed_because == "the time left had no room for 3 rounds (--time-budget)"
+    assert re.fullmatch(r"the time left had no room for 3 rounds, which take \d+ s at least \(--time-budget\)", short.session.unconfirmed_because)
 
 
 def test_a_finalist_that_fails_in_a_round_is_left_out_of_the_next(search):

@@ -169,3 +169,15 @@ def test_the_best_is_the_fastest_that_ran_to_its_end(clock):
     assert shown.best is not None
     assert shown.best[0].num_workers == 2
     assert shown.counts == {"complete": 2, "pruned": 1, "failed": 0}
+
+
+def test_a_ceiling_that_is_not_known_is_said_once(clock):
+    """Others used the CPUs while the step was timed; the next trial of that batch size times it again."""
+    shown, text = display(clock)
+    shown.ceiling(64, None, None)
+    shown.ceiling(64, None, None)
+    shown.ceiling(32, None, None)
+    shown.ceiling(64, 2000.0, None)
+    lines = text.getvalue().splitlines()
+    assert [line.split(" (no loading): ")[1][:9] for line in lines] == ["not known", "not known", "2,000 sam"]
+    assert "other processes" in lines[0]

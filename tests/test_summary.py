@@ -35,11 +35,18 @@ def test_speed_up_compares_equal_batch_sizes(tmp_path: Path) -> None:
 
 
 def test_the_best_at_each_batch_size(tmp_path: Path) -> None:
-    """In the order of batch size; a setting that was stopped early wins only where nothing else was measured."""
+    """In the order of batch size; a setting that was stopped early wins only where nothing else was measured, or where it was faster
+    for sure (at another batch size something was faster still)."""
     lucky = record(20, num_workers=3, rate_sps=9000.0, batch_size=32, status="pruned", num_windows=1)
     alone = record(21, num_workers=3, rate_sps=10.0, batch_size=128, status="pruned")
     best = best_by_batch_size(load_run(write_run(tmp_path, [*small_run(), lucky, alone])))
     assert best["config"].tolist() == ["b32 w2 p2", "b64 w5 p2 pers", "b128 w3 p2"]
+    sure = record(22, num_workers=8, rate_sps=9000.0, batch_size=32, status="pruned", num_windows=5)
+    folder = tmp_path / "sure"
+    folder.mkdir()
+    best = best_by_batch_size(load_run(write_run(folder, [*small_run(), lucky, alone, sure])))
+    assert best["config"].tolist() == ["b32 w8 p2", "b64 w5 p2 pers", "b128 w3 p2"]
+    assert "late" not in best.columns
 
 
 def test_trials_that_ran_to_their_end_outweigh_stopped_ones(tmp_path: Path) -> None:
