@@ -49,9 +49,10 @@ def test_progress_comes_on_stderr_the_baseline_first(finished):
     assert "CPU" in timed[0]
     assert timed[1].startswith("yours: b16 w0")
     assert timed[2].startswith("ceiling at b16 (no loading): ")
-    assert [line.split(":")[0] for line in timed[3:6]] == ["trial 1", "trial 2", "trial 3"]
-    assert timed[6].startswith("confirming in interleaved rounds: ")
-    rounds = [line.split(":")[0] for line in timed[7:]]
+    later = [line for line in timed[3:] if not line.startswith("left out")]
+    assert [line.split(":")[0] for line in later[:3]] == ["trial 1", "trial 2", "trial 3"]
+    assert later[3].startswith("confirming in interleaved rounds: ")
+    rounds = [line.split(":")[0] for line in later[4:]]
     assert rounds == sorted(rounds)
     assert {"round 1", "round 2", "round 3"} <= set(rounds)
 
@@ -82,15 +83,16 @@ def test_records_and_study_agree(finished):
 
 
 def test_every_measurement_of_a_round_is_a_fresh_process(finished):
-    """Baseline and finalists, in one order and then in its reverse; each sets itself up anew."""
+    """Finalists, in one order and then in its reverse, and the baseline, in the first round only if it is not far behind; each sets
+    itself up anew."""
     rounds = {}
     for record in records(finished.run):
         if record["kind"] == "confirm":
             rounds.setdefault(record["round"], []).append(record)
     orders = {number: [record["num_workers"] for record in each] for number, each in rounds.items()}
-    assert orders[2] == orders[1][::-1]
-    assert 0 in orders[1]
-    assert {record["origin"] for record in rounds[1]} == {"baseline", "finalist"}
+    assert [number for number in orders[2] if number in orders[1]] == orders[1][::-1]
+    assert 0 in orders[2]
+    assert {record["origin"] for record in rounds[2]} == {"baseline", "finalist"}
     assert all(record["setup_s"] > 0 for each in rounds.values() for record in each)
     assert "Confirmed in " in finished.stdout
 
