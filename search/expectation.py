@@ -17,7 +17,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from feedrate.search.model import RateModel, fit_model
-from feedrate.search.observed import Observed
+from feedrate.search.observed import Observed, Seen
 from feedrate.search.space import NAMES, SearchSpace
 from feedrate.search.surrogate import Settings, Surrogate
 from feedrate.trainables.config import LoaderConfig
@@ -74,14 +74,14 @@ def predicted_sps(space: SearchSpace, observed: Observed, configs: Sequence[Load
     """What the model of loading expects of settings, in items per second, shape (configs,); empty while no rate is known."""
     if not len(observed) or not configs:
         return []
+    seen = observed.latest_and_best(MAX_OBSERVED)
+    model = _model(seen, _settings(space, space.numbers_of([each.config for each in seen])), observed)
     settings = _settings(space, space.numbers_of(configs))
-    model = _model(space, observed)
     return [float(each) for each in np.exp(model.log_rate(settings.num_workers, settings.batch_size))]
 
 
-def _model(space: SearchSpace, observed: Observed) -> RateModel:
-    seen = observed.latest_and_best(MAX_OBSERVED)
-    settings = _settings(space, space.numbers_of([each.config for each in seen]))
+def _model(seen: Sequence[Seen], settings: Settings, observed: Observed) -> RateModel:
+    """Fitted to the rates that were seen of these settings."""
     return fit_model(
         settings.num_workers.astype(int).tolist(),
         settings.batch_size.astype(int).tolist(),
@@ -104,7 +104,7 @@ def _most_promising(
     configs = [each.config for each in seen]
     log_sps, sd = np.array([each.log_sps for each in seen]), np.array([each.sd for each in seen])
     settings = _settings(space, space.numbers_of(configs))
-    surrogate = Surrogate(settings, log_sps, sd, _model(space, observed))
+    surrogate = Surrogate(settings, log_sps, sd, _model(seen, settings, observed))
     rows = _rows(space, configs, log_sps, seed)
     numbers = space.numbers(rows)
     best, best_sd = surrogate.best_log_sps(math.inf if max_num_workers is None else max_num_workers)

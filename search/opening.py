@@ -57,17 +57,18 @@ class Opening:
         if self._baselines and own is not None and best is not None and is_far(own, best):
             say(f"left out for now: yours at other batch sizes, as {best.name} is more than {FAR:g} times faster")
             self._baselines.clear()
-        rates = predict(self._seeds) if self._seeds else []
-        if rates and best is not None:
+        self._rates = list(predict(self._seeds)) if self._seeds else []
+        if not self._rates or best is None:
+            return
+        kept = []
+        for config, sps in zip(self._seeds, self._rates, strict=True):
             # 0 workers stay: the one setting that is right for whom loading costs nothing
-            kept = [sps * FAR >= best.rate.low_sps or config.num_workers == 0 for config, sps in zip(self._seeds, rates, strict=True)]
-            self._num_early = max(self._num_early - kept.count(False), 0)
-            for config, sps in zip(self._seeds, rates, strict=True):
-                if sps * FAR < best.rate.low_sps and config.num_workers:
-                    say(f"left out: {config.short()}, of which {sps:,.0f}/s can be expected and no third of {best.name}")
-            self._seeds = [config for config, keep in zip(self._seeds, kept, strict=True) if keep]
-            rates = [sps for sps, keep in zip(rates, kept, strict=True) if keep]
-        self._rates = list(rates)
+            if sps * FAR >= best.rate.low_sps or config.num_workers == 0:
+                kept.append((config, sps))
+            else:
+                say(f"left out: {config.short()}, of which {sps:,.0f}/s can be expected and no third of {best.name}")
+        self._num_early = max(self._num_early - len(self._seeds) + len(kept), 0)
+        self._seeds, self._rates = [config for config, _ in kept], [sps for _, sps in kept]
 
     def next(self) -> tuple[LoaderConfig, str] | None:
         """The next setting and its origin; None when there is none left."""

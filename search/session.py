@@ -268,7 +268,7 @@ class Session:
 
     def _yours_without_rounds(self) -> LoaderConfig | None:
         """The baseline at the best one's batch size, where it was left out and there will be no rounds to measure it."""
-        chosen = self._finalists()
+        chosen = [] if set(self._baselines) <= self.brain.tried() else self._finalists()
         yours = [each.config for each in chosen if each.is_baseline and each.config.batch_size == chosen[0].config.batch_size]
         rounds = self.options.confirm and for_rounds(chosen, self.seconds_left(), at_ceiling=False)[0]
         return None if rounds else next((config for config in yours if config not in self._candidates), None)

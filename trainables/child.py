@@ -150,11 +150,12 @@ def _measure(request: dict[str, Any], send: Send, kept: Kept, told_to_stop: Call
         nonlocal phase
         phase = name
         send({"event": "phase", "phase": name})
-        if name == "teardown" and measurement is not None and not may_be_kept() and _ends_slowly(config, measurement):
+        if name == "teardown" and measurement is not None and is_not_waited_for(measurement):
             tell_end({"event": "result", "columns": measurement.columns() | facts})
 
-    def may_be_kept() -> bool:
-        return bool(request.get("keep")) and max(kept.setup_s, measurement.setup_s if measurement else 0.0) >= _keep_setup_s()
+    def is_not_waited_for(measurement: Measurement) -> bool:
+        may_be_kept = bool(request.get("keep")) and max(kept.setup_s, measurement.setup_s) >= _keep_setup_s()
+        return not may_be_kept and _ends_slowly(config, measurement)
 
     def tell_end(event: dict[str, Any], keep: bool = False) -> None:
         """Once; whoever hears it kills what is not kept."""
@@ -170,7 +171,7 @@ def _measure(request: dict[str, Any], send: Send, kept: Kept, told_to_stop: Call
             send({"event": "progress", "columns": measurement.columns() | facts})
             if told_to_stop():
                 end = {"event": "stopped"}
-                if not may_be_kept() and _ends_slowly(config, measurement):
+                if is_not_waited_for(measurement):
                     tell_end(end)
                 break
         measurements.close()  # type: ignore[attr-defined]
@@ -190,6 +191,8 @@ def _measure(request: dict[str, Any], send: Send, kept: Kept, told_to_stop: Call
 def _ends_slowly(config: LoaderConfig, measurement: Measurement) -> bool:
     """Whether its workers are in the middle of batches that take SLOW_BATCH_S or more."""
     windows = measurement.windows
+    if not len(windows):  # nothing was read that could be cold
+        return False
     return config.num_workers * sum(windows.window_duration_s) / sum(windows.window_num_batches) >= SLOW_BATCH_S
 
 
