@@ -81,6 +81,7 @@ COLUMNS: tuple[Column, ...] = (
     _C("first_step_s", "float", "s", "first training step, in which torch.compile compiles; before anything is timed"),
     _C("epoch_samples", "int", "items", "items in the user's real epoch; null when unknown"),
     _C("unit", "str", "", "what an item is: samples, or what the user's step counts"),
+    _C("cached_batch_failure", "str", "", "why no batch could be read before the trial, so that the step was not timed alone; null otherwise"),
     _C("step_only_num_items", "list[int]", "items", "items trained on a cached batch, no loading, in each block of steps"),
     _C("step_only_duration_s", "list[float]", "s", "time of each block; null when the step alone was not measured"),
     _C("copy_only_num_items", "list[int]", "items", "items copied to the accelerator alone, in each block of copies"),

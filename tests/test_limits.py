@@ -23,7 +23,7 @@ def batch_of(num_bytes, num_tensors=1):
 
 def refused(config, batch, **limit):
     with pytest.raises(TrialFailed) as failed:
-        check_limits(config, batch, **(PLENTY | limit))
+        check_limits(config, storage_bytes(batch), **(PLENTY | limit))
     failure = failed.value.failure
     assert failure.kind in INFEASIBLE
     assert failure.phase == "loader"
@@ -43,7 +43,7 @@ def test_batches_in_flight_must_fit_dev_shm():
     """prefetch_factor * num_workers + 1 batches and a margin; one byte less is refused with both sizes and the remedy."""
     config, batch = LoaderConfig(num_workers=16, prefetch_factor=8), batch_of(71_000_000, 2)
     need = round(1.3 * 129 * 71_000_000)
-    check_limits(config, batch, **(PLENTY | {"free_shm_bytes": need}))
+    check_limits(config, storage_bytes(batch), **(PLENTY | {"free_shm_bytes": need}))
     failure = refused(config, batch, free_shm_bytes=need - 1, used_shm_bytes=10**9)
     assert failure.kind == "shm-full"
     assert failure.message == (
@@ -54,20 +54,20 @@ def test_batches_in_flight_must_fit_dev_shm():
 
 def test_without_workers_nothing_is_shared():
     """A batch larger than every limit is fine where the trainer loads it itself."""
-    check_limits(LoaderConfig(num_workers=0), batch_of(10**9), free_shm_bytes=0, max_open_files=1, available_bytes=0)
+    check_limits(LoaderConfig(num_workers=0), storage_bytes(batch_of(10**9)), free_shm_bytes=0, max_open_files=1, available_bytes=0)
 
 
 def test_open_files_are_counted_for_each_storage(strategy):
     """With file descriptors every storage in flight is one; with file names none."""
     config, batch = LoaderConfig(num_workers=8, prefetch_factor=4), batch_of(3200, 32)
     strategy("file_descriptor")
-    check_limits(config, batch, **(PLENTY | {"max_open_files": 33 * 32 + 64}))
+    check_limits(config, storage_bytes(batch), **(PLENTY | {"max_open_files": 33 * 32 + 64}))
     failure = refused(config, batch, max_open_files=33 * 32 + 63)
     assert failure.kind == "too-many-files"
     assert "is 1,119, up to 1,120 are needed for 33 batches of 32 tensors: ulimit -n 2048" in failure.message
-    check_limits(config, batch, **(PLENTY | {"max_open_files": -1}))  # unlimited
+    check_limits(config, storage_bytes(batch), **(PLENTY | {"max_open_files": -1}))  # unlimited
     strategy("file_system")
-    check_limits(config, batch, **(PLENTY | {"max_open_files": 100}))
+    check_limits(config, storage_bytes(batch), **(PLENTY | {"max_open_files": 100}))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_open_files_are_counted_for_each_storage(strategy):
 )
 def test_workers_and_batches_must_fit_memory(config, need):
     """What workers need by themselves, the batches in flight, and pinned copies rounded up to powers of two."""
-    check_limits(config, batch_of(3_000_000), **(PLENTY | {"available_bytes": int(need)}))
+    check_limits(config, storage_bytes(batch_of(3_000_000)), **(PLENTY | {"available_bytes": int(need)}))
     failure = refused(config, batch_of(3_000_000), available_bytes=int(need) - 1)
     assert failure.kind == "out-of-memory"
     assert f"batches of 3 MB need {amount(need)} at least" in failure.message
@@ -100,13 +100,13 @@ def test_a_storage_counts_once_and_only_tensors_count():
 
 def test_a_batch_without_tensors_fits():
     """Nothing of it goes through shared memory."""
-    check_limits(LoaderConfig(num_workers=2), ["text"], free_shm_bytes=0, max_open_files=64, available_bytes=10**12)
+    check_limits(LoaderConfig(num_workers=2), storage_bytes(["text"]), free_shm_bytes=0, max_open_files=64, available_bytes=10**12)
 
 
 def test_this_machine_is_asked():
     """A small batch fits here; more batches in flight than /dev/shm holds are refused without anything passed in."""
     config = LoaderConfig(num_workers=2, prefetch_factor=4)
-    check_limits(config, batch_of(1000))
+    check_limits(config, storage_bytes(batch_of(1000)))
     free, used = limits._shm_bytes()
     if free is None:
         pytest.skip("no /dev/shm here")
@@ -131,14 +131,14 @@ def test_the_process_own_limit_of_open_files_is_read():
         import resource, torch
         from feedrate.trainables.config import LoaderConfig
         from feedrate.trainables.failure import TrialFailed
-        from feedrate.trainables.limits import check_limits
+        from feedrate.trainables.limits import check_limits, storage_bytes
         torch.multiprocessing.set_sharing_strategy("file_descriptor")
         batch, config = [torch.zeros(1) for _ in range(10)], LoaderConfig(num_workers=2, prefetch_factor=8)
         resource.setrlimit(resource.RLIMIT_NOFILE, (234, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-        check_limits(config, batch)
+        check_limits(config, storage_bytes(batch))
         resource.setrlimit(resource.RLIMIT_NOFILE, (233, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         try:
-            check_limits(config, batch)
+            check_limits(config, storage_bytes(batch))
         except TrialFailed as error:
             print(error.failure.kind)
     """

@@ -1,9 +1,7 @@
-"""rerun.py and forked.py: why a real loader failed, found by loading the batch once more."""
+"""rerun.py and doubt.py: why a real loader failed, found by loading the batch once more."""
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 import traceback
@@ -13,11 +11,11 @@ import pytest
 import torch
 from census import eventually, files
 from fault_workloads import BAD, At, Endless, Holds, broken
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from workloads import Rows
 
-from feedrate.trainables import forked
 from feedrate.trainables.counting import count_batches
+from feedrate.trainables.doubt import Rerun, resolve
 from feedrate.trainables.failure import Failure, TrialFailed
 from feedrate.trainables.rerun import explain, rerun
 
@@ -46,16 +44,18 @@ def nothing_is_left():
 
 
 def explained(loader, batches=(BATCH,)):
-    """What becomes of this loader's error."""
+    """What becomes of this loader's error once its batches were loaded again, here in the same process."""
     try:
         for _ in loader:
             pass
     except Exception as error:
-        failure = explain(error, loader, list(batches), "measure")
+        failed = explain(error, loader, list(batches), "measure")
         traceback.clear_frames(
             error.__traceback__
         )  # a circle that holds the loader, whose workers take 5 s each to end
-        return failure
+        if failed.doubt is None:
+            return failed.failure
+        return resolve(failed.failure, failed.doubt, rerun(loader, failed.doubt, lambda doing: None))
     pytest.fail("the loader works")
 
 
@@ -125,9 +125,9 @@ def test_what_does_not_come_from_loading_is_only_classified():
     loader = over(At(broken))
     with pytest.raises(ValueError, match="header") as caught:
         broken()
-    assert explain(caught.value, loader, [BATCH], "measure").message == "ValueError: the header is broken"
-    known = Failure(kind="hang", phase="loader", message="known")
-    assert explain(TrialFailed(known), loader, [BATCH], "measure") is known
+    assert explain(caught.value, loader, [BATCH], "measure").failure.message == "ValueError: the header is broken"
+    known = TrialFailed(Failure(kind="hang", phase="loader", message="known"))
+    assert explain(known, loader, [BATCH], "measure") is known
 
     def init(worker):
         broken()
@@ -136,25 +136,39 @@ def test_what_does_not_come_from_loading_is_only_classified():
     assert failure.message == "ValueError: the header is broken (raised by worker_init_fn, as the worker starts)"
 
 
+def raised(loader):
+    """The error of a loader, as a trial raises it."""
+    with pytest.raises(RuntimeError) as caught:
+        list(loader)
+    failed = explain(caught.value, loader, [BATCH], "measure")
+    traceback.clear_frames(caught.value.__traceback__)
+    return failed
+
+
 def test_a_killed_worker_is_told_with_its_batch():
-    """A crash is tried again, and the sample is found; a SIGKILL is not, as it may have been for want of memory."""
-    failure = explained(over(At(lambda: os.kill(os.getpid(), signal.SIGSEGV)), num_workers=1))
-    assert failure.kind == "worker-killed"
-    assert failure.message == (
+    """A crash is tried again in a process of its own; a SIGKILL is not, as it may have been for want of memory."""
+    failed = raised(over(At(lambda: os.kill(os.getpid(), signal.SIGSEGV)), num_workers=1))
+    assert failed.failure.kind == "worker-killed"
+    assert failed.failure.message.endswith("SIGSEGV (the loader waited for samples 38, 39, 40, 41)")
+    again = Rerun("died", "sample 40", "SIGSEGV")
+    assert resolve(failed.failure, failed.doubt, again).message == (
         "a loader worker was killed by SIGSEGV (the loader waited for samples 38, 39, 40, 41; "
         "sample 40 ends the process with 0 workers too: SIGSEGV)"
     )
-    failure = explained(over(At(lambda: os.kill(os.getpid(), signal.SIGKILL)), num_workers=1))
-    assert failure.message.endswith("(the loader waited for samples 38, 39, 40, 41)")
+    failed = raised(over(At(lambda: os.kill(os.getpid(), signal.SIGKILL)), num_workers=1))
+    assert failed.failure.message.endswith("(the loader waited for samples 38, 39, 40, 41)")
+    assert failed.doubt is None
 
 
-def test_a_silent_loader_is_looked_into(monkeypatch):
+def test_a_silent_loader_is_looked_into():
     """Nothing came until the loader's timeout: the sample that hangs, the batch or exception that cannot be sent."""
-    monkeypatch.setattr(forked, "PROBE_S", 4.0)
-    failure = explained(over(At(lambda: time.sleep(8)), num_workers=1, timeout=1))
-    assert failure.kind == "hang"
-    assert failure.message.startswith("no batch came for 1 s: ") or "no loader worker is at work" in failure.message
-    assert failure.message.endswith("; sample 40 hangs with 0 workers too")
+    failed = raised(over(At(lambda: time.sleep(8)), num_workers=1, timeout=1))
+    assert failed.failure.kind == "hang"
+    assert failed.failure.message.startswith("no batch came for 1 s")
+    again = resolve(failed.failure, failed.doubt, Rerun("hangs", "sample 40"))
+    assert again.message.endswith("; sample 40 hangs with 0 workers too")
+    again = resolve(failed.failure, failed.doubt, Rerun("passed"))
+    assert again.message.endswith("; with 0 workers they pass; raise --max-trial-s if it is only slow")
     failure = explained(over(Rows(), num_workers=1, timeout=1, collate_fn=collate_with_lock))
     assert failure.kind == "unpicklable"
     assert failure.message.startswith(
@@ -163,6 +177,23 @@ def test_a_silent_loader_is_looked_into(monkeypatch):
     failure = explained(over(At(unheard), num_workers=1, timeout=1))
     assert failure.kind == "user-code"
     assert failure.message.startswith("Local: nobody hears this (raised for sample 40; no batch came for 1 s, because")
+
+
+def test_only_the_same_exception_names_the_sample():
+    """Another exception without workers is told as another one, and so is a workload that could not be made again."""
+    loader = over(At(broken), num_workers=1)
+    with pytest.raises(ValueError, match="header") as caught:
+        list(loader)
+    failed = explain(caught.value, loader, [BATCH], "measure")
+    traceback.clear_frames(caught.value.__traceback__)
+    other = resolve(failed.failure, failed.doubt, Rerun("raised", "sample 39", "ValueError: another header is broken"))
+    assert other.message.endswith(
+        "(raised for samples 38, 39, 40, 41; with 0 workers ValueError: another header is broken is raised for sample 39)"
+    )
+    unmade = resolve(failed.failure, failed.doubt, Rerun("unmade", error="FileExistsError: taken"))
+    assert unmade.message.endswith(
+        "(raised for samples 38, 39, 40, 41; they could not be tried with 0 workers: FileExistsError: taken)"
+    )
 
 
 def test_a_batch_of_a_stream_that_cannot_be_pickled():
@@ -184,22 +215,30 @@ def test_what_cannot_be_sent_to_a_spawned_worker_is_named():
     assert explained(loader).message.startswith("collate_fn cannot be pickled, ")
 
 
+def silent(loader):
+    """The doubt about a loader from which no batch came."""
+    timed_out = RuntimeError("DataLoader timed out after 1 seconds")
+    return explain(timed_out, loader, [BATCH], "measure").doubt
+
+
 def test_pickling_a_batch_on_trial_takes_no_shared_memory():
     """The contents of tensors are left out, and what torch refuses to send is found."""
     before = len(os.listdir("/proc/self/fd"))
-    assert rerun(over(Rows()), [BATCH], pickled=True).outcome == "passed"
+    loader = over(Rows())
+    assert rerun(loader, silent(loader), print).outcome == "passed"
     needs_grad = over(Rows(), collate_fn=lambda samples: torch.ones(2, requires_grad=True) * 2)
-    again = rerun(needs_grad, [BATCH], pickled=True)
+    again = rerun(needs_grad, silent(needs_grad), print)
     assert (again.outcome, again.doing) == ("raised", "pickling")
     assert "non-leaf tensor" in again.error
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_another_thread_may_ask():
-    """Outside the main thread, where no signal handler can be set."""
-    found = []
-    thread = threading.Thread(target=lambda: found.append(rerun(over(At(broken)), [BATCH])))
-    thread.start()
-    thread.join()
-    assert found[0].doing == "sample 40"
-    assert subprocess.run([sys.executable, "-c", ""], check=True).returncode == 0  # children are waited for as ever
+def test_indices_of_any_kind_are_loaded_again():
+    """A sampler may hand out what JSON has not: tuples stay tuples."""
+
+    class Pairs(Dataset):
+        def __getitem__(self, index):
+            raise KeyError(index)
+
+    loader = DataLoader(Pairs(), sampler=[("a", 1), ("b", 2)], batch_size=2)
+    assert explained(loader, [[("a", 1), ("b", 2)]]).message == "KeyError: ('a', 1) (raised for sample ('a', 1); each time)"

@@ -188,7 +188,8 @@ def test_a_process_that_leaves_is_told_with_its_last_words(template):
     for op in ("describe", "measure"):
         failure = last(run(template, "exits", op))
         assert failure["failure_kind"] == "trainer-killed"
-        assert "ended by itself (exit status 3) in phase setup: look for os._exit" in failure["failure_message"]
+        phase = {"describe": "setup", "measure": "loader"}[op]
+        assert f"ended by itself (exit status 3) in phase {phase}: look for os._exit" in failure["failure_message"]
         assert failure["failure_message"].endswith("its last output: about to leave")
 
 

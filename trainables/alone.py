@@ -19,7 +19,7 @@ BLOCK_S = 0.1
 def loading_step(workload: Workload, batch: Any, step: Step, device: torch.device) -> Step:
     """A step that only copies to the device, and counts items in the unit in which the real step counts `batch`."""
     per_sample: float | None = None
-    if not workload.is_short:
+    if not workload.is_short and batch is not None:
         items = step(batch)
         per_sample = None if items is None else items / count_samples(batch)
 

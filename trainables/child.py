@@ -1,47 +1,55 @@
 """What a trial's child process does: a request in, events out, then the end of the process, or another request.
 
-Events are JSON lines on a socket: {"event": "phase" | "waiting" | "progress" | "result" | "failure" | "described", ...};
-the supervisor adds "silent" where a child says nothing for long. The last one is result, failure or described, or
-stopped where the supervisor said so. Runs on the main thread of a process forked from the clean template, so torch
+Events are JSON lines on a socket: {"event": "phase" | "waiting" | "progress" | "doing" | "result" | "failure" | "described" | "rerun",
+...}; the supervisor adds "silent" where a child sends nothing for long. The last one is result, failure, described or rerun, or
+stopped where the supervisor asked for that. Runs on the main thread of a process forked from the clean template, so torch
 names the signals that kill loader workers.
 """
 
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
+import multiprocessing.util
 import os
 import platform
 import select
-import signal
 import socket
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from feedrate.trainables import host
+from feedrate.trainables.cached_batch import CachedBatch, read_apart
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.data_check import check
 from feedrate.trainables.disqualify import disqualified
+from feedrate.trainables.doubt import Doubt
 from feedrate.trainables.failure import Failure, TrialFailed, classify, ended_workers, user_traceback
 from feedrate.trainables.gpu_load import gpu_busy_fraction
+from feedrate.trainables.isolated import isolated
+from feedrate.trainables.leaving import ignore_ended_workers, leave
 from feedrate.trainables.loading import build_loader, num_samples, own_loader, read_baseline
 from feedrate.trainables.machine import wait_until_quiet
 from feedrate.trainables.measurement import Measurement
 from feedrate.trainables.measuring import MeasureOptions, measure, pick_device
 from feedrate.trainables.process import tree_pids
+from feedrate.trainables.rerun import rerun
 from feedrate.trainables.resolve import UnknownWorkload, WorkloadRef, load, preload
 from feedrate.trainables.step import Step
 from feedrate.trainables.template import remove_batches
 from feedrate.trainables.workload import Workload, WorkloadError
 
 Send = Callable[[dict[str, Any]], None]
+T = TypeVar("T")
 
 
 OTHER_TRIAL = "another feedrate trial is measuring on this host"
@@ -49,6 +57,8 @@ KEEP_SETUP_S = 5.0
 """A child whose set-up takes this long can serve further requests, which need its training step."""
 KEEP_VARIABLE = "FEEDRATE_KEEP_SETUP_S"
 """Environment variable: another number of seconds."""
+MAKE_S = 280.0
+"""Time for making a loader in a process of its own: a little less than a child may stay silent in its set-up."""
 SLOW_BATCH_S = 0.5
 """A worker that takes this long for a batch is not waited for when its trial ends, but killed: that is up to 5 s, and of no use."""
 
@@ -58,6 +68,8 @@ class Kept:
     """What a child has from one request to the next."""
 
     workload: Workload | None = None
+    cached: CachedBatch | None = None
+    """Of the batch size that the steps are for: a kept child measures one batch size only."""
     steps: dict[int | None, Step] = field(default_factory=dict)
     setup_s: float = 0.0
 
@@ -91,7 +103,7 @@ def _serve(request: dict[str, Any], descriptor: int, kept: Kept) -> bool:
     try:
         if request["op"] == "measure":
             return _measure(request, on_event, kept, lambda: _told_to_stop(descriptor))
-        {"describe": _describe, "check": _check}[request["op"]](request, on_event)
+        {"describe": _describe, "check": _check, "rerun": _rerun}[request["op"]](request, on_event)
     except (UnknownWorkload, WorkloadError) as error:
         send({"event": "failure", "usage": True, **_usage(str(error), phase)})
     except BaseException as error:  # user code may raise anything, SystemExit too
@@ -117,13 +129,12 @@ def _told_to_stop(descriptor: int) -> bool:
 
 def _report(error: BaseException, phase: str, request: dict[str, Any], send: Send) -> None:
     """Send the failure, and remove what dead loader workers left in /dev/shm: who ends the trial does not know them."""
-    try:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    except RuntimeError:  # torch's handler, which raises once for a dead worker, wherever the process is
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    ignore_ended_workers()
     failure = classify(error, phase, request.get("config", {}).get("batch_size"))
     remove_batches(pid for pid, _ in ended_workers())
-    send({"event": "failure", "usage": False, **failure.columns()})
+    doubt = getattr(error, "doubt", None)
+    more = {"doubt": doubt.to_json()} if isinstance(doubt, Doubt) else {}
+    send({"event": "failure", "usage": False, **failure.columns(), **more})
 
 
 def _usage(message: str, phase: str) -> dict[str, Any]:
@@ -138,33 +149,33 @@ def _measure(request: dict[str, Any], send: Send, kept: Kept, told_to_stop: Call
     wait_until_quiet(request.get("wait_s", 0.0), lambda why: send({"event": "waiting", "why": why}), looked_at)
     began_unix_s = time.time()
     send({"event": "phase", "phase": "setup"})
+    config, options = LoaderConfig.from_dict(request["config"]), MeasureOptions(**request["options"])
     foreign_gpu = None
     if kept.workload is None:  # a kept child has used the GPU itself a moment ago
         foreign_gpu = gpu_busy_fraction()
-        kept.workload = load(WorkloadRef(**request["workload"]))
-    config, options = LoaderConfig.from_dict(request["config"]), MeasureOptions(**request["options"])
+        ref = WorkloadRef(**request["workload"])
+        kept.cached = read_apart(lambda: load(ref), config, seed=options.seed, path=_batch_path(ref, config))
+        kept.workload = load(ref)
     facts = host_facts(request.get("allocated_cpus")) | {"host_began_unix_s": began_unix_s, "foreign_gpu_fraction": foreign_gpu}
-    phase, measurement, told = "setup", None, False
+    phase, measurement = "setup", None
 
     def on_phase(name: str) -> None:
         nonlocal phase
         phase = name
         send({"event": "phase", "phase": name})
         if name == "teardown" and measurement is not None and is_not_waited_for(measurement):
-            tell_end({"event": "result", "columns": measurement.columns() | facts})
+            end_at_once({"event": "result", "columns": measurement.columns() | facts})
 
     def is_not_waited_for(measurement: Measurement) -> bool:
         may_be_kept = bool(request.get("keep")) and max(kept.setup_s, measurement.setup_s) >= _keep_setup_s()
         return not may_be_kept and _ends_slowly(config, measurement)
 
-    def tell_end(event: dict[str, Any], keep: bool = False) -> None:
-        """Once; whoever hears it kills what is not kept."""
-        nonlocal told
-        if not told:
-            send(event | {"kept": keep})
-        told = True
+    def end_at_once(event: dict[str, Any]) -> None:
+        """Send the final event and end this process with its workers; the host's lock goes with the last of them."""
+        send(event | {"kept": False})
+        leave()
 
-    measurements, end = measure(kept.workload, config, options, on_phase, kept.steps), None
+    measurements, end = measure(kept.workload, config, options, on_phase, kept.steps, kept.cached), None
     try:
         for measurement in measurements:
             facts |= {"torch_num_threads": torch.get_num_threads(), "host_ended_unix_s": time.time()}  # a setting may restrict the trainer
@@ -172,7 +183,7 @@ def _measure(request: dict[str, Any], send: Send, kept: Kept, told_to_stop: Call
             if told_to_stop():
                 end = {"event": "stopped"}
                 if is_not_waited_for(measurement):
-                    tell_end(end)
+                    end_at_once(end)
                 break
         measurements.close()  # type: ignore[attr-defined]
     except Exception:
@@ -182,10 +193,16 @@ def _measure(request: dict[str, Any], send: Send, kept: Kept, told_to_stop: Call
     assert measurement is not None  # measure() yields at least once or raises
     kept.setup_s = max(kept.setup_s, measurement.setup_s)
     keep = bool(request.get("keep")) and _can_be_kept(config, kept)
-    if not told:  # else the lock goes with the last process
-        lock.release()
-    tell_end(end or {"event": "result", "columns": measurement.columns() | facts}, keep)
+    lock.release()
+    told: dict[str, Any] = end or {"event": "result", "columns": measurement.columns() | facts}
+    send(told | {"kept": keep})
     return keep
+
+
+def _batch_path(ref: WorkloadRef, config: LoaderConfig) -> Path:
+    """Where the cached batch of a workload and batch size is kept for later trials, as long as the template lives."""
+    key = json.dumps([ref.to_json(), config.batch_size], sort_keys=True, default=str)
+    return Path(multiprocessing.util.get_temp_dir()) / f"batch-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
 def _ends_slowly(config: LoaderConfig, measurement: Measurement) -> bool:
@@ -226,6 +243,19 @@ def _describe(request: dict[str, Any], send: Send) -> None:
     send({"event": "described", **described, "facts": host_facts() | {"num_gpus": torch.cuda.device_count()}})
 
 
+def _rerun(request: dict[str, Any], send: Send) -> None:
+    """Load failed batches again, without workers, as the first thing that this fresh process does."""
+    lock = host.HostLock(request.get("gpus", ()))
+    lock.acquire(lambda: send({"event": "waiting", "why": OTHER_TRIAL}))
+    send({"event": "phase", "phase": "setup"})
+    doubt = Doubt(**request["doubt"])
+    workload = load(WorkloadRef(**request["workload"]))
+    loader = build_loader(workload, LoaderConfig(num_workers=0, batch_size=doubt.batch_size), seed=0)
+    send({"event": "phase", "phase": "rerun"})
+    again = rerun(loader, doubt, lambda doing: send({"event": "doing", "doing": doing}))
+    send({"event": "rerun", **asdict(again)})
+
+
 def _check(request: dict[str, Any], send: Send) -> None:
     """Say whether changing the loader changes the data."""
     send({"event": "phase", "phase": "setup"})
@@ -256,46 +286,83 @@ def _load(ref: WorkloadRef) -> Workload:
 def describe(workload: Workload) -> dict[str, Any]:
     """Facts about a workload: name, unit, epoch_samples, baseline (None: torch's default), fixed dimensions, notes, data.
 
-    `data` says whether more than one worker duplicates data (disqualify.py).
+    `data` says whether more than one worker duplicates data (disqualify.py). The loader of the general form is made in
+    processes that end, once in each, as the user's program makes it once.
+
+    Raises:
+        WorkloadError: the loader cannot be made, or has no data; a traceback in the message is the user's own.
     """
     notes = list(workload.check()) if workload.check else []
-    loader: DataLoader[Any] | None = None
     if workload.is_short:
-        dataset: Any = workload.dataset
-        baseline, sampler = None, workload.loader_kwargs.get("sampler")
-        fixed = ["batch_size"] if "batch_sampler" in workload.loader_kwargs else []
+        facts = _loader_facts(workload, None)
     else:
-        loader = own_loader(workload)
-        own = read_baseline(loader)
-        dataset, baseline, sampler = loader.dataset, own.to_dict(), loader.sampler
-        fixed = ["batch_size"] if loader.batch_size is None else []
-        _try_override(workload, own)
-    epoch_samples = num_samples(dataset, sampler)
-    if epoch_samples == 0:
+        facts = _made_apart(workload, lambda: _loader_facts(workload, own_loader(workload)))
+        baseline = LoaderConfig.from_dict(facts["baseline"])
+        other = LoaderConfig(num_workers=baseline.num_workers + 1, batch_size=baseline.batch_size)
+        _made_apart(workload, lambda: _try_override(workload, other))
+    if facts["epoch_samples"] == 0:
         raise WorkloadError(f"the dataset of workload {workload.name!r} is empty")
-    data = disqualified(workload, loader)
+    data = disqualified(workload)
     if data["reason"]:
         notes.append(f"with 2 workers or more, {data['reason']}; `feedrate check` shows the fix")
     return {
         "name": workload.name,
         "unit": workload.unit,
         "is_short": workload.is_short,
-        "iterable": isinstance(dataset, IterableDataset),
-        "epoch_samples": epoch_samples if workload.unit == "samples" else None,
-        "baseline": baseline,
-        "fixed": fixed,
+        **facts,
+        "epoch_samples": facts["epoch_samples"] if workload.unit == "samples" else None,
         "notes": notes,
         "data": data,
     }
 
 
-def _try_override(workload: Workload, own: LoaderConfig) -> None:
+def _loader_facts(workload: Workload, loader: DataLoader[Any] | None) -> dict[str, Any]:
+    """What the search needs to know of the loader that the general form makes; of the short form's dataset without one."""
+    if loader is None:
+        dataset: Any = workload.dataset
+        baseline, sampler = None, workload.loader_kwargs.get("sampler")
+        fixed = ["batch_size"] if "batch_sampler" in workload.loader_kwargs else []
+    else:
+        dataset, sampler = loader.dataset, loader.sampler
+        baseline = read_baseline(loader).to_dict()
+        fixed = ["batch_size"] if loader.batch_size is None else []
+    return {
+        "iterable": isinstance(dataset, IterableDataset),
+        "epoch_samples": num_samples(dataset, sampler),
+        "baseline": baseline,
+        "fixed": fixed,
+    }
+
+
+def _made_apart(workload: Workload, work: Callable[[], T]) -> T:
+    """What `work`, which makes the loader, returns in a process that ends.
+
+    Raises:
+        WorkloadError: it raised that, or something else.
+    """
+
+    def attempt() -> tuple[T | None, str | None]:
+        try:
+            return work(), None
+        except WorkloadError as error:
+            return None, str(error)
+
+    outcome = isolated(attempt, MAKE_S)
+    if isinstance(outcome, Failure):
+        why = (outcome.traceback or outcome.message).rstrip()
+        raise WorkloadError(f"the loader of workload {workload.name!r} cannot be built:\n{why}")
+    found, refusal = outcome
+    if refusal is not None:
+        raise WorkloadError(refusal)
+    return found  # type: ignore[return-value]
+
+
+def _try_override(workload: Workload, other: LoaderConfig) -> None:
     """Find out now, not in every trial, whether make_loader passes on what it is asked for.
 
     Raises:
         WorkloadError: it does not.
     """
-    other = LoaderConfig(num_workers=own.num_workers + 1, batch_size=own.batch_size)
     try:
         build_loader(workload, other, seed=0)
     except TrialFailed as error:

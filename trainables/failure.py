@@ -9,9 +9,13 @@ import re
 import signal
 import time
 import traceback
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from feedrate.trainables.doubt import Doubt
 
 _OURS = str(Path(__file__).parent) + os.sep
 _WRAPPERS = re.compile(rf'  File "{re.escape(_OURS)}(?:counting|placement|page_cache)\.py", line .*\n(?:    .*\n)*')
@@ -56,6 +60,12 @@ class Failure:
     stacks: str | None = None
     """Where each process was, for a trial that hung."""
 
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, Any]) -> Failure:
+        """The failure of a trial record or a child's event; other columns are passed over."""
+        named = {each.name: columns[f"failure_{each.name}"] for each in fields(cls)}
+        return cls(**{**named, "cause": tuple(named["cause"])})
+
     def columns(self) -> dict[str, Any]:
         """The failure's columns of a trial record."""
         return {
@@ -69,11 +79,16 @@ class Failure:
 
 
 class TrialFailed(Exception):
-    """Raised inside a trial to end it with a `Failure` that is known already."""
+    """Raised inside a trial to end it with a `Failure` that is known already.
 
-    def __init__(self, failure: Failure) -> None:
+    Args:
+        failure: with a sentence that is whole as it is.
+        doubt: what a fresh process can find out, to complete the sentence; None where nothing is open.
+    """
+
+    def __init__(self, failure: Failure, doubt: Doubt | None = None) -> None:
         super().__init__(failure.message)
-        self.failure = failure
+        self.failure, self.doubt = failure, doubt
 
 
 def user_traceback(error: BaseException) -> str:

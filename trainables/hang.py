@@ -25,8 +25,6 @@ def what_hangs(stacks: Sequence[Stack], phase: str) -> str:
     trainer = next((stack for stack in stacks if stack.role == "trainer"), None)
     if trainer is None or not trainer.main:
         return f"the training process does not answer in phase {phase}"
-    if trainer.goes_through("trainables/rerun.py"):  # the loader's timeout is over, and the batch is being loaded again
-        return workers_hang(stacks) or LOST
     if trainer.goes_through(_DATALOADER, "_shutdown_workers", "__del__"):
         return f"stopping the loader's workers hangs{_in(trainer)}"
     if trainer.goes_through(_DATALOADER, "_try_get_data"):

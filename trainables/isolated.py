@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 
 from feedrate.trainables.failure import Failure, classify
+from feedrate.trainables.leaving import EXIT_S, forget_inherited_exits, leave
 
 T = TypeVar("T")
 
@@ -33,12 +34,13 @@ def isolated(work: Callable[[], T], limit_s: float) -> T | Failure:
         try:
             os.close(reading)
             os.setpgid(0, 0)
+            forget_inherited_exits()
             torch.set_num_threads(1)  # as in loader workers: threads do not survive the fork
             done = _outcome(work)
             _give_back_semaphores()
             _send(writing, done)
         finally:
-            os._exit(0)
+            leave()
     os.close(writing)
     with contextlib.suppress(OSError):
         os.setpgid(pid, pid)  # both sides set it, so that neither can be too late
@@ -58,6 +60,10 @@ def isolated(work: Callable[[], T], limit_s: float) -> T | Failure:
         return outcome
     finally:
         os.close(reading)
+        if len(data) >= size:  # it has answered, and runs its exit functions
+            watch = os.pidfd_open(pid)
+            select.select([watch], [], [], EXIT_S)
+            os.close(watch)
         with contextlib.suppress(OSError):
             os.killpg(pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):

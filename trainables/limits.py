@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import resource
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ WORKER_BYTES = {"fork": 25e6, "spawn": 160e6, "forkserver": 160e6}
 
 def check_limits(
     config: LoaderConfig,
-    batch: Any,
+    storage_sizes: Sequence[int],
     *,
     free_shm_bytes: int | None = None,
     used_shm_bytes: int = 0,
@@ -42,7 +43,7 @@ def check_limits(
 
     Args:
         config: the setting.
-        batch: a host batch of its size, as the loader gives it.
+        storage_sizes: bytes of each storage of a host batch of its size (`storage_bytes`), as the loader gives it.
         free_shm_bytes: of /dev/shm; None asks the system, as for the other limits.
         used_shm_bytes: of /dev/shm, so that the size to ask for can be named.
         max_open_files: the limit of file descriptors of a process.
@@ -53,7 +54,7 @@ def check_limits(
     """
     if config.num_workers == 0:
         return
-    sizes = storage_bytes(batch)
+    sizes = list(storage_sizes)
     num_batches = (config.prefetch_factor or 2) * config.num_workers + 1
     if free_shm_bytes is None:
         free_shm_bytes, used_shm_bytes = _shm_bytes()

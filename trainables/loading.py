@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import random
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,13 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.epochs import EndlessSampler
-from feedrate.trainables.failure import Failure, TrialFailed
+from feedrate.trainables.failure import Failure, TrialFailed, sentence, user_traceback
+from feedrate.trainables.step import tensors
 from feedrate.trainables.workload import Workload, WorkloadError
+
+MOST_PASSED_OVER = 20
+"""Batches that may hold nothing to train on before one that does."""
+_END = object()
 
 
 def seed_everything(seed: int) -> None:
@@ -80,7 +86,19 @@ def _general_loader(workload: Workload, config: LoaderConfig) -> DataLoader[Any]
     if not any(each.kind is each.VAR_KEYWORD for each in taken):
         own = {name: value for name, value in own.items() if name in {each.name for each in taken}}
     overrides = own | config.to_kwargs()
-    loader = workload.make_loader(**overrides)
+    try:
+        loader = workload.make_loader(**overrides)
+    except Exception as error:
+        if not workload.has_made_a_loader:
+            raise
+        message = (
+            f"make_loader of {workload.name!r} raised {sentence(error)} when it was called a second time in one process, "
+            "which worked the first time: let go of what can exist only once (named shared memory, a port, a lock file), or make it outside of make_loader"
+        )
+        raise TrialFailed(
+            Failure(kind="user-code", phase="loader", message=message, traceback=user_traceback(error))
+        ) from error
+    workload.has_made_a_loader = True
     if not isinstance(loader, DataLoader):
         message = f"make_loader of {workload.name!r} returned {type(loader).__name__}, not a torch DataLoader"
         raise TrialFailed(Failure(kind="user-code", phase="loader", message=message))
@@ -157,35 +175,48 @@ def num_samples(dataset: object, sampler: object = None) -> int | None:
 
 
 def cached_batch(workload: Workload, config: LoaderConfig) -> Any:
-    """One host batch of the right size, for warming the step and timing it alone.
+    """One host batch of the right size, for warming the step and timing it alone. Call it in a process that ends.
 
     The short form reads at most 8 samples and repeats them: fetching a whole batch can cost seconds. The general
-    form (and an iterable dataset) takes the first batch of a loader without workers.
+    form (and an iterable dataset) takes a batch of a loader without workers. Batches that hold nothing to train on (None
+    where a collate_fn dropped every sample, tensors without elements) are passed over, up to MOST_PASSED_OVER of them.
 
     Raises:
         TrialFailed: there is no batch.
     """
+    batches = itertools.islice(_few_batches(workload, config), MOST_PASSED_OVER)
+    first = next(batches, _END)
+    if first is _END:
+        raise no_batch(0)
+    return next((batch for batch in itertools.chain([first], batches) if _can_be_trained(batch)), first)
+
+
+def _can_be_trained(batch: Any) -> bool:
+    sizes = [tensor.numel() for tensor in tensors(batch)]
+    return any(sizes) or (not sizes and batch is not None)
+
+
+def _few_batches(workload: Workload, config: LoaderConfig) -> Iterator[Any]:
+    """Batches as the loader of this setting would give them, without workers."""
     fixed = workload.loader_kwargs
     iterable = workload.is_short and isinstance(workload.dataset, IterableDataset)
-    if workload.is_short and not iterable and config.batch_size is not None and "batch_sampler" not in fixed:
-        dataset: Any = workload.dataset
-        sampler = fixed["sampler"] if "sampler" in fixed else range(len(dataset))
-        indices = list(itertools.islice(sampler, min(8, config.batch_size)))
-        if not indices:
-            raise no_batch(0)
-        collate = workload.collate_fn or torch.utils.data.default_collate
-        if getattr(dataset, "__getitems__", None):  # torch hands what it returns to collate_fn as it is
-            return collate(dataset.__getitems__([indices[i % len(indices)] for i in range(config.batch_size)]))
-        samples = [dataset[index] for index in indices]
-        return collate([samples[i % len(samples)] for i in range(config.batch_size)])
-    alone = LoaderConfig(num_workers=0, batch_size=config.batch_size)
-    if workload.is_short:
-        kwargs = alone.to_kwargs()
+    if not workload.is_short:
+        yield from _general_loader(workload, LoaderConfig(num_workers=0, batch_size=config.batch_size))
+    elif iterable or config.batch_size is None or "batch_sampler" in fixed:
+        kwargs = LoaderConfig(num_workers=0, batch_size=config.batch_size).to_kwargs()
         if "batch_sampler" in fixed:
             kwargs.pop("batch_size", None)
-        loader = workload.make_loader(**kwargs)
+        yield from workload.make_loader(**kwargs)
     else:
-        loader = _general_loader(workload, alone)
-    for batch in loader:
-        return batch
-    raise no_batch(0)
+        dataset: Any = workload.dataset
+        indices = iter(fixed["sampler"] if "sampler" in fixed else range(len(dataset)))
+        while some := list(itertools.islice(indices, min(8, config.batch_size))):
+            yield _repeated(dataset, some, config.batch_size, workload.collate_fn or torch.utils.data.default_collate)
+
+
+def _repeated(dataset: Any, indices: list[Any], batch_size: int, collate: Callable[[Any], Any]) -> Any:
+    """A batch of the samples at these indices, as often as it takes."""
+    if getattr(dataset, "__getitems__", None):  # torch hands what it returns to collate_fn as it is
+        return collate(dataset.__getitems__([indices[number % len(indices)] for number in range(batch_size)]))
+    samples = [dataset[index] for index in indices]
+    return collate([samples[number % len(samples)] for number in range(batch_size)])

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from feedrate.trainables.alone import loading_step, time_copy, time_step, warm
+from feedrate.trainables.cached_batch import CachedBatch, read_apart
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.counting import count_batches
 from feedrate.trainables.epochs import watch
@@ -25,7 +26,7 @@ from feedrate.trainables.failure import Failure, TrialFailed
 from feedrate.trainables.hang import INTERPRETERS_S
 from feedrate.trainables.host import cpu_budget
 from feedrate.trainables.limits import check_limits
-from feedrate.trainables.loading import build_loader, cached_batch, num_samples, seed_everything, start_method
+from feedrate.trainables.loading import build_loader, num_samples, seed_everything, start_method
 from feedrate.trainables.machine import MachineClock
 from feedrate.trainables.measurement import Measurement
 from feedrate.trainables.page_cache import ColdCache
@@ -79,6 +80,7 @@ def measure(
     options: MeasureOptions | None = None,
     on_phase: Callable[[str], None] = lambda phase: None,
     steps: dict[int | None, Step] | None = None,
+    cached: CachedBatch | None = None,
 ) -> Iterator[Measurement]:
     """Train with one setting and yield the growing measurement after every window from the fifth on.
 
@@ -92,6 +94,8 @@ def measure(
         on_phase: told setup, warm, loader, measure, teardown as they begin.
         steps: training steps by batch size that earlier measurements of this workload made in this process; used
             again where there is one, added to where there is none. None makes a new one.
+        cached: the batch that warms the step and times it alone, read in another process (cached_batch.py). None reads it
+            in a process that is forked now: nothing here touches the dataset before the loader does.
 
     Raises:
         TrialFailed: the setting cannot be measured as asked, does not fit this machine, or its loader failed; the
@@ -102,7 +106,7 @@ def measure(
     # before the trainer is restricted to some of them
     cpus = _Cpus(num=cpu_budget()[0], counted=os.sched_getaffinity(0) if options.shares_host else None)
     with placed(config) as placed_worker:
-        yield from _measure(workload, config, options, on_phase, placed_worker, cpus, {} if steps is None else steps)
+        yield from _measure(workload, config, options, on_phase, placed_worker, cpus, {} if steps is None else steps, cached)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,33 +125,28 @@ def _measure(
     placed_worker: PlacedWorker | None,
     cpus: _Cpus,
     steps: dict[int | None, Step],
+    cached: CachedBatch | None,
 ) -> Iterator[Measurement]:
     started = time.perf_counter()
     on_phase("setup")
     seed_everything(options.seed)
+    cached = cached or read_apart(lambda: workload, config, seed=options.seed)  # before CUDA is touched: it forks
     device = pick_device(options.device)
     context = StepContext(device=device, batch_size=config.batch_size, amp=options.amp, compile=options.compile)
     if config.batch_size not in steps:
         steps[config.batch_size] = workload.make_step(context)
     step = steps[config.batch_size]
     result = Measurement(unit=workload.unit)
-    host_batch = cached_batch(workload, config)
     on_phase("warm")
+    if cached.failure is not None:
+        result.cached_batch_failure = cached.failure.message
     if options.loader_only:
-        step = loading_step(workload, host_batch, step, device)
-    else:
-        batch = to_device(host_batch, device)
-        result.first_step_s = warm(step, batch, device)
-        if options.measure_step:
-            blocks = time_step(step, batch, device, options.max_trial_s / 5)
-            result.step_only_num_items, result.step_only_duration_s = blocks
-        if device.type == "cuda":
-            copies = time_copy(host_batch, device, pinned=config.pin_memory)
-            result.copy_only_num_items, result.copy_only_duration_s = copies
-        del batch
+        step = loading_step(workload, cached.batch, step, device)
+    elif cached.failure is None:
+        _warm(step, cached.batch, config, options, device, result)
     on_phase("loader")
-    check_limits(config, host_batch)
-    del host_batch
+    check_limits(config, cached.storage_sizes)
+    del cached
     loader = build_loader(workload, config, seed=options.seed)
     if placed_worker is not None:
         loader.worker_init_fn = placed_worker.wrap(loader.worker_init_fn)
@@ -160,6 +159,20 @@ def _measure(
         if cold is not None:
             cold.stop()
     on_phase("teardown")
+
+
+def _warm(
+    step: Step, host_batch: Any, config: LoaderConfig, options: MeasureOptions, device: torch.device, result: Measurement
+) -> None:
+    """Warm the step on the cached batch, and time step and copy alone."""
+    batch = to_device(host_batch, device)
+    result.first_step_s = warm(step, batch, device)
+    if options.measure_step:
+        blocks = time_step(step, batch, device, options.max_trial_s / 5)
+        result.step_only_num_items, result.step_only_duration_s = blocks
+    if device.type == "cuda":
+        copies = time_copy(host_batch, device, pinned=config.pin_memory)
+        result.copy_only_num_items, result.copy_only_duration_s = copies
 
 
 def _train(

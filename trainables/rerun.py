@@ -1,34 +1,35 @@
-"""Finds out why a loader failed by loading the batch once more, without workers: which sample, and whether it is the workers.
-
-That is done in a forked probe, with a time limit: samples may hang or end the process, and then that is the answer.
-"""
+"""Why a loader failed, and how its batches are loaded once more: which sample, and whether it is the workers."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
+import pickle
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
+import torch
+from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, IterableDataset
 
 from feedrate.trainables import stacks
 from feedrate.trainables.counting import CountingCollate
-from feedrate.trainables.failure import Failure, TrialFailed, chain, classify
-from feedrate.trainables.forked import Rerun, check_pickling, probe
-from feedrate.trainables.hang import dropped, no_batch_because, workers_hang
+from feedrate.trainables.doubt import BATCH, COLLATE, PICKLE, Doubt, Rerun, resolve
+from feedrate.trainables.failure import Failure, TrialFailed, chain, classify, sentence
+from feedrate.trainables.hang import dropped, workers_hang
 from feedrate.trainables.loading import start_method
 from feedrate.trainables.process import tree_pids
 
-_BATCH, _COLLATE, _PICKLE = "the batch", "collate_fn", "pickling"
 
+def explain(error: BaseException, loader: DataLoader[Any], batches: Sequence[list[Any]], phase: str) -> TrialFailed:
+    """Turn what the loader raised into a `TrialFailed` that says which samples it was loading.
 
-def explain(error: BaseException, loader: DataLoader[Any], batches: Sequence[list[int]], phase: str) -> Failure:
-    """Turn what the loader raised into a `Failure` that says which sample, and what it needs to fail.
-
-    Takes up to forked.PROBE_S. What did not come from loading is classified as it is.
+    Whether they fail without workers too takes a fresh process: the doubt that it carries says what to try there. What
+    did not come from loading is classified as it is. Raise what is returned.
 
     Args:
         error: raised by iter(loader) or next(loader). The loader's workers may still run.
@@ -38,21 +39,44 @@ def explain(error: BaseException, loader: DataLoader[Any], batches: Sequence[lis
     """
     failure = classify(error, phase, loader.batch_size)
     if isinstance(error, TrialFailed):
-        return failure
-    if failure.kind == "hang":
-        return _silent(failure, loader, batches)
+        return error
     if failure.kind == "unpicklable":
-        return _unpicklable(failure, loader)
-    if failure.kind == "worker-killed":
-        return replace(failure, message=failure.message + _killed(failure, loader, batches))
-    if failure.kind == "user-code" and (where := _where(error)):
-        told = (
-            " (raised by worker_init_fn, as the worker starts)"
-            if where == "init"
-            else _raised(failure, loader, batches)
-        )
-        return replace(failure, message=failure.message + told)
-    return failure
+        return TrialFailed(_unpicklable(failure, loader))
+    if failure.kind == "user-code" and _where(error) == "init":
+        return TrialFailed(replace(failure, message=f"{failure.message} (raised by worker_init_fn, as the worker starts)"))
+    if failure.kind == "hang":
+        found = stacks.read(tree_pids()[1:])
+        failure = replace(failure, stacks=stacks.text_of(found))
+        message = f"no batch came for {loader.timeout:.0f} s"
+        doubt = _doubt("silent", message, loader, batches, waits_for=workers_hang(found), dropped=dropped(_output()))
+        return TrialFailed(resolve(failure, doubt, None), doubt)
+    about = "killed" if failure.kind == "worker-killed" else "raised" if _where(error) == "fetch" else None
+    if about is None or not batches or failure.kind not in ("worker-killed", "user-code"):
+        return TrialFailed(failure)
+    doubt = _doubt(about, failure.message, loader, batches)
+    # memory may have run out, and loading the batch again would let it run out again
+    is_tried = not (about == "killed" and "SIGKILL" in failure.message)
+    return TrialFailed(resolve(failure, doubt, None), doubt if is_tried else None)
+
+
+def _doubt(about: str, message: str, loader: DataLoader[Any], batches: Sequence[list[Any]], **more: Any) -> Doubt:
+    return Doubt(
+        about=about,
+        message=message,
+        samples=_samples(batches),
+        batches=_packed(batches),
+        batch_size=loader.batch_size,
+        num_workers=loader.num_workers,
+        **more,
+    )
+
+
+def _packed(batches: Sequence[list[Any]]) -> str:
+    """Indices as text, whatever a sampler makes them of; no batch at all where they cannot be pickled."""
+    try:
+        return base64.b64encode(pickle.dumps([list(batch) for batch in batches])).decode()
+    except Exception:
+        return base64.b64encode(pickle.dumps([])).decode()
 
 
 def _where(error: BaseException) -> str | None:
@@ -68,61 +92,6 @@ def _where(error: BaseException) -> str | None:
             return "fetch"
         frame = frame.tb_next
     return None
-
-
-def _raised(failure: Failure, loader: DataLoader[Any], batches: Sequence[list[int]]) -> str:
-    """What to add to an exception of the dataset's or collate_fn's."""
-    if not batches:
-        return ""
-    again = rerun(loader, batches)
-    samples = _samples(batches)
-    source = {_COLLATE: f"by collate_fn for {samples}", _BATCH: f"for {samples}"}.get(again.doing, f"for {again.doing}")
-    if again.outcome == "raised" and _type(again.error) == _type(failure.message):
-        return f" (raised {source}; {'with 0 workers too' if loader.num_workers else 'each time'})"
-    if again.outcome == "raised":
-        return f" (raised for {samples}; with 0 workers {again.error} is raised {source})"
-    if again.outcome == "passed":
-        why = "with 0 workers they pass: look for what a worker has not" if loader.num_workers else "not each time"
-        return f" (raised for {samples}; {why})"
-    return f" (raised for {samples}{_trouble(again)})"
-
-
-def _killed(failure: Failure, loader: DataLoader[Any], batches: Sequence[list[int]]) -> str:
-    """What to add where a worker was killed; not tried again where memory ran out, as that would run out again."""
-    if not batches:
-        return ""
-    told = f" (the loader waited for {_samples(batches)}"
-    return told + ("" if "SIGKILL" in failure.message else _trouble(rerun(loader, batches))) + ")"
-
-
-def _trouble(again: Rerun) -> str:
-    if again.outcome == "died":
-        return f"; {again.doing} ends the process with 0 workers too: {again.error}"
-    if again.outcome == "hangs":
-        return f"; {again.doing} hangs with 0 workers too"
-    return ""
-
-
-def _silent(failure: Failure, loader: DataLoader[Any], batches: Sequence[list[int]]) -> Failure:
-    """Why no batch came until the loader's timeout."""
-    found = stacks.read(tree_pids()[1:])
-    again = rerun(loader, batches, pickled=True)
-    failure = replace(failure, stacks=stacks.text_of(found))
-    waited = f"no batch came for {loader.timeout:.0f} s"
-    if again.outcome == "raised" and not again.reportable:
-        message = f"{again.error} (raised for {again.doing}; {waited}, because the exception itself cannot be pickled)"
-        return replace(failure, kind="user-code", message=message)
-    why = again.error if again.outcome == "raised" and again.doing == _PICKLE else dropped(_output())
-    if why:
-        kind, message = no_batch_because(why)
-        return replace(failure, kind=kind, message=message)
-    what = workers_hang(found)
-    if what is None:
-        message = f"{waited}, and no loader worker is at work on one{_trouble(again)}"
-    else:
-        message = f"{waited}: {what}{_trouble(again)}"
-        message += "" if again.outcome in ("hangs", "died") else "; raise --max-trial-s if it is only slow"
-    return replace(failure, message=message)
 
 
 def _output() -> str:
@@ -141,61 +110,76 @@ def _unpicklable(failure: Failure, loader: DataLoader[Any]) -> Failure:
     members = getattr(loader.dataset, "__dict__", {})
     parts = {f"dataset.{name}": value for name, value in members.items()}
     parts |= {"dataset": loader.dataset, "collate_fn": collate, "worker_init_fn": loader.worker_init_fn}
-
-    def act(tell: Callable[[str], None]) -> None:
-        for name, value in parts.items():
-            tell(name)
+    what, why = "what workers need cannot be pickled", failure.cause[0] if failure.cause else ""
+    for name, value in parts.items():
+        try:
             check_pickling(value)
-
-    again = probe(act)
-    what = f"{again.doing} cannot be pickled" if again.outcome == "raised" else "what workers need cannot be pickled"
-    why = again.error or (failure.cause[0] if failure.cause else "")
+        except Exception as error:
+            what, why = f"{name} cannot be pickled", sentence(error)
+            break
     message = f"{what}, which multiprocessing_context {start_method(loader)} needs: {why}; use fork, or a function or class of a module's top level"
     return replace(failure, message=message)
 
 
-def rerun(loader: DataLoader[Any], batches: Sequence[list[int]], *, pickled: bool = False) -> Rerun:
-    """Load batches again as the loader would without workers, in a probe, up to the first that does not pass.
+def rerun(loader: DataLoader[Any], doubt: Doubt, tell: Callable[[str], None]) -> Rerun:
+    """Load the batches of a doubt again in this process, without workers, up to the first that does not pass.
+
+    Nothing bounds the time and nothing survives a crash of user code: the caller runs this in a process of its own.
 
     Args:
-        loader: whose dataset and collate_fn are used.
-        batches: indices; none loads the first batch of an iterable dataset.
-        pickled: also pickle each batch, as a worker does to hand it over.
+        loader: without workers, not iterated yet; its dataset and collate_fn are used.
+        doubt: what is tried; without indices the first batch of an iterable dataset is loaded.
+        tell: called with what is about to be done.
     """
+    doing = ""
+
+    def note(what: str) -> None:
+        nonlocal doing
+        doing = what
+        tell(what)
+
+    try:
+        for data in _fetched(loader, pickle.loads(base64.b64decode(doubt.batches)), note):
+            note(COLLATE)
+            batch = loader.collate_fn(data)
+            if doubt.pickled:
+                note(PICKLE)
+                check_pickling(batch)
+    except Exception as error:
+        reportable = True
+        try:
+            check_pickling(ExceptionWrapper(where="in a rerun"))  # type: ignore[no-untyped-call]
+        except Exception:
+            reportable = False
+        return Rerun("raised", doing, sentence(error), reportable)
+    return Rerun("passed")
+
+
+def _fetched(loader: DataLoader[Any], batches: Sequence[list[Any]], note: Callable[[str], None]) -> Iterator[Any]:
+    """What the dataset gives for each batch, as the loader would hand it to collate_fn."""
     dataset: Any = loader.dataset
     collated: bool = loader._auto_collation  # False for batch_size=None
-
-    def fetched(tell: Callable[[str], None]) -> Iterator[Any]:
-        if isinstance(dataset, IterableDataset):
-            tell("the first batch")
-            stream = iter(dataset)
-            yield [next(stream) for _ in range(loader.batch_size or 1)] if collated else next(stream)
-        for indices in () if isinstance(dataset, IterableDataset) else batches:
-            if not collated:
-                tell(f"sample {indices[0] if len(indices) == 1 else indices}")
-                yield dataset[indices[0] if len(indices) == 1 else indices]
-            elif getattr(dataset, "__getitems__", None):
-                tell(_BATCH)
-                yield dataset.__getitems__(indices)
-            else:
-                samples = []
-                for index in indices:
-                    tell(f"sample {index}")
-                    samples.append(dataset[index])
-                yield samples
-
-    def act(tell: Callable[[str], None]) -> None:
-        for data in fetched(tell):
-            tell(_COLLATE)
-            batch = loader.collate_fn(data)
-            if pickled:
-                tell(_PICKLE)
-                check_pickling(batch)
-
-    return probe(act)
+    if isinstance(dataset, IterableDataset):
+        note("the first batch")
+        stream = iter(dataset)
+        yield [next(stream) for _ in range(loader.batch_size or 1)] if collated else next(stream)
+        return
+    for indices in batches:
+        if not collated:
+            note(f"sample {indices[0] if len(indices) == 1 else indices}")
+            yield dataset[indices[0] if len(indices) == 1 else indices]
+        elif getattr(dataset, "__getitems__", None):
+            note(BATCH)
+            yield dataset.__getitems__(indices)
+        else:
+            samples = []
+            for index in indices:
+                note(f"sample {index}")
+                samples.append(dataset[index])
+            yield samples
 
 
-def _samples(batches: Sequence[list[int]]) -> str:
+def _samples(batches: Sequence[list[Any]]) -> str:
     """Batches in words, of bounded length."""
     texts = []
     for indices in batches[:2]:
@@ -206,6 +190,20 @@ def _samples(batches: Sequence[list[int]]) -> str:
     return " or ".join(texts)
 
 
-def _type(text: str) -> str:
-    """The exception's type without its module: torch's copy of a traceback has the module, `sentence` has not."""
-    return text.partition(":")[0].rpartition(".")[2]
+class _Nowhere:
+    """A file for bytes that nobody needs."""
+
+    def write(self, data: bytes) -> int:
+        return len(data)
+
+
+class _Pickler(ForkingPickler):
+    """Pickles as a worker's queue does, but leaves the contents of tensors out: no shared memory, no open files."""
+
+    def reducer_override(self, value: Any) -> Any:
+        return (int, ()) if isinstance(value, torch.UntypedStorage) else NotImplemented
+
+
+def check_pickling(value: Any) -> None:
+    """Raise what pickling this for another process raises."""
+    _Pickler(_Nowhere(), pickle.HIGHEST_PROTOCOL).dump(value)

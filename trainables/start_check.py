@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from feedrate.trainables.config import START_METHODS
 from feedrate.trainables.epochs import watch
-from feedrate.trainables.failure import Failure, TrialFailed, sentence
+from feedrate.trainables.failure import Failure, sentence
 from feedrate.trainables.finding import Finding
 from feedrate.trainables.isolated import isolated
 from feedrate.trainables.probe import Parts
@@ -103,7 +103,7 @@ def _first_batch_s(parts: Parts, method: str) -> float:
     """Seconds from making a loader with one worker to its first batch, of at most two samples.
 
     Raises:
-        TrialFailed: no batch comes; the failure says why, and whether it comes without workers.
+        TrialFailed: no batch comes; the failure says why.
     """
     order: dict[str, Any] = {"batch_size": min(parts.batch_size or 1, 2)}
     if not parts.iterable:
@@ -131,7 +131,7 @@ def _first_batch_s(parts: Parts, method: str) -> float:
     try:
         next(iter(loader), None)
     except Exception as error:
-        raise TrialFailed(explain(error, loader, sampler.waited_for(0, in_order=True), "loader")) from error
+        raise explain(error, loader, sampler.waited_for(0, in_order=True), "loader") from error
     return time.monotonic() - begin
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -16,15 +18,23 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 from feedrate.trainables import stacks
+from feedrate.trainables.doubt import Doubt, Rerun, resolve
+from feedrate.trainables.failure import Failure
 from feedrate.trainables.guard import MemoryGuard
 from feedrate.trainables.hang import INTERPRETERS_S
+from feedrate.trainables.leaving import EXIT_S
 from feedrate.trainables.resolve import WorkloadRef
 from feedrate.trainables.template import MARKER, marked, sweep
 from feedrate.trainables.watched import SETUP_TIMEOUT_S, Child, failure_event, how_ended
+
+RERUN_S = 20.0
+"""Time for loading failed batches again, once their dataset is made."""
+_MADE_AGAIN = (("user-code", "setup"), ("user-code", "loader"))
+"""Kind and phase of failures after which a kept child, which makes its loader a second time, is no witness."""
 
 
 class Template:
@@ -73,9 +83,9 @@ class Template:
         try:
             self._start()
         except (OSError, EOFError) as error:
-            failure = self._not_started(error)
+            not_started = self._not_started(error)
             self.close()
-            yield failure
+            yield not_started
             return
         try:
             guard = MemoryGuard.from_environment()
@@ -91,20 +101,64 @@ class Template:
         if child is not None and not child.again(request, max_s, guard):
             child.end()
             child = None
-        child = child or self._fork(request, max_s, guard)
+        if child is not None:
+            failure = yield from self._until_failure(child)
+            # what a process can make only once cannot fail a setting: a fresh one tries again
+            if failure is None:
+                return
+            if (failure["failure_kind"], failure["failure_phase"]) not in _MADE_AGAIN:
+                yield self._without_doubt(request, failure, guard)
+                return
+        child = self._fork(request, max_s, guard)
         if child is None:
-            failure = failure_event("trainer-killed", "setup", f"the trial's template process was killed{self._tail()}")
+            lost = failure_event("trainer-killed", "setup", f"the trial's template process was killed{self._tail()}")
             self.close()
-            yield failure
+            yield lost
             return
+        failure = yield from self._until_failure(child)
+        if failure is not None:
+            yield self._without_doubt(request, failure, guard)
+
+    def _until_failure(self, child: Child) -> Generator[dict[str, Any], None, dict[str, Any] | None]:
+        """Yield a child's events, end it or keep it, and return its failure, which is not yielded."""
         try:
-            yield from child.events()
+            for event in child.events():
+                if event["event"] == "failure":
+                    return event
+                yield event
         finally:
             child.stop()
             if child.kept:
                 self._kept = child
             else:
                 child.end()
+        return None
+
+    def _without_doubt(self, request: dict[str, Any], failure: dict[str, Any], guard: MemoryGuard) -> dict[str, Any]:
+        """The failure with its whole sentence: what the trial could not know, a fresh child finds out without workers."""
+        asked = failure.pop("doubt", None)
+        if asked is None:
+            return failure
+        doubt = Doubt(**asked)
+        os.ftruncate(self._log.fileno(), 0)
+        child = self._fork({**request, "op": "rerun", "doubt": asked, "keep": False}, 0.0, guard)
+        if child is None:
+            return failure
+        doing, again, until = "", Rerun("slow"), math.inf
+        try:
+            for event in child.events():
+                if event["event"] == "phase" and event["phase"] == "rerun":
+                    until = time.monotonic() + RERUN_S
+                doing = event.get("doing", doing)
+                if event["event"] == "rerun":
+                    again = Rerun(event["outcome"], event["doing"], event["error"], event["reportable"])
+                elif event["event"] == "failure":
+                    again = _failed_again(event, doing)
+                if time.monotonic() > until:
+                    break
+        finally:
+            child.end()
+        return {**failure, **resolve(Failure.from_columns(failure), doubt, again).columns()}
 
     def _fork(self, request: dict[str, Any], max_s: float, guard: MemoryGuard) -> Child | None:
         """A fresh child; None when the template has died."""
@@ -129,20 +183,21 @@ class Template:
         return None
 
     def _end_kept(self) -> None:
-        if self._kept is not None:
-            self._kept.end()
-            self._kept = None
+        child, self._kept = self._kept, None
+        if child is not None:
+            child.end()
 
     def close(self) -> None:
         """End the template and every process that came from it."""
+        self._end_kept()
         if self._process is None:
             return
-        if self._kept is not None:
-            self._kept.channel.close()
-            self._kept = None
-        self._control.close()
-        self._process.kill()
-        self._process.wait()
+        self._control.close()  # at which the template ends its children, runs its exit functions and ends
+        try:
+            self._process.wait(2 * EXIT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         sweep(self._marker, spare={os.getpid()})
         self._process = None
         self._log.close()
@@ -226,6 +281,16 @@ class Template:
             return ""
         log = self._log.fileno()
         return os.pread(log, num_bytes, max(os.fstat(log).st_size - num_bytes, 0)).decode(errors="replace")
+
+
+def _failed_again(event: dict[str, Any], doing: str) -> Rerun:
+    """What became of a rerun that ended without a word of its own."""
+    if event["failure_phase"] != "rerun":
+        return Rerun("unmade", error=event["failure_message"])
+    if event["failure_kind"] == "hang":
+        return Rerun("hangs", doing)
+    how = re.search(r"SIG\w+|exit status \d+", event["failure_message"])
+    return Rerun("died", doing, how[0] if how else event["failure_message"])
 
 
 def needs(request: dict[str, Any]) -> tuple[Any, ...]:

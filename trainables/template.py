@@ -20,16 +20,19 @@ import select
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 from feedrate.trainables import stacks
+from feedrate.trainables.leaving import EXIT_S, forget_inherited_exits, leave, leave_on_sigterm
 
 MARKER = "FEEDRATE_TEMPLATE"
 """Environment variable that every process of a trial inherits from its template: how strays are found."""
@@ -50,8 +53,8 @@ def main(argv: list[str]) -> None:
         _run_once(control, hello)
         return
     resource_tracker.ensure_running()  # here, so that it outlives killed children and unlinks their semaphores
-    threads_before = _end_with_owner(control, hello)
-    clean = _num_threads() <= threads_before and not _cuda_touched()
+    before = _end_with_owner(control, hello)
+    clean = _num_threads() <= before.num_threads and not _cuda_touched() and not positioned_files() - before.files
     hello["temp"] = tempfile.mkdtemp(prefix="feedrate-")
     _use_folder(hello["temp"])
     spare = {os.getpid(), *marked(os.environ[MARKER])}
@@ -61,7 +64,7 @@ def main(argv: list[str]) -> None:
         line, descriptors = _receive_request(control)
         if not line:
             _last_sweep(hello)
-            return
+            leave()
         _serve(control, json.loads(line), descriptors[0], hello, clean)
 
 
@@ -78,7 +81,7 @@ def _run_once(control: socket.socket, hello: dict[str, Any]) -> None:
     from feedrate.trainables.child import run_request
 
     run_request(json.loads(line), descriptors[0])
-    os._exit(0)
+    leave()
 
 
 def _use_folder(path: str) -> None:
@@ -105,9 +108,12 @@ def _serve(control: socket.socket, request: dict[str, Any], pipe: int, hello: di
         while True:
             ready = dict(poll.poll())
             if control.fileno() in ready:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)  # it runs its exit functions
+                select.select([watch], [], [], EXIT_S)
                 _last_sweep(hello, group=pid)
                 os.waitpid(pid, 0)
-                sys.exit(0)
+                leave()
             if watch in ready:
                 _, status = os.waitpid(pid, 0)
                 control.sendall(json.dumps({"ended": status}).encode() + b"\n")
@@ -122,18 +128,19 @@ def _fork(control: socket.socket, request: dict[str, Any], pipe: int, hello: dic
     if pid == 0:
         try:
             control.close()
+            forget_inherited_exits()
             _become_child(parent, hello)
             from feedrate.trainables.child import run_request
 
             run_request(request, pipe)
         finally:
-            os._exit(0)
+            leave()
     os.setpgid(pid, pid)  # both sides set it, so that neither can be too late
     return pid
 
 
 def _spawn(request: dict[str, Any], pipe: int, hello: dict[str, Any]) -> int:
-    """A new interpreter for one request: importing the user's module left threads or CUDA state behind."""
+    """A new interpreter for one request: importing the user's module left threads, CUDA state or open files behind."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         child = subprocess.Popen(
@@ -157,13 +164,22 @@ def _become_child(parent: int, hello: dict[str, Any]) -> None:
     if os.getppid() != parent:
         os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    leave_on_sigterm()
     if hello.get("threads"):
         import torch
 
         torch.set_num_threads(hello["threads"])
 
 
-def _end_with_owner(control: socket.socket, hello: dict[str, Any]) -> int:
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """What this process had before the user's module was imported."""
+
+    num_threads: int
+    files: set[str]
+
+
+def _end_with_owner(control: socket.socket, hello: dict[str, Any]) -> _Before:
     """Import everything, ended by SIGIO if the owner dies meanwhile: an import may take minutes, or forever.
 
     Nothing is sent to the template before it is ready, so the only event on the socket is its end.
@@ -181,17 +197,32 @@ def _end_with_owner(control: socket.socket, hello: dict[str, Any]) -> int:
         fcntl.fcntl(control, fcntl.F_SETFL, flags)
 
 
-def _import_everything(hello: dict[str, Any]) -> int:
-    """Import torch, our child and the user's module; returns the number of threads before the user's module."""
+def _import_everything(hello: dict[str, Any]) -> _Before:
+    """Import torch, our child and the user's module; return what there was before the user's module."""
     import torch._dynamo  # the first optimizer of a process imports it, which takes a second  # noqa: F401
 
     import feedrate.trainables.child  # noqa: F401
     from feedrate.trainables.resolve import WorkloadRef, preload
 
-    before = _num_threads()
+    before = _Before(_num_threads(), positioned_files())
     with contextlib.suppress(BaseException):  # the child imports again and reports it with the user's traceback
         preload(WorkloadRef(**hello["workload"]))
     return before
+
+
+def positioned_files() -> set[str]:
+    """What this process has open that forked processes would read from one shared position: files, sockets; no log files.
+
+    Each is given as "descriptor target", as /proc names it.
+    """
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            mode = os.fstat(int(number)).st_mode
+            appends = fcntl.fcntl(int(number), fcntl.F_GETFL) & (os.O_APPEND | os.O_WRONLY)
+            if stat.S_ISSOCK(mode) or (stat.S_ISREG(mode) and not appends):
+                found.add(f"{number} {os.readlink(f'/proc/self/fd/{number}')}")
+    return found
 
 
 def _num_threads() -> int:

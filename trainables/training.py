@@ -235,7 +235,7 @@ class Training:
         try:
             return iter(self.loader)
         except Exception as error:
-            raise TrialFailed(explain(error, self.loader, [], self.phase)) from error
+            raise explain(error, self.loader, [], self.phase) from error
 
     def _next(self) -> Any:
         begin = time.perf_counter()
@@ -252,7 +252,7 @@ class Training:
             raise
         except Exception as error:
             waited_for = self.sampler.waited_for(self._of_epoch, getattr(self.loader, "in_order", True))
-            raise TrialFailed(explain(error, self.loader, waited_for, self.phase)) from error
+            raise explain(error, self.loader, waited_for, self.phase) from error
         if batch is _END:
             raise no_batch(self.consumed)
         self._of_epoch += 1

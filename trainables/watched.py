@@ -6,6 +6,7 @@ the same batch size with a new loader.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -20,7 +21,8 @@ from feedrate.trainables import stacks
 from feedrate.trainables.failure import Failure
 from feedrate.trainables.guard import PERIOD_S, MemoryGuard
 from feedrate.trainables.hang import LOST, dropped, no_batch_because, what_hangs
-from feedrate.trainables.template import kill_group, marked, sweep
+from feedrate.trainables.leaving import EXIT_S
+from feedrate.trainables.template import kill_group, marked, remove_batches, sweep
 
 if TYPE_CHECKING:
     from feedrate.trainables.supervise import Template
@@ -29,7 +31,9 @@ SETUP_TIMEOUT_S = 300.0
 """Longest silence before a trial's timed part: making the dataset and the model, first CUDA use."""
 GRACE_S = 20.0
 """Silence allowed beyond max_trial_s while a trial is timed: the loader's timeout may pass, and the trial then looks for
-the reason, for 10 s."""
+the reason."""
+RERUN_TIMEOUT_S = 10.0
+"""Silence allowed while one sample is loaded again to find out why a batch failed."""
 TEARDOWN_TIMEOUT_S = 10.0
 """Silence allowed when everything is measured: torch waits 5 s for a worker that does not end."""
 SILENT_S = 30.0
@@ -135,7 +139,7 @@ class Child:
                     deadline = _deadline(self.allowed_s)
                     since_s, tell_s = time.monotonic(), time.monotonic() + SILENT_S
                     self.kept = event.pop("kept", False)
-                    self.is_over = event["event"] in ("result", "failure", "described")
+                    self.is_over = event["event"] in ("result", "failure", "described", "rerun")
                     yield event
                     if self.is_over:
                         return
@@ -164,6 +168,8 @@ class Child:
             self.allowed_s = None  # waiting for the host's lock may take as long as another search
         elif self.phase in ("setup", "warm"):
             self.allowed_s = SETUP_TIMEOUT_S
+        elif self.phase == "rerun":
+            self.allowed_s = RERUN_TIMEOUT_S
         else:
             self.allowed_s = TEARDOWN_TIMEOUT_S if self.phase == "teardown" else self.max_s + GRACE_S
 
@@ -200,7 +206,7 @@ class Child:
             yield json.loads(line)
 
     def end(self) -> None:
-        """Kill the child and all that came from it, and wait for the template's word that the child is gone."""
+        """Let the child run its exit functions, kill it and all that came from it, and wait until it is gone."""
         template = self.template
         self.channel.close()
         if template._process is None:
@@ -208,13 +214,27 @@ class Child:
         try:
             while self.pid is None:
                 self.pid = template._message(time.monotonic() + 10).get("started")
+            members = set(marked(template._marker)) - template._spare
+            self._let_leave(self.pid)
             sweep(template._marker, group=self.pid, spare=template._spare)
+            remove_batches(members)  # of workers that ended with the child, in the middle of a batch
             while not self.ended:
                 self.ended = "ended" in template._message(time.monotonic() + 10)
         except (OSError, EOFError):
             if self.pid is not None:
                 kill_group(self.pid)
             template.close()
+
+
+    def _let_leave(self, pid: int) -> None:
+        """Wait EXIT_S for the child to end by itself; one that was not about to is asked to by SIGTERM."""
+        with contextlib.suppress(ProcessLookupError):
+            if not self.is_over and not self.ended:
+                os.kill(pid, signal.SIGTERM)
+        until = time.monotonic() + EXIT_S
+        with contextlib.suppress(TimeoutError):
+            while not self.ended:
+                self.ended = "ended" in self.template._message(until)
 
 
 def how_ended(code: int, when: str) -> str:

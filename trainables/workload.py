@@ -69,6 +69,7 @@ class Workload:
         self.make_step = short_step(model, loss, optimizer)
         self.make_loader: Callable[..., DataLoader[Any]] = self._short_loader
         self.is_short = True
+        self.has_made_a_loader = False
 
     @classmethod
     def from_loader(
@@ -95,6 +96,7 @@ class Workload:
         self._dataset, self._built, self.collate_fn, self.loader_kwargs = None, None, None, {}  # type: ignore[assignment]
         self.check = None
         self.is_short = False
+        self.has_made_a_loader = False
         return self
 
     @property
