@@ -25,7 +25,7 @@ from feedrate.trainables.training import MAX_WINDOWS, MIN_WINDOWS, Training
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*use of fork:DeprecationWarning")
 WINDOW_LISTS = [each.name for each in dataclasses.fields(Windows) if each.name != "window_step_s"]
 GPU = {"gpu_peak_bytes", "gpu_free_bytes", "window_step_s", "copy_only_num_items", "copy_only_duration_s"}
-NOT_HERE = GPU | {"cold_refused"}
+NOT_HERE = GPU | {"cold_refused", "cached_batch_failure"}
 KERNEL = {"throttled_fraction", "psi_cpu_fraction", "psi_io_fraction", "psi_memory_fraction"}
 """What some kernels and containers do not tell."""
 
