@@ -187,7 +187,8 @@ def test_a_thread_that_the_dataset_made_is_missed_in_workers_only(made):
     failure = last(made("answers").run(REQUEST, max_s=1.0))
     assert failure["failure_kind"] == "hang"
     assert failure["failure_message"].startswith("no batch came for 1 s")
-    assert "with 0 workers they pass" in failure["failure_message"]
+    assert "with 0 workers they pass: forked workers lack the thread Thread-" in failure["failure_message"]
+    assert "(answer), which was started before them" in failure["failure_message"]
 
 
 @pytest.mark.parametrize("hangs", [False, True])

@@ -7,6 +7,7 @@ ends the trial, a fresh process loads the batch again without workers (rerun.py)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -49,6 +50,8 @@ class Doubt:
     """silent: which worker hangs where; None where none is at work."""
     dropped: str | None = None
     """silent: why a worker could not send a batch, as far as its output says."""
+    threads: Sequence[str] = ()
+    """silent: the user's threads of the training process, which forked workers lack."""
 
     @property
     def pickled(self) -> bool:
@@ -101,6 +104,9 @@ def _silent(failure: Failure, doubt: Doubt, again: Rerun | None) -> Failure:
         message = f"{waited}, and no loader worker is at work on one{_trouble(again)}"
     else:
         message = f"{waited}: {doubt.waits_for}{_trouble(again)}"
+        if doubt.threads and again is not None and again.outcome == "passed":
+            names = ", ".join(doubt.threads)
+            return replace(failure, message=f"{message}: forked workers lack the thread {names}, which was started before them")
         if again is None or again.outcome not in ("hangs", "died"):
             message += "; raise --max-trial-s if it is only slow"
     return replace(failure, message=message)

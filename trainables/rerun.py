@@ -7,6 +7,7 @@ import contextlib
 import os
 import pickle
 import stat
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
@@ -48,7 +49,8 @@ def explain(error: BaseException, loader: DataLoader[Any], batches: Sequence[lis
         found = stacks.read(tree_pids()[1:])
         failure = replace(failure, stacks=stacks.text_of(found))
         message = f"no batch came for {loader.timeout:.0f} s"
-        doubt = _doubt("silent", message, loader, batches, waits_for=workers_hang(found), dropped=dropped(_output()))
+        more = {"waits_for": workers_hang(found), "dropped": dropped(_output()), "threads": _threads(loader)}
+        doubt = _doubt("silent", message, loader, batches, **more)
         return TrialFailed(resolve(failure, doubt, None), doubt)
     about = "killed" if failure.kind == "worker-killed" else "raised" if _where(error) == "fetch" else None
     if about is None or not batches or failure.kind not in ("worker-killed", "user-code"):
@@ -69,6 +71,14 @@ def _doubt(about: str, message: str, loader: DataLoader[Any], batches: Sequence[
         num_workers=loader.num_workers,
         **more,
     )
+
+
+def _threads(loader: DataLoader[Any]) -> list[str]:
+    """Names of the threads of this process that forked workers would need and lack; torch's and Python's own are left out."""
+    if start_method(loader) != "fork":
+        return []
+    own = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    return [name for name in own if name != "QueueFeederThread" and "_pin_memory_loop" not in name]
 
 
 def _packed(batches: Sequence[list[Any]]) -> str:
