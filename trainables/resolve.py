@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import importlib
 import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -72,8 +74,11 @@ def make_ref(text: str, options: Mapping[str, Any] | None = None, cwd: Path | No
 def preload(ref: WorkloadRef) -> Callable[..., Any]:
     """Import the workload's module and return its function, without calling it.
 
+    `sys.argv` is from here on what `python FILE` without arguments would have: this process is the workload's own.
+
     Raises:
-        UnknownWorkload: there is no such module or function.
+        UnknownWorkload: there is no such module or function, or the module ends the program while it is imported, as a
+            script does that parses the command line there.
         Exception: whatever the user's module raises while it is imported.
     """
     if ref.target in BUNDLED:
@@ -85,7 +90,10 @@ def preload(ref: WorkloadRef) -> Callable[..., Any]:
         package = sys.modules["feedrate"]
         package.__path__ = list(package.__path__)
         sys.path.insert(0, ref.folder)
-    module = _from_file(Path(place)) if place.endswith(".py") else _from_name(place)
+    path = place if place.endswith(".py") else os.path.join(ref.folder or "", *place.split(".")) + ".py"
+    sys.argv = [path]
+    with _without_command_line(f"{os.path.basename(path)} ended the program while it was imported"):
+        module = _from_file(Path(place)) if place.endswith(".py") else _from_name(place)
     function = getattr(module, name, None)
     if not callable(function):
         defined = [
@@ -101,18 +109,52 @@ def load(ref: WorkloadRef) -> Any:
     """Make the workload.
 
     Raises:
-        UnknownWorkload: no such module or function, the function does not take the options, or it returned something
-            other than a `Workload`.
+        UnknownWorkload: no such module or function, the function does not take the options, ends the program, or
+            returned something other than a `Workload`.
         Exception: whatever the user's function raises.
     """
     from feedrate.trainables.workload import Workload
 
     function = preload(ref)
     _check_options(ref, inspect.signature(function))
-    workload = function(**ref.options)
+    with _without_command_line(f"the workload's function {ref.target.rpartition(':')[2]!r} ended the program"):
+        workload = function(**ref.options)
     if not isinstance(workload, Workload):
         raise UnknownWorkload(f"{ref.target} returned {type(workload).__name__}, not a feedrate.trainables.Workload")
     return workload
+
+
+class _Refused(SystemExit):
+    """argparse's own end of a program, with its message instead of the usage text."""
+
+
+@contextlib.contextmanager
+def _without_command_line(what_ended: str) -> Iterator[None]:
+    """Turn the end of the program, which the user's code may ask for, into a sentence.
+
+    Raises:
+        UnknownWorkload: the code inside raised SystemExit.
+    """
+
+    def refuse(self: argparse.ArgumentParser, message: str) -> None:
+        raise _Refused(f"{self.prog}: error: {message}")
+
+    own = argparse.ArgumentParser.error
+    argparse.ArgumentParser.error = refuse  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    except SystemExit as error:
+        why = f"SystemExit: {error.code}"
+        way_out = 'feedrate imports the file and calls the function; move what ends the program under `if __name__ == "__main__":`'
+        if isinstance(error, _Refused) or error.code == 2:  # 2 is what argparse and its like end with
+            why = str(error.code) if isinstance(error, _Refused) else why
+            way_out = (
+                "it read the command line, and feedrate has no arguments for it. Parse them under "
+                '`if __name__ == "__main__":`, or give every argument a default'
+            )
+        raise UnknownWorkload(f"{what_ended} ({why}): {way_out}") from None
+    finally:
+        argparse.ArgumentParser.error = own  # type: ignore[method-assign]
 
 
 def _check_options(ref: WorkloadRef, signature: inspect.Signature) -> None:
