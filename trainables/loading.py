@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.epochs import EndlessSampler
 from feedrate.trainables.failure import Failure, TrialFailed, sentence, user_traceback
+from feedrate.trainables.no_loader import why_no_loader
 from feedrate.trainables.step import tensors
 from feedrate.trainables.workload import Workload, WorkloadError
 
@@ -99,8 +100,8 @@ def _general_loader(workload: Workload, config: LoaderConfig) -> DataLoader[Any]
             Failure(kind="user-code", phase="loader", message=message, traceback=user_traceback(error))
         ) from error
     workload.has_made_a_loader = True
-    if not isinstance(loader, DataLoader):
-        message = f"make_loader of {workload.name!r} returned {type(loader).__name__}, not a torch DataLoader"
+    if (why := why_no_loader(loader)) is not None:
+        message = f"make_loader of {workload.name!r} {why}"
         raise TrialFailed(Failure(kind="user-code", phase="loader", message=message))
     return loader
 
@@ -153,25 +154,14 @@ def own_loader(workload: Workload) -> DataLoader[Any]:
         WorkloadError: it returned something else.
     """
     loader = workload.make_loader()
-    if not isinstance(loader, DataLoader):
-        kind = type(loader).__name__
-        raise WorkloadError(f"make_loader of workload {workload.name!r} returned {kind}, not a torch DataLoader")
+    if (why := why_no_loader(loader)) is not None:
+        raise WorkloadError(f"make_loader of workload {workload.name!r} {why}")
     return loader
 
 
 def start_method(loader: DataLoader[Any]) -> str:
     """How the loader's workers start: its own way, else Python's."""
     return str((loader.multiprocessing_context or torch.multiprocessing).get_start_method())
-
-
-def num_samples(dataset: object, sampler: object = None) -> int | None:
-    """Samples of one epoch: the sampler's length where it has one, else the dataset's; None where nobody knows."""
-    for each in (sampler, dataset):
-        try:
-            return len(each)  # type: ignore[arg-type]
-        except (TypeError, NotImplementedError):  # no __len__, or one that says so
-            continue
-    return None
 
 
 def cached_batch(workload: Workload, config: LoaderConfig) -> Any:

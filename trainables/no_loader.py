@@ -1,0 +1,71 @@
+"""What to say where `make_loader` returned something else than one DataLoader: what it is, and which part to hand over instead."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+from feedrate.trainables.loader_watch import loaders_in
+
+NEEDED = ("dataset", "batch_size", "num_workers", "prefetch_factor", "sampler", "collate_fn")
+"""Attributes that every torch DataLoader has."""
+ONE = "feedrate measures one DataLoader at a time"
+MAX_DEPTH, MAX_REFERENTS = 3, 100
+
+
+def why_no_loader(made: Any) -> str | None:
+    """What `make_loader` returned and what it should return, to follow "make_loader of ..."; None for a DataLoader."""
+    kind = type(made).__name__
+    if isinstance(made, DataLoader):
+        lacking = next((name for name in NEEDED if not hasattr(made, name)), None)
+        if lacking is None:
+            return None
+        return f"returned a {kind} that has no {lacking}, so that it is not set up as a torch DataLoader: {_part(made)}"
+    if made is None:
+        return "returned nothing: let it return the DataLoader"
+    if isinstance(made, (list, tuple, Mapping)):
+        keys = [key for key, value in (made.items() if isinstance(made, Mapping) else enumerate(made)) if isinstance(value, DataLoader)]
+        if keys:
+            return f"returned {len(keys)} DataLoader{'s' * (len(keys) > 1)} in a {kind}: {ONE}. Return the one that training reads, perhaps [{keys[0]!r}]"
+    if isinstance(made, _BaseDataLoaderIter):
+        return "returned an iterator of a DataLoader, which can be read once only: return the DataLoader itself, without iter()"
+    if isinstance(made, Iterator):
+        inside = _inside(made)
+        what = f"a {kind}" + (f" that reads {len(inside)} DataLoader{'s' * (len(inside) > 1)}" if inside else "")
+        out = "Return the DataLoader that is to be searched, each of several in a workload function of its own"
+        return f"returned {what}, which can be read once only: {ONE}. {out}; let make_step build what else a step needs"
+    return f"returned {kind}, not a torch DataLoader: {_part(made)}"
+
+
+def _part(made: Any) -> str:
+    """Which attribute to hand over."""
+    names = [name for name, value in getattr(made, "__dict__", {}).items() if isinstance(value, DataLoader)]
+    if not names:
+        return "let it return torch.utils.data.DataLoader(...), or a subclass"
+    return f"it holds a DataLoader as .{names[0]}. Return that one, and do in step(batch) what the wrapper does to a batch"
+
+
+def _inside(iterator: Any) -> list[Any]:
+    """DataLoaders, or their iterators, that a zip, a generator or another iterator refers to."""
+    found: dict[int, Any] = {}
+    waiting = [(each, 0) for each in _referents(iterator)]
+    while waiting:
+        value, depth = waiting.pop()
+        if isinstance(value, (DataLoader, _BaseDataLoaderIter)):
+            found[id(value)] = value
+        elif depth < MAX_DEPTH and isinstance(value, (Iterator, list, tuple)):
+            waiting += [(each, depth + 1) for each in _referents(value)]
+        else:
+            found |= {id(each): each for each in loaders_in(value, depth=1)}
+    return list(found.values())
+
+
+def _referents(value: Any) -> list[Any]:
+    if inspect.isgenerator(value):
+        return list(inspect.getgeneratorlocals(value).values())
+    return gc.get_referents(value)[:MAX_REFERENTS]
