@@ -82,6 +82,7 @@ COLUMNS: tuple[Column, ...] = (
     _C("epoch_samples", "int", "items", "items in the user's real epoch; null when unknown"),
     _C("unit", "str", "", "what an item is: samples, or what the user's step counts"),
     _C("cached_batch_failure", "str", "", "why no batch could be read before the trial, so that the step was not timed alone; null otherwise"),
+    _C("step_returned", "str", "", "type of what the step returned where that is no number of items, so that samples count; else null"),
     _C("step_only_num_items", "list[int]", "items", "items trained on a cached batch, no loading, in each block of steps"),
     _C("step_only_duration_s", "list[float]", "s", "time of each block; null when the step alone was not measured"),
     _C("copy_only_num_items", "list[int]", "items", "items copied to the accelerator alone, in each block of copies"),

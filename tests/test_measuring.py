@@ -10,7 +10,8 @@ import psutil
 import pytest
 import torch
 from census import eventually
-from torch.utils.data import DataLoader
+from test_loader_watch import Reusing
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from workloads import Rows, Stream, general, mine, short
 
 from feedrate import trainables
@@ -25,7 +26,7 @@ from feedrate.trainables.training import MAX_WINDOWS, MIN_WINDOWS, Training
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*use of fork:DeprecationWarning")
 WINDOW_LISTS = [each.name for each in dataclasses.fields(Windows) if each.name != "window_step_s"]
 GPU = {"gpu_peak_bytes", "gpu_free_bytes", "window_step_s", "copy_only_num_items", "copy_only_duration_s"}
-NOT_HERE = GPU | {"cold_refused", "cached_batch_failure"}
+NOT_HERE = GPU | {"cold_refused", "cached_batch_failure", "step_returned"}
 KERNEL = {"throttled_fraction", "psi_cpu_fraction", "psi_io_fraction", "psi_memory_fraction"}
 """What some kernels and containers do not tell."""
 
@@ -119,7 +120,7 @@ SAMPLED, BATCHED = {"sampler": [1, 2, 3, 4, 5]}, {"batch_sampler": [[0, 1, 2], [
         (Rows(3), LoaderConfig(batch_size=4, num_workers=1), {"drop_last": True}, 3, "measured"),
         (Rows(64), LoaderConfig(batch_size=2, num_workers=2), SAMPLED, 5, "measured"),
         (Rows(64), LoaderConfig(batch_size=2, num_workers=2, persistent_workers=True), SAMPLED, 5, "measured"),
-        (Rows(64), LoaderConfig(batch_size=None, num_workers=1), BATCHED, 64, "measured"),
+        (Rows(64), LoaderConfig(batch_size=None, num_workers=1), BATCHED, 6, "measured"),
         (Stream(7), LoaderConfig(batch_size=4, num_workers=2), {}, None, "inside"),
         (Stream(200), LoaderConfig(batch_size=4, num_workers=0), {}, None, "inside"),
     ],
@@ -219,11 +220,157 @@ class Ready(DataLoader):
                 yield next(self.kept)
 
 
-def test_a_loader_whose_workers_cannot_be_counted_is_measured():
-    """Workers that run before they can be counted give the rate of consumption instead of none."""
-    workload = general(lambda **overrides: Ready(Rows(4000), **overrides), lambda batch: None)
-    result = run(workload, LoaderConfig(batch_size=4, num_workers=2), max_trial_s=1.2)
-    assert result.windows.window_produced_batches == result.windows.window_num_batches
+def test_a_loader_that_starts_its_workers_itself_is_measured():
+    """What its workers made before the clock started, as many batches as can be in flight, is trained before the windows."""
+    trained = []
+    workload = general(lambda **overrides: Ready(Rows(4000), **overrides), lambda batch: trained.append(time.sleep(0.03)))
+    setting = LoaderConfig(batch_size=4, num_workers=2, prefetch_factor=8)
+    result = run(workload, setting, max_trial_s=8)
+    warming = 3
+    assert len(trained) - warming - sum(result.windows.window_num_batches) >= 2 * 8
+    assert result.epoch_samples == 4000
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_loader_that_counts_its_own_epochs_is_measured(num_workers):
+    """An endless batch sampler of its own, and an iterator for ever: its boundaries are inside the windows."""
+    workload = general(lambda **overrides: Reusing(Rows(8), **overrides), lambda batch: None)
+    result = run(workload, LoaderConfig(batch_size=2, num_workers=num_workers), max_trial_s=1.2)
+    assert (result.boundary_from, result.epoch_samples) == ("inside", 8)
+    assert sum(result.windows.window_num_batches) > 8
+
+
+class Itself(DataLoader):
+    """Is its own iterator, and never begins again."""
+
+    def __iter__(self):
+        self.kept = getattr(self, "kept", None) or super().__iter__()
+        return self
+
+    def __next__(self):
+        return next(self.kept)
+
+
+def test_a_loader_that_does_not_begin_again_is_told_so():
+    """Rates where its one epoch lasts; else one sentence."""
+    workload = general(lambda **overrides: Itself(Rows(8), **overrides), lambda batch: None)
+    with pytest.raises(TrialFailed, match="gave 4 batches and then empty epochs: it must start again") as raised:
+        run(workload, LoaderConfig(batch_size=2))
+    assert raised.value.failure.kind == "user-code"
+
+
+def test_a_loader_that_never_ends_is_measured():
+    """Nobody knows its epoch."""
+
+    class Endless(DataLoader):
+        def __iter__(self):
+            while True:
+                yield from super().__iter__()
+
+        def __len__(self):
+            raise TypeError("endless")
+
+    workload = general(lambda **overrides: Endless(Rows(8), **overrides), lambda batch: None)
+    result = run(workload, LoaderConfig(batch_size=2, num_workers=1), max_trial_s=1.2)
+    assert result.throughput("steady").sps > 0
+
+
+def test_what_cannot_be_asked_of_workers_that_run_is_refused():
+    """CPUs of its own for the trainer, where the workers are started by make_loader: one sentence, no silent neglect."""
+    workload = general(lambda **overrides: Ready(Rows(), **overrides), lambda batch: None)
+    with pytest.raises(TrialFailed, match=r"make_loader of 'mine' starts the loader's workers itself.*leave --trainer-cpus"):
+        run(workload, LoaderConfig(batch_size=4, num_workers=1, sharing_strategy="file_system"))
+
+
+def drop_some(samples):
+    kept = [sample for sample in samples if int(sample[0][0]) % 3 == 0 and int(sample[0][0]) >= 8]
+    return torch.utils.data.default_collate(kept) if kept else None
+
+
+@pytest.mark.parametrize("counts", [False, True])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_what_is_left_out_is_not_trained(num_workers, counts):
+    """Of batches that lost samples, or all of them, what is left counts; an epoch has that many items."""
+
+    def step(batch):
+        return None if batch is not None or not counts else 0
+
+    workload = general(lambda **overrides: DataLoader(Rows(96), collate_fn=drop_some, **overrides), step)
+    result = run(workload, LoaderConfig(batch_size=8, num_workers=num_workers), max_trial_s=1.5, measure_step=True)
+    assert sum(result.windows.window_num_items) < 4 * sum(result.windows.window_num_batches)
+    assert 25 <= result.epoch_samples <= 35
+    assert result.throughput().sps > 0
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_step_that_trains_nothing_is_told_so(num_workers):
+    """Not an endless loop, not a division by zero: one sentence with the number of batches, within the trial's time."""
+    workload = general(lambda **overrides: DataLoader(Rows(), **overrides), lambda batch: 0)
+    setting = LoaderConfig(batch_size=4, num_workers=num_workers)
+    with pytest.raises(TrialFailed, match=r"the step trained no item in any of [\d,]+ batches: step\(batch\) returned 0") as raised:
+        run(workload, setting, max_trial_s=1.0, measure_step=True)
+    assert (raised.value.failure.kind, raised.value.failure.phase) == ("user-code", "measure")
+
+
+def test_a_step_that_counts_every_other_batch_has_a_rate():
+    """Gradients accumulated over batches: items count where the step says so, in the step alone too."""
+    calls = itertools.count()
+    workload = general(lambda **overrides: DataLoader(Rows(), **overrides), lambda batch: 16 * (next(calls) % 4 == 3))
+    result = run(workload, LoaderConfig(batch_size=4), max_trial_s=1.0, measure_step=True)
+    assert result.throughput("steady").sps > 0
+    assert step_only_sps(result.columns()) > 0
+
+
+@pytest.mark.parametrize("loader_only", [False, True])
+def test_a_loss_is_no_number_of_items(loader_only):
+    """Samples count, and the measurement says what was returned."""
+    workload = general(lambda **overrides: DataLoader(Rows(), **overrides), lambda batch: torch.tensor(0.7))
+    result = run(workload, LoaderConfig(batch_size=4), max_trial_s=0.6, loader_only=loader_only)
+    assert sum(result.windows.window_num_items) == 4 * sum(result.windows.window_num_batches)
+    assert result.step_returned == (None if loader_only else "Tensor")
+
+
+class Table(Rows):
+    """Rows that are read many at a time."""
+
+    def __getitem__(self, indices):
+        return torch.as_tensor(indices).float()[:, None].expand(-1, 4), torch.zeros(len(indices), dtype=torch.long)
+
+
+class Chunks(Rows):
+    """An index is a chunk of 10 rows."""
+
+    def __getitem__(self, index):
+        return torch.full((10, 4), float(index)), torch.zeros(10, dtype=torch.long)
+
+
+class Buckets:
+    """Hands out lists of different lengths, and knows how many."""
+
+    def __len__(self):
+        return 4
+
+    def __iter__(self):
+        return iter([[0, 1, 2], [3], [4, 5, 6], [7]])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "fixed", "per_batch", "epoch"),
+    [
+        (Table(100), {"sampler": BatchSampler(RandomSampler(range(100)), 20, drop_last=False)}, 20, 100),
+        (Table(8), {"sampler": Buckets()}, 2, 8),
+        (Rows(64), {"batch_sampler": Buckets()}, 2, 8),
+        (Chunks(6), {}, 10, 60),
+    ],
+    ids=["batch-sampler", "lists", "batch_sampler", "chunks"],
+)
+def test_items_come_from_batches(dataset, fixed, per_batch, epoch):
+    """Without a batch size the length of a sampler is a number of batches, and the batches say what is in them."""
+    workload = general(lambda **overrides: DataLoader(dataset, **({"batch_size": None} if "batch_sampler" not in fixed else {}) | fixed | overrides), lambda batch: None)
+    result = run(workload, LoaderConfig(batch_size=None), max_trial_s=0.8)
+    items, batches = sum(result.windows.window_num_items), sum(result.windows.window_num_batches)
+    assert items / batches == pytest.approx(per_batch, rel=0.05)
+    assert result.epoch_samples == pytest.approx(epoch, rel=0.05)
 
 
 def test_a_slow_step_is_the_rate():
@@ -238,22 +385,22 @@ def test_a_slow_step_is_the_rate():
 class Rounds:
     """A loader whose four workers finish their batches at about the same time: the count of finished ones jumps as it is read."""
 
-    num_workers, in_flight = 4, itertools.cycle([0, 3, 1, 2, 0, 1, 3])
+    num_workers, prefetch_factor, in_flight = 4, 2, itertools.cycle([0, 3, 1, 2, 0, 1, 3])
+    ends_when_told, num_iterators = True, 0
 
     def __iter__(self):
         while True:
             time.sleep(0.001)
             yield torch.zeros(4, 2)
 
-    def produced(self):
-        consumed = self.training.consumed
-        return consumed + (next(self.in_flight) if consumed % 4 else 0)
+    def ready(self):
+        return next(self.in_flight) if self.training.consumed % 4 else 0
 
 
 def test_a_step_that_waits_consumes_what_is_produced():
     """The queue is empty once in every round of the workers: what is consumed in whole rounds is the rate, whatever the count says."""
     loader, result = Rounds(), Measurement()
-    training = loader.training = Training(loader, None, loader, lambda batch: None, torch.device("cpu"), result, 5.0)
+    training = loader.training = Training(loader, loader, lambda batch: None, torch.device("cpu"), result, 5.0)
     training.start()
     training.settle()
     for _ in range(3):

@@ -8,11 +8,12 @@ import subprocess
 import sys
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from feedrate.trainables.step import StepContext, count_items, count_samples, short_step, tensors, to_device
+from feedrate.trainables.step import StepContext, count_items, count_samples, is_count, short_step, tensors, to_device
 
 
 class Pair(NamedTuple):
@@ -69,10 +70,29 @@ def test_items_are_the_first_tensors_first_dimension(batch):
 
 
 def test_the_steps_own_count_wins():
-    """What the step returned is the number of items, 0 included."""
+    """An int that the step returned is the number of items, 0 and NumPy's ints included."""
     assert count_items((IMAGE, LABEL), 640) == 640
     assert count_items((IMAGE, LABEL), 0) == 0
-    assert count_items("no tensor", torch.tensor(7)) == 7
+    assert count_items("no tensor", np.int64(7)) == 7
+
+
+@pytest.mark.parametrize("returned", [torch.tensor(7), torch.tensor(0.3), 0.3, np.float32(2.0), True, np.True_, {"loss": 3}, "done"])
+def test_what_is_no_int_is_no_number_of_items(returned):
+    """A loss, a metric, a flag: the samples of the batch count, as if nothing was returned."""
+    assert not is_count(returned)
+    assert count_items((IMAGE, LABEL), returned) == 5
+
+
+def test_fewer_items_than_none_are_refused():
+    """A negative number is said to be none."""
+    with pytest.raises(ValueError, match="the step returned -3, which is no number of items: let step"):
+        count_items((IMAGE, LABEL), -3)
+
+
+@pytest.mark.parametrize("batch", [None, [], {}, (), torch.zeros(0, 3)])
+def test_a_batch_of_nothing_has_no_items(batch):
+    """A collate_fn that left every sample out gives None or an empty batch, which a step skips."""
+    assert count_items(batch, None) == 0
 
 
 def test_a_number_is_one_item():

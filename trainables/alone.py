@@ -9,23 +9,33 @@ from typing import Any
 import torch
 from torch.utils.data._utils.pin_memory import pin_memory  # what the loader itself calls
 
-from feedrate.trainables.step import Step, count_items, count_samples, to_device
+from feedrate.trainables.step import Step, count_items, count_samples, is_count, to_device
 from feedrate.trainables.workload import Workload
 
 BLOCKS = 9
 BLOCK_S = 0.1
+Blocks = tuple[list[int], list[float]] | None
+"""Items and seconds of each block; None where there are no items."""
 
 
 def loading_step(workload: Workload, batch: Any, step: Step, device: torch.device) -> Step:
-    """A step that only copies to the device, and counts items in the unit in which the real step counts `batch`."""
-    per_sample: float | None = None
+    """A step that only copies to the device, and counts items in the unit in which the real step counts `batch`.
+
+    Args:
+        workload: of either form.
+        batch: a host batch; from None, or one that the step skips, nothing is learnt, and samples are counted.
+        step: the real one, which is run once.
+        device: where batches are copied.
+    """
+    items_per_sample: float | None = None
     if not workload.is_short and batch is not None:
-        items = step(batch)
-        per_sample = None if items is None else items / count_samples(batch)
+        returned = step(batch)
+        items = count_items(batch, returned) if is_count(returned) else 0
+        items_per_sample = items / count_samples(batch) if items else None
 
     def load(batch: Any) -> int | None:
         to_device(batch, device)
-        return None if per_sample is None else round(per_sample * count_samples(batch))
+        return None if items_per_sample is None or batch is None else round(items_per_sample * count_samples(batch))
 
     return load
 
@@ -49,13 +59,13 @@ def warm(step: Step, batch: Any, device: torch.device) -> float:
     return first_s
 
 
-def time_step(step: Step, batch: Any, device: torch.device, max_s: float) -> tuple[list[int], list[float]]:
-    """The step on a batch that is on the device already: items and seconds of each block."""
+def time_step(step: Step, batch: Any, device: torch.device, max_s: float) -> Blocks:
+    """The step on a batch that is on the device already; None where it trains no item of it."""
     return _blocks(lambda: count_items(batch, step(batch)), device, max_s)
 
 
-def time_copy(batch: Any, device: torch.device, *, pinned: bool) -> tuple[list[int], list[float]]:
-    """The copy of a host batch to the device, as the step of the short form does it: items and seconds of 3 blocks.
+def time_copy(batch: Any, device: torch.device, *, pinned: bool) -> Blocks:
+    """The copy of a host batch to the device, as the step of the short form does it, in 3 blocks; None for an empty one.
 
     Args:
         batch: on the host.
@@ -73,8 +83,12 @@ def time_copy(batch: Any, device: torch.device, *, pinned: bool) -> tuple[list[i
     return _blocks(copy, device, 3 * BLOCK_S)
 
 
-def _blocks(act: Callable[[], int], device: torch.device, max_s: float) -> tuple[list[int], list[float]]:
-    """Blocks of BLOCK_S or one call: BLOCKS of them, fewer where calls take long."""
+def _blocks(act: Callable[[], int], device: torch.device, max_s: float) -> Blocks:
+    """Blocks of BLOCK_S or one call: BLOCKS of them, fewer where calls take long.
+
+    A call may count no item: a step that accumulates gradients counts in some calls only, and one that skips the batch never.
+    A block goes on until it has items, or the time is over.
+    """
     num_items: list[int] = []
     durations_s: list[float] = []
     until = time.perf_counter() + max_s
@@ -83,6 +97,9 @@ def _blocks(act: Callable[[], int], device: torch.device, max_s: float) -> tuple
         items = 0
         while items == 0 or time.perf_counter() - begin < BLOCK_S:
             items += act()
+            if items == 0 and time.perf_counter() >= until:
+                synchronize(device)
+                return (num_items, durations_s) if num_items else None
         synchronize(device)
         num_items.append(items)
         durations_s.append(time.perf_counter() - begin)

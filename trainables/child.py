@@ -33,11 +33,12 @@ from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.data_check import check
 from feedrate.trainables.disqualify import disqualified
 from feedrate.trainables.doubt import Doubt
+from feedrate.trainables.epoch_size import EpochSize
 from feedrate.trainables.failure import Failure, TrialFailed, classify, ended_workers, user_traceback
 from feedrate.trainables.gpu_load import gpu_busy_fraction
 from feedrate.trainables.isolated import isolated
 from feedrate.trainables.leaving import ignore_ended_workers, leave
-from feedrate.trainables.loading import build_loader, num_samples, own_loader, read_baseline
+from feedrate.trainables.loading import build_loader, own_loader, read_baseline
 from feedrate.trainables.machine import wait_until_quiet
 from feedrate.trainables.measurement import Measurement
 from feedrate.trainables.measuring import MeasureOptions, measure, pick_device
@@ -320,15 +321,16 @@ def _loader_facts(workload: Workload, loader: DataLoader[Any] | None) -> dict[st
     """What the search needs to know of the loader that the general form makes; of the short form's dataset without one."""
     if loader is None:
         dataset: Any = workload.dataset
-        baseline, sampler = None, workload.loader_kwargs.get("sampler")
-        fixed = ["batch_size"] if "batch_sampler" in workload.loader_kwargs else []
+        baseline, own = None, workload.loader_kwargs
+        fixed = ["batch_size"] if "batch_sampler" in own else []
+        epoch = EpochSize.of(dataset, own.get("sampler"), own.get("batch_sampler"), batch_size=None if fixed else 1)
     else:
-        dataset, sampler = loader.dataset, loader.sampler
+        dataset, epoch = loader.dataset, EpochSize.of_loader(loader)
         baseline = read_baseline(loader).to_dict()
         fixed = ["batch_size"] if loader.batch_size is None else []
     return {
         "iterable": isinstance(dataset, IterableDataset),
-        "epoch_samples": num_samples(dataset, sampler),
+        "epoch_samples": 0 if epoch.is_empty else epoch.num_samples,
         "baseline": baseline,
         "fixed": fixed,
     }

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from feedrate.trainables.epoch_size import length_of, num_indices
 from feedrate.trainables.failure import Failure
 from feedrate.trainables.finding import Finding
 from feedrate.trainables.isolated import isolated
-from feedrate.trainables.loading import num_samples
 from feedrate.trainables.order_check import by_worker, is_whole
 from feedrate.trainables.probe import Epoch, Parts, samples_of
 
@@ -16,7 +16,7 @@ COUNT_LIMIT_S = 5.0
 
 def counts(parts: Parts) -> list[Finding]:
     """How many samples an epoch trains, of how many there are: the same with every number of workers."""
-    total = num_samples(parts.dataset)
+    total = length_of(parts.dataset)
     if total is None:
         return []
     counted = isolated(lambda: _count(parts), COUNT_LIMIT_S)
@@ -42,7 +42,7 @@ def _count(parts: Parts) -> tuple[int, int, int]:
     """Samples and batches of an epoch, and the size of the last batch."""
     trained = num_batches = last = 0
     for batch in parts.batch_sampler if parts.batch_sampler is not None else parts.sampler:
-        last = len(batch) if isinstance(batch, (list, tuple)) else 1
+        last = num_indices(batch)
         trained, num_batches = trained + last, num_batches + 1
     return trained, num_batches, last
 
@@ -51,7 +51,7 @@ def stream_counts(parts: Parts, alone: Epoch, shared: Epoch, num_workers: int) -
     """Every worker makes batches of its own, so that the number of batches depends on the number of workers."""
     found = []
     size = parts.batch_size or 1
-    says, gave = num_samples(parts.dataset), len(samples_of(alone))
+    says, gave = length_of(parts.dataset), len(samples_of(alone))
     if says is not None and is_whole(alone, 0) and says != gave:
         words = f"len(dataset) says {says:,} samples, the stream gives {gave:,}"
         found.append(

@@ -14,10 +14,11 @@ from typing import Any
 
 from feedrate.trainables.count_check import counts, stream_counts
 from feedrate.trainables.digest import digest
+from feedrate.trainables.epoch_size import length_of
 from feedrate.trainables.failure import Failure, TrialFailed, classify
 from feedrate.trainables.finding import Finding
 from feedrate.trainables.isolated import isolated
-from feedrate.trainables.loading import no_batch, num_samples, own_loader
+from feedrate.trainables.loading import no_batch, own_loader
 from feedrate.trainables.order_check import determinism, map_order, stream_order
 from feedrate.trainables.probe import Epoch, Look, Parts, deliver, own_setting, parts_of, samples_of
 from feedrate.trainables.random_check import Streams, random_streams, streams
@@ -94,7 +95,7 @@ def check(
     return Report(
         num_workers=num_workers,
         num_samples=checking.num_seen,
-        epoch_samples=num_samples(checking.alone.dataset),
+        epoch_samples=length_of(checking.alone.dataset),
         seconds=time.monotonic() - begin,
         findings=findings,
     )
@@ -106,7 +107,7 @@ class _Checking:
     def __init__(self, workload: Workload, num_workers: int, until_s: float, on_step: Callable[[str], None]) -> None:
         self.num_workers, self.until_s, self.on_step = num_workers, until_s, on_step
         own = None if workload.is_short else own_loader(workload)
-        if num_samples(workload.dataset if own is None else own.dataset) == 0:
+        if length_of(workload.dataset if own is None else own.dataset) == 0:
             raise WorkloadError(f"the dataset of workload {workload.name!r} is empty")
         setting = own_setting(workload, own)
         self.alone = parts_of(workload, replace(setting, num_workers=0), own)

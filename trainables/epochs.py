@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.utils.data import Sampler
+
+from feedrate.trainables.epoch_size import num_indices
 
 
 class EndlessSampler(Sampler[int]):
@@ -36,10 +38,11 @@ class EndlessSampler(Sampler[int]):
         return self.num_samples
 
 
-class WatchedSampler(Sampler[Any]):
-    """Stands in for a loader's own (batch) sampler: goes on for ever, ends when told, remembers what it handed out.
+class WatchedSampler:
+    """A loader's own (batch) sampler as torch's iterator reads it: goes on for ever, ends when told, remembers what it handed out.
 
-    Loaders take indices from it in the training process, also when workers load.
+    Only the iterator has it (loader_watch.py): the loader keeps its own sampler. Indices are drawn in the training process,
+    also when workers load.
 
     Args:
         inner: the loader's own sampler; begun again where it ends, unless the dataset is iterable.
@@ -50,31 +53,50 @@ class WatchedSampler(Sampler[Any]):
     def __init__(self, inner: Any, *, endless: bool, remembered: int) -> None:
         self.inner, self.endless = inner, endless
         self.num_batches: int | None = None
-        """Length of the epochs that begin from now on; None is without an end, or the dataset's."""
+        """Length of the epochs that begin from now on; None is without an end, or the sampler's own."""
+        self.total_batches = self.total_samples = 0
+        """Handed out so far, in all epochs."""
         self._ending = False
         self._handed_out = 0
         self._recent: deque[tuple[int, Any]] = deque(maxlen=remembered)
 
     def __iter__(self) -> Iterator[Any]:
+        return self.begin(iter(self.inner))
+
+    def begin(self, indices: Iterator[Any]) -> Iterator[Any]:
+        """An epoch that begins with these, which the sampler has begun to hand out."""
         self._ending, self._handed_out = False, 0
         self._recent.clear()
+        return self._run(indices)
+
+    def _run(self, indices: Iterator[Any]) -> Iterator[Any]:
         while True:
             at_first = self._handed_out
-            for batch in self.inner:
+            for batch in indices:
                 if self._ending or self._handed_out == self.num_batches:
                     return
                 self._recent.append((self._handed_out, batch))
                 self._handed_out += 1
+                self.total_batches += 1
+                self.total_samples += num_indices(batch)
                 yield batch
             if not self.endless or self._handed_out == at_first:
                 return
+            indices = iter(self.inner)
 
     def __len__(self) -> int:
         return len(self.inner)
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["inner"], name)
+
     def end(self) -> None:
         """Let the epoch end with the batches that are in flight already."""
         self._ending = True
+
+    def samples_per_batch(self) -> float | None:
+        """Indices of a batch, on average over those handed out; None before the first."""
+        return self.total_samples / self.total_batches if self.total_batches else None
 
     def waited_for(self, number: int, in_order: bool) -> list[list[int]]:
         """Indices of the batch that is being waited for; of all that may be, where they come in any order.
@@ -86,17 +108,3 @@ class WatchedSampler(Sampler[Any]):
         held = [batch for each, batch in self._recent if (each == number if in_order else each >= number)]
         lists = [list(batch) if isinstance(batch, (list, tuple)) else [batch] for batch in held]
         return [indices for indices in lists if None not in indices]  # an iterable dataset has none
-
-
-def watch(loader: DataLoader[Any]) -> WatchedSampler:
-    """Put a `WatchedSampler` in the place of the loader's own; not yet iterated loaders only.
-
-    torch refuses to replace either sampler of a loader by assignment, because the two depend on each other; here
-    one stands in for itself.
-    """
-    name = "sampler" if loader.batch_sampler is None else "batch_sampler"
-    remembered = max(loader.num_workers * (loader.prefetch_factor or 1), 1) + 2 * loader.num_workers
-    endless = not isinstance(loader.dataset, IterableDataset)
-    sampler = WatchedSampler(getattr(loader, name), endless=endless, remembered=remembered)
-    loader.__dict__[name] = sampler
-    return sampler

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from feedrate.trainables.doubt import Doubt
 
 _OURS = str(Path(__file__).parent) + os.sep
-_WRAPPERS = re.compile(rf'  File "{re.escape(_OURS)}(?:counting|placement|page_cache)\.py", line .*\n(?:    .*\n)*')
+_WRAPPERS = re.compile(rf'  File "{re.escape(_OURS)}(?:epochs|loader_watch|placement|page_cache)\.py", line .*\n(?:    .*\n)*')
 """Frames of what feedrate puts around the user's functions."""
 _SIGNALS = {signal.strsignal(number): number.name for number in signal.Signals}
 
@@ -155,7 +155,8 @@ def kind_of(error: BaseException, text: str) -> tuple[str, str]:
             "shm-full",
             "/dev/shm is too small for the batches in flight: raise it (docker: --shm-size), or use fewer workers or a smaller prefetch_factor",
         )
-    if "Too many open files" in text or getattr(error, "errno", None) == errno.EMFILE:
+    # a process without a free descriptor gets the messages of its workers without those that they carry (torch's own note)
+    if "Too many open files" in text or "items of ancdata" in text or getattr(error, "errno", None) == errno.EMFILE:
         return (
             "too-many-files",
             "the limit of open files is too low for the batches in flight: raise `ulimit -n`, or use the file_system sharing strategy",

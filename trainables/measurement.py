@@ -70,6 +70,7 @@ class Measurement:
     epoch_samples: int | None = None
     unit: str = "samples"
     cached_batch_failure: str | None = None
+    step_returned: str | None = None
     step_only_num_items: list[int] | None = None
     step_only_duration_s: list[float] | None = None
     copy_only_num_items: list[int] | None = None

@@ -20,13 +20,13 @@ from torch.utils.data import DataLoader
 from feedrate.trainables.alone import loading_step, time_copy, time_step, warm
 from feedrate.trainables.cached_batch import CachedBatch, read_apart
 from feedrate.trainables.config import LoaderConfig
-from feedrate.trainables.counting import count_batches
-from feedrate.trainables.epochs import watch
+from feedrate.trainables.epoch_size import EpochSize
 from feedrate.trainables.failure import Failure, TrialFailed
 from feedrate.trainables.hang import INTERPRETERS_S
 from feedrate.trainables.host import cpu_budget
 from feedrate.trainables.limits import check_limits
-from feedrate.trainables.loading import build_loader, num_samples, seed_everything, start_method
+from feedrate.trainables.loader_watch import LoaderWatch, collecting
+from feedrate.trainables.loading import build_loader, seed_everything, start_method
 from feedrate.trainables.machine import MachineClock
 from feedrate.trainables.measurement import Measurement
 from feedrate.trainables.page_cache import ColdCache
@@ -147,11 +147,15 @@ def _measure(
     on_phase("loader")
     check_limits(config, cached.storage_sizes)
     del cached
-    loader = build_loader(workload, config, seed=options.seed)
+    with collecting() as begun:
+        loader = build_loader(workload, config, seed=options.seed)
+    watch = LoaderWatch(loader, begun)
+    if watch.has_started and (placed_worker is not None or options.cold):
+        raise _started_too_early(workload)
     if placed_worker is not None:
         loader.worker_init_fn = placed_worker.wrap(loader.worker_init_fn)
     cold = _cool(loader) if options.cold else None
-    training = _prepare(loader, workload, options, step, device, result)
+    training = _prepare(watch, workload, options, step, device, result)
     result.setup_s = time.perf_counter() - started
     try:
         yield from _train(training, options, on_phase, cpus, cold)
@@ -169,10 +173,10 @@ def _warm(
     result.first_step_s = warm(step, batch, device)
     if options.measure_step:
         blocks = time_step(step, batch, device, options.max_trial_s / 5)
-        result.step_only_num_items, result.step_only_duration_s = blocks
+        result.step_only_num_items, result.step_only_duration_s = blocks or (None, None)
     if device.type == "cuda":
         copies = time_copy(host_batch, device, pinned=config.pin_memory)
-        result.copy_only_num_items, result.copy_only_duration_s = copies
+        result.copy_only_num_items, result.copy_only_duration_s = copies or (None, None)
 
 
 def _train(
@@ -203,10 +207,7 @@ def _train(
             result.settled = training.steady()
             yield result
     if not training.has_rate():
-        message = (
-            f"the loader finished no batch in {options.max_trial_s:g} s after those of its start: raise --max-trial-s"
-        )
-        raise TrialFailed(Failure(kind="hang", phase="measure", message=message))
+        raise training.no_rate()
     result.cold_refused = cold.why_not_cold() if cold is not None else None
     before.fill(result, dropped=cold is not None and result.cold_refused is None)
     if device.type == "cuda":
@@ -228,26 +229,34 @@ def _cool(loader: DataLoader[Any]) -> ColdCache:
     return cold
 
 
+def _started_too_early(workload: Workload) -> TrialFailed:
+    message = (
+        f"make_loader of {workload.name!r} starts the loader's workers itself, so that nothing more can be asked of them: leave "
+        "--trainer-cpus, --sharing-strategy and a cold page cache out, or start the workers in __iter__"
+    )
+    return TrialFailed(Failure(kind="override-ignored", phase="loader", message=message))
+
+
 def _prepare(
-    loader: DataLoader[Any],
+    watch: LoaderWatch,
     workload: Workload,
     options: MeasureOptions,
     step: Step,
     device: torch.device,
     result: Measurement,
 ) -> Training:
-    """The loader watched and counted, not started yet."""
+    """The training, not started yet."""
+    loader = watch.loader
     if loader.num_workers and not loader.timeout:
         # a batch that the worker could not send is waited for without an end; new interpreters import torch first
         starting_s = 0.0 if start_method(loader) == "fork" else INTERPRETERS_S
         loader.timeout = options.max_trial_s + starting_s
+        watch.wait_at_most(loader.timeout)
     result.epoch_samples = options.epoch_samples
-    if result.epoch_samples is None and workload.unit == "samples":  # lengths count samples, not tokens
-        result.epoch_samples = num_samples(loader.dataset, loader.sampler)
+    is_told = options.epoch_samples is not None or workload.unit != "samples"  # lengths count samples, not tokens
     result.start_method = start_method(loader) if loader.num_workers else None
-    sampler = watch(loader)
-    counter = count_batches(loader)
-    return Training(loader, sampler, counter, step, device, result, options.max_trial_s)
+    epoch = None if is_told else EpochSize.of_loader(loader)
+    return Training(loader, watch, step, device, result, options.max_trial_s, epoch)
 
 
 def _boundary_matters(training: Training, options: MeasureOptions) -> bool:

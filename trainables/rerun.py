@@ -18,7 +18,6 @@ from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, IterableDataset
 
 from feedrate.trainables import stacks
-from feedrate.trainables.counting import CountingCollate
 from feedrate.trainables.doubt import BATCH, COLLATE, PICKLE, Doubt, Rerun, resolve
 from feedrate.trainables.failure import Failure, TrialFailed, chain, classify, sentence
 from feedrate.trainables.hang import dropped, workers_hang
@@ -116,10 +115,9 @@ def _output() -> str:
 
 def _unpicklable(failure: Failure, loader: DataLoader[Any]) -> Failure:
     """Name what cannot be sent to spawned workers."""
-    collate = loader.collate_fn.inner if isinstance(loader.collate_fn, CountingCollate) else loader.collate_fn
     members = getattr(loader.dataset, "__dict__", {})
     parts = {f"dataset.{name}": value for name, value in members.items()}
-    parts |= {"dataset": loader.dataset, "collate_fn": collate, "worker_init_fn": loader.worker_init_fn}
+    parts |= {"dataset": loader.dataset, "collate_fn": loader.collate_fn, "worker_init_fn": loader.worker_init_fn}
     what, why = "what workers need cannot be pickled", failure.cause[0] if failure.cause else ""
     for name, value in parts.items():
         try:

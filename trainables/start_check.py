@@ -14,10 +14,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from feedrate.trainables.config import START_METHODS
-from feedrate.trainables.epochs import watch
 from feedrate.trainables.failure import Failure, sentence
 from feedrate.trainables.finding import Finding
 from feedrate.trainables.isolated import isolated
+from feedrate.trainables.loader_watch import LoaderWatch
 from feedrate.trainables.probe import Parts
 from feedrate.trainables.rerun import explain
 from feedrate.trainables.static_check import members
@@ -127,11 +127,11 @@ def _first_batch_s(parts: Parts, method: str) -> float:
         worker_init_fn=parts.worker_init_fn,
         **order,
     )
-    sampler = watch(loader)
+    watch = LoaderWatch(loader)
     try:
         next(iter(loader), None)
     except Exception as error:
-        raise explain(error, loader, sampler.waited_for(0, in_order=True), "loader") from error
+        raise explain(error, loader, watch.waited_for(in_order=True), "loader") from error
     return time.monotonic() - begin
 
 

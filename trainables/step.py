@@ -10,9 +10,11 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
+import numpy as np
 import torch
 
-Step = Callable[[Any], int | None]
+Step = Callable[[Any], Any]
+"""`step(batch)`: an int that it returns is the number of items it trained; anything else is not looked at."""
 AUTOCAST = {"bf16": torch.bfloat16}
 
 
@@ -106,19 +108,35 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return batch
 
 
-def count_items(batch: Any, returned: int | None) -> int:
-    """Items in a batch: what the step returned, else the first tensor's first dimension.
+def is_count(returned: Any) -> bool:
+    """Whether what a step returned is a number of items: an int, NumPy's too.
+
+    Training steps return their loss, or whether they went well: a float, a tensor, a dictionary, a bool are no counts.
+    """
+    return isinstance(returned, (int, np.integer)) and not isinstance(returned, bool)
+
+
+def count_items(batch: Any, returned: Any) -> int:
+    """Items in a batch: the int that the step returned, else the first tensor's first dimension.
+
+    A batch of None, or an empty one, has no items.
 
     Raises:
-        ValueError: the step returned nothing and the batch holds no tensor. Let the step return its number of items.
+        ValueError: the step returned no int and the batch holds no tensor, or it returned less than 0. Let the step
+            return its number of items.
     """
-    if returned is not None:
+    if is_count(returned):
+        if returned < 0:
+            raise ValueError(
+                f"the step returned {returned}, which is no number of items: let step(batch) return how many items it "
+                "trained, or nothing"
+            )
         return int(returned)
-    if next(tensors(batch), None) is None:
-        raise ValueError(
-            "the batch holds no tensor to count items by: let step(batch) return how many items it trained"
-        )
-    return count_samples(batch)
+    if next(tensors(batch), None) is not None:
+        return count_samples(batch)
+    if batch is None or (isinstance(batch, (Mapping, list, tuple)) and not batch):
+        return 0
+    raise ValueError("the batch holds no tensor to count items by: let step(batch) return how many items it trained, as an int")
 
 
 def count_samples(batch: Any) -> int:

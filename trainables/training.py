@@ -10,14 +10,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from feedrate.trainables.alone import synchronize
-from feedrate.trainables.counting import CountingCollate
-from feedrate.trainables.epochs import WatchedSampler
-from feedrate.trainables.failure import TrialFailed
+from feedrate.trainables.epoch_size import EpochSize
+from feedrate.trainables.failure import Failure, TrialFailed
+from feedrate.trainables.kept_batches import KeptBatches
+from feedrate.trainables.loader_watch import LoaderWatch
 from feedrate.trainables.loading import no_batch
 from feedrate.trainables.measurement import Measurement
 from feedrate.trainables.process import shm_used_bytes
 from feedrate.trainables.rerun import explain
-from feedrate.trainables.step import Step, count_items
+from feedrate.trainables.step import Step, count_items, is_count
 
 CYCLES_PER_WINDOW = 4
 """Production is periodic in num_workers batches. Windows are whole periods: 4 of them, fewer (with a spread that is up to
@@ -38,27 +39,27 @@ class Training:
     """One setting's training under way.
 
     Args:
-        loader: not iterated yet, watched.
-        sampler: what watches it.
-        counter: counts what its workers finish; None with 0 workers.
+        loader: not iterated yet.
+        watch: of this loader.
         step: one training step.
         device: where the step runs.
         result: filled as things are observed.
         max_s: wall time for everything from iter(loader) on.
+        epoch: how much an epoch is, from which `result.epoch_samples` follows with the first window; None leaves it as it is.
     """
 
     def __init__(
         self,
         loader: DataLoader[Any],
-        sampler: WatchedSampler,
-        counter: CountingCollate | None,
+        watch: LoaderWatch,
         step: Step,
         device: torch.device,
         result: Measurement,
         max_s: float,
+        epoch: EpochSize | None = None,
     ) -> None:
-        self.loader, self.sampler, self.counter, self.step = loader, sampler, counter, step
-        self.device, self.result, self.max_s = device, result, max_s
+        self.loader, self.watch, self.step = loader, watch, step
+        self.device, self.result, self.max_s, self.epoch = device, result, max_s, epoch
         self.cycle = max(loader.num_workers, 1)
         self.consumed = self.items = 0
         self.wait_s = 0.0
@@ -67,12 +68,14 @@ class Training:
         self.reserved_s = 0.0
         """Time before the deadline that windows leave for epoch boundaries."""
         self.phase = "loader"
-        self._of_epoch = 0
+        self._discarded = 0
+        """Batches that were ready when their iterator ended before its time, and were never trained."""
         self._empty_at = 0
         """What had been consumed when the queue of ready batches was last seen empty."""
         self._latest: deque[tuple[float, int, float]] = deque(maxlen=self.cycle + 1)
         """When the latest batches had been trained, with items and waiting until then."""
         self._shm_before = shm_used_bytes()
+        self._kept: KeptBatches | None = None
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def start(self) -> None:
@@ -90,19 +93,23 @@ class Training:
         # start-up again; without workers the first batch is loading, not starting
         self.result.boundary_s = self.result.iter_s + (self.result.first_batch_s if self.loader.num_workers else 0.0)
         self.result.boundary_from = "estimated"
+        if self.loader.num_workers:
+            self._kept = KeptBatches(self.loader, batch)
         self._train(batch)
 
     def settle(self) -> None:
         """Discard two production cycles (one where it takes long) and a little time, and go on while the queue still fills.
 
         Workers that started together must drift apart first; and workers that fill the queue of ready batches take CPU time
-        that they leave to the training step once it is full.
+        that they leave to the training step once it is full. A loader with an `__iter__` of its own may hold batches ready where
+        nobody sees them, and those that its workers made before the clock started: as many as can be in flight are trained first.
         """
         begin = time.perf_counter()
         until = min(begin + self.max_s / 4, self.deadline)
         is_slow = self.result.first_batch_s >= LONG_WINDOW_S
         if self.loader.num_workers:
-            self._train_until(until, (1 if is_slow else 2) * self.cycle, MIN_WINDOW_S)
+            hidden = 0 if self.watch.ends_when_told else self.loader.num_workers * (self.loader.prefetch_factor or 2)
+            self._train_until(until, hidden + (1 if is_slow else 2) * self.cycle, MIN_WINDOW_S)
         elif not is_slow:  # no queue, nobody to drift apart: only what a first batch costs
             self._train_until(until, 1, MIN_WINDOW_S)
         while not self._is_waiting() and time.perf_counter() < until:
@@ -121,7 +128,7 @@ class Training:
         the same on average, but jumps by rounds of the workers: of two windows alike it makes rates that differ by a cycle's batches.
         """
         begin, wait, items, consumed = time.perf_counter(), self.wait_s, self.items, self.consumed
-        ready, is_waiting = self._ready(), self._is_waiting()
+        made, is_waiting = self._ready() + self._discarded, self._is_waiting()
         until = self.deadline - self.reserved_s
         while True:
             self._train(self._next())
@@ -131,7 +138,8 @@ class Training:
             if (enough and num % self.cycle == 0) or now >= until:
                 break
         synchronize(self.device)
-        end, step_s, more = time.perf_counter(), self._take_step_s(), self._ready() - ready
+        end, step_s = time.perf_counter(), self._take_step_s()
+        more = self._ready() + self._discarded - made
         if is_waiting and self._is_waiting() and (num % self.cycle == 0 or len(self._latest) > self.cycle):
             more = 0
             if num % self.cycle:  # a part of a cycle says nothing: the last whole one does, where there is no other window
@@ -147,6 +155,8 @@ class Training:
             step_s=step_s,
         )
         self._look_at_shm()
+        if self.epoch is not None:
+            self.result.epoch_samples = self.epoch.num_items(self.items_per_batch(), self.watch.samples_per_batch())
         if self.num_boundaries:
             self.result.boundary_s, self.result.boundary_from = 0.0, "inside"  # paid for in the windows
 
@@ -163,8 +173,23 @@ class Training:
         return self.has_rate() and windows.rate().half_width_fraction < ENOUGH_FRACTION
 
     def has_rate(self) -> bool:
-        """Something was produced inside the windows; a few slow batches can all have been ready before."""
-        return sum(self.result.windows.window_produced_batches) > 0
+        """Something was produced inside the windows, as a few slow batches can all have been ready before, and trained."""
+        windows = self.result.windows
+        return sum(windows.window_produced_batches) > 0 and sum(windows.window_num_items) > 0
+
+    def no_rate(self) -> TrialFailed:
+        """The failure of a trial that is over and has no rate."""
+        num_batches = sum(self.result.windows.window_num_batches)
+        if sum(self.result.windows.window_num_items) or not num_batches:
+            message = f"the loader finished no batch in {self.max_s:g} s after those of its start: raise --max-trial-s"
+            return TrialFailed(Failure(kind="hang", phase="measure", message=message))
+        when = "in any of" if not self.items else "in the last"
+        message = (
+            f"the step trained no item {when} {num_batches if self.items else self.consumed:,} batches: step(batch) returned 0, or its "
+            "batches were None or empty. Look at what dataset and collate_fn leave out; let step(batch) return how many items it "
+            "trained, or nothing, and then the first tensor's first dimension counts"
+        )
+        return TrialFailed(Failure(kind="user-code", phase="measure", message=message))
 
     def items_per_batch(self) -> float:
         """Mean over the windows."""
@@ -185,18 +210,18 @@ class Training:
             sum(windows.window_num_items[part]) / sum(windows.window_duration_s[part])
             for part in (slice(0, half), slice(half, None))
         ]
-        return abs(rates[0] / rates[1] - 1) < 0.05
+        return rates[1] > 0 and abs(rates[0] / rates[1] - 1) < 0.05
 
     def measure_epochs(self, num_batches: int, budget_s: float) -> None:
         """Let epochs of `num_batches` end and begin, and time each from its first batch to the next one's.
 
-        Stops after the budget, after MAX_EPOCHS of them, or when five of them agree.
+        A loader that decides for itself when an epoch ends is only waited for. Stops after the budget, after MAX_EPOCHS of them, or when five of them agree.
         """
         until = min(time.perf_counter() + budget_s, self.deadline)
         durations_s: list[float] = []
         num_items: list[int] = []
-        self.sampler.num_batches = num_batches
-        self.sampler.end()
+        if self.watch.ends_when_told:
+            self.watch.set_epoch_batches(num_batches)
         if not self._train_to_boundary(until):
             return
         while len(durations_s) < MAX_EPOCHS:
@@ -238,24 +263,28 @@ class Training:
             raise explain(error, self.loader, [], self.phase) from error
 
     def _next(self) -> Any:
-        begin = time.perf_counter()
-        if not self._ready():
+        begin, ready = time.perf_counter(), self._ready()
+        if not ready:
             self._empty_at = self.consumed
         try:
             batch = next(self.iterator, _END)
             if batch is _END:
                 self.num_boundaries += 1
-                self._of_epoch = 0
+                num_iterators = self.watch.num_iterators
                 self.iterator = self._iterate()
+                if self.watch.num_iterators > num_iterators and not self.watch.ends_when_told:
+                    self._discarded += ready
                 batch = next(self.iterator, _END)
         except TrialFailed:
             raise
         except Exception as error:
-            waited_for = self.sampler.waited_for(self._of_epoch, getattr(self.loader, "in_order", True))
-            raise explain(error, self.loader, waited_for, self.phase) from error
+            waited_for = self.watch.waited_for(getattr(self.loader, "in_order", True))
+            failed = explain(error, self.loader, waited_for, self.phase)
+            if self._kept is not None:
+                failed = TrialFailed(self._kept.explain(failed.failure, self.consumed), failed.doubt)
+            raise failed from error
         if batch is _END:
             raise no_batch(self.consumed)
-        self._of_epoch += 1
         self.wait_s += time.perf_counter() - begin
         return batch
 
@@ -263,11 +292,14 @@ class Training:
         if self.device.type == "cuda":
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             begin.record()
-            self.items += count_items(batch, self.step(batch))
+            returned = self.step(batch)
             end.record()
             self._events.append((begin, end))
         else:
-            self.items += count_items(batch, self.step(batch))
+            returned = self.step(batch)
+        self.items += count_items(batch, returned)
+        if returned is not None and not is_count(returned):
+            self.result.step_returned = type(returned).__name__
         self.consumed += 1
         self._latest.append((time.perf_counter(), self.items, self.wait_s))
 
@@ -280,8 +312,8 @@ class Training:
         return taken_s
 
     def _ready(self) -> int:
-        """Batches finished but not consumed; 0 where the loader started its workers before it could be counted."""
-        return max(self.counter.produced() - self.consumed, 0) if self.counter else 0
+        """Batches finished but not consumed; 0 where that cannot be seen."""
+        return self.watch.ready() if self.loader.num_workers else 0
 
     def _is_waiting(self) -> bool:
         """Whether the queue was empty within the last production cycle: what is ready now is of this round of the workers."""
