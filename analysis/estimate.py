@@ -152,7 +152,7 @@ def epochs_rate(
     """
     if duration_s is None or num_items is None or len(duration_s) < 5 or not epoch_samples:
         return None
-    if np.mean(num_items) < 0.99 * epoch_samples:
+    if min(num_items) <= 0 or np.mean(num_items) < 0.99 * epoch_samples:
         return None
     return steady_rate(duration_s, num_items, num_items, num_items, run_sd_fraction=run_sd_fraction)
 

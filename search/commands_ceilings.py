@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from feedrate.search import commands_trial
+from feedrate.search.options import counted_anyway
 
 Columns = dict[str, Any]
 
@@ -69,6 +70,10 @@ class _Lines:
         step, copy = step_only_sps(columns), copy_only_sps(columns)
         self.facts |= {"unit": columns["unit"], "step_only_sps": step, "copy_only_sps": copy}
         self._rate("step alone", step, "on a batch that is on the device already")
+        if step is None:
+            self._say("step alone: not known, as it trained no item of the batch that was read for it")
+        if columns.get("step_returned") is not None:
+            self._say(f"note: {counted_anyway(columns['step_returned'])}")
         if copy is not None:
             self._rate("copy alone", copy, f"of a batch to {columns['device']}")
 
@@ -81,8 +86,8 @@ class _Lines:
         verdict = judge(found | {"num_workers": self.num_workers})  # a trial's columns do not hold its setting
         self.facts |= {
             "together_sps": sps,
-            "data_stall_fraction": max(1 - sps / step, 0.0),
-            "max_gain": max(step / sps, 1.0),
+            "data_stall_fraction": None if step is None else max(1 - sps / step, 0.0),
+            "max_gain": None if step is None else max(step / sps, 1.0),
             "verdict": verdict.name,
             "verdict_evidence": list(verdict.evidence),
         }
@@ -97,11 +102,13 @@ class _Lines:
         assert rate is not None
         state, step = columns["cache_state"], self.facts["step_only_sps"]
         # without workers they take turns; with workers the slower one sets the pace
-        expected = min(step, rate.sps) if self.num_workers else alternating_sps(step, rate.sps)
+        expected = None
+        if step is not None:
+            expected = min(step, rate.sps) if self.num_workers else alternating_sps(step, rate.sps)
         self.facts |= {
             "loader_only_sps": rate.sps,
             "cache_state": state,
-            "interference_fraction": max(1 - self.facts["together_sps"] / expected, 0.0),
+            "interference_fraction": None if expected is None else max(1 - self.facts["together_sps"] / expected, 0.0),
         }
         told = {"warm": "page cache warm", "mixed": "page cache mixed: a part came from storage"}
         self._rate("loader alone", rate.sps, told.get(state, "page cache not known"))
@@ -135,6 +142,9 @@ class _Lines:
         facts = self.facts
         if facts["verdict"] == NOISY:
             self._say(f"{facts['verdict']}: {'; '.join(facts['verdict_evidence'])}; measure again on a quiet machine")
+            return
+        if facts["data_stall_fraction"] is None:
+            self._say(f"{facts['verdict']}: {'; '.join(facts['verdict_evidence'])}")
             return
         how = "the slower of step and loader" if self.num_workers else "step and loader taking turns"
         self._say(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from feedrate.search import arguments
-from feedrate.search.options import ANY_ORDER, OWN_STEP, UsageError
+from feedrate.search.options import ANY_ORDER, OWN_BATCHES, OWN_STEP, UsageError, counted_anyway
 from feedrate.trainables.config import SHARING_STRATEGIES, START_METHODS, LoaderConfig
 
 FAILED = 1
@@ -50,13 +50,14 @@ class Measure:
         if args.json:
             print(json.dumps(facts))
             return None
-        unit = columns["unit"]
+        unit, step_sps = columns["unit"], facts["step_only_sps"]
+        step_alone = "step alone not known" if step_sps is None else f"step alone {step_sps:,.1f} {unit}/s"
         print(
             f"{config.short()}  {rate.sps:,.1f} {unit}/s  [{rate.low_sps:,.1f}-{rate.high_sps:,.1f}]"
             + ("" if columns["settled"] else "  (not settled: raise --max-trial-s)")
         )
         print(
-            f"  step alone {facts['step_only_sps']:,.1f} {unit}/s · waits for data {wait:.0%} · start-up {columns['iter_s'] + columns['first_batch_s']:.2f} s · set-up {columns['setup_s']:.1f} s"
+            f"  {step_alone} · waits for data {wait:.0%} · start-up {columns['iter_s'] + columns['first_batch_s']:.2f} s · set-up {columns['setup_s']:.1f} s"
         )
         for note in _remarks(columns, steady.sps, facts["step_only_sps"]):
             print(f"  {note}")
@@ -78,6 +79,8 @@ def _remarks(columns: dict[str, Any], steady_sps: float, step_sps: float | None)
         said.append(f"note: others used {columns['foreign_gpu_fraction']:.0%} of the GPU's time just before; on a free one the rates differ")
     if step_sps is not None and steady_sps > IMPOSSIBLE_FRACTION * step_sps:
         said.append("note: faster than the step alone, which cannot be: something disturbed one of the two; measure again")
+    if columns.get("step_returned") is not None:
+        said.append(f"note: {counted_anyway(columns['step_returned'])}")
     if columns["loss_is_finite"] is False:
         said.append("note: the last loss was NaN or infinite; the rates hold all the same")
     if columns["boundary_from"] == "measured":
@@ -137,6 +140,8 @@ def _setting(args: argparse.Namespace) -> LoaderConfig:
         print(f"note: {note}", file=sys.stderr)
     own = described["baseline"] or {"batch_size": None if "batch_size" in described["fixed"] else 32}
     asked = {name: getattr(args, name) for name in arguments.DIMENSIONS if getattr(args, name) is not None}
+    if "batch_size" in asked and "batch_size" in described["fixed"]:
+        raise UsageError(f"--batch-size {asked['batch_size']}: {OWN_BATCHES}")
     if not described["is_short"] and (args.amp or args.compile):
         raise UsageError(f"--{'amp' if args.amp else 'compile'} {OWN_STEP}")
     config = LoaderConfig(**{**own, **asked})

@@ -14,6 +14,10 @@ PRECISIONS = ("bf16",)
 SHARES = ("host",)
 OWN_STEP = "is for the short form of a workload: in a step of your own (from_loader) it belongs to make_step"
 ANY_ORDER = "--in-order false: batches come as they are ready, no longer in the order of the sampler, and each run sees another order"
+OWN_BATCHES = (
+    "the workload's loader has batch_size=None, so that its sampler or dataset makes the batches and DataLoader has no batch size to "
+    "set. Leave --batch-size out, or write a workload function for each batch size and search each"
+)
 LOOKS = (5, 8, 13, 20)
 """Numbers of windows after which a trial may be stopped; few looks keep its confidence honest (MEASURING.md 3.1)."""
 
@@ -24,6 +28,14 @@ class UsageError(Exception):
 
 class NothingFound(Exception):
     """The search ended without any setting that works; the message says why. The command line exits with 1."""
+
+
+def counted_anyway(step_returned: str) -> str:
+    """What a reader should know of a step that returned something else than a number of items; takes the name of its type."""
+    return (
+        f"step(batch) returned a {step_returned}, which is no number of items: the samples of each batch are counted. Return an int "
+        "to count something else, or nothing"
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -56,6 +56,7 @@ class Display:
         self.max_trials, self.max_num_workers = max_trials, max_num_workers
         self.counts = {"complete": 0, "pruned": 0, "failed": 0}
         self._no_ceiling: set[int | None] = set()
+        self._noted: set[str] = set()
         self.best: tuple[LoaderConfig, Rate] | None = None
         self.now = ""
         self.to_gain = ""
@@ -81,6 +82,12 @@ class Display:
         """A line that stays."""
         if not self.quiet:
             self.console.print(f"[{self._elapsed()}] {text}", markup=False, highlight=False, soft_wrap=True)
+
+    def note_once(self, text: str) -> None:
+        """A note that holds for the whole search, whichever trial it is known from."""
+        if text not in self._noted:
+            self._noted.add(text)
+            self.say(f"note: {text}")
 
     def tick(self) -> None:
         """Redraw the panel; called a few times a second."""

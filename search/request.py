@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from feedrate.search.dimension import Choice, Dimension, Range
-from feedrate.search.options import ANY_ORDER, OWN_STEP, SearchOptions, UsageError
+from feedrate.search.options import ANY_ORDER, OWN_BATCHES, OWN_STEP, SearchOptions, UsageError
 from feedrate.search.placing import Placement
 from feedrate.search.space import OPT_IN, WITH_WORKERS, SearchSpace
 from feedrate.trainables.config import LoaderConfig
@@ -72,6 +72,8 @@ def search_space(given: Mapping[str, Dimension], described: Mapping[str, Any], p
         UsageError: the space cannot be searched.
     """
     given = dict(given)
+    if "batch_size" in described["fixed"] and given.get("batch_size", Choice((None,))).values != (None,):
+        raise UsageError(f"--batch-size {','.join(map(str, given['batch_size'].values))}: {OWN_BATCHES}")
     own = LoaderConfig.from_dict(described["baseline"] or {"batch_size": None})
     for name in ("multiprocessing_context", "in_order"):
         # what the user chose for the loader, perhaps for a reason, is neither undone nor left out of the record
@@ -151,8 +153,6 @@ def remarks(given: Mapping[str, Dimension], options: SearchOptions, described: M
     pin = given.get("pin_memory")
     if pin is not None and True in pin.values and options.address is None and not described["facts"]["num_gpus"]:
         said.append("--pin-memory has no effect: there is no accelerator here, torch ignores it")
-    if "batch_size" in given and "batch_size" in described["fixed"]:
-        said.append("--batch-size has no effect: the workload's own batch sampler decides")
     workers = given.get("num_workers")
     if workers is not None and workers.values == (0,):
         said += [f"{_flag(name)} has no effect with 0 workers" for name in WITH_WORKERS if name in given]

@@ -156,7 +156,7 @@ def _best(run: Run, ranked: pd.DataFrame, chosen: pd.Series[Any], where: Standin
             "start_method": _text(trial["start_method"]),
             "versions": run.search.get("versions", {}),
         },
-        "workload": workload,
+        "workload": workload | {"epoch_samples": _whole(trial["epoch_samples"])},
         "search": {
             "study": run.search["study"],
             "objective": run.search.get("objective", "epoch"),
@@ -229,6 +229,10 @@ def _baseline(chosen: pd.Series[Any], baseline: pd.Series[Any], threads: int | N
 
 def _float(value: Any) -> float | None:
     return None if pd.isna(value) else float(value)
+
+
+def _whole(value: Any) -> int | None:
+    return None if pd.isna(value) else int(value)
 
 
 def _text(value: Any) -> str | None:

@@ -18,7 +18,7 @@ from feedrate.search.budget import Budget
 from feedrate.search.confirmation import Confirmation
 from feedrate.search.finalists import Candidate, able, candidate_of, choose, for_rounds, rounds_s, rounds_time_s
 from feedrate.search.opening import Opening
-from feedrate.search.options import SearchOptions
+from feedrate.search.options import SearchOptions, counted_anyway
 from feedrate.search.past import Request
 from feedrate.search.progress import Display
 from feedrate.search.reconcile import tell_record
@@ -138,7 +138,7 @@ class Session:
 
     def should_stop(self, number: int, columns: dict[str, Any]) -> bool:
         """Whether a running trial cannot win any more; remembered, so that its record says so."""
-        within = rate_so_far(columns, self.options.objective, self.epoch_samples)
+        within = rate_so_far(columns, self.options.objective, columns.get("epoch_samples") or self.epoch_samples)
         self.brain.report(number, len(columns["window_duration_s"]), within.sps, within.half_width_fraction)
         if self.brain.should_prune(number):
             self._stopped.add(number)
@@ -165,6 +165,8 @@ class Session:
         self.budget.ended(request.key)
         self._spent_s.append(record["finished_unix_s"] - record["started_unix_s"])
         self.display.finished(record, rate)
+        if record.get("step_returned") is not None:
+            self.display.note_once(counted_anyway(record["step_returned"]))
         if request.measure_step and failure is None:
             size = record["batch_size"]
             self.display.ceiling(size, self.ceilings.get(size), rate if request.origin == "baseline" else None)
@@ -194,7 +196,7 @@ class Session:
             "stopped_early": stopped_early,
             **more,
         }
-        if self.epoch_samples is not None:
+        if record.get("epoch_samples") is None:  # a trial knows it in the items that it trained
             record["epoch_samples"] = self.epoch_samples
         self.folder.append(record)
         self._learn(record)
