@@ -72,8 +72,6 @@ def search_space(given: Mapping[str, Dimension], described: Mapping[str, Any], p
         UsageError: the space cannot be searched.
     """
     given = dict(given)
-    if "batch_size" in described["fixed"] and given.get("batch_size", Choice((None,))).values != (None,):
-        raise UsageError(f"--batch-size {','.join(map(str, given['batch_size'].values))}: {OWN_BATCHES}")
     own = LoaderConfig.from_dict(described["baseline"] or {"batch_size": None})
     for name in ("multiprocessing_context", "in_order"):
         # what the user chose for the loader, perhaps for a reason, is neither undone nor left out of the record
@@ -145,6 +143,17 @@ def check_step_options(options: SearchOptions, described: Mapping[str, Any]) -> 
     """
     if not described["is_short"] and (options.amp or options.compile):
         raise UsageError(f"--{'amp' if options.amp else 'compile'} {OWN_STEP}")
+
+
+def check_batch_sizes(given: Mapping[str, Dimension], described: Mapping[str, Any]) -> None:
+    """Refuse batch sizes where the loader has none.
+
+    Raises:
+        UsageError: the workload's sampler or dataset makes the batches.
+    """
+    asked = given["batch_size"].values if "batch_size" in given else (None,)
+    if "batch_size" in described["fixed"] and asked != (None,):
+        raise UsageError(f"--batch-size {','.join(map(str, asked))}: {OWN_BATCHES}")
 
 
 def remarks(given: Mapping[str, Dimension], options: SearchOptions, described: Mapping[str, Any]) -> list[str]:

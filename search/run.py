@@ -34,6 +34,7 @@ from feedrate.search.progress import Display
 from feedrate.search.request import (
     baseline_configs,
     baseline_of,
+    check_batch_sizes,
     check_step_options,
     given_dimensions,
     make_workload_ref,
@@ -109,6 +110,7 @@ def run_search(
     folder = choose_folder(out, name, force)
     disqualified = disqualification(described, options)
     given = restricted(given_dimensions(space or {}), disqualified)
+    check_batch_sizes(given, described)
     local_gpus = described["facts"]["num_gpus"]
     if options.address is None and (options.gpus_per_trial or 0) > local_gpus:
         raise UsageError(

@@ -7,6 +7,7 @@ from feedrate.search.options import SearchOptions, UsageError
 from feedrate.search.placing import Placement
 from feedrate.search.request import (
     baseline_of,
+    check_batch_sizes,
     check_step_options,
     given_dimensions,
     remarks,
@@ -132,5 +133,12 @@ def test_what_changes_nothing_or_more_than_it_seems_is_said():
     ]
     (pin,) = remarks({"pin_memory": Choice((True, False))}, options, SHORT)
     assert pin.startswith("--pin-memory has no effect")
-    (batch,) = remarks({"batch_size": Choice((8,))}, options, SHORT | {"fixed": ["batch_size"]})
-    assert batch.startswith("--batch-size has no effect")
+
+
+def test_a_batch_size_that_the_loader_does_not_have_is_refused():
+    """One sentence with the way out; where nothing is asked, or the loader has one, nothing is refused."""
+    own = SHORT | {"fixed": ["batch_size"]}
+    with pytest.raises(UsageError, match=r"--batch-size 32,64: the workload's loader has batch_size=None.*Leave --batch-size out"):
+        check_batch_sizes({"batch_size": Choice((32, 64))}, own)
+    for given, described in (({}, own), ({"batch_size": Choice((None,))}, own), ({"batch_size": Choice((8,))}, SHORT)):
+        check_batch_sizes(given, described)

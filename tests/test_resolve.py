@@ -35,6 +35,7 @@ def own_modules(monkeypatch, tmp_path):
     """Modules imported by a test are forgotten with it, and the test works in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
@@ -120,6 +121,42 @@ def test_errors_of_the_users_module_come_through(tmp_path):
             with pytest.raises(ModuleNotFoundError, match="own_missing"):
                 preload(make_ref(text))
     assert "own_broken" not in sys.modules
+
+
+@pytest.mark.parametrize("text", ["own_train.py:workload", "own_train:workload"])
+@pytest.mark.parametrize("where", ["at import", "in the function"])
+def test_a_command_line_that_is_read_is_told_in_a_sentence(tmp_path, monkeypatch, capfd, text, where):
+    """argparse's message under the name of the user's file, the way out, and no usage text; ours is no argument of theirs."""
+    monkeypatch.setattr(sys, "argv", ["template.py", "7", "--once"])
+    lines = "parser = argparse.ArgumentParser()\nparser.add_argument('--data-root', required=True)\n"
+    if where == "at import":
+        (tmp_path / "own_train.py").write_text(f"import argparse\n{lines}parser.parse_args()\n")
+        ended = r"own_train\.py ended the program while it was imported"
+    else:
+        (tmp_path / "own_train.py").write_text(f"import argparse\n{lines}def workload():\n    parser.parse_args()\n")
+        ended = "the workload's function 'workload' ended the program"
+    message = r" \(own_train\.py: error: the following arguments are required: --data-root\): it read the command line.*__main__.*default"
+    with pytest.raises(UnknownWorkload, match=ended + message):
+        load(make_ref(text))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_arguments_with_defaults_are_no_trouble(tmp_path, monkeypatch):
+    """A file that parses its command line while it is imported sees none."""
+    monkeypatch.setattr(sys, "argv", ["template.py", "7"])
+    parsed = "import argparse, sys\nparser = argparse.ArgumentParser()\nparser.add_argument('--rows', type=int, default=5)\n"
+    parsed += "args = parser.parse_args()\nARGV = sys.argv\n"
+    (tmp_path / "own_train.py").write_text(parsed + WORKLOAD)
+    assert load(make_ref("own_train.py:workload")).name == "rows-8"
+    assert sys.modules["own_train"].ARGV == [f"{tmp_path}/own_train.py"]
+
+
+@pytest.mark.parametrize(("end", "said"), [("'no data here'", r"\(SystemExit: no data here\): feedrate imports"), ("2", r"\(SystemExit: 2\): it read the command line")])
+def test_the_end_of_the_program_is_a_sentence(tmp_path, end, said):
+    """Whatever ends it."""
+    (tmp_path / "own_train.py").write_text(f"import sys\nsys.exit({end})\n")
+    with pytest.raises(UnknownWorkload, match=r"own_train\.py ended the program while it was imported " + said):
+        preload(make_ref("own_train.py:workload"))
 
 
 def test_a_file_is_imported_once(tmp_path):

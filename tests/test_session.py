@@ -52,6 +52,25 @@ def test_the_step_alone_is_timed_once_for_each_batch_size(search):
     assert not search().ask().measure_step
 
 
+def test_what_a_step_returned_is_noted_once(search, tmp_path):
+    """A loss instead of a number of items: one note for the whole search."""
+    text = io.StringIO()
+    asked = search(text=text, max_trials=3)
+    while request := asked.ask():
+        asked.session.completed(request.number, measured(request) | {"step_returned": "Tensor"}, None)
+    assert text.getvalue().count("note: step(batch) returned a Tensor, which is no number of items: the samples of each batch") == 1
+    assert {kept["step_returned"] for kept in asked.records()} == {"Tensor"}
+
+
+def test_the_items_of_an_epoch_are_those_that_the_trial_trained(search):
+    """What collate_fn leaves out is not trained; a trial that does not know takes the dataset's length."""
+    asked = search(max_trials=2)
+    for known in (16_000, None):
+        request = asked.ask()
+        asked.session.completed(request.number, measured(request) | {"epoch_samples": known}, None)
+    assert [kept["epoch_samples"] for kept in asked.records()] == [16_000, 50_000]
+
+
 def test_a_record_holds_the_setting_the_measurement_and_who_asked(search):
     """It passes the schema's check, and its times are the clock's."""
     done = search(max_trials=3)

@@ -21,22 +21,23 @@ MAX_DEPTH, MAX_REFERENTS = 3, 100
 def why_no_loader(made: Any) -> str | None:
     """What `make_loader` returned and what it should return, to follow "make_loader of ..."; None for a DataLoader."""
     kind = type(made).__name__
+    a_kind = f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
     if isinstance(made, DataLoader):
         lacking = next((name for name in NEEDED if not hasattr(made, name)), None)
         if lacking is None:
             return None
-        return f"returned a {kind} that has no {lacking}, so that it is not set up as a torch DataLoader: {_part(made)}"
+        return f"returned {a_kind} that has no {lacking}, so that it is not set up as a torch DataLoader: {_part(made)}"
     if made is None:
         return "returned nothing: let it return the DataLoader"
     if isinstance(made, (list, tuple, Mapping)):
         keys = [key for key, value in (made.items() if isinstance(made, Mapping) else enumerate(made)) if isinstance(value, DataLoader)]
         if keys:
-            return f"returned {len(keys)} DataLoader{'s' * (len(keys) > 1)} in a {kind}: {ONE}. Return the one that training reads, perhaps [{keys[0]!r}]"
+            return f"returned {len(keys)} DataLoader{'s' * (len(keys) > 1)} in {a_kind}: {ONE}. Return the one that training reads, perhaps [{keys[0]!r}]"
     if isinstance(made, _BaseDataLoaderIter):
         return "returned an iterator of a DataLoader, which can be read once only: return the DataLoader itself, without iter()"
     if isinstance(made, Iterator):
         inside = _inside(made)
-        what = f"a {kind}" + (f" that reads {len(inside)} DataLoader{'s' * (len(inside) > 1)}" if inside else "")
+        what = a_kind + (f" that reads {len(inside)} DataLoader{'s' * (len(inside) > 1)}" if inside else "")
         out = "Return the DataLoader that is to be searched, each of several in a workload function of its own"
         return f"returned {what}, which can be read once only: {ONE}. {out}; let make_step build what else a step needs"
     return f"returned {kind}, not a torch DataLoader: {_part(made)}"

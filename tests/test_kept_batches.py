@@ -1,0 +1,56 @@
+"""kept_batches.py: a step that keeps what it was given is told from a limit that is too low."""
+
+import resource
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from workloads import Rows, general
+
+from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.failure import Failure, TrialFailed
+from feedrate.trainables.isolated import isolated
+from feedrate.trainables.kept_batches import KeptBatches
+from feedrate.trainables.measuring import MeasureOptions, measure
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*use of fork:DeprecationWarning")
+LOW = Failure(kind="too-many-files", phase="measure", message="the limit of open files is too low")
+
+
+def trial(step, limit):
+    """The failure of a trial in a process with so many open files at most."""
+
+    def act():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        workload = general(lambda **overrides: DataLoader(Rows(100_000), **overrides), step)
+        setting = LoaderConfig(batch_size=2, num_workers=2)
+        try:
+            for _ in measure(workload, setting, MeasureOptions(max_trial_s=20.0, measure_step=False)):
+                pass
+        except TrialFailed as error:
+            return error.failure.kind, error.failure.message
+        return None
+
+    return isolated(act, 120.0)
+
+
+def test_a_step_that_keeps_its_batches_is_told_so():
+    """Not that the limit is too low: it would be with any limit."""
+    kept = []
+    kind, message = trial(kept.append, 200)
+    assert kind == "too-many-files"
+    assert "are still held after" in message
+    assert "the step keeps what it was given" in message
+
+
+def test_a_limit_that_is_too_low_stays_one():
+    """Files of batches in flight alone, and failures of other kinds, are told as they are."""
+    loader = DataLoader(Rows(), batch_size=2, num_workers=2)
+    held = KeptBatches(loader, [torch.zeros(2), torch.zeros(2)])
+    assert held.explain(LOW, 100) == LOW
+    other = Failure(kind="hang", phase="measure", message="no batch came")
+    files = [open("/dev/null") for _ in range(60)]  # noqa: SIM115 - as a step that keeps 30 batches
+    assert held.explain(other, 100) == other
+    assert "of about 30 batches are still held after 100, where only 5 can be in flight" in held.explain(LOW, 100).message
+    for file in files:
+        file.close()
