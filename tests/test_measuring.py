@@ -18,7 +18,7 @@ from feedrate import trainables
 from feedrate.analysis.estimate import naive_sps, record_rate, step_only_sps
 from feedrate.analysis.schema import COLUMNS
 from feedrate.trainables.config import LoaderConfig
-from feedrate.trainables.failure import TrialFailed
+from feedrate.trainables.failure import TrialFailed, classify
 from feedrate.trainables.measurement import Measurement, Windows
 from feedrate.trainables.measuring import MeasureOptions, measure
 from feedrate.trainables.training import MAX_WINDOWS, MIN_WINDOWS, Training
@@ -240,6 +240,52 @@ def test_a_loader_that_counts_its_own_epochs_is_measured(num_workers):
     assert sum(result.windows.window_num_batches) > 8
 
 
+class Around(DataLoader):
+    """Reads a loader that it holds, each batch four times."""
+
+    def __init__(self, inner, **overrides):
+        self.inner = inner
+        super().__init__(inner.dataset, **overrides)
+
+    def __iter__(self):
+        for batch in self.inner:
+            for _ in range(4):
+                yield batch
+
+
+def test_a_loader_that_repeats_its_batches_is_measured():
+    """Items are what the step trains, of an epoch too; what is ready counts as often as it will be trained."""
+
+    def make_loader(**overrides):
+        return Around(DataLoader(Rows(40), **overrides), **overrides)
+
+    result = run(general(make_loader, lambda batch: None), LoaderConfig(batch_size=2, num_workers=2), max_trial_s=1.2)
+    assert result.epoch_samples == pytest.approx(160, rel=0.1)
+    assert sum(result.windows.window_num_items) == 2 * sum(result.windows.window_num_batches)
+
+
+def test_a_loader_that_reads_another_one_as_it_was_is_refused():
+    """What was asked for shows on the outer loader alone."""
+
+    def make_loader(**overrides):
+        return Around(DataLoader(Rows(40), batch_size=2), **overrides)
+
+    with pytest.raises(TrialFailed, match=r"ignored num_workers=2: the loader it built shows that, and reads another .* num_workers=0"):
+        run(general(make_loader, lambda batch: None), LoaderConfig(batch_size=2, num_workers=2))
+
+
+def test_an_iterator_that_ends_in_the_step_is_told_so():
+    """Not that some generator raised StopIteration."""
+    other = iter(range(5))
+    workload = general(lambda **overrides: DataLoader(Rows(), **overrides), lambda batch: next(other) * 0 + 4)
+    with pytest.raises(RuntimeError) as raised:
+        run(workload, LoaderConfig(batch_size=2))
+    failure = classify(raised.value, "measure")
+    assert failure.kind == "user-code"
+    assert failure.message.startswith("StopIteration: an iterator that is read with next() is at its end")
+    assert "trainables/" not in failure.traceback
+
+
 class Itself(DataLoader):
     """Is its own iterator, and never begins again."""
 
@@ -386,7 +432,7 @@ class Rounds:
     """A loader whose four workers finish their batches at about the same time: the count of finished ones jumps as it is read."""
 
     num_workers, prefetch_factor, in_flight = 4, 2, itertools.cycle([0, 3, 1, 2, 0, 1, 3])
-    ends_when_told, num_iterators = True, 0
+    ends_when_told, num_iterators, reads_num_workers = True, 0, ()
 
     def __iter__(self):
         while True:

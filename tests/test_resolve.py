@@ -148,7 +148,7 @@ def test_arguments_with_defaults_are_no_trouble(tmp_path, monkeypatch):
     parsed += "args = parser.parse_args()\nARGV = sys.argv\n"
     (tmp_path / "own_train.py").write_text(parsed + WORKLOAD)
     assert load(make_ref("own_train.py:workload")).name == "rows-8"
-    assert sys.modules["own_train"].ARGV == [f"{tmp_path}/own_train.py"]
+    assert [f"{tmp_path}/own_train.py"] == sys.modules["own_train"].ARGV
 
 
 @pytest.mark.parametrize(("end", "said"), [("'no data here'", r"\(SystemExit: no data here\): feedrate imports"), ("2", r"\(SystemExit: 2\): it read the command line")])

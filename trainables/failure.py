@@ -125,6 +125,8 @@ def classify(error: BaseException, phase: str, batch_size: int | None = None) ->
     """
     if isinstance(error, TrialFailed):
         return error.failure
+    if isinstance(error.__cause__, StopIteration) and "raised StopIteration" in str(error):
+        error = error.__cause__  # Python's own word for it where a generator, ours or the user's, is ended by one
     links = chain(error)
     texts = "\n".join(str(link) for link in links)
     kind, message = kind_of(error, texts)
@@ -181,6 +183,8 @@ def kind_of(error: BaseException, text: str) -> tuple[str, str]:
             "unpicklable",
             f"what loader workers need cannot be pickled: {sentence(error)}; use multiprocessing_context fork, or a function or class of a module's top level",
         )
+    if isinstance(error, StopIteration):
+        return "user-code", "StopIteration: an iterator that is read with next() is at its end; begin it again, or let it never end"
     if "DataLoader timed out" in text:
         return "hang", "a loader worker delivered nothing until the loader's timeout"
     return "user-code", ""

@@ -67,11 +67,14 @@ class LoaderWatch:
         """How long an iterator waits for a batch, where the loader itself names no time; 0 is without an end."""
         self.sampler: WatchedSampler | None = None
         """What the latest iterator reads; None before there is one that can be watched."""
+        self.reads_num_workers: set[int] = set()
+        """Workers of the iterators that began; not this loader's own number where it reads another loader."""
         self._iterator: weakref.ref[Any] | None = None
         self._num_batches: int | None = None
         for each in started or ():
             if (own := each.loader()) is not None and self._is_mine(own):
                 self.num_iterators += 1
+                self.reads_num_workers.add(own.num_workers)
                 self.sampler, self._iterator = each.sampler, each.iterator
         self.has_started = self.num_iterators > 0
         """Whether an iterator began before this watch: what is asked of workers from now on does not reach it."""
@@ -103,6 +106,12 @@ class LoaderWatch:
             return int(queue.qsize()) + pinned + early
         return 0
 
+    def num_taken(self) -> int | None:
+        """Batches that were taken out of torch's iterators so far; None where that is not known."""
+        if self.sampler is None:
+            return None
+        return self.sampler.total_batches - len(getattr(self._current(), "_task_info", ()))
+
     def samples_per_batch(self) -> float | None:
         """Indices of a batch, on average over those handed out; None where they are not known."""
         return self.sampler.samples_per_batch() if self.sampler is not None else None
@@ -124,6 +133,7 @@ class LoaderWatch:
         if not self._is_mine(loader):
             return
         self.num_iterators += 1
+        self.reads_num_workers.add(loader.num_workers)
         self._iterator = weakref.ref(iterator)
         endless = self.ends_when_told and not isinstance(loader.dataset, IterableDataset)
         if self.sampler is not None and self.sampler.inner is iterator._index_sampler:

@@ -264,6 +264,8 @@ def _boundary_matters(training: Training, options: MeasureOptions) -> bool:
     result = training.result
     if options.objective != "epoch" or options.loader_only or not result.epoch_samples or not training.has_rate():
         return False
+    if not training.watch.ends_when_told:
+        return False
     lost_samples = result.boundary_s * result.windows.rate().sps
     return result.boundary_from == "estimated" and lost_samples >= BOUNDARY_MATTERS_FRACTION * result.epoch_samples
 

@@ -95,6 +95,7 @@ class Training:
         self.result.boundary_from = "estimated"
         if self.loader.num_workers:
             self._kept = KeptBatches(self.loader, batch)
+        self._check_who_loads()
         self._train(batch)
 
     def settle(self) -> None:
@@ -108,7 +109,8 @@ class Training:
         until = min(begin + self.max_s / 4, self.deadline)
         is_slow = self.result.first_batch_s >= LONG_WINDOW_S
         if self.loader.num_workers:
-            hidden = 0 if self.watch.ends_when_told else self.loader.num_workers * (self.loader.prefetch_factor or 2)
+            in_flight = self.loader.num_workers * (self.loader.prefetch_factor or 2)
+            hidden = 0 if self.watch.ends_when_told else round(in_flight * self._per_loaded())
             self._train_until(until, hidden + (1 if is_slow else 2) * self.cycle, MIN_WINDOW_S)
         elif not is_slow:  # no queue, nobody to drift apart: only what a first batch costs
             self._train_until(until, 1, MIN_WINDOW_S)
@@ -156,7 +158,8 @@ class Training:
         )
         self._look_at_shm()
         if self.epoch is not None:
-            self.result.epoch_samples = self.epoch.num_items(self.items_per_batch(), self.watch.samples_per_batch())
+            items_per_loaded = self.items_per_batch() * self._per_loaded()
+            self.result.epoch_samples = self.epoch.num_items(items_per_loaded, self.watch.samples_per_batch())
         if self.num_boundaries:
             self.result.boundary_s, self.result.boundary_from = 0.0, "inside"  # paid for in the windows
 
@@ -215,13 +218,12 @@ class Training:
     def measure_epochs(self, num_batches: int, budget_s: float) -> None:
         """Let epochs of `num_batches` end and begin, and time each from its first batch to the next one's.
 
-        A loader that decides for itself when an epoch ends is only waited for. Stops after the budget, after MAX_EPOCHS of them, or when five of them agree.
+        The loader must end its epochs when told. Stops after the budget, after MAX_EPOCHS of them, or when five of them agree.
         """
         until = min(time.perf_counter() + budget_s, self.deadline)
         durations_s: list[float] = []
         num_items: list[int] = []
-        if self.watch.ends_when_told:
-            self.watch.set_epoch_batches(num_batches)
+        self.watch.set_epoch_batches(num_batches)
         if not self._train_to_boundary(until):
             return
         while len(durations_s) < MAX_EPOCHS:
@@ -313,7 +315,26 @@ class Training:
 
     def _ready(self) -> int:
         """Batches finished but not consumed; 0 where that cannot be seen."""
-        return self.watch.ready() if self.loader.num_workers else 0
+        return round(self.watch.ready() * self._per_loaded()) if self.loader.num_workers else 0
+
+    def _per_loaded(self) -> float:
+        """Batches that the step gets of each one that is loaded: a loader's own `__iter__` may repeat or divide them."""
+        taken = None if self.watch.ends_when_told else self.watch.num_taken()
+        return max(self.consumed / taken, 1.0) if taken else 1.0
+
+    def _check_who_loads(self) -> None:
+        """Refuse a loader that reads another one with other settings: what was asked for is not what is measured.
+
+        Raises:
+            TrialFailed: kind override-ignored.
+        """
+        asked, read = self.loader.num_workers, self.watch.reads_num_workers
+        if read and asked not in read:
+            message = (
+                f"make_loader ignored num_workers={asked}: the loader it built shows that, and reads another DataLoader, with "
+                f"num_workers={min(read)}. Pass **overrides on to the DataLoader that loads"
+            )
+            raise TrialFailed(Failure(kind="override-ignored", phase="loader", message=message))
 
     def _is_waiting(self) -> bool:
         """Whether the queue was empty within the last production cycle: what is ready now is of this round of the workers."""

@@ -86,8 +86,9 @@ class Workload:
             name: shown in tables and recorded with the result.
             make_loader: keyword overrides in torch's spelling -> your DataLoader (or a subclass). Called without
                 overrides it gives the baseline.
-            make_step: context -> step; `step(batch)` does one training step and may return how many items it
-                trained, otherwise the first tensor's first dimension counts.
+            make_step: context -> step; `step(batch)` does one training step. An int that it returns is the number of items
+                that it trained, 0 included; whatever else it returns (nothing, a loss) the first tensor's first dimension
+                counts.
             unit: what an item is: "samples", or "tokens" when the step returns how many it trained.
         """
         self = cls.__new__(cls)
