@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from feedrate.trainables.failure import Refused, classify
 from feedrate.trainables.step import StepContext, count_items, count_samples, is_count, short_step, tensors, to_device
 
 
@@ -85,8 +86,11 @@ def test_what_is_no_int_is_no_number_of_items(returned):
 
 def test_fewer_items_than_none_are_refused():
     """A negative number is said to be none."""
-    with pytest.raises(ValueError, match="the step returned -3, which is no number of items: let step"):
+    with pytest.raises(Refused, match="the step returned -3, which is no number of items: let step") as raised:
         count_items((IMAGE, LABEL), -3)
+    failure = classify(raised.value, "warm")
+    assert (failure.kind, failure.phase, failure.traceback) == ("user-code", "warm", None)
+    assert failure.message.startswith("the step returned -3")
 
 
 @pytest.mark.parametrize("batch", [None, [], {}, (), torch.zeros(0, 3)])
@@ -208,5 +212,5 @@ def test_a_loss_with_weights_moves_too():
 def test_a_batch_that_is_no_pair_is_named(batch, said):
     """The short form trains on (input, target); anything else is told what it is and where it belongs."""
     step = short_step(lambda: nn.Linear(3, 2), nn.CrossEntropyLoss(), lambda parameters: torch.optim.SGD(parameters, lr=0.1))
-    with pytest.raises(TypeError, match=f"batches \\(input, target\\), and this one is {said}.*Workload.from_loader"):
+    with pytest.raises(Refused, match=f"batches \\(input, target\\), and this one is {said}.*Workload.from_loader"):
         step(StepContext(device=torch.device("cpu"), batch_size=5))(batch)

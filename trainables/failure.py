@@ -91,6 +91,10 @@ class TrialFailed(Exception):
         self.failure, self.doubt = failure, doubt
 
 
+class Refused(ValueError):
+    """What the user's code returned cannot be used; the message says what it is and the way out, which no traceback adds to."""
+
+
 def user_traceback(error: BaseException) -> str:
     """The traceback from the first frame outside feedrate on: what the user would see in their own script."""
     frame = error.__traceback__
@@ -125,6 +129,8 @@ def classify(error: BaseException, phase: str, batch_size: int | None = None) ->
     """
     if isinstance(error, TrialFailed):
         return error.failure
+    if isinstance(error, Refused):
+        return Failure(kind="user-code", phase=phase, message=str(error), cause=(sentence(error),))
     if isinstance(error.__cause__, StopIteration) and "raised StopIteration" in str(error):
         error = error.__cause__  # Python's own word for it where a generator, ours or the user's, is ended by one
     links = chain(error)

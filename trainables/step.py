@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from feedrate.trainables.failure import Refused
+
 Step = Callable[[Any], Any]
 """`step(batch)`: an int that it returns is the number of items it trained; anything else is not looked at."""
 AUTOCAST = {"bf16": torch.bfloat16}
@@ -72,7 +74,7 @@ def _pair(batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, (list, tuple)) and len(batch) == 2:
         return batch[0], batch[1]
     size = f" of {len(batch)}" if isinstance(batch, (list, tuple, Mapping)) else ""
-    raise TypeError(
+    raise Refused(
         f"the short form of a workload trains on batches (input, target), and this one is a {type(batch).__name__}{size}: "
         "let collate_fn return a pair, or bring your own step with Workload.from_loader"
     )
@@ -122,12 +124,12 @@ def count_items(batch: Any, returned: Any) -> int:
     A batch of None, or an empty one, has no items.
 
     Raises:
-        ValueError: the step returned no int and the batch holds no tensor, or it returned less than 0. Let the step
+        Refused: the step returned no int and the batch holds no tensor, or it returned less than 0. Let the step
             return its number of items.
     """
     if is_count(returned):
         if returned < 0:
-            raise ValueError(
+            raise Refused(
                 f"the step returned {returned}, which is no number of items: let step(batch) return how many items it "
                 "trained, or nothing"
             )
@@ -136,7 +138,7 @@ def count_items(batch: Any, returned: Any) -> int:
         return count_samples(batch)
     if batch is None or (isinstance(batch, (Mapping, list, tuple)) and not batch):
         return 0
-    raise ValueError("the batch holds no tensor to count items by: let step(batch) return how many items it trained, as an int")
+    raise Refused("the batch holds no tensor to count items by: let step(batch) return how many items it trained, as an int")
 
 
 def count_samples(batch: Any) -> int:
