@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -23,9 +22,10 @@ from feedrate.search.commands_search import Resume, Search
 from feedrate.search.commands_service import Fetch, Logs, Status, Stop, Submit
 from feedrate.search.commands_trial import Measure, Workloads
 from feedrate.search.commands_verify import Verify
+from feedrate.search.ending import asked, end_on_signals
 from feedrate.search.options import NothingFound, UsageError
 
-DONE, NOTHING_FOUND, USAGE, INTERRUPTED = 0, 1, 2, 130
+DONE, NOTHING_FOUND, USAGE = 0, 1, 2
 
 
 class Command(Protocol):
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
-    _interrupt_on_terminate()
+    end_on_signals()
     try:
         args, unknown = _parser().parse_known_args(argv)
         if unknown:
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return args.command.run(args, argv) or DONE
     except KeyboardInterrupt as interrupt:
         _say(str(interrupt) or "interrupted")
-        return INTERRUPTED
+        return 128 + (asked() or signal.SIGINT)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has gone; Python would complain about it at exit
         return DONE
@@ -80,12 +80,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             return USAGE
         _say(f"feedrate: unexpected {type(error).__name__}: {error}. This is a defect of feedrate; --debug shows where")
         return NOTHING_FOUND
-
-
-def _interrupt_on_terminate() -> None:
-    """Have SIGTERM, as schedulers, containers and Ray send it, do what Ctrl-C does: end in order, state kept."""
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
 
 
 def _say(text: str) -> None:

@@ -7,6 +7,7 @@ memory monitor kills whole runs (switched off on nodes that we start).
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import secrets
@@ -17,8 +18,9 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 
+from feedrate.search.ending import at_the_latest
 from feedrate.search.options import SearchOptions, UsageError
 from feedrate.search.shipping import Shipment, shipment
 
@@ -32,6 +34,9 @@ WRONG_TOKEN = (
 )
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable: set by Ray in the driver of a Job."""
+LONGEST_SOCKET = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1"
+"""Path of a Unix socket below the folder that Ray is given."""
+SOCKET_PATH_BYTES = 107
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
@@ -40,7 +45,12 @@ _QUIET = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-_WORKERS = {"RAY_worker_niceness": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+_WORKERS = {
+    "RAY_worker_niceness": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    "RAY_kill_child_processes_on_worker_exit": "0",  # a template ends by itself, and removes its folder then
+}
 # Without "clusters" Ray takes 127.0.0.1 as the node's address, and so binds every socket to it; it would listen on all
 # interfaces otherwise, whatever _node_ip_address says
 _LOCAL = {
@@ -64,7 +74,6 @@ def cluster(options: SearchOptions, num_gpus: int, folder: str | None = None) ->
             process is connected to one already.
     """
     before = dict(os.environ)
-    folder = tempfile.mkdtemp(prefix="feedrate-ray-")
     os.environ.update(_QUIET)
     os.environ.update(_WORKERS)
     if options.address is None:
@@ -76,39 +85,124 @@ def cluster(options: SearchOptions, num_gpus: int, folder: str | None = None) ->
 
     if ray.is_initialized():
         _restore(before)
-        shutil.rmtree(folder)
         raise UsageError("this process is connected to a Ray already: call ray.shutdown() first")
     notes: list[str] = []
-    on_terminate = signal.getsignal(signal.SIGTERM)
     has_clusters = ray_constants.ENABLE_RAY_CLUSTER
-    try:
+    with ExitStack() as stack:
+        private = stack.enter_context(_private_folder()) if options.address is None else None
+        stack.callback(_end, before, has_clusters)
         _forget_authentication()
         for name in ("ray", "ray.tune", "ray.train", "ray._private"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        if options.address is None:
-            ray_constants.ENABLE_RAY_CLUSTER = False  # as in _LOCAL, where ray was imported before
-            with _small():
-                ray.init(
-                    "local",  # without it Ray joins a cluster that somebody else started on this machine
-                    num_cpus=len(os.sched_getaffinity(0)),
-                    num_gpus=num_gpus,
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    log_to_driver=False,
-                    logging_level=logging.CRITICAL,
-                    _temp_dir=folder,  # Ray leaves its logs and sockets behind; here they end with the search
-                )
-        else:
-            _join(options.address, notes, folder, allow_unauthenticated=options.allow_unauthenticated)
-        if callable(on_terminate) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_terminate)  # ray.init made it end the process at once
+        with _by_itself():
+            if options.address is None:
+                ray_constants.ENABLE_RAY_CLUSTER = False  # as in _LOCAL, where ray was imported before
+                with _small():
+                    ray.init(
+                        "local",  # without it Ray joins a cluster that somebody else started on this machine
+                        num_cpus=len(os.sched_getaffinity(0)),
+                        num_gpus=num_gpus,
+                        include_dashboard=False,
+                        object_store_memory=OBJECT_STORE_BYTES,
+                        log_to_driver=False,
+                        logging_level=logging.CRITICAL,
+                        _temp_dir=private,  # Ray leaves its logs and sockets behind; here they end with the search
+                    )
+            else:
+                _join(options.address, notes, folder, allow_unauthenticated=options.allow_unauthenticated)
+        stack.enter_context(_handling_sigterm())
         yield notes
-    finally:
+
+
+def _end(environment: dict[str, str], has_clusters: bool) -> None:
+    """Disconnect, end a local Ray, and leave this process as it was."""
+    import ray
+    from ray._private import ray_constants
+
+    with _no_second_interrupt():
         ray.shutdown()
-        ray_constants.ENABLE_RAY_CLUSTER = has_clusters
-        _restore(before)
-        _forget_authentication()
+    ray_constants.ENABLE_RAY_CLUSTER = has_clusters
+    _restore(environment)
+    _forget_authentication()
+
+
+@contextmanager
+def _private_folder() -> Iterator[str]:
+    """A folder for a local Ray inside one that this user alone may enter, removed afterwards.
+
+    Ray 2.60 opens the folder that it is given to everybody (try_make_directory_shared). The path of a Unix socket has at
+    most 107 bytes, hence /tmp where the user's own temporary folder has a long path.
+    """
+    parent = tempfile.gettempdir()
+    if len(os.fsencode(f"{parent}/feedrate-ray-00000000/r{LONGEST_SOCKET}")) > SOCKET_PATH_BYTES:
+        parent = "/tmp"
+    folder = tempfile.mkdtemp(prefix="feedrate-ray-", dir=parent)
+    try:
+        with at_the_latest(lambda: _end_at_once(folder)):
+            yield f"{folder}/r"
+    finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_at_once(folder: str) -> None:
+    """End a local Ray that cannot be shut down any more, because some of its processes are gone."""
+    from ray._private import worker
+
+    node = worker._global_node
+    for _, process in node.live_processes() if node is not None else ():
+        process.kill()
+        process.wait(1)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _by_itself() -> Iterator[None]:
+    """Have ray.init (2.60) start its processes in a session of their own, and leave our handler of SIGTERM alone.
+
+    A signal to the process group of a command would end the local Ray before the search, which then waits for it for a
+    minute and is aborted. ray.init sets a handler of SIGTERM that ends the process without a word, and its C++ part
+    another one that aborts it; neither removes the temporary folder.
+    """
+    from ray._private import services, utils
+
+    popen, set_handler = services.ConsolePopen, utils.set_sigterm_handler
+    services.ConsolePopen = functools.partial(popen, start_new_session=True)
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        services.ConsolePopen, utils.set_sigterm_handler = popen, set_handler
+
+
+@contextmanager
+def _handling_sigterm() -> Iterator[None]:
+    """Keep the handler of SIGTERM that was set before ray.init; where there is none, unwind the stack and exit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, before if callable(before) else _exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _exit(number: int, frame: object) -> None:
+    sys.exit(128 + number)
+
+
+@contextmanager
+def _no_second_interrupt() -> Iterator[None]:
+    """Ignore Ctrl-C for the seconds in which Ray is shut down: a second one would leave its processes and folder behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

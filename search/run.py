@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from feedrate.analysis.remote import is_url
 from feedrate.analysis.run_folder import RunError, RunFolder
 from feedrate.search.duplicates import disqualification, restricted
 from feedrate.search.duplicates import remarks as duplicate_remarks
+from feedrate.search.ending import at_the_latest
 from feedrate.search.engine import JOB, cluster
 from feedrate.search.mirror import bring, check_url, mirrored
 from feedrate.search.nodes import Host, look, promised
@@ -266,13 +268,17 @@ def _say(console: Console, quiet: bool, text: str) -> None:
 def _resumable(folder: RunFolder) -> Iterator[None]:
     """Make an interrupt say how to carry on, once there is a run to carry on."""
     try:
-        yield
+        with at_the_latest(lambda: print(_way_on(folder), file=sys.stderr, flush=True)):
+            yield
     except KeyboardInterrupt:
-        if folder.search.exists():
-            command = resume_command(folder)
-            kept = "what was measured is kept" if folder.trials.exists() else "nothing was measured yet"
-            raise KeyboardInterrupt(f"interrupted; {kept}. Carry on with: {command}") from None
-        raise
+        raise KeyboardInterrupt(_way_on(folder)) from None
+
+
+def _way_on(folder: RunFolder) -> str:
+    if not folder.search.exists():
+        return "interrupted"
+    kept = "what was measured is kept" if folder.trials.exists() else "nothing was measured yet"
+    return f"interrupted; {kept}. Carry on with: {resume_command(folder)}"
 
 
 def _search(

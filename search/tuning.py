@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from ray import tune
 from ray.exceptions import OutOfMemoryError
+from ray.tune.execution import class_cache
 
 from feedrate.search.nodes import versions_here
 from feedrate.search.options import SearchOptions
@@ -104,7 +106,8 @@ def run_trials(
             ),
         )
         try:
-            tuner.fit()
+            with _without_credentials():
+                tuner.fit()
             break
         except Exception as error:
             memory_kills += 1
@@ -113,6 +116,21 @@ def run_trials(
             searcher.starved()
             name = f"tune-{memory_kills}"
     return session.stop_reason is not None and not session.running
+
+
+@contextmanager
+def _without_credentials() -> Iterator[None]:
+    """Keep Ray Tune (2.60) from copying the driver's AWS credentials into the runtime environment of its actors.
+
+    Runtime environments are shown by Ray's state API and stand in world-readable logs of every node. A local search needs
+    no copy: its processes inherit the driver's environment.
+    """
+    before = set(class_cache.ENV_VARS_TO_PROPAGATE)
+    class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in before if name.startswith("AWS_")}
+    try:
+        yield
+    finally:
+        class_cache.ENV_VARS_TO_PROPAGATE |= before
 
 
 def _resources(bundle: dict[str, float], config: dict[str, Any]) -> tune.PlacementGroupFactory:

@@ -38,6 +38,9 @@ MARKER = "FEEDRATE_TEMPLATE"
 """Environment variable that every process of a trial inherits from its template: how strays are found."""
 HELPERS = (b"multiprocessing.resource_tracker", b"torch_shm_manager")
 """Words in the command lines of processes that clean up after killed ones and then end by themselves."""
+TERMINATING = (signal.SIGTERM, signal.SIGHUP)
+"""Signals that the template ignores: it ends with its owner. systemd and Slurm send SIGTERM to every process, and a template
+that died of it would leave its folder behind."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -55,6 +58,9 @@ def main(argv: list[str]) -> None:
     resource_tracker.ensure_running()  # here, so that it outlives killed children and unlinks their semaphores
     before = _end_with_owner(control, hello)
     clean = _num_threads() <= before.num_threads and not _cuda_touched() and not positioned_files() - before.files
+    for number in TERMINATING:
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.SIG_IGN)
     hello["temp"] = tempfile.mkdtemp(prefix="feedrate-")
     _use_folder(hello["temp"])
     spare = {os.getpid(), *marked(os.environ[MARKER])}
@@ -164,6 +170,8 @@ def _become_child(parent: int, hello: dict[str, Any]) -> None:
     if os.getppid() != parent:
         os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     leave_on_sigterm()
     if hello.get("threads"):
         import torch

@@ -1,0 +1,80 @@
+"""SIGTERM and SIGHUP end a command in order; where that is not possible in time, the process ends all the same.
+
+Batch systems and service managers send SIGTERM and kill some seconds later, and many send it to every process of ours, so
+that the local Ray is gone before we are: calls into it then block for a minute. The handler asks for an interrupt, like
+Ctrl-C. A thread watches the clock, because a blocked main thread runs no Python handler.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+GRACE_S = 10.0
+"""Time to end in order after the signal. A search needs about 3 s, on a busy machine 7."""
+
+_asked: int | None = None
+_is_watched = False
+_terminals: list[int] = []
+_last_acts: list[Callable[[], None]] = []
+
+
+def asked() -> int | None:
+    """Return the signal that asked this process to end, None while there was none."""
+    return _asked
+
+
+def end_on_signals() -> None:
+    """Have SIGTERM and SIGHUP interrupt the main thread; a signal that somebody else handles or ignores is left alone."""
+    global _is_watched
+    if threading.current_thread() is not threading.main_thread():
+        return
+    ours = [number for number in SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
+    if ours and not _is_watched:
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        threading.Thread(target=_watch, args=(reader,), name="ending", daemon=True).start()
+        _is_watched = True
+        _terminals.extend(filter(os.isatty, (1, 2)))
+    for number in ours:
+        signal.signal(number, _interrupt)
+
+
+@contextmanager
+def at_the_latest(act: Callable[[], None]) -> Iterator[None]:
+    """Call `act` if the process has to end while the context is open; acts are called in reverse order."""
+    _last_acts.append(act)
+    try:
+        yield
+    finally:
+        _last_acts.remove(act)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    global _asked
+    if _asked is not None:  # `timeout` sends its signal twice, to its child and to the group
+        return
+    _asked = number
+    for descriptor in _terminals:
+        if not os.isatty(descriptor):  # the terminal was closed: what we print would raise, and nobody would read it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    signal.raise_signal(signal.SIGINT)
+
+
+def _watch(reader: int) -> None:
+    """Wait for a signal, then for the process to end; end it after GRACE_S."""
+    number = 0
+    while number not in SIGNALS:
+        number = os.read(reader, 1)[0]
+    time.sleep(GRACE_S)
+    for act in reversed(_last_acts):
+        with contextlib.suppress(Exception):  # each act matters, and nobody is left to hear of an error
+            act()
+    os._exit(128 + number)
