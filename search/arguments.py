@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from feedrate.search.options import PRECISIONS, parse_config, parse_duration_s
+from feedrate.search.options import PRECISIONS, UsageError, parse_config, parse_duration_s, without_password
 
 WORKLOAD_HELP = "a bundled name (see `feedrate workloads`), package.module:function, or path/to/file.py:function"
 DIMENSIONS = {
@@ -79,6 +79,21 @@ def without(argv: Sequence[str], *flags: str) -> list[str]:
     for flag in flags:
         parser.add_argument(flag, action="store_true" if flag in SWITCHES else "store")
     return parser.parse_known_args(list(argv))[1]
+
+
+def refuse_password(storage: str | None, shown: str, there: str) -> None:
+    """Refuse a database address with a password on a command line that others can read.
+
+    Args:
+        storage: what --storage says.
+        shown: where others read the command line.
+        there: the machine on which the password has to be instead.
+
+    Raises:
+        UsageError: it holds a password; the message names the ways in which nobody else sees it.
+    """
+    if storage is not None and without_password(storage) != storage:
+        raise UsageError(f"--storage holds a password, and {shown}: put it into PGPASSWORD or ~/.pgpass {there}, and leave it out of the URL")
 
 
 def add_allow_unauthenticated(parser: argparse.ArgumentParser) -> None:

@@ -7,8 +7,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from feedrate.analysis.run_folder import RunFolder
 from feedrate.search import arguments
 from feedrate.search.options import SAMPLERS, SHARES, NothingFound, SearchOptions, UsageError
+
+DRIVER_SHOWN = "Ray shows the command line of a driver to everybody on the cluster, as ps does on this machine"
 
 
 class Search:
@@ -138,6 +141,8 @@ class Search:
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         options, space = options_of(args)
+        if args.address is not None:
+            arguments.refuse_password(args.storage, DRIVER_SHOWN, "here")
         from feedrate.search.fan_out import one_each
         from feedrate.search.placing import SeveralClasses
         from feedrate.search.run import run_search
@@ -214,11 +219,15 @@ class Resume:
 
             resume_there(args, argv)
             return None
+        from feedrate.search.mirror import bring
         from feedrate.search.run import resume_search
 
+        folder = RunFolder(bring(args.run))
+        if folder.read_search().get("options", {}).get("address") is not None:
+            arguments.refuse_password(args.storage, DRIVER_SHOWN, "here")
         return _finish(
             lambda: resume_search(
-                args.run,
+                folder.path,
                 time_budget_s=args.time_budget_s,
                 max_trials=args.max_trials,
                 storage=args.storage,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from feedrate.search import arguments
 from feedrate.search.commands_search import Search, options_of
-from feedrate.search.options import UsageError, without_password
+from feedrate.search.options import UsageError
 
 if TYPE_CHECKING:
     from feedrate.search.jobs import Jobs
@@ -238,11 +238,8 @@ def _check_storage(storage: str | None) -> None:
     Raises:
         UsageError: it holds a password, or names a file that ends with the job.
     """
-    if storage is None:
-        return
-    if without_password(storage) != storage:
-        raise UsageError("--storage holds a password, and a job's command line is shown to everybody on the cluster: put it into PGPASSWORD or ~/.pgpass on the head")
-    if re.match(r"sqlite:///(?!/)", storage):
+    arguments.refuse_password(storage, "a job's command line is shown to everybody on the cluster", "on the head")
+    if storage is not None and re.match(r"sqlite:///(?!/)", storage):
         raise UsageError("--storage names a file in the job's folder, which ends with the job: give its whole path on the head, sqlite:////FOLDER/FILE")
 
 

@@ -6,15 +6,18 @@ for; what is said of one below holds for each, resuming included.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TextIO
 
 from feedrate.search.arguments import without
+from feedrate.search.ending import asked, at_the_latest
 
 
 def one_each(names: Sequence[str], argv: Sequence[str], out: Path) -> int:
@@ -43,20 +46,30 @@ def one_each(names: Sequence[str], argv: Sequence[str], out: Path) -> int:
             reader.start()
             readers.append(reader)
     interrupted = False
-    while any(process.poll() is None for process in searches):
-        try:
-            for process in searches:
-                process.wait()
-        except KeyboardInterrupt:
-            interrupted = True
-            for process in searches:
-                if process.poll() is None:
-                    process.send_signal(signal.SIGINT)
+    with at_the_latest(lambda: _end_all(searches)):
+        while any(process.poll() is None for process in searches):
+            try:
+                for process in searches:
+                    process.wait()
+            except KeyboardInterrupt:
+                interrupted = True
+                for process in searches:
+                    if process.poll() is None:
+                        process.send_signal(asked() or signal.SIGINT)
     for reader in readers:
         reader.join()
     if interrupted:
         raise KeyboardInterrupt(f"interrupted; carry each on with feedrate resume: {', '.join(str(out / name) for name in names)}")
     return max(process.returncode if process.returncode >= 0 else 1 for process in searches)
+
+
+def _end_all(searches: Sequence[subprocess.Popen[str]]) -> None:
+    """Give the searches, which got the signal too, a little longer than this process has."""
+    deadline = time.monotonic() + 2
+    for process in searches:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(deadline - time.monotonic(), 0))
+        process.kill()
 
 
 def _forward(stream: IO[str] | None, to: TextIO, name: str) -> None:

@@ -213,7 +213,7 @@ def resume_search(
         options = replace(options, storage=storage)
     if options.storage is not None and HIDDEN in options.storage:
         raise UsageError(
-            f"the run's database needs its password, which is not stored: pass --storage again ({options.storage})"
+            f"the run's database needs its password, which is not stored: pass --storage again ({options.storage}), without it where PGPASSWORD or ~/.pgpass has it"
         )
     options = replace(
         options,

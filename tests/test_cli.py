@@ -106,6 +106,11 @@ def says(capfd):
         ("search mine.py:workload --baseline workers=4", "argument --baseline: 'workers=4' is not a setting: write"),
         ("search mine.py:workload --sampler grid", "argument --sampler: invalid choice: 'grid'"),
         ("search mine.py:workload --cpu-count 4", "unknown argument --cpu-count (see feedrate search --help)"),
+        (
+            "search mine.py:workload --address auto --storage postgresql://ann:pw@host/db",
+            "--storage holds a password, and Ray shows the command line of a driver to everybody on the cluster, as ps does on this machine: "
+            "put it into PGPASSWORD or ~/.pgpass here, and leave it out of the URL",
+        ),
         ("search", "the following arguments are required: WORKLOAD"),
         ("sarch images", "argument COMMAND: invalid choice: 'sarch' (choose from"),
         ("", "the following arguments are required: COMMAND"),
@@ -329,3 +334,11 @@ def test_resume_asks_for_a_password_that_was_not_stored(refused, copied):
     assert refused("resume", copied).startswith(
         "the run's database needs its password, which is not stored: pass --storage again"
     )
+
+
+def test_resume_takes_no_password_where_others_would_see_it(refused, copied):
+    """A run on a cluster: Ray shows the driver's command line."""
+    search = json.loads((copied / "search.json").read_text())
+    search["options"] |= {"storage": "postgresql://ann:***@host/db", "address": "auto"}
+    (copied / "search.json").write_text(json.dumps(search))
+    assert refused("resume", copied, "--storage", "postgresql://ann:pw@host/db").startswith("--storage holds a password, and Ray shows")
