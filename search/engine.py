@@ -19,6 +19,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
 
 from feedrate.search.ending import at_the_latest
 from feedrate.search.options import SearchOptions, UsageError
@@ -148,7 +149,7 @@ def _end_at_once(folder: str) -> None:
     """End a local Ray that cannot be shut down any more, because some of its processes are gone."""
     from ray._private import worker
 
-    node = worker._global_node
+    node: Any = worker._global_node
     for _, process in node.live_processes() if node is not None else ():
         process.kill()
         process.wait(1)
@@ -165,13 +166,19 @@ def _by_itself() -> Iterator[None]:
     """
     from ray._private import services, utils
 
-    popen, set_handler = services.ConsolePopen, utils.set_sigterm_handler
-    services.ConsolePopen = functools.partial(popen, start_new_session=True)
-    utils.set_sigterm_handler = lambda handler: None
+    popen = functools.partial(services.ConsolePopen, start_new_session=True)
+    with _replaced(services, "ConsolePopen", popen), _replaced(utils, "set_sigterm_handler", lambda handler: None):
+        yield
+
+
+@contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(module, name)
+    setattr(module, name, value)
     try:
         yield
     finally:
-        services.ConsolePopen, utils.set_sigterm_handler = popen, set_handler
+        setattr(module, name, before)
 
 
 @contextmanager
@@ -245,7 +252,7 @@ def _join(address: str, notes: list[str], folder: str | None, *, allow_unauthent
                 raise UsageError(f"{text}. {AUTHENTICATE}, or join it as it is with --allow-unauthenticated")
             notes.append(f"{text} (--allow-unauthenticated)")
         GcsClient(address=f"{host}:{port}")  # tries once, where ray.init tries for 20 s and does not say why
-        with shipment(folder) if JOB not in os.environ else nullcontext(Shipment({}, ())) as sent:
+        with shipment(folder) if JOB not in os.environ else nullcontext(Shipment({}, None)) as sent:
             ray.init(
                 address,
                 log_to_driver=False,

@@ -1,17 +1,15 @@
 """What travels to a cluster with a search: the user's folder and feedrate itself, by Ray's runtime_env. torch never does.
 
-Data do not travel either: files above MAX_FILE_BYTES are left out, and whatever looks like a secret. On a node where
+Data do not travel either (folder_contents.py says what of the folder does). On a node where
 the user's folder lies at the same place with the same workload in it (the driver's own, or a shared file system), it
 is used as it is there; elsewhere the copy that was sent is.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import importlib
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,22 +19,9 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
-from feedrate.search.options import UsageError
+from feedrate.search.folder_contents import OWN_IGNORE_FILE, FolderContents, contents
 from feedrate.trainables.resolve import BUNDLED, WorkloadRef
 
-MAX_FILE_BYTES = 10 * 2**20
-MAX_FILES = 20_000
-SECRETS = (
-    ".env", ".env.*", "*.env", ".netrc", ".pypirc", ".npmrc", ".pgpass", ".aws", ".azure", ".gcloud", ".gnupg", ".kube",
-    ".ssh", "*.pem", "*.key", "*.p12", "*.pfx", "*.keystore", "id_rsa*", "id_ed25519*", "id_ecdsa*", "auth_token",
-    *(f"*{word}*.{end}" for word in ("credential", "secret") for end in ("json", "yaml", "yml", "toml", "ini", "txt", "cfg")),
-    "credentials", "secrets",
-)  # fmt: skip
-"""Names of files and folders that are never sent, whatever is in them."""
-CLUTTER = (
-    ".git", ".hg", ".svn", ".venv", "venv", "node_modules", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache",
-    ".ipynb_checkpoints", "feedrate-runs",
-)  # fmt: skip
 PACKAGES = ("search", "trainables", "analysis")
 
 
@@ -45,18 +30,18 @@ class Shipment:
     """What is sent, and what is not."""
 
     runtime_env: dict[str, Any]
-    """`working_dir`, `py_modules` and `excludes` for Ray; the folders exist as long as the context of `shipment`."""
-    left_out: tuple[str, ...]
-    """Large files, links to folders and secrets, relative to the folder; what .gitignore leaves out is not among them."""
+    """`working_dir` and `py_modules` for Ray; what they name exists as long as the context of `shipment`."""
+    contents: FolderContents | None
+    """The user's folder; None where it is not needed."""
 
     def said(self) -> str | None:
         """One sentence about what is left out; None where that is nothing."""
-        if not self.left_out:
+        missed = self.contents.missed() if self.contents is not None else []
+        if not missed:
             return None
-        more = f" and {len(self.left_out) - 5} more" if len(self.left_out) > 5 else ""
-        names = ", ".join(self.left_out[:5])
-        limit = f"files over {MAX_FILE_BYTES // 2**20} MiB, links to folders, and what may hold a secret"
-        return f"not sent to the cluster: {names}{more} ({limit})"
+        more = f" and {len(missed) - 5} more" if len(missed) > 5 else ""
+        names = ", ".join(f"{entry.path} ({entry.why})" for entry in missed[:5])
+        return f"not sent to the cluster: {names}{more}; {OWN_IGNORE_FILE} adds to the list or takes from it (docs/cluster.md)"
 
 
 @contextmanager
@@ -66,12 +51,14 @@ def shipment(folder: str | os.PathLike[str] | None) -> Iterator[Shipment]:
     Raises:
         UsageError: the folder holds more files than a project does.
     """
-    left_out = list(_left_out(Path(folder))) if folder is not None else []
-    excludes = [*SECRETS, *CLUTTER, *(_exactly(path) for path in left_out)]
-    sent = {"working_dir": str(folder), "excludes": excludes} if folder is not None else {}
+    found = contents(folder) if folder is not None else None
     with tempfile.TemporaryDirectory(prefix="feedrate-shipping-") as parent:
-        modules = _ourselves(Path(parent))
-        yield Shipment({"py_modules": modules, **sent}, tuple(left_out))
+        sent: dict[str, Any] = {"py_modules": _ourselves(Path(parent))}
+        if found is not None:
+            archive = Path(parent, "folder.zip")
+            found.pack(archive)
+            sent["working_dir"] = str(archive)
+        yield Shipment(sent, found)
 
 
 def digest_of(ref: WorkloadRef) -> str | None:
@@ -116,37 +103,6 @@ def _file_of(ref: WorkloadRef) -> Path | None:
         return Path(place) if Path(place).is_file() else None
     module = Path(ref.folder, *place.split("."))
     return next((path for path in (module.with_suffix(".py"), module / "__init__.py") if path.is_file()), None)
-
-
-def _left_out(folder: Path) -> Iterator[str]:
-    """Relative paths of what is not sent and may be missed."""
-    num_files = 0
-    for parent, folders, names in os.walk(folder):
-        relative = Path(parent).relative_to(folder)
-        for name in list(folders):
-            if _matches(name, CLUTTER):
-                folders.remove(name)
-            elif _matches(name, SECRETS) or Path(parent, name).is_symlink():  # Ray would follow it, to the data perhaps
-                folders.remove(name)
-                yield str(relative / name)
-        num_files += len(names)
-        if num_files > MAX_FILES:
-            raise UsageError(
-                f"{folder} would be sent to the cluster, and holds more than {MAX_FILES:,} files: start feedrate in your project's folder"
-            )
-        for name in names:
-            path = Path(parent, name)
-            if _matches(name, SECRETS) or (path.is_file() and path.stat().st_size > MAX_FILE_BYTES):
-                yield str(relative / name)
-
-
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
-
-
-def _exactly(path: str) -> str:
-    """A pattern of .gitignore's that matches this path alone."""
-    return "/" + re.sub(r"([\\*?\[\]!# ])", r"\\\1", path)
 
 
 def _ourselves(parent: Path) -> list[str]:

@@ -108,8 +108,7 @@ def says(capfd):
         ("search mine.py:workload --cpu-count 4", "unknown argument --cpu-count (see feedrate search --help)"),
         (
             "search mine.py:workload --address auto --storage postgresql://ann:pw@host/db",
-            "--storage holds a password, and Ray shows the command line of a driver to everybody on the cluster, as ps does on this machine: "
-            "put it into PGPASSWORD or ~/.pgpass here, and leave it out of the URL",
+            "--storage holds a password, and Ray shows the command line of a driver to everybody on the cluster, as ps does on this machine: put it",
         ),
         ("search", "the following arguments are required: WORKLOAD"),
         ("sarch images", "argument COMMAND: invalid choice: 'sarch' (choose from"),

@@ -64,7 +64,7 @@ def test_a_search_goes_on_when_the_client_is_gone(there, head, project, tmp_path
     sent = there("submit", "train.py:workload", *QUICK, "--wait", "0", "--max-trials", "3", "--submission-id", "mine")
     assert sent.code == 0, sent.stderr
     assert sent.stdout == "mine\n"
-    assert "note: not sent to the cluster: .env, large.bin (files over 10 MiB" in sent.stderr
+    assert "note: not sent to the cluster: .env (may hold a secret), large.bin (over 10 MiB); .feedrateignore adds" in sent.stderr
     assert f"feedrate logs mine -f --address {head.url}" in sent.stderr
     assert "INFO" not in sent.stderr
     for path in project.iterdir():

@@ -1,11 +1,13 @@
 """shipping.py: what travels to a cluster, what does not, and which copy a node uses."""
 
 import os
+import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from feedrate.search import shipping
+from feedrate.search import folder_contents, shipping
 from feedrate.search.options import UsageError
 from feedrate.search.shipping import digest_of, on_this_node, shipment
 from feedrate.trainables.resolve import make_ref
@@ -15,52 +17,135 @@ from feedrate.trainables.resolve import make_ref
 def project(tmp_path):
     """A folder as people have them."""
     folder = tmp_path / "project"
-    for name in ("train.py", "secrets.py", "package/__init__.py", "package/mod.py", ".git/config", "data/small.bin", "conf/app.yaml"):
+    for name in ("train.py", "secrets.py", "package/__init__.py", "package/mod.py", ".svn/config", "data/small.bin", "conf/app.yaml"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"# {name}\n")
     return folder
 
 
 def sent(folder):
-    """What Ray itself would pack of it, relative."""
-    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+    """The files in the package that Ray is given, relative, and the shipment."""
+    with shipment(folder) as shipped, zipfile.ZipFile(shipped.runtime_env["working_dir"]) as archive:
+        return {name for name in archive.namelist() if not name.endswith("/")}, shipped
 
-    found = []
-    with shipment(folder) as shipped:
-        _dir_travel(folder, [_get_excludes(folder, shipped.runtime_env["excludes"])], found.append, include_gitignore=True)
-        return {str(path.relative_to(folder)) for path in found if path.is_file()}, shipped
+
+def write(folder, *names, text="x"):
+    """Make files, with the folders they are in."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+CODE = {"train.py", "secrets.py", "package/__init__.py", "package/mod.py", "data/small.bin", "conf/app.yaml"}
 
 
 def test_code_is_sent_and_clutter_is_not(project):
-    (project / "__pycache__").mkdir()
-    (project / "__pycache__" / "train.pyc").touch()
+    write(project, "__pycache__/train.pyc")
     names, shipped = sent(project)
-    assert names == {"train.py", "secrets.py", "package/__init__.py", "package/mod.py", "data/small.bin", "conf/app.yaml"}
-    assert shipped.left_out == ()
+    assert names == CODE
+    assert {entry.path: entry.why for entry in shipped.contents.left_out} == {".svn/": "no run needs it", "__pycache__/": "no run needs it"}
     assert shipped.said() is None
 
 
+def test_the_package_has_modes_and_empty_folders_and_the_same_bytes_each_time(project):
+    """Ray names a package after its bytes, and sends a known one no more."""
+    (project / "outputs" / "deep").mkdir(parents=True)
+    (project / "train.py").chmod(0o755)
+    packages = []
+    for _ in range(2):
+        with shipment(project) as shipped:
+            packages.append(Path(shipped.runtime_env["working_dir"]).read_bytes())
+            with zipfile.ZipFile(shipped.runtime_env["working_dir"]) as archive:
+                modes = {info.filename: oct(info.external_attr >> 16) for info in archive.infolist()}
+        os.utime(project / "train.py", (1, 1))
+    assert packages[0] == packages[1]
+    assert modes["outputs/deep/"] == "0o40755"
+    assert (modes["train.py"], modes["secrets.py"]) == ("0o100755", "0o100644")
+
+
 def test_secrets_large_files_and_links_are_left_out_and_told(project, tmp_path, monkeypatch):
-    """Also in folders below, and with names that are patterns."""
-    monkeypatch.setattr(shipping, "MAX_FILE_BYTES", 1000)
-    for name in (".env", "conf/key.pem", "conf/aws-credentials.json", ".ssh/id_rsa", ".aws/config"):
-        (project / name).parent.mkdir(exist_ok=True)
-        (project / name).write_text("secret")
-    large = project / "data" / "a[1] #*!.bin"
-    large.write_bytes(bytes(1001))
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "huge.bin").write_text("data")
+    """Also in folders below, with names that are patterns, and behind a link with a harmless name."""
+    monkeypatch.setattr(folder_contents, "MAX_FILE_BYTES", 1000)
+    write(project, ".env", "conf/key.pem", "conf/aws-credentials.json", ".ssh/id_rsa", ".aws/config", text="secret")
+    (project / "data" / "a[1] #*!.bin").write_bytes(bytes(1001))
+    write(tmp_path, "elsewhere/huge.bin", "home/.netrc")
     (project / "linked").symlink_to(tmp_path / "elsewhere")
+    (project / "settings").symlink_to(tmp_path / "home" / ".netrc")
+    (project / "extra.py").symlink_to(project / "train.py")
+    (project / "broken").symlink_to(tmp_path / "absent")
+    os.mkfifo(project / "pipe")
     names, shipped = sent(project)
-    assert names == {"train.py", "secrets.py", "package/__init__.py", "package/mod.py", "data/small.bin", "conf/app.yaml"}
-    assert set(shipped.left_out) == {".env", "conf/key.pem", "conf/aws-credentials.json", ".ssh", ".aws", "data/a[1] #*!.bin", "linked"}
-    assert shipped.said().startswith("not sent to the cluster: ")
-    assert "and 2 more (files over" in shipped.said()
+    assert names == CODE | {"extra.py"}
+    assert {entry.path: entry.why for entry in shipped.contents.missed()} == {
+        ".env": "may hold a secret",
+        "conf/key.pem": "may hold a secret",
+        "conf/aws-credentials.json": "may hold a secret",
+        ".ssh/": "may hold a secret",
+        ".aws/": "may hold a secret",
+        "settings": "may hold a secret",
+        "data/a[1] #*!.bin": "over 10 MiB",
+        "linked/": "link to a folder",
+        "broken": "neither a file nor a folder",
+        "pipe": "neither a file nor a folder",
+    }
+    assert shipped.said().startswith("not sent to the cluster: .aws/ (may hold a secret), .env (may hold a secret), ")
+    assert "and 5 more; .feedrateignore adds to the list or takes from it" in shipped.said()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".git-credentials", ".docker/config.json", ".envrc", "token.json", "kubeconfig", "kaggle.json", ".kaggle/kaggle.json",
+        "my-service-account-1.json", ".htpasswd", ".my.cnf", ".s3cfg", ".boto", "rclone.conf", "prod.tfstate", "prod.tfstate.backup",
+        "prod.tfvars", "server.ppk", "openai_key.txt", "accessKeys.csv", "rootkey.csv", "passwords.txt", "passwords-2024.xlsx",
+        "Secrets.YAML", ".streamlit/secrets.toml", "credentials", "deploy_rsa", "id_ed25519.pub", "vault.kdbx", ".ssh/config",
+        ".env.production", "prod.env", ".npmrc", ".pypirc", ".netrc", "a/b/.pgpass", "hf_token.txt", "wandb-api-key", ".bashrc",
+        "client_secret_1.apps.json", "gcp-key-prod.json", "cert.pfx", "auth.json", ".aws/credentials", ".azure/x", ".dockercfg",
+        "sftp-config.json", "wp-config.php", "master.key", "logins.json", "private.asc",
+    ],
+)  # fmt: skip
+def test_a_name_that_secrets_have_is_not_sent(tmp_path, name):
+    write(tmp_path, name, "train.py")
+    assert sent(tmp_path)[0] == {"train.py"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tokenizer.json", "tokens.txt", "tokens/part-0.npy", "special_tokens_map.json", "keypoints.csv", "train_keywords.txt", "config.json",
+        "secret_sauce.py", "password_model.py", "api_key_loader.py", "environment.yml", "envs/grid.py", "model.safetensors", "shadow/depth.npy",
+        "requirements.txt", ".python-version", ".gitignore", "dem.asc",
+    ],
+)  # fmt: skip
+def test_a_name_that_data_and_code_have_is_sent(tmp_path, name):
+    write(tmp_path, name, text="")
+    assert sent(tmp_path)[0] == {name}
+
+
+def test_ignore_files_are_read_as_git_reads_them(project, monkeypatch):
+    """The deepest one that names a path decides; .feedrateignore has the last word, in both directions, also over our own list."""
+    monkeypatch.setattr(folder_contents, "MAX_FILE_BYTES", 1000)
+    write(project, "runs/1/log.txt", "package/gen/a.py", "package/gen/keep.py", "notes.md", "conf/api_key.txt", "conf/x.key", "old.bin")
+    (project / "large.bin").write_bytes(bytes(1001))
+    write(project, ".gitignore", text="runs/\n**/gen/*\n*.md\nold.bin\n")
+    write(project, "package/.gitignore", text="!gen/keep.py\n")
+    listed = ["git", "-c", "init.defaultBranch=main", "ls-files", "--others", "--exclude-standard"]
+    subprocess.run(["git", "init", "--quiet"], cwd=project, check=True)
+    git = set(subprocess.run(listed, cwd=project, check=True, capture_output=True, text=True).stdout.split())
+    assert sent(project)[0] == git - {"large.bin", "conf/api_key.txt", "conf/x.key", ".svn/config"}
+    write(project, ".feedrateignore", text="# ours\nconf/app.yaml\n!notes.md\n!large.bin\n!api_key.txt\n")
+    names, shipped = sent(project)
+    added = {"package/gen/keep.py", "notes.md", "large.bin", "conf/api_key.txt", ".gitignore", "package/.gitignore", ".feedrateignore"}
+    assert names == CODE - {"conf/app.yaml"} | added
+    why = {entry.path: entry.why for entry in shipped.contents.left_out}
+    assert why["conf/app.yaml"] == "named in .feedrateignore"
+    assert why["runs/"] == why["old.bin"] == why["package/gen/a.py"] == "named in .gitignore"
+    assert [entry.path for entry in shipped.contents.missed()] == ["conf/x.key"]
 
 
 def test_a_home_folder_is_refused(project, monkeypatch):
     """Before anything of it is read."""
-    monkeypatch.setattr(shipping, "MAX_FILES", 3)
+    monkeypatch.setattr(folder_contents, "MAX_FILES", 3)
     with pytest.raises(UsageError, match=r"holds more than 3 files: start feedrate in your project's folder"), shipment(project):
         pass
 
