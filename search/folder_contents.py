@@ -8,7 +8,7 @@ is left out, and a name after `!` is sent although a rule of ours or .gitignore 
 from __future__ import annotations
 
 import os
-import zipfile
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,6 @@ LINK = "link to a folder"
 NOT_NEEDED = "no run needs it"
 NO_FILE = "neither a file nor a folder"
 NAMED = "named in "
-EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,19 +73,13 @@ class FolderContents:
         """What somebody may miss: not what an ignore file names, nor caches and version control."""
         return [entry for entry in self.left_out if entry.why != NOT_NEEDED and not entry.why.startswith(NAMED)]
 
-    def pack(self, archive: Path) -> None:
-        """Write a zip file with exactly this content; the same content gives the same bytes, so that Ray sends it once."""
-        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as stream:
-            for name in self.folders:
-                info = zipfile.ZipInfo(f"{name}/", EPOCH)
-                info.external_attr = 0o40755 << 16
-                stream.writestr(info, b"")
-            for file in self.sent:
-                path = self.folder / file.path
-                info = zipfile.ZipInfo(file.path, EPOCH)
-                info.external_attr = (0o100755 if os.access(path, os.X_OK) else 0o100644) << 16
-                info.compress_type = zipfile.ZIP_DEFLATED
-                stream.writestr(info, path.read_bytes())
+    def copy(self, to: Path) -> None:
+        """Make a folder with exactly this content."""
+        to.mkdir()
+        for name in self.folders:
+            (to / name).mkdir(parents=True, exist_ok=True)
+        for file in self.sent:
+            shutil.copy(self.folder / file.path, to / file.path)
 
 
 class _Rules:
@@ -158,7 +151,7 @@ def _why_not(path: Path, relative: str, is_folder: bool, num_bytes: int | None, 
     own = rules.verdict(compared, OWN_IGNORE_FILE)
     if own is not None:
         return NAMED + own[1] if own[0] else None
-    if path.name in CLUTTER:
+    if path.name in CLUTTER or path.name in IGNORE_FILES:  # Ray would obey the latter, and send less than is listed
         return NOT_NEEDED
     if secrets().match_file(compared.lower()) or (path.is_symlink() and secrets().match_file(os.path.realpath(path).lower())):
         return SECRET

@@ -55,9 +55,9 @@ def shipment(folder: str | os.PathLike[str] | None) -> Iterator[Shipment]:
     with tempfile.TemporaryDirectory(prefix="feedrate-shipping-") as parent:
         sent: dict[str, Any] = {"py_modules": _ourselves(Path(parent))}
         if found is not None:
-            archive = Path(parent, "folder.zip")
-            found.pack(archive)
-            sent["working_dir"] = str(archive)
+            copy = Path(parent, "folder")
+            found.copy(copy)
+            sent["working_dir"] = str(copy)
         yield Shipment(sent, found)
 
 

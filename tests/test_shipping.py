@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -24,9 +23,14 @@ def project(tmp_path):
 
 
 def sent(folder):
-    """The files in the package that Ray is given, relative, and the shipment."""
-    with shipment(folder) as shipped, zipfile.ZipFile(shipped.runtime_env["working_dir"]) as archive:
-        return {name for name in archive.namelist() if not name.endswith("/")}, shipped
+    """The files that Ray itself packs, relative, and the shipment."""
+    from ray._private.runtime_env.packaging import _dir_travel
+
+    found = []
+    with shipment(folder) as shipped:
+        copy = Path(shipped.runtime_env["working_dir"])
+        _dir_travel(copy, [], found.append, include_gitignore=True)
+        return {str(path.relative_to(copy)) for path in found if path.is_file()}, shipped
 
 
 def write(folder, *names, text="x"):
@@ -47,20 +51,16 @@ def test_code_is_sent_and_clutter_is_not(project):
     assert shipped.said() is None
 
 
-def test_the_package_has_modes_and_empty_folders_and_the_same_bytes_each_time(project):
-    """Ray names a package after its bytes, and sends a known one no more."""
+def test_modes_and_empty_folders_are_kept(project):
+    """A program that writes into a folder of the project finds it."""
     (project / "outputs" / "deep").mkdir(parents=True)
     (project / "train.py").chmod(0o755)
-    packages = []
-    for _ in range(2):
-        with shipment(project) as shipped:
-            packages.append(Path(shipped.runtime_env["working_dir"]).read_bytes())
-            with zipfile.ZipFile(shipped.runtime_env["working_dir"]) as archive:
-                modes = {info.filename: oct(info.external_attr >> 16) for info in archive.infolist()}
-        os.utime(project / "train.py", (1, 1))
-    assert packages[0] == packages[1]
-    assert modes["outputs/deep/"] == "0o40755"
-    assert (modes["train.py"], modes["secrets.py"]) == ("0o100755", "0o100644")
+    with shipment(project) as shipped:
+        copy = Path(shipped.runtime_env["working_dir"])
+        assert (copy / "outputs" / "deep").is_dir()
+        assert os.access(copy / "train.py", os.X_OK)
+        assert not os.access(copy / "secrets.py", os.X_OK)
+    assert not copy.exists()
 
 
 def test_secrets_large_files_and_links_are_left_out_and_told(project, tmp_path, monkeypatch):
@@ -114,7 +114,7 @@ def test_a_name_that_secrets_have_is_not_sent(tmp_path, name):
     [
         "tokenizer.json", "tokens.txt", "tokens/part-0.npy", "special_tokens_map.json", "keypoints.csv", "train_keywords.txt", "config.json",
         "secret_sauce.py", "password_model.py", "api_key_loader.py", "environment.yml", "envs/grid.py", "model.safetensors", "shadow/depth.npy",
-        "requirements.txt", ".python-version", ".gitignore", "dem.asc",
+        "requirements.txt", ".python-version", "dem.asc",
     ],
 )  # fmt: skip
 def test_a_name_that_data_and_code_have_is_sent(tmp_path, name):
@@ -132,10 +132,10 @@ def test_ignore_files_are_read_as_git_reads_them(project, monkeypatch):
     listed = ["git", "-c", "init.defaultBranch=main", "ls-files", "--others", "--exclude-standard"]
     subprocess.run(["git", "init", "--quiet"], cwd=project, check=True)
     git = set(subprocess.run(listed, cwd=project, check=True, capture_output=True, text=True).stdout.split())
-    assert sent(project)[0] == git - {"large.bin", "conf/api_key.txt", "conf/x.key", ".svn/config"}
+    assert sent(project)[0] == git - {"large.bin", "conf/api_key.txt", "conf/x.key", ".svn/config", ".gitignore", "package/.gitignore"}
     write(project, ".feedrateignore", text="# ours\nconf/app.yaml\n!notes.md\n!large.bin\n!api_key.txt\n")
     names, shipped = sent(project)
-    added = {"package/gen/keep.py", "notes.md", "large.bin", "conf/api_key.txt", ".gitignore", "package/.gitignore", ".feedrateignore"}
+    added = {"package/gen/keep.py", "notes.md", "large.bin", "conf/api_key.txt"}
     assert names == CODE - {"conf/app.yaml"} | added
     why = {entry.path: entry.why for entry in shipped.contents.left_out}
     assert why["conf/app.yaml"] == "named in .feedrateignore"
