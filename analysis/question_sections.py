@@ -119,6 +119,18 @@ TABLES: dict[str, tuple[str, Callable[[Run], Section]]] = {
 """Name -> the question, and what answers it."""
 
 
+FRAMES: dict[str, Callable[[Run], pd.DataFrame]] = {
+    "ranking": ranking,
+    "batch-size": best_by_batch_size,
+    "effects": effects,
+    "pareto": pareto,
+    "time": time_shares,
+    "failures": failures_by_reason,
+    "noise": noise,
+}
+"""The same tables as numbers."""
+
+
 def compared_section(compared: Compared, first: Run, second: Run) -> Section:
     """Two runs, setting by setting."""
     rows = [

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from feedrate.search.machine_output import FLAG
 from feedrate.search.options import PRECISIONS, UsageError, parse_config, parse_duration_s, without_password
 
 WORKLOAD_HELP = "a bundled name (see `feedrate workloads`), package.module:function, or path/to/file.py:function"
@@ -22,7 +23,7 @@ DIMENSIONS = {
 }
 
 
-SWITCHES = ("--debug", "--allow-unauthenticated")
+SWITCHES = ("--debug", "--allow-unauthenticated", FLAG, "--follow", "-f", "--dry-run")
 """Flags without a value that `without` takes out."""
 
 
@@ -94,6 +95,11 @@ def refuse_password(storage: str | None, shown: str, there: str) -> None:
     """
     if storage is not None and without_password(storage) != storage:
         raise UsageError(f"--storage holds a password, and {shown}: put it into PGPASSWORD or ~/.pgpass {there}, and leave it out of the URL")
+
+
+def add_json(parser: argparse._ActionsContainer) -> None:
+    """The switch of every command that prints facts (machine_output.py)."""
+    parser.add_argument(FLAG, action="store_true", help="print one JSON object and nothing else; progress goes to standard error (docs/json.md)")
 
 
 def add_allow_unauthenticated(parser: argparse.ArgumentParser) -> None:

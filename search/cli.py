@@ -1,12 +1,12 @@
 """The `feedrate` command: finds the subcommand, prints errors, chooses the exit code. Nothing else does either.
 
-Exit codes: 0 done, 1 nothing that works was found, 2 wrong usage, 130 interrupted. Help is answered without importing
-torch or ray.
+Help is answered without importing torch or ray.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import sys
 import traceback
@@ -22,8 +22,9 @@ from feedrate.search.commands_search import Resume, Search
 from feedrate.search.commands_service import Fetch, Logs, Status, Stop, Submit
 from feedrate.search.commands_trial import Measure, Workloads
 from feedrate.search.commands_verify import Verify
-from feedrate.search.ending import asked, end_on_signals
-from feedrate.search.options import NothingFound, UsageError
+from feedrate.search.ending import asked, at_the_latest, end_on_signals
+from feedrate.search.machine_output import FLAG, answer_error, is_answered, one_object, print_answer
+from feedrate.search.options import NothingFound, UsageError, WorkloadFailed
 
 DONE, NOTHING_FOUND, USAGE = 0, 1, 2
 
@@ -53,8 +54,25 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in argv
     end_on_signals()
+    if FLAG not in argv:
+        return _run(argv)
+    with one_object() as stdout:
+
+        def at_last() -> None:
+            if not is_answered():
+                answer_error("interrupted", "interrupted")
+            print_answer(stdout, _interrupted())
+
+        with at_the_latest(at_last):
+            code = _run(argv)
+        with contextlib.suppress(BrokenPipeError):
+            print_answer(stdout, code)
+    return code
+
+
+def _run(argv: Sequence[str]) -> int:
+    """Run the command, print what went wrong, and return the exit code."""
     try:
         args, unknown = _parser().parse_known_args(argv)
         if unknown:
@@ -62,24 +80,38 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError(f"unknown argument {unknown[0]} (see feedrate {name} --help)")
         return args.command.run(args, argv) or DONE
     except KeyboardInterrupt as interrupt:
-        _say(str(interrupt) or "interrupted")
-        return 128 + (asked() or signal.SIGINT)
+        said = str(interrupt) or "interrupted"
+        answer_error(said, "interrupted", **getattr(interrupt, "facts", {}))
+        _say(said)
+        return _interrupted()
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has gone; Python would complain about it at exit
         return DONE
     except Exception as error:
-        if debug:
+        if "--debug" in argv:
             traceback.print_exc()
-        from feedrate.analysis.run_folder import RunError
+        sentence, kind, code = _verdict(error)
+        answer_error(sentence, kind, **getattr(error, "facts", {}))
+        _say(f"feedrate: {sentence}")
+        return code
 
-        if isinstance(error, NothingFound):
-            _say(f"feedrate: {error}")
-            return NOTHING_FOUND
-        if isinstance(error, (UsageError, RunError)):
-            _say(f"feedrate: {error}")
-            return USAGE
-        _say(f"feedrate: unexpected {type(error).__name__}: {error}. This is a defect of feedrate; --debug shows where")
-        return NOTHING_FOUND
+
+def _interrupted() -> int:
+    return 128 + (asked() or signal.SIGINT)
+
+
+def _verdict(error: Exception) -> tuple[str, str, int]:
+    """What an error says, its kind, and the exit code."""
+    from feedrate.analysis.run_folder import RunError
+
+    if isinstance(error, NothingFound):
+        return str(error), "nothing-found", NOTHING_FOUND
+    if isinstance(error, WorkloadFailed):
+        return str(error), "workload-failed", NOTHING_FOUND
+    if isinstance(error, (UsageError, RunError)):
+        return str(error), "usage", USAGE
+    sentence = f"unexpected {type(error).__name__}: {error}. This is a defect of feedrate; --debug shows where"
+    return sentence, "defect", NOTHING_FOUND
 
 
 def _say(text: str) -> None:
@@ -90,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="feedrate",
         description="Finds the PyTorch DataLoader settings that keep an accelerator fed, by training your real model on your real data.",
-        epilog="Exit codes: 0 done, 1 nothing that works was found, 2 wrong usage, 130 interrupted.",
+        epilog="Exit codes: 0 done, 1 nothing that works was found, 2 wrong usage, 130 interrupted (129 by SIGHUP, 143 by SIGTERM).",
     )
     parser.add_argument("--version", action="version", version=f"feedrate {version('feedrate')}")
     commands: Any = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

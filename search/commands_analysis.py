@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from feedrate.search import arguments
+from feedrate.search.machine_output import answer, records
 from feedrate.search.options import NothingFound, UsageError
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ class Report:
             "--format", default="html", metavar="LIST", help=f"any of {','.join(FORMATS)} (default html)"
         )
         parser.add_argument("-o", "--output", metavar="DIR", help="where to write (default: the run folder)")
+        arguments.add_json(parser)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         from feedrate.analysis.export import export_tables
@@ -88,6 +91,7 @@ class Report:
                 written.append(folder / "report.html")
         except OSError as error:
             raise UsageError(f"the report cannot be written to {folder}: {error.strerror}") from None
+        answer("report", {"written": written, "problems": run.problems})
         for problem in run.problems:
             print(f"note: {problem}")
         for path in written:
@@ -108,7 +112,8 @@ class Show:
             "--table", default="all", metavar="LIST",
             help=f"any of {', '.join(QUESTIONS)} (default all); see docs/analyse.md",
         )  # fmt: skip
-        parser.add_argument("--rows", type=int, default=20, metavar="N", help="at most so many rows of each (default 20)")
+        parser.add_argument("--rows", type=int, default=20, metavar="N", help="at most so many rows of each (default 20); --json has all of them")
+        arguments.add_json(parser)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         names = list(QUESTIONS) if args.table == "all" else [word.strip() for word in args.table.split(",") if word.strip()]
@@ -118,11 +123,16 @@ class Show:
         if args.rows < 1:
             raise UsageError(f"--rows must be 1 or more, not {args.rows}")
         from feedrate.analysis.load import load_run
-        from feedrate.analysis.question_sections import TABLES
+        from feedrate.analysis.question_sections import FRAMES, TABLES
         from feedrate.analysis.sections import headline, title
         from feedrate.analysis.summary import ranking
 
         run = load_run(args.run)
+        if args.json:
+            tables = {name: records(FRAMES[name](run)) for name in names}
+            facts = {"run": run.path, "title": title(run), "headline": headline(run, ranking(run)), "finished": not run.unfinished}
+            answer("show", facts | {"unit": run.unit, "tables": tables, "problems": run.problems})
+            return None
         console = terminal()
         console.print(f"{title(run)}\n{headline(run, ranking(run))}", markup=False, highlight=False)
         for name in names:
@@ -145,6 +155,7 @@ class Export:
         parser.add_argument("-o", "--output", metavar="FILE", help="write to this file (default: print)")
         parser.add_argument("--format", choices=("json", "python"), default="json")
         parser.add_argument("--force", action="store_true", help="replace the file")
+        arguments.add_json(parser)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         from feedrate.analysis.best import load_best, python_snippet
@@ -163,11 +174,12 @@ class Export:
                 print("note: the search is not finished, this is its best so far, not confirmed", file=sys.stderr)
             found = conclude(folder, None).best
             if found is None:
-                raise NothingFound(f"{folder.path} has no setting that worked; feedrate report {folder.path} shows why")
+                raise NothingFound(f"{folder.path} has no setting that worked; feedrate report {folder.path} shows why", folder.path)
             best = found
         text = json.dumps(best, indent=2) + "\n" if args.format == "json" else python_snippet(best) + "\n"
+        answer("export", {"run": args.run, "best": best, "python": python_snippet(best), "output": args.output})
         if args.output is None:
-            print(text, end="")
+            print("" if args.json else text, end="")
             return None
         path = Path(args.output)
         if path.exists() and not args.force:

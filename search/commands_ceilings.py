@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from feedrate.search import commands_trial
+from feedrate.search.machine_output import answer
 from feedrate.search.options import counted_anyway
 
 Columns = dict[str, Any]
@@ -49,7 +49,7 @@ class Ceilings:
             lines.cold(cold, failure)
         facts = lines.facts | {"dataloader": config.to_kwargs(), "process": config.to_process(args.threads)}
         if args.json:
-            print(json.dumps(facts))
+            answer("ceilings", facts)
         lines.last()
         return None
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from feedrate.search import arguments, commands_trial
-from feedrate.search.options import UsageError
+from feedrate.search.machine_output import answer
+from feedrate.search.options import refusal
 
 CHANGES_DATA = 1
 WORDS = {"error": "ERROR", "warning": "warning", "note": "note", "ok": "ok"}
@@ -39,7 +39,7 @@ class Check:
             metavar="TIME",
             help="about how long to take; slow samples are looked at in smaller numbers (default 30s)",
         )
-        parser.add_argument("--json", action="store_true", help="print one JSON object")
+        arguments.add_json(parser)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         report, failure = _checked(args)
@@ -47,7 +47,7 @@ class Check:
             what = f"feedrate: loading samples fails ({failure['failure_kind']})"
             return commands_trial.show_failure(args.json, failure, what)
         if args.json:
-            print(json.dumps(report))
+            answer("check", report)
         else:
             _print_report(report)
         return CHANGES_DATA if report["changes_data"] else None
@@ -69,7 +69,7 @@ def _checked(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any] |
                 return event["report"], None
             elif event["event"] == "failure":
                 if event["usage"]:
-                    raise UsageError(event["failure_message"])
+                    raise refusal(event)
                 return {}, event
     finally:
         template.close()

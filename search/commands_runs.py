@@ -6,10 +6,16 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from feedrate.search import arguments
 from feedrate.search.commands_analysis import RUN, print_section, terminal
+from feedrate.search.machine_output import answer, records
 from feedrate.search.options import UsageError
+
+if TYPE_CHECKING:
+    from feedrate.analysis.load import Run
+    from feedrate.analysis.two_runs import Compared
 
 
 class Compare:
@@ -21,7 +27,8 @@ class Compare:
     def prepare(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("first", metavar="A", help=RUN)
         parser.add_argument("second", metavar="B", help="the run that is divided by A")
-        parser.add_argument("--rows", type=int, default=20, metavar="N", help="at most so many settings (default 20)")
+        parser.add_argument("--rows", type=int, default=20, metavar="N", help="at most so many settings (default 20); --json has all of them")
+        arguments.add_json(parser)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         if args.rows < 1:
@@ -34,6 +41,9 @@ class Compare:
 
         first, second = load_run(args.first), load_run(args.second)
         compared = compare(first, second)
+        if args.json:
+            answer("compare", _facts(compared, first, second))
+            return None
         console = terminal()
 
         def say(text: str) -> None:
@@ -61,6 +71,20 @@ class Compare:
         return None
 
 
+def _facts(compared: Compared, first: Run, second: Run) -> dict[str, Any]:
+    overall = compared.overall
+    return {
+        "first": first.path,
+        "second": second.path,
+        "settings": records(compared.settings),
+        "ratio": None if overall is None else overall.sps,
+        "ratio_ci95": None if overall is None else [overall.low_sps, overall.high_sps],
+        "same_host": compared.same_host,
+        "differences": list(compared.differences),
+        "problems": [f"{run.path}: {problem}" for run in (first, second) for problem in run.problems],
+    }
+
+
 class Runs:
     """List runs with their workload, date, host and best setting.
 
@@ -71,7 +95,7 @@ class Runs:
 
     def prepare(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("pattern", nargs="?", default="feedrate-runs/*", metavar="PATTERN", help="of run folders, or the folder that holds them (default feedrate-runs/*)")
-        parser.add_argument("--json", action="store_true", help="one object a line")
+        arguments.add_json(parser)
         parser.add_argument("--address", metavar="URL", help="list the searches on a cluster instead, by its Jobs API, such as http://localhost:8265")
         arguments.add_allow_unauthenticated(parser)
 
@@ -88,7 +112,7 @@ class Runs:
             warnings.simplefilter("always")
             table = runs_table(load_runs(args.pattern))
         if args.json:
-            print(table.to_json(orient="records", lines=True, date_format="iso"), end="")
+            answer("runs", {"runs": records(table), "left_out": [str(warning.message) for warning in left_out]})
         else:
             print_section(terminal(), runs_section(table), "runs, the oldest first", len(table))
         for warning in left_out:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.search import arguments
+from feedrate.search.machine_output import answer, records
 from feedrate.search.options import SAMPLERS, SHARES, NothingFound, SearchOptions, UsageError
+
+if TYPE_CHECKING:
+    from feedrate.analysis.load import Run
+    from feedrate.search.result import SearchResult
 
 DRIVER_SHOWN = "Ray shows the command line of a driver to everybody on the cluster, as ps does on this machine"
 
@@ -89,6 +94,7 @@ class Search:
             help="answer from one measurement a setting (default: the best and yours are measured again in rounds)",
         )
         run.add_argument("--quiet", action="store_true", help="print only the answer")
+        arguments.add_json(run)
         arguments.add_trial(parser)
         place = parser.add_argument_group("where it runs")
         place.add_argument(
@@ -158,10 +164,15 @@ class Search:
                     force=args.force,
                     quiet=args.quiet,
                     argv=argv,
-                )
+                ),
+                "search",
+                args.json,
             )
         except SeveralClasses as several:
-            return one_each(several.names, argv, several.out)
+            objects: dict[str, Any] = {}
+            code = one_each(several.names, argv, several.out, objects if args.json else None)
+            answer("search", dict.fromkeys(SEARCH_FIELDS) | {"run": several.out.absolute(), "by_hardware": objects})
+            return code
 
 
 def options_of(args: argparse.Namespace) -> tuple[SearchOptions, dict[str, Any]]:
@@ -211,14 +222,17 @@ class Resume:
         parser.add_argument("--storage", metavar="URL", help="the run's database again, where its URL holds a password")
         parser.add_argument("--address", metavar="URL", help="of the cluster that the search was submitted to: http://localhost:8265")
         arguments.add_allow_unauthenticated(parser)
+        parser.add_argument("-f", "--follow", action="store_true", help="with --address: print its log until it ends, and exit with its exit code")
         parser.add_argument("--quiet", action="store_true", help="print only the answer")
+        arguments.add_json(parser)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         if args.address is not None:
             from feedrate.search.commands_service import resume_there
 
-            resume_there(args, argv)
-            return None
+            return resume_there(args, argv)
+        if args.follow:
+            raise UsageError("--follow is for a submitted search, with --address URL: a search here is followed anyway")
         from feedrate.search.mirror import bring
         from feedrate.search.run import resume_search
 
@@ -232,11 +246,29 @@ class Resume:
                 max_trials=args.max_trials,
                 storage=args.storage,
                 quiet=args.quiet,
-            )
+            ),
+            "resume",
+            args.json,
         )
 
 
-def _finish(search: Any) -> int | None:
+SEARCH_FIELDS = (
+    "run", "best", "best_path", "report_path", "stop_reason", "num_trials", "num_failed", "failures", "by_hardware",
+)  # fmt: skip
+
+
+def _facts(result: SearchResult, run: Run) -> dict[str, Any]:
+    """What search and resume print with --json."""
+    folder = result.folder.absolute()
+    failures = result.failures[["config", "failure_kind", "failure_phase", "failure_message"]]
+    values = (
+        folder, result.best, folder / "best.json", folder / "report.html", result.stop_reason,
+        int((run.latest["kind"] != "confirm").sum()), len(result.failures), records(failures), None,
+    )  # fmt: skip
+    return dict(zip(SEARCH_FIELDS, values, strict=True))
+
+
+def _finish(search: Any, command: str, as_json: bool) -> int | None:
     from rich.console import Console
 
     from feedrate.analysis.load import load_run
@@ -259,9 +291,13 @@ def _finish(search: Any) -> int | None:
             most = left_out["max_num_workers"]
             raise NothingFound(
                 f"only settings that repeat data were measured in {result.folder}: with more than {most} worker, "
-                f"{left_out['reason']}. Fix the dataset (feedrate check shows how), or pass --allow-duplicates"
+                f"{left_out['reason']}. Fix the dataset (feedrate check shows how), or pass --allow-duplicates",
+                result.folder.absolute(),
             )
-        raise NothingFound(f"no setting worked in {result.folder}: {reasons or result.stop_reason}")
+        raise NothingFound(f"no setting worked in {result.folder}: {reasons or result.stop_reason}", result.folder.absolute())
+    if as_json:
+        answer(command, _facts(result, run))
+        return None
     console = Console(width=None if sys.stdout.isatty() else 160)
     print_result(result, console, run.unit)
     console.print(f"Report: {result.folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import argparse
 import ast
-import json
 import os
 import re
 import shlex
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feedrate.search import arguments
 from feedrate.search.commands_search import Search, options_of
+from feedrate.search.job_facts import FAILED, ended_by, exit_code, status_facts, summary
+from feedrate.search.machine_output import FLAG, answer
 from feedrate.search.options import UsageError
 
 if TYPE_CHECKING:
     from feedrate.search.jobs import Jobs
-
-LAST_LINES = 8
 
 
 def add_cluster(parser: argparse.ArgumentParser) -> None:
@@ -56,9 +56,11 @@ class Submit(Search):
     def prepare(self, parser: argparse.ArgumentParser) -> None:
         super().prepare(parser)
         parser.add_argument("--submission-id", metavar="ID", help="a name for the search (default: the workload's and a number)")
+        add_follow(parser)
+        parser.add_argument("--dry-run", action="store_true", help="list what would be sent, and what would not and why; send nothing")
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
-        if args.address is None:
+        if args.address is None and not args.dry_run:
             raise UsageError("submit needs --address URL, the cluster's Jobs API, such as http://localhost:8265")
         if args.out is not None or args.force:
             raise UsageError("submit has no --out and no --force: the run folder is made on the cluster's head, and `feedrate fetch ID -o DIR` brings it here")
@@ -67,30 +69,104 @@ class Submit(Search):
         _check_storage(args.storage)
         options_of(args)
         target = _inside(args.workload, arguments.workload_options(args))
-        words = [target if word == args.workload else word for word in arguments.without(argv[1:], "--address", "--submission-id", "--debug")]
+        words = [target if word == args.workload else word for word in arguments.without(argv[1:], *OF_SUBMIT)]
         name = re.sub(r"[^a-zA-Z0-9]+", "-", target.rpartition(":")[0] or target).strip("-")
         submission_id = args.submission_id or f"{name}-{os.urandom(3).hex()}"
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", submission_id):
             raise UsageError(f"--submission-id {submission_id!r}: letters, digits, '-', '_' and '.' only")
         folder = os.getcwd() if ":" in target else None  # a bundled workload is where feedrate is
+        if args.dry_run:
+            list_contents(folder, args.json)
+            return None
         jobs = connect(args)
-        print(f"sending {folder or 'feedrate'} to {jobs.address}", file=sys.stderr, flush=True)
         command = shlex.join(["feedrate", "search", *words])
         metadata = {"feedrate": version("feedrate"), "kind": "search", "run": submission_id, "workload": target, "command": command}
-        for note in jobs.submit(["search", submission_id, *words], submission_id=submission_id, folder=folder, metadata=metadata):
-            print(f"note: {note}", file=sys.stderr)
-        say_how_to_go_on(jobs, submission_id)
+        return send(args, jobs, ["search", submission_id, *words], submission_id, folder, metadata)
+
+
+OF_SUBMIT = ("--address", "--submission-id", "--debug", FLAG, "--follow", "-f", "--dry-run")
+"""Flags that are for submit itself, not for the search."""
+
+
+def add_follow(parser: argparse.ArgumentParser) -> None:
+    """The switch that waits."""
+    parser.add_argument(
+        "-f", "--follow", action="store_true", help="print the search's log until it ends, and exit with its exit code; Ctrl-C leaves the search alone"
+    )
+
+
+def list_contents(folder: str | None, as_json: bool) -> None:
+    """Print what would be sent of a folder, the largest files first, and what would not."""
+    from feedrate.search.folder_contents import contents
+
+    found = contents(folder) if folder is not None else None
+    sent = sorted(found.sent, key=lambda file: -file.num_bytes) if found is not None else []
+    left_out = found.left_out if found is not None else ()
+    num_bytes = found.num_bytes if found is not None else 0
+    facts = {"folder": folder, "num_files": len(sent), "num_bytes": num_bytes}
+    answer("submit-dry-run", facts | {"sent": [asdict(file) for file in sent], "left_out": [asdict(entry) for entry in left_out]})
+    if as_json:
+        return
+    for file in sent:
+        print(f"{file.num_bytes:12,}  {file.path}")
+    print(f"{num_bytes:12,} bytes in {len(sent)} files would be sent of {folder}, and feedrate" if folder else "feedrate alone would be sent")
+    for entry in left_out:
+        print(f"not sent: {entry.path} ({entry.why})")
+
+
+def send(args: argparse.Namespace, jobs: Jobs, words: Sequence[str], submission_id: str, folder: str | None, metadata: dict[str, str]) -> int | None:
+    """Submit a job, say how to go on, and follow it where that was asked for; gives the exit code."""
+    print(f"sending {folder or 'feedrate'} to {jobs.address}", file=sys.stderr, flush=True)
+    sent = jobs.submit(words, submission_id=submission_id, folder=folder, metadata=metadata)
+    for note in filter(None, [sent.said()]):
+        print(f"note: {note}", file=sys.stderr)
+    commands = say_how_to_go_on(jobs, submission_id)
+    found = sent.contents
+    facts = {
+        "id": submission_id,
+        "address": jobs.address,
+        "workload": metadata["workload"],
+        "command": metadata["command"],
+        "folder": folder,
+        "num_files": 0 if found is None else len(found.sent),
+        "num_bytes": 0 if found is None else found.num_bytes,
+        "left_out": [] if found is None else [asdict(entry) for entry in found.missed()],
+        "commands": commands,
+        "search": None,
+    }
+    answer("submit", facts)
+    if not args.follow:
         return None
+    code = follow(jobs, submission_id)
+    answer("submit", facts | {"search": status_facts(jobs, submission_id)})
+    return code
 
 
-def say_how_to_go_on(jobs: Jobs, submission_id: str) -> None:
-    """The new search's id for programs, the commands for people."""
-    print(submission_id)
+def say_how_to_go_on(jobs: Jobs, submission_id: str) -> dict[str, str]:
+    """The new search's id for programs, the commands for people; gives the commands by their name."""
+    print(submission_id, flush=True)
+    commands = {}
     for verb, *flag in (["status"], ["logs", "-f"], ["stop"], ["fetch"]):
-        print(f"  {shlex.join(['feedrate', verb, submission_id, *flag, '--address', jobs.address])}", file=sys.stderr)
+        commands[verb] = shlex.join(["feedrate", verb, submission_id, *flag, "--address", jobs.address])
+        print(f"  {commands[verb]}", file=sys.stderr)
+    return commands
 
 
-def resume_there(args: argparse.Namespace, argv: Sequence[str]) -> None:
+def follow(jobs: Jobs, submission_id: str) -> int:
+    """Print a search's log until it ends; gives its exit code."""
+    try:
+        for piece in jobs.follow(submission_id):
+            print(piece, end="", flush=True)
+        job = jobs.job(submission_id)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("no longer following; the search goes on") from None
+    code = exit_code(job)
+    if code:
+        print(f"{submission_id}: {job.status.value}, {ended_by(job)}", file=sys.stderr)
+    return FAILED if code is None else code
+
+
+def resume_there(args: argparse.Namespace, argv: Sequence[str]) -> int | None:
     """`feedrate resume ID --address URL`: a new job that carries the search in an earlier one's run folder on."""
     _check_storage(args.storage)
     jobs = connect(args)
@@ -100,42 +176,40 @@ def resume_there(args: argparse.Namespace, argv: Sequence[str]) -> None:
     for other in jobs.continued(before):
         if not other.status.is_terminal():
             raise UsageError(f"{args.run} is carried on by {other.submission_id} already: feedrate stop {other.submission_id} first")
-    words = [word for word in arguments.without(argv[1:], "--address", "--debug", "--allow-unauthenticated") if word != args.run]
+    words = [word for word in arguments.without(argv[1:], *OF_SUBMIT, "--allow-unauthenticated") if word != args.run]
     submission_id = f"{args.run}-again-{os.urandom(2).hex()}"
     metadata = before.metadata | {"feedrate": version("feedrate"), "command": shlex.join(["feedrate", *argv])}
     folder = os.getcwd() if ":" in before.metadata["workload"] else None
-    jobs.submit(["resume", before.metadata["run"], *words], submission_id=submission_id, folder=folder, metadata=metadata)
-    say_how_to_go_on(jobs, submission_id)
+    return send(args, jobs, ["resume", before.metadata["run"], *words], submission_id, folder, metadata)
 
 
 class Status:
-    """How far a submitted search is.
+    """How far a submitted search is. Exit code 1 for a search that failed.
 
     feedrate status images-3fa9c1 --address http://localhost:8265
     """
 
     def prepare(self, parser: argparse.ArgumentParser) -> None:
         add_cluster(parser)
-        parser.add_argument("--json", action="store_true", help="one object")
+        arguments.add_json(parser)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
-        jobs = connect(args)
-        job = jobs.job(args.id)
-        later = jobs.continued(job)
-        facts = summary(job) | {"carried_on_by": [other.submission_id for other in later]}
-        if args.json:
-            print(json.dumps(facts))
-            return None
+        facts = status_facts(connect(args), args.id)
+        answer("status", facts)
+        if not args.json:
+            self._print(facts)
+        return FAILED if facts["status"] == "FAILED" else None
+
+    @staticmethod
+    def _print(facts: dict[str, Any]) -> None:
         took = f", {facts['took_s']:.0f} s" if facts["took_s"] is not None else ""
-        print(f"{args.id}: {facts['status']}{took}")
+        ended = f", {facts['ended_by']}" if facts["search_exit_code"] else ""
+        print(f"{facts['id']}: {facts['status']}{took}{ended}")
         print(f"  {facts['command']}")
-        if job.message and job.status.is_terminal():
-            print(f"  {job.message.strip().splitlines()[-1]}")
-        for other in later:
-            print(f"  carried on by {other.submission_id}: {other.status.value}")
-        for line in jobs.log(args.id).splitlines()[-LAST_LINES:]:
+        for other in facts["carried_on_by"]:
+            print(f"  carried on by {other['id']}: {other['status']}")
+        for line in facts["last_lines"]:
             print(f"  | {line}")
-        return None
 
 
 class Logs:
@@ -146,7 +220,9 @@ class Logs:
 
     def prepare(self, parser: argparse.ArgumentParser) -> None:
         add_cluster(parser)
-        parser.add_argument("-f", "--follow", action="store_true", help="go on until the search ends; Ctrl-C leaves the search alone")
+        parser.add_argument(
+            "-f", "--follow", action="store_true", help="go on until the search ends, and exit with 1 if it failed; Ctrl-C leaves the search alone"
+        )
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         jobs = connect(args)
@@ -154,12 +230,8 @@ class Logs:
         if not args.follow:
             print(jobs.log(args.id), end="")
             return None
-        try:
-            for piece in jobs.follow(args.id):
-                print(piece, end="", flush=True)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("no longer following; the search goes on") from None
-        return None
+        follow(jobs, args.id)
+        return FAILED if jobs.job(args.id).status.value == "FAILED" else None
 
 
 class Stop:
@@ -170,19 +242,19 @@ class Stop:
 
     def prepare(self, parser: argparse.ArgumentParser) -> None:
         add_cluster(parser)
+        arguments.add_json(parser)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         jobs = connect(args)
-        if not jobs.stop(args.id):
-            job = jobs.job(args.id)
-            print(f"{args.id} had ended already: {job.status}")
-            for other in jobs.continued(job):
-                print(f"  carried on by {other.submission_id}: {other.status.value}")
-            return None
+        had_ended = not jobs.stop(args.id)
         deadline = time.monotonic() + 90
-        while not jobs.job(args.id).status.is_terminal() and time.monotonic() < deadline:
+        while not (job := jobs.job(args.id)).status.is_terminal() and time.monotonic() < deadline:
             time.sleep(0.5)
-        print(f"{args.id}: {jobs.job(args.id).status}")
+        later = [{"id": other.submission_id, "status": other.status.value} for other in jobs.continued(job)]
+        answer("stop", {"id": args.id, "status": job.status.value, "had_ended": had_ended, "carried_on_by": later})
+        print(f"{args.id} had ended already: {job.status.value}" if had_ended else f"{args.id}: {job.status.value}")
+        for other in later:
+            print(f"  carried on by {other['id']}: {other['status']}")
         return None
 
 
@@ -196,34 +268,22 @@ class Fetch:
         add_cluster(parser)
         parser.add_argument("-o", "--out", metavar="DIR", help="a new folder (default: feedrate-runs/ID)")
         parser.add_argument("--force", action="store_true", help="replace what was fetched there before")
+        arguments.add_json(parser)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         to = Path(args.out) if args.out else Path("feedrate-runs") / args.id
         connect(args).fetch(args.id, to, force=args.force)
+        runs = sorted(str(path.parent.absolute()) for path in to.rglob("search.json"))
+        answer("fetch", {"id": args.id, "folder": to.absolute(), "runs": runs})
         print(f"Saved: {to}")
         return None
-
-
-def summary(job: Any) -> dict[str, Any]:
-    """One search on a cluster, as an object for people's programs."""
-    ended_s = job.end_time / 1e3 if job.end_time else time.time()
-    return {
-        "id": job.submission_id,
-        "status": str(job.status.value),
-        "workload": job.metadata.get("workload"),
-        "command": job.metadata.get("command"),
-        "feedrate": job.metadata.get("feedrate"),
-        "started_unix_s": job.start_time / 1e3 if job.start_time else None,
-        "took_s": ended_s - job.start_time / 1e3 if job.start_time else None,
-    }
 
 
 def print_searches(args: argparse.Namespace) -> None:
     """`feedrate runs --address URL`."""
     found = [summary(job) for job in connect(args).searches()]
+    answer("searches", {"address": args.address, "searches": found})
     if args.json:
-        for facts in found:
-            print(json.dumps(facts))
         return
     if not found:
         print("no search was submitted to this cluster yet")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from feedrate.search import arguments
-from feedrate.search.options import ANY_ORDER, OWN_BATCHES, OWN_STEP, UsageError, counted_anyway
+from feedrate.search.machine_output import answer
+from feedrate.search.options import ANY_ORDER, OWN_BATCHES, OWN_STEP, UsageError, counted_anyway, refusal
 from feedrate.trainables.config import SHARING_STRATEGIES, START_METHODS, LoaderConfig
 
 FAILED = 1
@@ -48,7 +48,7 @@ class Measure:
             "measurement": columns,
         }
         if args.json:
-            print(json.dumps(facts))
+            answer("measure", facts)
             return None
         unit, step_sps = columns["unit"], facts["step_only_sps"]
         step_alone = "step alone not known" if step_sps is None else f"step alone {step_sps:,.1f} {unit}/s"
@@ -92,11 +92,14 @@ class Workloads:
     """List the bundled workloads."""
 
     def prepare(self, parser: argparse.ArgumentParser) -> None:
-        """No arguments."""
+        arguments.add_json(parser)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         from feedrate.trainables.resolve import BUNDLED
 
+        if args.json:
+            answer("workloads", {"workloads": [{"name": name, "description": text} for name, text in BUNDLED.items()]})
+            return None
         for name, text in BUNDLED.items():
             print(f"{name:10} {text}")
         print(
@@ -109,7 +112,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_workload(parser)
     _add_setting(parser)
     arguments.add_trial(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments.add_json(parser)
 
 
 def _add_setting(parser: argparse.ArgumentParser) -> None:
@@ -199,7 +202,7 @@ def _trial(
                 return event["columns"], None
             elif event["event"] == "failure":
                 if event["usage"]:
-                    raise UsageError(event["failure_message"])
+                    raise refusal(event)
                 return {}, event
     finally:
         if own is not None:
@@ -224,7 +227,7 @@ def show_failure(as_json: bool, failure: dict[str, Any], what: str, **more: Any)
     if as_json:
         names = ("failure_kind", "failure_phase", "failure_message", "failure_cause", "failure_traceback", "failure_stacks")
         body = {name.removeprefix("failure_"): failure[name] for name in names}
-        print(json.dumps({"failure": body, **more}))
+        answer("failure", {"failure": body, "dataloader": None, **more})
         return FAILED
     print(f"{what}: {failure['failure_message']}", file=sys.stderr)
     for name in ("failure_traceback", "failure_stacks"):

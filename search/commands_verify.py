@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from feedrate.search import arguments, commands_trial
+from feedrate.search.machine_output import answer
 from feedrate.search.options import UsageError
 
 if TYPE_CHECKING:
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from feedrate.trainables.config import LoaderConfig
 
 DOES_NOT_HOLD = 1
+NOT_MEASURED: dict[str, Any] = dict.fromkeys(
+    ("num_rounds", "throughput", "recorded_samples_per_second", "most_foreign_cpu_fraction", "speedup", "speedup_ci95")
+)
 
 
 class Verify:
@@ -38,7 +41,7 @@ class Verify:
         )  # fmt: skip
         parser.add_argument("--max-trial-s", type=arguments.whole(1), default=5, metavar="S", help="for one measurement (default 5)")
         parser.add_argument("--seed", type=arguments.whole(0), default=0, metavar="N")
-        parser.add_argument("--json", action="store_true", help="print one JSON object")
+        arguments.add_json(parser)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         from feedrate.analysis.best import load_best
@@ -62,7 +65,7 @@ class Verify:
         if failure is not None:
             text = f"it does not work here: {failure['failure_message']}"
             if args.json:
-                print(json.dumps({"holds": False, "sentence": text, "differences": differs}))
+                answer("verify", NOT_MEASURED | {"holds": False, "sentence": text, "differences": differs})
             else:
                 print(text)
             return DOES_NOT_HOLD
@@ -70,12 +73,12 @@ class Verify:
         assert found is not None  # three rounds of both were made
         recorded = best.throughput["samples_per_second"]
         if args.json:
-            body: dict[str, Any] = {"holds": found.holds, "sentence": found.sentence, "differences": differs, "num_rounds": len(rounds)}
+            body: dict[str, Any] = NOT_MEASURED | {"holds": found.holds, "sentence": found.sentence, "differences": differs, "num_rounds": len(rounds)}
             body["throughput"] = {"samples_per_second": found.throughput.sps, "ci95": [found.throughput.low_sps, found.throughput.high_sps]}
             body |= {"recorded_samples_per_second": recorded, "most_foreign_cpu_fraction": most}
             if found.speedup is not None:
                 body |= {"speedup": found.speedup.sps, "speedup_ci95": [found.speedup.low_sps, found.speedup.high_sps]}
-            print(json.dumps(body))
+            answer("verify", body)
         else:
             rate = found.throughput
             unit = best.throughput.get("unit", "samples")

@@ -25,6 +25,14 @@ _terminals: list[int] = []
 _last_acts: list[Callable[[], None]] = []
 
 
+class Interrupted(KeyboardInterrupt):
+    """An interrupt that says how to carry on."""
+
+    def __init__(self, sentence: str, *, run: object = None, resume: str | None = None) -> None:
+        super().__init__(sentence)
+        self.facts = {"run": run, "resume": resume}
+
+
 def asked() -> int | None:
     """Return the signal that asked this process to end, None while there was none."""
     return _asked

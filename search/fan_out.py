@@ -7,6 +7,7 @@ for; what is said of one below holds for each, resuming included.
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import subprocess
 import sys
@@ -14,19 +15,20 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TextIO
+from typing import IO, Any, TextIO
 
 from feedrate.search.arguments import without
 from feedrate.search.ending import asked, at_the_latest
 
 
-def one_each(names: Sequence[str], argv: Sequence[str], out: Path) -> int:
+def one_each(names: Sequence[str], argv: Sequence[str], out: Path, objects: dict[str, Any] | None = None) -> int:
     """Search on each class; gives the worst exit code, 1 for a search that was killed.
 
     Args:
         names: of the classes.
         argv: the command line, `search` first.
         out: the folder that will hold one run folder for each class.
+        objects: filled with what each search prints, where that is one object (--json); None prints it here.
 
     Raises:
         KeyboardInterrupt: interrupted; every search has kept what it measured.
@@ -42,7 +44,9 @@ def one_each(names: Sequence[str], argv: Sequence[str], out: Path) -> int:
         )
         searches.append(process)
         for stream, to in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
-            reader = threading.Thread(target=_forward, args=(stream, to, name), daemon=True)
+            collect = objects is not None and stream is process.stdout
+            how = (_collect, (stream, objects, name)) if collect else (_forward, (stream, to, name))
+            reader = threading.Thread(target=how[0], args=how[1], daemon=True)
             reader.start()
             readers.append(reader)
     interrupted = False
@@ -77,6 +81,11 @@ def _forward(stream: IO[str] | None, to: TextIO, name: str) -> None:
     with stream:
         for line in stream:
             _print(f"[{name}] {line.rstrip()}", to)
+
+
+def _collect(stream: IO[str], objects: dict[str, Any], name: str) -> None:
+    with stream, contextlib.suppress(ValueError):  # a search that was killed has printed nothing
+        objects[name] = json.load(stream)
 
 
 def _print(text: str, to: TextIO) -> None:

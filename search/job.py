@@ -17,6 +17,7 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from feedrate.search.job_display import VARIABLE
 from feedrate.search.jobs import packed
 
 PARTS = ("search.json", "trials.jsonl", "best.json", "report.html", "study.journal")
@@ -59,6 +60,7 @@ def main(argv: Sequence[str]) -> int:
     # Ray starts jobs with SIGINT blocked, and stops them with SIGTERM, which the command line makes an interrupt
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     folder = str(folder_of(submission_id))
+    os.environ[VARIABLE] = submission_id
     if what == "resume":
         return command(["resume", folder, *words])
     words = ["search", *words, "--address", "auto", "--out", folder]

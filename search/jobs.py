@@ -24,7 +24,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from feedrate.search.engine import AUTHENTICATE, WRONG_TOKEN
+from feedrate.search.job_display import split_log
 from feedrate.search.options import UsageError
+from feedrate.search.shipping import Shipment, shipment
 
 OURS = "feedrate"
 """Key of a job's metadata that tells our jobs from others; its value is our version."""
@@ -95,8 +97,8 @@ class Jobs:
                 raise UsageError(f"the cluster at {self.address} has no such search: feedrate runs --address {self.address} lists them") from None
             raise UsageError(f"the cluster at --address {self.address} refused: {reason}") from None
 
-    def submit(self, words: Sequence[str], *, submission_id: str, folder: str | None, metadata: Mapping[str, str]) -> list[str]:
-        """Have the cluster run `python -m feedrate.search.job` with these words; gives notes for the user.
+    def submit(self, words: Sequence[str], *, submission_id: str, folder: str | None, metadata: Mapping[str, str]) -> Shipment:
+        """Have the cluster run `python -m feedrate.search.job` with these words; gives what was sent.
 
         Args:
             words: its arguments.
@@ -104,8 +106,6 @@ class Jobs:
             folder: the user's, which is sent; None sends feedrate alone.
             metadata: to find the job by.
         """
-        from feedrate.search.shipping import shipment
-
         with shipment(folder) as sent:
             env = sent.runtime_env | {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}}
             self._call(
@@ -116,7 +116,7 @@ class Jobs:
                 runtime_env=env,
                 metadata=dict(metadata),
             )
-            return list(filter(None, [sent.said()]))
+            return sent
 
     def job(self, submission_id: str) -> Any:
         """Ray's details of one of our searches."""
@@ -135,9 +135,13 @@ class Jobs:
         run = job.metadata.get("run")
         return [other for other in self.searches() if other.metadata.get("run") == run and (other.start_time or 0) > (job.start_time or 0)]
 
+    def raw_log(self, submission_id: str) -> str:
+        """The log as Ray has it, with the lines for programs (job_display.py)."""
+        return str(self._call(self.client.get_job_logs, submission_id))
+
     def log(self, submission_id: str) -> str:
         """What the search has printed so far."""
-        return str(self._call(self.client.get_job_logs, submission_id))
+        return split_log(self.raw_log(submission_id))[0]
 
     def follow(self, submission_id: str, pause_s: float = 1.0) -> Iterator[str]:
         """Pieces of the log as they come, to its end. A connection that breaks is taken up again where it broke."""
@@ -145,7 +149,8 @@ class Jobs:
         while True:
             try:
                 over = self.job(submission_id).status.is_terminal()
-                text = self.log(submission_id)
+                text = self.raw_log(submission_id)
+                text = split_log(text if over else text[: text.rfind("\n") + 1])[0]  # whole lines
                 misses = 0
             except UsageError:
                 misses += 1
@@ -191,7 +196,7 @@ class Jobs:
             if time.monotonic() > deadline:
                 raise UsageError(f"the cluster did not pack the run folder within {PACK_S:.0f} s: is its head busy? Try again")
             time.sleep(0.5)
-        files = unpacked(self.log(packing), submission_id)
+        files = unpacked(self.raw_log(packing), submission_id)
         self._call(self.client.delete_job, packing)
         to.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{to.name}-", dir=to.parent))

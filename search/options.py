@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,8 +27,27 @@ class UsageError(Exception):
     """What was asked cannot be done; the message says why and the way out. The command line exits with 2."""
 
 
+class WorkloadFailed(UsageError):
+    """The workload's own code failed before anything was measured; the message ends with its traceback.
+
+    A UsageError, because nothing was written; but the command line was right, and exits with 1.
+    """
+
+
+def refusal(failure: Mapping[str, Any]) -> UsageError:
+    """The error for a failure event that came before anything was measured (trainables/child.py)."""
+    sentence = failure["failure_message"]
+    if failure.get("failure_traceback"):
+        sentence += f"\n{failure['failure_traceback']}"
+    return UsageError(sentence) if failure["usage"] and not failure.get("raised") else WorkloadFailed(sentence)
+
+
 class NothingFound(Exception):
     """The search ended without any setting that works; the message says why. The command line exits with 1."""
+
+    def __init__(self, sentence: str, run: object = None) -> None:
+        super().__init__(sentence)
+        self.facts = {"run": run}
 
 
 def counted_anyway(step_returned: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.search.engine import JOB
-from feedrate.search.options import UsageError
+from feedrate.search.options import UsageError, refusal
 from feedrate.trainables.resolve import WorkloadRef
 from feedrate.trainables.supervise import Template
 
@@ -28,7 +28,8 @@ def describe_workload(ref: WorkloadRef) -> dict[str, Any]:
     """Facts about the workload (trainables/child.py: describe), its data made or checked.
 
     Raises:
-        UsageError: the workload cannot be made; a traceback in the message is the user's own.
+        UsageError: the workload is none, or what it was given is wrong.
+        WorkloadFailed: its code failed; a traceback in the message is the user's own.
     """
     template = Template(ref, show_output=True)
     try:
@@ -38,10 +39,7 @@ def describe_workload(ref: WorkloadRef) -> dict[str, Any]:
             if event["event"] == "silent":
                 print(f"still making the workload, for {event['silent_s']:.0f} s", file=sys.stderr, flush=True)
             if event["event"] == "failure":
-                raise UsageError(
-                    event["failure_message"]
-                    + (f"\n{event['failure_traceback']}" if event.get("failure_traceback") else "")
-                )
+                raise refusal(event)
         raise UsageError("the workload could not be described")
     finally:
         template.close()

@@ -25,14 +25,15 @@ from feedrate.analysis.remote import is_url
 from feedrate.analysis.run_folder import RunError, RunFolder
 from feedrate.search.duplicates import disqualification, restricted
 from feedrate.search.duplicates import remarks as duplicate_remarks
-from feedrate.search.ending import at_the_latest
+from feedrate.search.ending import Interrupted, at_the_latest
 from feedrate.search.engine import JOB, cluster
+from feedrate.search.job_display import make_display
+from feedrate.search.machine_output import answer_error
 from feedrate.search.mirror import bring, check_url, mirrored
 from feedrate.search.nodes import Host, look, promised
 from feedrate.search.options import HIDDEN, SearchOptions, UsageError, without_password
 from feedrate.search.placing import Placement, SeveralClasses, place
 from feedrate.search.prepare import choose_folder, clear, describe_workload, held, resume_command
-from feedrate.search.progress import Display
 from feedrate.search.request import (
     baseline_configs,
     baseline_of,
@@ -268,17 +269,23 @@ def _say(console: Console, quiet: bool, text: str) -> None:
 def _resumable(folder: RunFolder) -> Iterator[None]:
     """Make an interrupt say how to carry on, once there is a run to carry on."""
     try:
-        with at_the_latest(lambda: print(_way_on(folder), file=sys.stderr, flush=True)):
+        with at_the_latest(lambda: _at_last(_interrupted(folder))):
             yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(_way_on(folder)) from None
+        raise _interrupted(folder) from None
 
 
-def _way_on(folder: RunFolder) -> str:
+def _interrupted(folder: RunFolder) -> Interrupted:
     if not folder.search.exists():
-        return "interrupted"
+        return Interrupted("interrupted")
     kept = "what was measured is kept" if folder.trials.exists() else "nothing was measured yet"
-    return f"interrupted; {kept}. Carry on with: {resume_command(folder)}"
+    command = resume_command(folder)
+    return Interrupted(f"interrupted; {kept}. Carry on with: {command}", run=folder.path.absolute(), resume=command)
+
+
+def _at_last(interrupted: Interrupted) -> None:
+    print(interrupted, file=sys.stderr, flush=True)
+    answer_error(str(interrupted), "interrupted", **interrupted.facts)
 
 
 def _search(
@@ -309,7 +316,8 @@ def _search(
     brain.max_num_workers = (search.get("disqualified") or {}).get("max_num_workers")
     records, problems = folder.records()
     again = brain.reconcile(records, options.objective).requeued
-    display = Display(
+    display = make_display(
+        folder.path,
         console,
         time_budget_s=options.time_budget_s,
         max_trials=options.max_trials,

@@ -1,6 +1,7 @@
 """submit, status, logs, stop, fetch, resume and runs on a real `ray start --head` with a token."""
 
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -52,10 +53,11 @@ def there(feedrate, head, project):
     return run
 
 
-def followed(there, submission_id):
+def followed(there, submission_id, code=0):
     """The whole log of a search, once it has ended."""
     log = there("logs", submission_id, "-f", timeout_s=300)
-    assert log.code == 0, log.stderr
+    assert log.code == code, log.stderr
+    assert "feedrate-progress" not in log.stdout
     return log.stdout
 
 
@@ -77,6 +79,10 @@ def test_a_search_goes_on_when_the_client_is_gone(there, head, project, tmp_path
     assert "  | Saved: " in state.stdout
     facts = json.loads(there("status", "mine", "--json").stdout)
     assert (facts["id"], facts["status"], facts["workload"]) == ("mine", "SUCCEEDED", "train.py:workload")
+    assert (facts["search_exit_code"], facts["message"], facts["carried_on_by"]) == (0, None, [])
+    assert facts["progress"]["run"] == str(head.runs / "mine")
+    assert facts["progress"]["num_complete"] + facts["progress"]["num_pruned"] + facts["progress"]["num_failed"] == 3
+    assert facts["progress"]["best"]["samples_per_second"] > 0
     assert there("runs").stdout.count("mine  SUCCEEDED") == 1
     fetched = there("fetch", "mine")
     assert fetched.stdout == "Saved: feedrate-runs/mine\n"
@@ -132,9 +138,22 @@ def test_a_search_is_stopped_and_carried_on(there, head, project):
 
 def test_a_search_that_finds_nothing_says_so(there):
     """Ray's word for it, and ours."""
-    assert there("submit", "train.py:workload", "--hardware", "absent", "--submission-id", "wrong").code == 0
-    assert "--hardware absent is no hardware class of the cluster" in followed(there, "wrong")
-    assert there("status", "wrong").stdout.startswith("wrong: FAILED, ")
+    sentence = "--hardware absent is no hardware class of the cluster"
+    sent = there("submit", "train.py:workload", "--hardware", "absent", "--submission-id", "wrong", "--follow", timeout_s=300)
+    assert sent.code == 2, sent.stderr
+    assert sent.stdout.startswith("wrong\n")
+    assert sentence in sent.stdout
+    assert sent.stderr.endswith("wrong: FAILED, exit code 2: wrong usage\n")
+    assert sentence in followed(there, "wrong", code=1)
+    state = there("status", "wrong")
+    assert state.code == 1
+    assert re.match(r"wrong: FAILED, \d+ s, exit code 2: wrong usage\n", state.stdout)
+    state = there("status", "wrong", "--json")
+    assert state.code == 1
+    facts = json.loads(state.stdout)
+    assert (facts["status"], facts["search_exit_code"], facts["exit_code"], facts["progress"]) == ("FAILED", 2, 1, None)
+    assert facts["ended_by"] == "exit code 2: wrong usage"
+    assert facts["message"].startswith(f"feedrate: {sentence}")
     fetched = there("fetch", "wrong")
     assert fetched.code == 2
     assert "there is no run folder: the search has not begun, or failed before it did" in fetched.stderr

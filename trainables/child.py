@@ -47,7 +47,7 @@ from feedrate.trainables.rerun import rerun
 from feedrate.trainables.resolve import UnknownWorkload, WorkloadRef, load, preload
 from feedrate.trainables.step import Step
 from feedrate.trainables.template import remove_batches
-from feedrate.trainables.workload import Workload, WorkloadError
+from feedrate.trainables.workload import Workload, WorkloadError, WorkloadRaised
 
 Send = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
@@ -106,7 +106,7 @@ def _serve(request: dict[str, Any], descriptor: int, kept: Kept) -> bool:
             return _measure(request, on_event, kept, lambda: _told_to_stop(descriptor))
         {"describe": _describe, "check": _check, "rerun": _rerun}[request["op"]](request, on_event)
     except (UnknownWorkload, WorkloadError) as error:
-        send({"event": "failure", "usage": True, **_usage(str(error), phase)})
+        send({"event": "failure", "usage": True, "raised": isinstance(error, WorkloadRaised), **_usage(str(error), phase)})
     except BaseException as error:  # user code may raise anything, SystemExit too
         _report(error, phase, request, send)
     return False
@@ -238,7 +238,7 @@ def _describe(request: dict[str, Any], send: Send) -> None:
     except WorkloadError:
         raise
     except Exception as error:
-        raise WorkloadError(
+        raise WorkloadRaised(
             f"the loader of workload {workload.name!r} cannot be built:\n{user_traceback(error)}".rstrip()
         ) from None
     send({"event": "described", **described, "facts": host_facts() | {"num_gpus": torch.cuda.device_count()}})
@@ -280,7 +280,7 @@ def _load(ref: WorkloadRef) -> Workload:
     except (UnknownWorkload, WorkloadError):
         raise
     except Exception as error:
-        raise WorkloadError(f"{doing}:\n{user_traceback(error)}".rstrip()) from None
+        raise WorkloadRaised(f"{doing}:\n{user_traceback(error)}".rstrip()) from None
     return workload
 
 

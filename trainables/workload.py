@@ -22,6 +22,10 @@ class WorkloadError(Exception):
     """The workload cannot be used as asked (no data, wrong option); the message says why and the way out."""
 
 
+class WorkloadRaised(WorkloadError):
+    """The user's code raised while the workload was made; the message ends with their traceback."""
+
+
 class Workload:
     """What is trained and how its loader is made: the short form. See `Workload.from_loader` for the general one.
 

@@ -1,0 +1,85 @@
+"""What the Jobs API knows of a submitted search, as an object for programs and in words."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+from feedrate.search.job_display import split_log
+
+if TYPE_CHECKING:
+    from feedrate.search.jobs import Jobs
+
+FAILED = 1
+STOPPED = 128 + signal.SIGTERM
+MEANING = {0: "done", 1: "nothing that works was found", 2: "wrong usage", 128 + signal.SIGINT: "interrupted"}
+"""Exit code of a search -> what it means; more than 128 is a signal. docs/json.md has the table."""
+
+
+def summary(job: Any) -> dict[str, Any]:
+    """One search on a cluster, without its log."""
+    ended_s = job.end_time / 1e3 if job.end_time else time.time()
+    return {
+        "id": job.submission_id,
+        "status": str(job.status.value),
+        "search_exit_code": exit_code(job),
+        "workload": job.metadata.get("workload"),
+        "command": job.metadata.get("command"),
+        "feedrate": job.metadata.get("feedrate"),
+        "started_unix_s": job.start_time / 1e3 if job.start_time else None,
+        "took_s": ended_s - job.start_time / 1e3 if job.start_time else None,
+    }
+
+
+def status_facts(jobs: Jobs, submission_id: str) -> dict[str, Any]:
+    """Everything that is known of one search.
+
+    Args:
+        jobs: of the cluster.
+        submission_id: of the search.
+
+    Returns:
+        `summary` and: the sentence it ended with, who carried it on, the run folder on the head, how far it is and its best
+        setting so far (by hardware class where it runs on several), and the end of its log.
+    """
+    job = jobs.job(submission_id)
+    log, told = split_log(jobs.raw_log(submission_id))
+    alone = told.get(None)
+    lines = [line for line in log.splitlines() if line.strip()]
+    over = job.status.is_terminal()
+    message = lines[-1] if lines else (job.message or "").strip().rpartition("\n")[2] or None
+    return summary(job) | {
+        "ended_by": ended_by(job) if over else None,
+        "message": message if over and exit_code(job) else None,
+        "carried_on_by": [{"id": other.submission_id, "status": str(other.status.value)} for other in jobs.continued(job)],
+        "progress": alone,
+        "by_hardware": {name: facts for name, facts in told.items() if name is not None},
+        "last_lines": lines[-8:],
+    }
+
+
+def exit_code(job: Any) -> int | None:
+    """Exit code that the search would have had in a shell; None while it goes on."""
+    if not job.status.is_terminal():
+        return None
+    code = job.driver_exit_code
+    if code is not None:
+        return int(code) if code >= 0 else 128 - int(code)
+    return {"SUCCEEDED": 0, "STOPPED": STOPPED}.get(str(job.status.value), FAILED)
+
+
+def ended_by(job: Any) -> str:
+    """What ended the search: its exit code or a signal, in words."""
+    code = exit_code(job)
+    if job.status.value == "STOPPED":
+        return "stopped on request"
+    if code is None or (code == FAILED and job.driver_exit_code is None):
+        return "Ray could not run it"
+    if code in MEANING:
+        return f"exit code {code}: {MEANING[code]}"
+    try:
+        name = signal.Signals(code - 128).name
+    except ValueError:
+        return f"exit code {code}"
+    return f"signal {name}" + (": the kernel sends it when memory runs out" if name == "SIGKILL" else "")
