@@ -33,6 +33,15 @@ class RunFolder:
         self.tune = self.path / "tune"
         self.lock = self.path / "search.lock"
 
+    def files(self) -> list[Path]:
+        """The files that a search writes, as far as they are there, search.json and the lock last."""
+        own = [self.trials, self.best, self.report, *sorted(self.path.glob("study.journal*")), self.search, self.lock]
+        return [path for path in own if path.is_file() and not path.is_symlink()]
+
+    def tune_folders(self) -> list[Path]:
+        """Ray Tune's own state, of no use when the search is over."""
+        return [path for path in (self.tune, *sorted(self.path.glob("tune-*"))) if path.is_dir() and not path.is_symlink()]
+
     def read_search(self) -> dict[str, Any]:
         """What was asked, on what: the content of `search.json`.
 

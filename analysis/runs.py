@@ -69,6 +69,25 @@ def runs_table(runs: Iterable[Run]) -> pd.DataFrame:
     return frame(map(_row, runs), _DTYPES)
 
 
+def run_folders(pattern: str) -> list[Path]:
+    """The run folders here that a pattern names, those of a search on several hardware classes too (RUN/CLASS).
+
+    Args:
+        pattern: of folders, or the folder that holds them.
+
+    Raises:
+        RunError: the pattern names no run.
+    """
+    found = [Path(path) for path in _paths(pattern)]
+    below = Path(pattern) if Path(pattern).is_dir() and not (Path(pattern) / "search.json").exists() else None
+    for parent in sorted(below.iterdir()) if below is not None else map(Path, sorted(glob.glob(pattern))):
+        if parent.is_dir() and not parent.is_symlink() and not (parent / "search.json").exists():
+            found += sorted(path for path in parent.iterdir() if (path / "search.json").is_file())
+    if not found:
+        raise RunError(f"{pattern} names no run here. A search writes feedrate-runs/NAME, or the folder of --out")
+    return list(dict.fromkeys(found))
+
+
 def _paths(pattern: str) -> list[str]:
     if not is_url(pattern):
         folder = Path(pattern)

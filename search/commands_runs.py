@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import sys
+import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from feedrate.search import arguments
@@ -86,11 +89,14 @@ def _facts(compared: Compared, first: Run, second: Run) -> dict[str, Any]:
 
 
 class Runs:
-    """List runs with their workload, date, host and best setting.
+    """List runs with their workload, date, host and best setting, or make room.
 
     feedrate runs
     feedrate runs elsewhere
     feedrate runs --address http://localhost:8265     the searches that were submitted there
+    feedrate runs --prune                             list what finished runs do not need any more (Ray Tune's state)
+    feedrate runs --prune --yes                       remove it
+    feedrate runs --prune --whole --older-than 90d    list runs that are finished or not, and were not written to for 90 days
     """
 
     def prepare(self, parser: argparse.ArgumentParser) -> None:
@@ -98,8 +104,21 @@ class Runs:
         arguments.add_json(parser)
         parser.add_argument("--address", metavar="URL", help="list the searches on a cluster instead, by its Jobs API, such as http://localhost:8265")
         arguments.add_allow_unauthenticated(parser)
+        room = parser.add_argument_group("making room")
+        room.add_argument("--prune", action="store_true", help="list what can be removed: Ray Tune's state in finished runs, which takes most of the space")
+        room.add_argument("--whole", action="store_true", help="remove whole runs instead")
+        room.add_argument(
+            "--older-than", dest="older_than_s", type=arguments.positive_s, metavar="TIME",
+            help="only runs that were not written to for so long, such as 30d, unfinished ones too (default: finished ones of any age)",
+        )  # fmt: skip
+        room.add_argument("--keep", action="append", default=[], metavar="RUN", help="a run that stays, by name, path or pattern; may be given several times")
+        room.add_argument("--yes", action="store_true", help="remove what is listed")
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
+        if args.prune:
+            return _prune(args)
+        if args.whole or args.yes or args.keep or args.older_than_s is not None:
+            raise UsageError("--whole, --older-than, --keep and --yes belong to --prune")
         if args.address is not None:
             from feedrate.search.commands_service import print_searches
 
@@ -118,3 +137,31 @@ class Runs:
         for warning in left_out:
             print(f"note: {warning.message}", file=sys.stderr)
         return None
+
+
+def _prune(args: argparse.Namespace) -> int | None:
+    """`feedrate runs --prune`."""
+    from feedrate.analysis.remote import is_url
+    from feedrate.analysis.runs import run_folders
+    from feedrate.search.retention import Policy, prune
+
+    if args.address is not None or is_url(args.pattern):
+        raise UsageError("--prune is for run folders on this machine: on a cluster's head, run it there")
+    folders = run_folders(args.pattern)
+    for pattern in args.keep:
+        if not any(fnmatch.fnmatch(name, pattern) for folder in folders for name in (folder.name, str(folder))):
+            raise UsageError(f"--keep {pattern} names none of these runs, and nothing was removed")
+    policy = Policy(whole=args.whole, older_than_s=args.older_than_s, keep=args.keep)
+    removed, kept = prune(folders, policy, now_unix_s=time.time(), remove=args.yes)
+    num_bytes = sum(removal.num_bytes for removal in removed)
+    facts = {"removed": [asdict(removal) for removal in removed], "kept": [asdict(each) for each in kept]}
+    answer("prune", facts | {"num_bytes": num_bytes, "done": args.yes})
+    if args.json:
+        return None
+    verb = "removed" if args.yes else "would remove"
+    for removal in removed:
+        print(f"{verb} {removal.what} of {removal.path}: {removal.num_bytes / 1e6:,.1f} MB")
+    for each in kept:
+        print(f"keeps {each.path}: {each.why}")
+    print(f"{num_bytes / 1e6:,.1f} MB" + ("" if args.yes or not removed else "; --yes removes it"))
+    return None

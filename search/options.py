@@ -176,15 +176,15 @@ def without_password(text: str) -> str:
 
 
 def parse_duration_s(text: str) -> float:
-    """Seconds in "90", "90s", "5m", "1.5h", "40ms".
+    """Seconds in "90", "90s", "5m", "1.5h", "30d", "40ms".
 
     Raises:
         ValueError: the text is no duration.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|m|h)?", text.strip())
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|m|h|d)?", text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a duration: write 90s, 5m, 1h or 40ms")
-    return float(match[1]) * {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}[match[2] or "s"]
+    return float(match[1]) * {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}[match[2] or "s"]
 
 
 def parse_config(text: str) -> LoaderConfig:

@@ -102,11 +102,11 @@ def clear(folder: RunFolder, force: bool) -> None:
     if folder.search.exists() and not force:
         raise UsageError(f"{folder.path} was taken by another search meanwhile: start this one again")
     try:
-        for file in (folder.search, folder.trials, folder.best, folder.report, *folder.path.glob("study.journal*")):
-            file.unlink(missing_ok=True)
-        for tune in (folder.tune, *folder.path.glob("tune-*")):
-            if tune.is_dir():
-                shutil.rmtree(tune)
+        for file in folder.files():
+            if file != folder.lock:  # which is held
+                file.unlink(missing_ok=True)
+        for tune in folder.tune_folders():
+            shutil.rmtree(tune)
     except OSError as error:
         raise UsageError(f"--out {folder.path} cannot be replaced: {error.strerror}") from None
 

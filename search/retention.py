@@ -1,0 +1,147 @@
+"""Makes room: removes what finished or old runs leave, and nothing else.
+
+A folder counts as a run by its search.json. Links are never followed, a run that somebody uses is left alone, and in a run
+folder only what a search or a report writes is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import fnmatch
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from feedrate.analysis.export import FORMATS
+from feedrate.analysis.load import SEARCH_SCHEMA
+from feedrate.analysis.run_folder import RunError, RunFolder
+
+TUNE, WHOLE = "Ray Tune's state", "the run"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Policy:
+    """Which runs to remove what of."""
+
+    whole: bool = False
+    """Remove the run; otherwise only Ray Tune's state, which takes most of the space and of which nothing is read again."""
+    older_than_s: float | None = None
+    """Only runs that were not written to for so long, and then unfinished ones too; None: finished ones of any age."""
+    keep: Sequence[str] = ()
+    """Patterns of names or paths of runs that stay."""
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What is to be removed of one run."""
+
+    path: str
+    what: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A run of which nothing is removed."""
+
+    path: str
+    why: str
+
+
+def prune(folders: Sequence[Path], policy: Policy, *, now_unix_s: float, remove: bool) -> tuple[list[Removal], list[Kept]]:
+    """Find what the policy removes, and remove it.
+
+    Args:
+        folders: run folders.
+        policy: what to remove of which.
+        now_unix_s: seconds since 1970.
+        remove: False only lists.
+
+    Returns:
+        What was removed, or would be, and why each other run is kept.
+    """
+    removed, kept = [], []
+    for path in folders:
+        folder = RunFolder(path)
+        with _unused(folder) as is_unused:
+            why = _why_kept(folder, policy, now_unix_s) if is_unused else "in use by a search"
+            paths = [*folder.tune_folders(), *(_files(folder) if policy.whole else [])]
+            if why is None and not paths:
+                why = "there is nothing to remove"
+            if why is not None:
+                kept.append(Kept(str(path), why))
+                continue
+            removed.append(Removal(str(path), WHOLE if policy.whole else TUNE, sum(map(num_bytes, paths))))
+            if remove:
+                _remove(folder, paths, policy.whole)
+    return removed, kept
+
+
+def num_bytes(path: Path) -> int:
+    """Space on the disk that a file or a folder takes; links count for themselves."""
+    total = path.lstat().st_blocks * 512
+    if path.is_dir() and not path.is_symlink():
+        for parent, _, names in os.walk(path):
+            for name in names:
+                with contextlib.suppress(OSError):
+                    total += Path(parent, name).lstat().st_blocks * 512
+    return total
+
+
+def _why_kept(folder: RunFolder, policy: Policy, now_unix_s: float) -> str | None:
+    """The reason why nothing of a run is removed; None where something is."""
+    if any(path.is_symlink() for path in (folder.path, folder.search, folder.lock)):
+        return "a link"
+    if any(fnmatch.fnmatch(name, pattern) for pattern in policy.keep for name in (folder.path.name, str(folder.path))):
+        return "named by --keep"
+    try:
+        search: dict[str, Any] = folder.read_search()
+    except RunError as error:
+        return str(error)
+    if search.get("schema") != SEARCH_SCHEMA:
+        return f"search.json has schema {search.get('schema')!r}"
+    if policy.older_than_s is None:
+        return None if search.get("finished") is True else "not finished: --older-than TIME takes unfinished runs too"
+    written_s = max(path.lstat().st_mtime for path in folder.files())
+    return None if now_unix_s - written_s > policy.older_than_s else "written to since"
+
+
+def _files(folder: RunFolder) -> list[Path]:
+    """What a search and a report write, the rests of a write that was cut short too; search.json and the lock last."""
+    names = (*FORMATS.values(), ".*.json.*", ".report.html.*", ".trials.*", ".report.md.*")
+    more = [path for name in names for path in sorted(folder.path.glob(name))]
+    return [path for path in more if path.is_file() and not path.is_symlink()] + folder.files()
+
+
+def _remove(folder: RunFolder, paths: Sequence[Path], whole: bool) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    if whole:
+        with contextlib.suppress(OSError):  # what somebody else put there stays, and so does the folder
+            folder.path.rmdir()
+
+
+@contextmanager
+def _unused(folder: RunFolder) -> Iterator[bool]:
+    """Hold the run's lock, as a search does; gives False where somebody else has it."""
+    try:
+        descriptor = os.open(folder.lock, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:  # no search has locked it, or the lock is a link, which is found later
+        yield True
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+    else:
+        yield True
+    finally:
+        os.close(descriptor)
