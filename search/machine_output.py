@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 FLAG = "--json"
@@ -69,7 +70,9 @@ def plain(value: Any) -> Any:
         return [plain(each) for each in value]
     if isinstance(value, float):  # numpy's are floats too
         return float(value) if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (str, bool, int)) else str(value)
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    return value if value is None or isinstance(value, (str, bool)) else str(value)
 
 
 def records(table: Any) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from importlib.metadata import version
 import pandas as pd
 import pytest
 import torch
+from answers import answer
 from conftest import TOY
 
 from feedrate.analysis.best import check_best
@@ -47,12 +48,12 @@ def _here(mine):
 def refused(tmp_path, capfd):
     """Runs a command that must be refused, and returns what it says; nothing may be written."""
 
-    def run(*arguments):
+    def run(*arguments, code=2):
         before = {path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts}
-        code = main([str(argument) for argument in arguments])
+        ended = main([str(argument) for argument in arguments])
         printed = capfd.readouterr()
         after = {path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts}
-        assert code == 2, printed.err
+        assert ended == code, printed.err
         assert printed.out == ""
         assert after == before
         return complaint(printed.err)
@@ -165,9 +166,10 @@ def test_what_only_the_workload_can_tell_is_one_sentence_too(refused, tmp_path, 
     assert len(said.splitlines()) == 1
 
 
-def test_the_users_own_traceback_is_shown_when_their_function_raises(refused):
-    """Theirs, not ours."""
-    lines = refused("search", "mine.py:raises").splitlines()
+@pytest.mark.parametrize("command", ["search", "measure"])
+def test_the_users_own_traceback_is_shown_when_their_function_raises(refused, command):
+    """Theirs, not ours; the command line was right, so that the exit code is 1."""
+    lines = refused(command, "mine.py:raises", code=1).splitlines()
     assert lines[0] == "the workload's function 'raises' raised:"
     assert lines[1] == "Traceback (most recent call last):"
     assert lines[-1] == "RuntimeError: the disk is not mounted"
@@ -212,7 +214,7 @@ print(json.dumps([said, [name for name in ("torch", "ray", "optuna", "pandas", "
     said, heavy = json.loads(printed)
     assert heavy == []
     assert all(name in said[""] for name in NAMES)
-    assert "Exit codes: 0 done, 1 nothing that works was found, 2 wrong usage, 130 interrupted." in " ".join(said[""].split())
+    assert "Exit codes: 0 done, 1 nothing that works was found, 2 wrong usage, 130 interrupted (129 by SIGHUP, 143 by SIGTERM)." in " ".join(said[""].split())
     for name, text in said.items():
         assert name in ("", "workloads") or f"  feedrate {name} " in text
     for flag in ("--num-workers 0..32", "--batch-size 32,64,128", "--time-budget TIME", "--address ADDR", "--storage URL"):
@@ -237,8 +239,8 @@ def test_workloads_are_listed(says):
 
 def test_measure_prints_one_object(says):
     """One setting, without Ray: throughput, its interval, the setting as DataLoader takes it, and everything measured."""
-    facts = json.loads(
-        says("measure", "mine.py:workload", "--num-workers", 1, "--batch-size", 8, "--max-trial-s", 1.5, "--threads", 1, "--json")
+    facts = answer(
+        says("measure", "mine.py:workload", "--num-workers", 1, "--batch-size", 8, "--max-trial-s", 1.5, "--threads", 1, "--json"), "measure"
     )
     assert facts["ci95"][0] < facts["throughput"] < facts["ci95"][1]
     assert 50 < facts["throughput"] < 500
@@ -251,7 +253,7 @@ def test_measure_prints_one_object(says):
 def test_measure_says_why_a_setting_failed(says, capfd):
     """Exit code 1; one object with the failure, or a sentence and the user's traceback."""
     setting = ("measure", "mine.py:hopeless", "--num-workers", 0, "--batch-size", 8)
-    failure = json.loads(says(*setting, "--json", code=1))["failure"]
+    failure = answer(says(*setting, "--json", code=1), "failure")["failure"]
     assert (failure["kind"], failure["phase"]) == ("user-code", "setup")
     assert failure["message"] == "RuntimeError: no model today"
     assert failure["traceback"].splitlines()[-1] == "RuntimeError: no model today"

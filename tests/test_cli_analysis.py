@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from answers import answer
 from conftest import TOY
 from synthetic import design_best, small_run, write_run
 
@@ -16,22 +17,22 @@ def run(tmp_path):
     return write_run(tmp_path / "runs" / "toy-1", small_run(), best=design_best())
 
 
-def said(capsys, *arguments):
+def said(capfd, *arguments):
     """Exit code, what was printed, what was complained of."""
     code = main(list(map(str, arguments)))
-    captured = capsys.readouterr()
+    captured = capfd.readouterr()
     return code, captured.out, captured.err
 
 
-def test_show_answers_every_question(run, capsys):
+def test_show_answers_every_question(run, capfd):
     """Each table under its question, the answer before them all; --table chooses, --rows cuts and says so."""
-    code, out, _ = said(capsys, "show", run)
+    code, out, _ = said(capfd, "show", run)
     assert code == 0
     assert "1,843 samples/s, 4.46x the baseline" in out.splitlines()[1]
     for question in ("What is best", "The best at each batch size", "How much each dimension matters", "Throughput against memory",
                      "Where the time goes", "What failed, and why", "How noisy the machine was"):  # fmt: skip
         assert question in out
-    code, out, _ = said(capsys, "show", run, "--table", "ranking", "--rows", 2)
+    code, out, _ = said(capfd, "show", run, "--table", "ranking", "--rows", 2)
     assert code == 0
     assert "Where the time goes" not in out
     assert re.search(r"\.\.\. and \d more \(--rows \d\)", out)
@@ -44,53 +45,53 @@ def test_show_answers_every_question(run, capsys):
         (["--rows", "0"], "--rows must be 1 or more"),
     ],
 )
-def test_show_refuses(run, capsys, arguments, words):
-    code, _, err = said(capsys, "show", run, *arguments)
+def test_show_refuses(run, capfd, arguments, words):
+    code, _, err = said(capfd, "show", run, *arguments)
     assert code == 2
     assert words in err
 
 
-def test_compare_divides_setting_by_setting(run, tmp_path, capsys):
+def test_compare_divides_setting_by_setting(run, tmp_path, capfd):
     """And names what differs; other workloads, and folders that are no runs, are exit code 2."""
     other = write_run(tmp_path / "runs" / "toy-2", small_run(), best=design_best(), versions={"torch": "2.14.0"})
-    code, out, _ = said(capsys, "compare", run, other)
+    code, out, _ = said(capfd, "compare", run, other)
     assert code == 0
     assert "B is 1.000 times A" in out
     assert "Differs: version of torch: 2.13.0 and 2.14.0" in out
     stranger = write_run(tmp_path / "stranger", small_run(), workload={"name": "other", "unit": "samples"})
     for second, words in ((stranger, "runs of different workloads"), (tmp_path, "is not a run folder")):
-        code, _, err = said(capsys, "compare", run, second)
+        code, _, err = said(capfd, "compare", run, second)
         assert (code, words in err) == (2, True), err
 
 
-def test_runs_lists_what_was_searched(run, capsys):
-    """A line a run; with --json an object a run; an empty place is exit code 2."""
-    code, out, _ = said(capsys, "runs", run.parent)
+def test_runs_lists_what_was_searched(run, capfd):
+    """A line a run, with --json one object; an empty place is exit code 2."""
+    code, out, _ = said(capfd, "runs", run.parent)
     assert code == 0
     assert "toy-1" in out
     assert "4.46x" in out
-    code, out, _ = said(capsys, "runs", run.parent, "--json")
-    assert json.loads(out)["config"] == "b64 w6 p4 pin pers"
-    code, _, err = said(capsys, "runs", run / "*")
+    code, out, _ = said(capfd, "runs", run.parent, "--json")
+    assert [each["config"] for each in answer(out, "runs")["runs"]] == ["b64 w6 p4 pin pers"]
+    code, _, err = said(capfd, "runs", run / "*")
     assert code == 2
     assert "names no run" in err
 
 
-def test_a_report_of_an_address_needs_a_folder(run, tmp_path, capsys):
-    code, _, err = said(capsys, "report", run.as_uri())
+def test_a_report_of_an_address_needs_a_folder(run, tmp_path, capfd):
+    code, _, err = said(capfd, "report", run.as_uri())
     assert code == 2
     assert "say with -o DIR where to write" in err
-    code, _, err = said(capsys, "report", run, "-o", "file:///tmp/x")
+    code, _, err = said(capfd, "report", run, "-o", "file:///tmp/x")
     assert (code, "-o takes a folder" in err) == (2, True)
-    code, out, _ = said(capsys, "export", run.as_uri())
+    code, out, _ = said(capfd, "export", run.as_uri())
     assert json.loads(out)["dataloader"]["num_workers"] == 6
-    code, _, _ = said(capsys, "report", run.as_uri(), "-o", tmp_path / "elsewhere")
+    code, _, _ = said(capfd, "report", run.as_uri(), "-o", tmp_path / "elsewhere")
     assert code == 0
     assert (tmp_path / "elsewhere" / "report.html").exists()
 
 
 @pytest.fixture
-def verify(mine, tmp_path, capsys):
+def verify(mine, tmp_path, capfd):
     """Verifies a best.json whose setting and baseline have so many workers, on a dataset where every sample is waited for."""
 
     def run_verify(workers, baseline_workers, *, text=TOY, **more):
@@ -101,7 +102,7 @@ def verify(mine, tmp_path, capsys):
         )  # fmt: skip
         (tmp_path / "best.json").write_text(json.dumps(best))
         arguments = [word for name, value in more.items() for word in (f"--{name}", str(value)) if word]
-        return said(capsys, "verify", tmp_path / "best.json", "mine.py:workload", "--time-budget", "1s", "--max-trial-s", "1", *arguments)
+        return said(capfd, "verify", tmp_path / "best.json", "mine.py:workload", "--time-budget", "1s", "--max-trial-s", "1", *arguments)
 
     return run_verify
 
@@ -112,17 +113,17 @@ def test_an_answer_of_another_workload_is_refused(verify):
     assert "is the answer for the workload 'toy', and mine.py:workload is 'other'" in err
 
 
-def test_what_cannot_be_exported_is_said(run, capsys):
+def test_what_cannot_be_exported_is_said(run, capfd):
     """A broken best.json has a way out; a search that goes on says that its answer is not the last word."""
     (run / "best.json").write_text("hello")
-    code, _, err = said(capsys, "export", run)
+    code, _, err = said(capfd, "export", run)
     assert (code, "Move the file away" in err) == (2, True)
     (run / "best.json").unlink()
-    code, out, err = said(capsys, "export", run)
+    code, out, err = said(capfd, "export", run)
     assert (code, json.loads(out)["confirmed"]) == (0, False)
     assert err == ""
     (run / "search.json").write_text(json.dumps(json.loads((run / "search.json").read_text()) | {"finished": False}))
-    code, _, err = said(capsys, "export", run)
+    code, _, err = said(capfd, "export", run)
     assert (code, err) == (0, "note: the search is not finished, this is its best so far, not confirmed\n")
 
 
@@ -138,7 +139,7 @@ def test_an_answer_that_holds(verify):
     assert [line.split(":")[0] for line in out.splitlines() if line.startswith("round")][:4] == ["round 1", "round 1", "round 2", "round 2"]
     assert re.search(r"(It holds|It is still faster, but gains less): \d\.\d\dx the baseline here", out)
     code, out, err = verify(4, 0, json="")
-    facts = json.loads(out)
+    facts = answer(out, "verify")
     assert (code, facts["holds"], facts["num_rounds"]) == (0, True, 3)
     assert facts["speedup_ci95"][0] > 1
     assert "differs: torch" in err

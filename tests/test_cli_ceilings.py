@@ -1,9 +1,9 @@
 """commands_ceilings.py: both ceilings, both together, the loader from storage where that can be had, and the verdict."""
 
-import json
 import os
 
 import pytest
+from answers import answer
 from conftest import TOY
 from synthetic import record
 
@@ -81,7 +81,7 @@ def test_a_dataset_of_files_has_a_cold_ceiling_too(ceilings, tmp_path):
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     if resident_fraction(tmp_path / "0.bin") != 0:
         pytest.skip(f"the file system of {tmp_path} does not drop pages")
-    facts = json.loads(ceilings("files", "--batch-size", 8, "--num-workers", 1, "--json"))
+    facts = answer(ceilings("files", "--batch-size", 8, "--num-workers", 1, "--json"), "ceilings")
     assert facts["cache_state"] == "warm"
     assert facts["cold_refused"] is None
     assert facts["loader_only_cold_sps"] > 0
@@ -90,7 +90,7 @@ def test_a_dataset_of_files_has_a_cold_ceiling_too(ceilings, tmp_path):
 
 def test_ceilings_print_one_object(ceilings):
     """For programs; a workload that fails is a failure object and exit code 1."""
-    facts = json.loads(ceilings("workload", "--batch-size", 8, "--json"))
+    facts = answer(ceilings("workload", "--batch-size", 8, "--json"), "ceilings")
     assert facts["step_only_sps"] > facts["loader_only_sps"] > 100
     assert facts["verdict"].startswith("loader-bound")
     assert facts["verdict_evidence"]
@@ -98,7 +98,7 @@ def test_ceilings_print_one_object(ceilings):
     assert facts["cold_refused"] == "the dataset opened no file that Python sees"
     assert 0 <= facts["data_stall_fraction"] <= 1
     assert 0 <= facts["interference_fraction"] <= 1
-    failed = json.loads(ceilings("hopeless", "--json", code=1))
+    failed = answer(ceilings("hopeless", "--json", code=1), "failure")
     assert failed["failure"]["message"] == "RuntimeError: no model today"
 
 

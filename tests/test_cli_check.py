@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from answers import answer
 from conftest import records
 
 from feedrate.analysis.schema import status
@@ -117,7 +118,7 @@ def test_repeated_random_numbers_end_with_1_and_the_fix(capfd):
 def test_json_is_one_object(capfd):
     """Of the general form here, with three workers; spawn and forkserver were timed."""
     assert check("mine.py:stream", "--json", "--num-workers", "3") == 1
-    report = json.loads(capfd.readouterr().out)
+    report = answer(capfd.readouterr().out, "check")
     assert (report["workload"], report["num_workers"], report["changes_data"]) == ("stream", 3, True)
     assert report["epoch_samples"] is None
     findings = {finding["name"]: finding for finding in report["findings"]}
@@ -136,22 +137,22 @@ def test_samples_that_cannot_be_loaded_end_with_1_and_the_users_traceback(capfd)
     assert 'mine.py", line' in said.err
     assert said.out == ""
     assert check("mine.py:broken", "--json") == 1
-    message = json.loads(capfd.readouterr().out)["failure"]["message"]
+    message = answer(capfd.readouterr().out, "failure")["failure"]["message"]
     assert message.startswith("OSError: the disk is not mounted (raised for sample ")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "words", "code"),
     [
-        (["mine.py:unplugged"], "the workload's function 'unplugged' raised"),
-        (["mine.py:absent"], "has no function 'absent'"),
-        (["imagse"], "unknown workload 'imagse'"),
-        (["mine.py:clean", "--num-workers", "1"], "argument --num-workers: must be 2 or more, not 1"),
+        (["mine.py:unplugged"], "the workload's function 'unplugged' raised", 1),
+        (["mine.py:absent"], "has no function 'absent'", 2),
+        (["imagse"], "unknown workload 'imagse'", 2),
+        (["mine.py:clean", "--num-workers", "1"], "argument --num-workers: must be 2 or more, not 1", 2),
     ],
 )
-def test_wrong_usage_ends_with_2(capfd, arguments, words):
-    """One sentence on standard error."""
-    assert check(*arguments) == 2
+def test_wrong_usage_ends_with_2_and_code_that_raises_with_1(capfd, arguments, words, code):
+    """On standard error alone."""
+    assert check(*arguments) == code
     said = capfd.readouterr()
     assert words in said.err
     assert said.out == ""

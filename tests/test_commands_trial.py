@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+from answers import answer
 from conftest import TOY
 
 from feedrate.search.cli import main
@@ -35,7 +36,7 @@ def test_one_setting_is_measured_in_a_process_as_it_asks(capfd):
         process |= {"trainer_cpus": 1, "torch_num_threads": 1}
     assert main(["measure", "mine.py:workload", *asked.split(), "--max-trial-s", "4", "--json"]) == 0
     printed = capfd.readouterr()
-    facts = json.loads(printed.out)
+    facts = answer(printed.out, "measure")
     assert facts["process"] == process
     assert facts["dataloader"]["in_order"] is False
     assert facts["throughput"] > 0
