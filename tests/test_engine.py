@@ -50,13 +50,17 @@ except LookupError:
         time.sleep(0.05)
 """
 JOINER = """
-import sys
+import os, sys
 from feedrate.search.engine import cluster
 from feedrate.search.options import SearchOptions, UsageError
 from feedrate.search.placing import place
 try:
-    with cluster(SearchOptions(address=sys.argv[1], allow_unauthenticated="--allow" in sys.argv), 0) as notes:
+    folder = "project" if "--folder" in sys.argv else None
+    with cluster(SearchOptions(address=sys.argv[1], allow_unauthenticated="--allow" in sys.argv), 0, folder) as notes:
         print("joined", place(SearchOptions()).cpus, *notes)
+        if folder is not None:
+            import ray
+            print(*sorted(ray.get(ray.remote(lambda: os.listdir()).remote())))
 except UsageError as error:
     print("refused:", error)
 """
@@ -195,6 +199,19 @@ def test_a_cluster_is_joined_with_its_token_only(local, start, token):
             "and have its own token in ~/.ray/auth_token, RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH\n"
         )
     assert local.process.poll() is None
+
+
+def test_the_users_folder_is_sent_to_a_joined_cluster(local, start, tmp_path):
+    """A task finds its files where Ray starts it, without what may hold a secret."""
+    (tmp_path / "project").mkdir()
+    for name in ("train.py", ".env"):
+        (tmp_path / "project" / name).write_text("x = 1")
+    environment = LOOPBACK | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": local.facts["token"]}
+    joiner = start("-c", JOINER, local.facts["address"], "--folder", program=[sys.executable], **environment)
+    assert joiner.wait() == 0, joiner.stderr
+    joined, files = joiner.stdout.splitlines()
+    assert joined.endswith("not sent to the cluster: .env (files over 10 MiB, links to folders, and what may hold a secret)")
+    assert files == "train.py"
 
 
 OPEN = """
