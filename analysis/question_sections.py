@@ -98,10 +98,10 @@ def noise_section(run: Run) -> Section:
 def reasons_section(run: Run) -> Section:
     """What failed and why, the most frequent first."""
     rows = [
-        (str(row["num_trials"]), *(str(row[name]) if pd.notna(row[name]) else "" for name in _WHY), row["configs"])
+        (str(row["num_trials"]), *(str(row[name]) if pd.notna(row[name]) else "" for name in _WHY), row["hosts"], row["configs"])
         for row in failures_by_reason(run).to_dict("records")
     ]
-    headers = ("Trials", "Kind", "While", "Reason", "Settings")
+    headers = ("Trials", "Kind", "While", "Reason", "Hosts", "Settings")
     return Section(caption="What failed, and why", headers=headers, rows=rows, numeric=frozenset({"Trials"}))
 
 

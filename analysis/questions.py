@@ -210,19 +210,19 @@ def failures_by_reason(run: Run) -> pd.DataFrame:
     Example:
         >>> from feedrate.analysis import failures_by_reason, load_run
         >>> list(failures_by_reason(load_run("docs/example-run")).columns)
-        ['failure_kind', 'failure_phase', 'failure_message', 'num_trials', 'configs']
+        ['failure_kind', 'failure_phase', 'failure_message', 'num_trials', 'hosts', 'configs']
     """
     groups = run.failures.groupby(["failure_kind", "failure_phase", "failure_message"], dropna=False, sort=False)
     rows: list[dict[str, Any]] = [
         {
             "failure_kind": kind, "failure_phase": phase, "failure_message": message, "num_trials": len(group),
-            "configs": ", ".join(dict.fromkeys(group["config"])),
+            "hosts": ", ".join(sorted(group["hostname"].dropna().unique())), "configs": ", ".join(dict.fromkeys(group["config"])),
         }
         for (kind, phase, message), group in groups
     ]  # fmt: skip
     rows.sort(key=lambda row: row["num_trials"], reverse=True)
     names = ("failure_kind", "failure_phase", "failure_message")
-    return frame(rows, {**dict.fromkeys(names, "str"), "num_trials": "Int64", "configs": "str"})
+    return frame(rows, {**dict.fromkeys(names, "str"), "num_trials": "Int64", "hosts": "str", "configs": "str"})
 
 
 def _same(first: Any, second: Any) -> bool:

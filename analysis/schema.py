@@ -55,6 +55,7 @@ COLUMNS: tuple[Column, ...] = (
     _C("trainer_cpus", "int", "", "CPUs kept for the training process alone; null lets workers run on all of them"),
     # outcome
     _C("stopped_early", "bool", "", "ended by the scheduler because it could not win", True),
+    _C("retried", "bool", "", "failed, perhaps by its host's fault, and was tried again on another host: it does not count"),
     _C("failure_kind", "str", "", "null when the setting was measured; else a kind of trainables/failure.py"),
     _C("failure_phase", "str", "", "what was going on: setup, warm, loader, measure, teardown"),
     _C("failure_message", "str", "", "one sentence for people"),

@@ -131,7 +131,7 @@ def _status(row: Mapping[Any, Any]) -> str:
 
 def failures_section(run: Run) -> Section:
     """Every trial that failed, and why."""
-    told = ("config", "failure_kind", "failure_phase", "failure_message")
+    told = ("config", "hostname", "failure_kind", "failure_phase", "failure_message")
     rows = [
         (
             f"{row['number']}" + (f" (attempt {row['attempt']})" if row["attempt"] > 1 else ""),
@@ -139,7 +139,7 @@ def failures_section(run: Run) -> Section:
         )
         for row in run.failures.to_dict("records")
     ]
-    headers = ("Trial", "Setting", "Kind", "While", "Reason")
+    headers = ("Trial", "Setting", "Host", "Kind", "While", "Reason")
     return Section(caption="Trials that failed", headers=headers, rows=rows, numeric=frozenset({"Trial"}))
 
 

@@ -13,9 +13,13 @@ from feedrate.search.machine_output import answer, records
 from feedrate.search.options import SAMPLERS, SHARES, NothingFound, SearchOptions, UsageError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from feedrate.analysis.load import Run
     from feedrate.search.result import SearchResult
 
+NO_COMPARISON = 1
+"""Exit code of a search that has an answer, but could not measure the user's own setting on any host."""
 DRIVER_SHOWN = "Ray shows the command line of a driver to everybody on the cluster, as ps does on this machine"
 
 
@@ -260,7 +264,7 @@ SEARCH_FIELDS = (
 def _facts(result: SearchResult, run: Run) -> dict[str, Any]:
     """What search and resume print with --json."""
     folder = result.folder.absolute()
-    failures = result.failures[["config", "failure_kind", "failure_phase", "failure_message"]]
+    failures = result.failures[["config", "hostname", "failure_kind", "failure_phase", "failure_message"]]
     values = (
         folder, result.best, folder / "best.json", folder / "report.html", result.stop_reason,
         int((run.latest["kind"] != "confirm").sum()), len(result.failures), records(failures), None,
@@ -284,8 +288,7 @@ def _finish(search: Any, command: str, as_json: bool) -> int | None:
 
         Mirror(result.folder, run.search["mirror"], lambda text: print(text, file=sys.stderr)).push()
     if result.best is None:
-        causes = {text.partition(" (raised ")[0]: text for text in result.failures["failure_message"].dropna()[::-1]}
-        reasons = "; ".join(reversed(causes.values()))
+        reasons = _reasons(result.failures)
         left_out = run.search.get("disqualified")
         if left_out and not result.ranking.empty:
             most = left_out["max_num_workers"]
@@ -295,11 +298,27 @@ def _finish(search: Any, command: str, as_json: bool) -> int | None:
                 result.folder.absolute(),
             )
         raise NothingFound(f"no setting worked in {result.folder}: {reasons or result.stop_reason}", result.folder.absolute())
+    code = None
+    if not result.baseline_failures.empty:
+        reasons = _reasons(result.baseline_failures)
+        print(f"feedrate: your own setting failed, so that the answer is compared with nothing: {reasons}", file=sys.stderr, flush=True)
+        code = NO_COMPARISON
     if as_json:
         answer(command, _facts(result, run))
-        return None
+        return code
     console = Console(width=None if sys.stdout.isatty() else 160)
     print_result(result, console, run.unit)
     console.print(f"Report: {result.folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"Saved: {result.best_path}", markup=False, highlight=False, soft_wrap=True)
-    return None
+    return code
+
+
+def _reasons(failures: pd.DataFrame) -> str:
+    """Return each reason once, with the hosts where it was given if there are several."""
+    failures = failures.dropna(subset=["failure_message"])
+    reasons = []
+    for _, group in failures.groupby(failures["failure_message"].str.partition(" (raised ")[0], sort=False):
+        hosts = sorted(group["hostname"].dropna().unique())
+        where = f" (on {', '.join(hosts)})" if failures["hostname"].nunique() > 1 else ""
+        reasons.append(f"{group['failure_message'].iloc[0]}{where}")
+    return "; ".join(reasons)

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from feedrate.analysis.estimate import record_rate
 from feedrate.analysis.rounds import MIN_ROUNDS, Comparison, rounds_of
 from feedrate.search.finalists import Candidate, next_round
+from feedrate.search.host_health import LOST
 from feedrate.search.past import Request
 from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.failure import Failure
 
 if TYPE_CHECKING:
     from feedrate.search.session import Session
@@ -36,6 +38,7 @@ class Confirmation:
         self._before = self._round
         self._running: dict[int, Request] = {}
         self._since_unix_s: dict[int, float] = {}
+        self._num_measured: dict[int, int] = {}
         self._lost = 0
         self.is_over = not finalists
         if finalists:
@@ -75,6 +78,7 @@ class Confirmation:
             origin="finalist",
             measure_step=not all(session.has_ceiling(config.batch_size) for config in configs),
             max_trial_s=session.options.max_trial_s,
+            avoid=self._avoid(configs),
         )
         self._running[request.number] = request
         session.budget.asked(request.key)
@@ -82,38 +86,60 @@ class Confirmation:
         session.display.round_started(request.number, len(configs))
         return request
 
+    def _avoid(self, configs: Sequence[LoaderConfig]) -> frozenset[str]:
+        """Return the hosts on which one of the settings failed, perhaps by the host's fault; empty where no other host is left."""
+        health = self.session.health
+        doubted = health.doubted(configs)
+        return doubted if set(self.session.hosts()) - doubted - health.set_aside.keys() else frozenset()
+
     def measured(
         self, number: int, position: int, columns: dict[str, Any], failure: dict[str, Any] | None
-    ) -> None:
-        """One setting of a round was measured, or failed: write its record.
+    ) -> bool:
+        """One setting of a round was measured, or failed: write its record. Return False to end the round, because the failure may be
+        the host's; another host is to measure the setting.
 
         Args:
             number: of the round.
             position: of the setting in the round, from 0.
             columns: measurement and host columns, as far as they are known.
-            failure: failure columns, None when the setting was measured; it is not measured again.
+            failure: failure columns, None when the setting was measured.
         """
         request = self._running.get(number)
         if request is None:
-            return  # of a round that was given up
+            return True  # of a round that was given up
         config = request.configs[position]
+        self._num_measured[number] = position + 1
         yours = any(each.is_baseline and each.config == config for each in self.finalists)
         origin = "baseline" if yours else request.origin
         session = self.session
         since_unix_s = max(self._since_unix_s[number], session.budget.began_unix_s(request.key))
-        place: dict[str, Any] = {"round": number, "position": position, "started_unix_s": since_unix_s}
-        record = session.write(request, config, columns, failure, origin=origin, **place)
+        more: dict[str, Any] = {"round": number, "position": position, "started_unix_s": since_unix_s}
+        elsewhere = session.learn_host(config, columns, failure, is_baseline=yours) is not None
+        more |= {"retried": True} if elsewhere else {}
+        record = session.write(request, config, columns, failure, origin=origin, **more)
         self._since_unix_s[number] = record["finished_unix_s"]
-        if failure is not None:
+        if failure is not None and not elsewhere:
             self.finalists = [each for each in self.finalists if each.config != config]
         session.display.in_round(record, record_rate(record, session.options.objective))
+        return not elsewhere
 
-    def over(self, number: int, *, lost: bool = False) -> None:
-        """A round ended, or (lost) its supervisor died: what was recorded of it counts as far as it can be compared."""
+    def over(self, number: int, *, lost: bool = False, place: dict[str, Any] | None = None) -> None:
+        """A round ended, or (lost) its supervisor died: what was recorded of it counts as far as it can be compared.
+
+        Args:
+            number: of the round.
+            lost: its supervisor died.
+            place: the columns host_id and hostname, where they are known.
+        """
         request = self._running.pop(number, None)
-        if request is not None:
-            self.session.budget.ended(request.key)
-            self._lost += lost
+        if request is None:
+            return
+        self.session.budget.ended(request.key)
+        if lost:
+            failure = Failure(kind=LOST, phase="measure", message="the process that watches the trials of a round died").columns()
+            config = request.configs[min(self._num_measured.get(number, 0), len(request.configs) - 1)]
+            elsewhere = self.session.learn_host(config, place or {}, failure, is_baseline=False) is not None
+            self._lost += not elsewhere
 
     def _comparison(self) -> Comparison:
         measured = []

@@ -202,6 +202,15 @@ def why_not(host: Host, versions: Mapping[str, str], hardware: str) -> str | Non
     return None
 
 
+def place_of(actor: Any) -> tuple[str, str]:
+    """Return the id and the host name of the node that an actor runs on, both empty where Ray does not know the actor."""
+    import ray
+
+    address = ray._private.state.actors(actor._actor_id.hex()).get("Address", {})
+    node_id = address.get("NodeID", "")
+    return node_id, next((node["NodeManagerHostname"] for node in ray.nodes() if node["NodeID"] == node_id), "")  # type: ignore[no-untyped-call]
+
+
 def here() -> Host:
     """The node that this Ray worker runs on."""
     import ray

@@ -19,6 +19,10 @@ class Request:
     origin: str
     measure_step: bool
     max_trial_s: float
+    attempt: int = 1
+    """2 and more: the setting failed on other hosts, perhaps by their fault."""
+    avoid: frozenset[str] = frozenset()
+    """Host ids on which it is not to be measured; empty leaves the choice to `HostHealth.closed`."""
 
     @property
     def key(self) -> tuple[str, int]:

@@ -43,9 +43,17 @@ class Placement:
 
     def where_not(self, refused: Iterable[str]) -> dict[str, str]:
         """The labels that a node must have, when nodes of these ids take no more trials."""
-        if not (ids := ", ".join(sorted(refused))) or NODE_ID in self.selector:  # then each that is taken is named
-            return self.selector
-        return {**self.selector, NODE_ID: f"!in({ids})"}
+        refused = set(refused)
+        if named := self._named:
+            kept = [node_id for node_id in named if node_id not in refused]
+            return {**self.selector, NODE_ID: f"in({', '.join(kept or named)})"}
+        return {**self.selector, NODE_ID: f"!in({', '.join(sorted(refused))})"} if refused else self.selector
+
+    @property
+    def _named(self) -> list[str]:
+        """The ids of the nodes that are selected one by one; empty where nodes are selected by their label, or all of them."""
+        text = self.selector.get(NODE_ID, "")
+        return text.removeprefix("in(").removesuffix(")").split(", ") if text else []
 
     @property
     def bundle(self) -> dict[str, float]:
@@ -58,7 +66,8 @@ class Placement:
         """Whether a trial can run on this node, as far as Ray alone knows it."""
         same = not self.selector.get(LABEL) or self.selector[LABEL] == host.label
         enough = host.num_cpus >= self.bundle["CPU"] and host.num_gpus >= self.bundle["GPU"]
-        return same and enough and host.has_slot == self.trial_slot
+        named = not self._named or host.node_id in self._named
+        return same and named and enough and host.has_slot == self.trial_slot
 
     def at_once(self, hosts: Sequence[Host]) -> int:
         """Trials at once on these nodes: one a node where they declare it, else one a host, which may be several nodes;

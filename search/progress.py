@@ -51,6 +51,8 @@ class Display:
         quiet: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.names_hosts = False
+        """Name the host of each failure: a search on a cluster."""
         self.console, self.time_budget_s, self.unit, self.quiet, self.clock = console, time_budget_s, unit, quiet, clock
         self.begun = clock()
         self.max_trials, self.max_num_workers = max_trials, max_num_workers
@@ -117,7 +119,7 @@ class Display:
         """One setting of a round was measured and its record is on disk."""
         config = LoaderConfig.from_dict(record).short()
         if rate is None:
-            self.say(f"round {record['round']}: {config}  failed: {record.get('failure_message')}")
+            self.say(f"round {record['round']}: {config}  {self._failed(record)}")
         else:
             self.say(f"round {record['round']}: {config}  {rate.sps:,.0f} {self.unit}/s")
         self.tick()
@@ -143,7 +145,7 @@ class Display:
 
     def learn(self, record: dict[str, Any], rate: Rate | None) -> None:
         """Count a trial, also one of an earlier driver; what a round measures again is not counted twice."""
-        if record["kind"] != "search":
+        if record["kind"] != "search" or record.get("retried"):
             return
         outcome = status(record)
         self.counts[outcome] += 1
@@ -161,7 +163,7 @@ class Display:
     def _line(self, record: dict[str, Any], config: LoaderConfig, rate: Rate | None, outcome: str) -> str:
         name = "yours" if record["origin"] == "baseline" else f"trial {record['number']}"
         if outcome == "failed" or rate is None:
-            return f"{name}: {config.short()}  failed: {record.get('failure_message')}"
+            return f"{name}: {config.short()}  {self._failed(record)}"
         waits = wait_fraction(record)
         words = f"{name}: {config.short()}  {rate.sps:,.0f} {self.unit}/s {_spread(rate)}"
         words += "  stopped early" if outcome == "pruned" else ""
@@ -170,6 +172,12 @@ class Display:
         elif self.best is not None:
             words += f"  (best {self.best[0].short()} {self.best[1].sps:,.0f})"
         return words
+
+    def _failed(self, record: dict[str, Any]) -> str:
+        """What is said of a failure: where, why, and whether another host tries the setting."""
+        where = f" on {record['hostname']}" if self.names_hosts and record.get("hostname") else ""
+        again = "; another host tries it" if record.get("retried") else ""
+        return f"failed{where}: {record.get('failure_message')}{again}"
 
     def _elapsed(self) -> str:
         return _minutes(int(self.clock() - self.begun))

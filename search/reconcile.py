@@ -44,7 +44,7 @@ def reconcile(brain: Brain, records: Iterable[Mapping[str, Any]], objective: str
     for number in sorted(mine):
         while len(brain.history()) <= number:
             _add_missing(brain, mine.get(len(brain.history())))
-        if brain.history()[number].is_open:
+        if brain.history()[number].is_open and not mine[number].get("retried"):  # else no other host had tried it yet
             tell_record(brain, mine[number], objective)
             num_told += 1
     _measure_again(brain, mine)

@@ -50,6 +50,15 @@ class SearchResult:
         return dataloader
 
     @property
+    def baseline_failures(self) -> pd.DataFrame:
+        """The failed trials of the baseline that the answer should be compared with: a row for each host. Empty where the baseline was
+        measured, or nothing worked."""
+        if self.best is None or self.best["baseline"] is not None:
+            return self.failures.iloc[:0]
+        at_its_size = same(self.failures["batch_size"], self.best["dataloader"].get("batch_size"))
+        return self.failures[at_its_size & (self.failures["origin"] == "baseline") & (self.failures["kind"] == "search")]
+
+    @property
     def best_path(self) -> Path:
         """Where best.json lies."""
         return RunFolder(self.folder).best
@@ -172,6 +181,7 @@ def _best(run: Run, ranked: pd.DataFrame, chosen: pd.Series[Any], where: Standin
             "num_disturbed": int((run.latest["foreign_cpu_fraction"] >= DISTURBED_FRACTION).sum()),
             **{f"most_{name}": _float(run.latest[name].max()) for name in FOREIGN},
             "unconfirmed_because": run.search.get("unconfirmed_because") if where is None else None,
+            "set_aside": run.search.get("set_aside", []),
             "undecided": [] if where is None else list(where.undecided),
             "faster_since": [] if where is None else _faster_since(run, complete, chosen),
             "created_unix_s": run.search.get("created_unix_s"),

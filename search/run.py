@@ -325,6 +325,7 @@ def _search(
         unit=search["workload"]["unit"],
         quiet=quiet,
     )
+    display.names_hosts = options.address is not None
     display.begin()
     try:
         display.say(placement.where)

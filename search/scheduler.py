@@ -30,6 +30,9 @@ class PruningScheduler(FIFOScheduler):
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """The next one in line. An actor that Tune keeps for it is a slot, which another search may be waiting for."""
+        for trial in list(tune_controller.get_live_trials()):
+            if self.searcher.stranded(trial.trial_id):
+                tune_controller.stop_trial(trial)
         if self.searcher.gives_way:
             tune_controller._cleanup_cached_actors(force_all=True)
         return super().choose_trial_to_run(tune_controller)
@@ -48,8 +51,8 @@ class PruningScheduler(FIFOScheduler):
         if result["proceeds"]:
             return str(TrialScheduler.CONTINUE)
         if request.kind == "confirm":
-            self.searcher.measured(trial.trial_id, result)
-            return str(TrialScheduler.CONTINUE)
+            goes_on = self.searcher.measured(trial.trial_id, result)
+            return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
         columns = json.loads(result["columns"])
         if columns and session.should_stop(request.number, columns):
             return str(TrialScheduler.STOP)

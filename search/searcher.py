@@ -31,16 +31,21 @@ class SessionSearcher(Searcher):
 
     Args:
         session: the search.
-        to_config: makes a trial's Tune config from a request and the slots.
+        to_config: makes a trial's Tune config from a request and the ids of the nodes that it must not run on.
         slots: how many trials can run at once now, and where not.
     """
 
-    def __init__(self, session: Session, to_config: Callable[[Request, Slots], dict[str, Any]], slots: Slots) -> None:
+    def __init__(self, session: Session, to_config: Callable[[Request, set[str]], dict[str, Any]], slots: Slots) -> None:
         super().__init__(metric=METRIC, mode="max")
         self.session, self.to_config, self.slots = session, to_config, slots
+        session.hosts = slots.hosts
         self.requests: dict[str, Request] = {}
         """What Tune's trial of this id measures, while it runs."""
         self._placed: set[str] = set()
+        self._avoided: dict[str, set[str]] = {}
+        """Trial id -> ids of the hosts that it must not run on."""
+        self._places: dict[str, dict[str, str]] = {}
+        """Trial id -> the columns host_id and hostname of where it runs."""
         self._since = 0.0
         self.reasons: dict[str, str] = {}
         """What Ray said of a lost supervisor, by Tune's trial id."""
@@ -54,15 +59,16 @@ class SessionSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a string
         """The next trial, the end, or None where what still runs has to be waited for."""
-        if len(self.requests) >= self.slots.at_once():
+        if len(self.requests) >= self.slots.at_once(self.session.health.closed):
             return None
         request = self.session.next()
         if request is None:
             return str(Searcher.FINISHED) if self.session.stop_reason is not None else None
         self.requests[trial_id] = request
+        self._avoided[trial_id] = self.session.avoided(request)
         self.session.budget.waits(request.key)  # for a slot of the cluster
         self._since = time.monotonic()
-        return self.to_config(request, self.slots)
+        return self.to_config(request, self.slots.refused | self.slots.nodes_of(self._avoided[trial_id]))
 
     @property
     def _confirmation(self) -> Confirmation:
@@ -74,10 +80,11 @@ class SessionSearcher(Searcher):
         """Whether this search uses its share, and another one is to have what it only keeps."""
         return len(self._placed) >= self.slots.at_once() and self.slots.is_shared
 
-    def begun(self, trial_id: str) -> None:
-        """Ray has given the trial its resources."""
+    def begun(self, trial_id: str, node_id: str, hostname: str) -> None:
+        """Ray has given the trial its resources, on this node."""
         if trial_id in self.requests:
             self._placed.add(trial_id)
+            self._places[trial_id] = {"host_id": self.slots.host_ids.get(node_id, node_id), "hostname": hostname}
             self.session.budget.proceeds(self.requests[trial_id].key)
 
     def tick(self) -> None:
@@ -86,29 +93,57 @@ class SessionSearcher(Searcher):
             self.session.display.waiting("no slot of the cluster is free: other searches have them, or nodes are still starting")
         self.session.display.tick()
 
-    def measured(self, trial_id: str, result: dict[str, Any]) -> None:
-        """One setting of a confirmation round is done, with others to come."""
+    def measured(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """One setting of a confirmation round is done, with others to come; False where the round is to end."""
         request = self.requests[trial_id]
-        columns, failure = json.loads(result["columns"]), json.loads(result["failure"])
-        self._confirmation.measured(request.number, result["position"], columns, failure)
+        columns, failure = self._columns(result), json.loads(result["failure"])
+        return self._confirmation.measured(request.number, result["position"], columns, failure)
+
+    def _columns(self, result: dict[str, Any]) -> dict[str, Any]:
+        """The columns of a result, with the host that gave it also where the trial came to nothing."""
+        self.slots.host_ids[result["node_id"]] = result["host"]["host_id"]
+        columns: dict[str, Any] = result["host"] | json.loads(result["columns"])
+        return columns
+
+    def stranded(self, trial_id: str) -> bool:
+        """Whether a trial waits for a host of those that it may run on, and none of them is left, while others could run it."""
+        if trial_id not in self.requests or trial_id in self._placed:
+            return False
+        hosts = self.slots.hosts()
+        request = self.requests[trial_id]
+        return hosts <= self._avoided[trial_id] and bool(request.avoid or hosts - self.session.health.closed) and bool(hosts)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Record the end of a trial; called again for the same trial, it does nothing."""
         request = self.requests.pop(trial_id, None)
-        self._placed.discard(trial_id)
+        self._avoided.pop(trial_id, None)
+        place = self._places.pop(trial_id, {})
         if request is None:
             return
+        if trial_id not in self._placed and not error:
+            self._nowhere(request)
+            return
+        self._placed.discard(trial_id)
         if result is not None and result.get("refusal"):
             self._refused(request, result)
             return
         is_lost = error or result is None or not result.get("columns")
         if request.kind == "confirm":
-            self._confirmation.over(request.number, lost=is_lost)
+            self._confirmation.over(request.number, lost=is_lost, place=place)
         elif is_lost:
-            self.session.lost(request.number, self.reasons.pop(trial_id, ""))
+            self.session.lost(request.number, self.reasons.pop(trial_id, ""), place=place)
         else:
             assert result is not None
-            self.session.completed(request.number, json.loads(result["columns"]), json.loads(result["failure"]))
+            self.session.completed(request.number, self._columns(result), json.loads(result["failure"]))
+
+    def _nowhere(self, request: Request) -> None:
+        """The trial was stranded (see `stranded`): its failure counts, or it is asked for anew."""
+        if request.kind == "confirm":
+            self._confirmation.over(request.number)
+        elif request.attempt > 1:
+            self.session.nowhere(request)
+        else:
+            self.session.give_back(request.number, "no host is left that may run it")
 
     def _refused(self, request: Request, result: dict[str, Any]) -> None:
         """A node that joined late is no match for this search: no more trials go there, and this one goes elsewhere."""
@@ -122,8 +157,8 @@ class SessionSearcher(Searcher):
 
     def starved(self) -> None:
         """Ray's memory monitor killed a supervisor, and Tune lost all its trials with it: which one is not known of several."""
-        self.requests.clear()
-        self._placed.clear()
+        for each in (self.requests, self._avoided, self._places, self._placed):
+            each.clear()
         running = self.session.running
         for request in running:
             if request.kind == "confirm":

@@ -7,7 +7,8 @@ the two leaves a record that the study does not know; `resume` tells it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from feedrate.analysis.estimate import rate_so_far, record_rate, step_only_sps
@@ -17,6 +18,7 @@ from feedrate.analysis.schema import SCHEMA, status
 from feedrate.search.budget import Budget
 from feedrate.search.confirmation import Confirmation
 from feedrate.search.finalists import Candidate, able, candidate_of, choose, for_rounds, rounds_s, rounds_time_s
+from feedrate.search.host_health import HostHealth
 from feedrate.search.opening import Opening
 from feedrate.search.options import SearchOptions, counted_anyway
 from feedrate.search.past import Request
@@ -76,6 +78,13 @@ class Session:
         self.confirmation: Confirmation | None = None
         """The rounds at the end; None until they begin."""
         self._running: dict[int, Request] = {}
+        self._elsewhere: dict[int, Request] = {}
+        """Trial number -> the trial that failed and waits for another host."""
+        self._failures: dict[int, dict[str, Any]] = {}
+        """Trial number -> the last record of a trial that failed and that another host is to try."""
+        self.health = HostHealth(self._set_aside)
+        self.hosts: Callable[[], Collection[str]] = tuple
+        """Gives the ids of the hosts that could take a trial now; none where there is no choice."""
         self._stopped: set[int] = set()
         self._spent_s: list[float] = []
         self._gain_fraction: float | None = None
@@ -92,13 +101,58 @@ class Session:
 
     def next(self) -> Request | None:
         """The next trial; None where there is none now, and once `stop_reason` is set none will come."""
-        request = self._next_setting() if self.search_reason is None else None
+        request = self._next_elsewhere()
+        if request is None and self.search_reason is None and not self._all_closed():
+            request = self._next_setting()
         self.display.ahead(self._least_seconds_ahead(), self._gain_fraction)
         if request is None and self.stop_reason is None:
-            request = self._next_round() if self.options.confirm else None
-            if not self.options.confirm or (self.confirmation is not None and self.confirmation.is_over):
+            request = self._next_round() if self.options.confirm and self.search_reason is not None else None
+            if self._is_over():
                 self.stop_reason = self.search_reason
         return request
+
+    def _is_over(self) -> bool:
+        if self._elsewhere or (self._running and len(self.hosts()) > 1):
+            return False  # a failure may have to be tried again on another host
+        return not self.options.confirm or (self.confirmation is not None and self.confirmation.is_over)
+
+    def _all_closed(self) -> bool:
+        """Whether every host is under suspicion, so that new settings wait for what is tried again."""
+        hosts = set(self.hosts())
+        return bool(hosts) and hosts <= self.health.closed and bool(self._running or self._elsewhere)
+
+    def _next_elsewhere(self) -> Request | None:
+        """Return a trial that failed on one host and is tried on another one; None where no such trial waits."""
+        while self._elsewhere:
+            number, request = next(iter(self._elsewhere.items()))
+            if set(self.hosts()) <= self.avoided(request):
+                self.nowhere(request)
+            elif self.seconds_left() <= 0 and request.origin != "baseline":
+                del self._elsewhere[number]
+                self.health.forget(request.config)
+                self.brain.give_up(number, "the time budget was spent before another host tried the setting")
+            else:
+                del self._elsewhere[number]
+                self._begin(request)
+                return request
+        return None
+
+    def avoided(self, request: Request) -> set[str]:
+        """Return the ids of the hosts that must not measure this trial."""
+        return self.health.set_aside.keys() | (request.avoid or self.health.closed)
+
+    def nowhere(self, request: Request) -> None:
+        """Count the failure of a trial that was to be tried on another host: no other host is left."""
+        self._elsewhere.pop(request.number, None)
+        if self._running.pop(request.number, None) is not None:
+            self.budget.ended(request.key)
+        self.health.forget(request.config)
+        tell_record(self.brain, self._failures.pop(request.number), self.options.objective)
+
+    def _begin(self, request: Request) -> None:
+        self._running[request.number] = request
+        self.budget.asked(request.key)
+        self.display.started(request.number, request.config, request.origin)
 
     def _next_setting(self) -> Request | None:
         self._opening.review(self.measured(), self.brain.predict, self.display.say)
@@ -121,13 +175,11 @@ class Session:
             # a trial that would outlast the budget is cut short rather than not begun
             max_trial_s=min(self.options.max_trial_s, max(self.seconds_left(), SHORTEST_TRIAL_S)),
         )
-        self._running[request.number] = request
-        self.budget.asked(request.key)
-        self.display.started(request.number, request.config, request.origin)
+        self._begin(request)
         return request
 
     def _next_round(self) -> Request | None:
-        if self._running:
+        if self._running or self._elsewhere:
             return None  # what it gives may be a finalist
         if self.confirmation is None:
             able = self._finalists()
@@ -159,7 +211,16 @@ class Session:
         if failure is not None:
             failure = failure | {"failure_message": failure["failure_message"] + self._what_fitted(request, failure)}
         stopped_early = failure is None and number in self._stopped
-        record = self.write(request, request.config, columns, failure, origin=request.origin, stopped_early=stopped_early)
+        avoid = self.learn_host(request.config, columns, failure, is_baseline=request.origin == "baseline")
+        more = {"retried": True} if avoid is not None else {}
+        record = self.write(request, request.config, columns, failure, origin=request.origin, stopped_early=stopped_early, **more)
+        if avoid is not None:
+            self._failures[number] = record
+            self._elsewhere[number] = replace(request, attempt=request.attempt + 1, avoid=avoid)
+            self.budget.ended(request.key)
+            self.display.finished(record, None)
+            return
+        self._failures.pop(number, None)
         rate = record_rate(record, self.options.objective)
         tell_record(self.brain, record, self.options.objective)
         self.budget.ended(request.key)
@@ -186,7 +247,7 @@ class Session:
             "schema": SCHEMA,
             "study": self.study,
             "number": request.number,
-            "attempt": 1,
+            "attempt": request.attempt,
             "kind": request.kind,
             "started_unix_s": self.budget.began_unix_s(request.key),
             "finished_unix_s": self.clock(),
@@ -202,12 +263,34 @@ class Session:
         self._learn(record)
         return record
 
-    def lost(self, number: int, reason: str = "", *, starved: bool = False) -> None:
+    def learn_host(
+        self, config: LoaderConfig, columns: dict[str, Any], failure: dict[str, Any] | None, *, is_baseline: bool
+    ) -> frozenset[str] | None:
+        """Learn what a host made of a setting; return the hosts to avoid where another one is to try it, else None."""
+        host = columns.get("host_id")
+        if host is None:
+            self.health.forget(config)
+            return None
+        self.health.names[host] = columns.get("hostname") or host
+        if failure is not None:
+            return self.health.failed(config, host, failure, self.hosts(), is_baseline=is_baseline)
+        self.health.measured(config, host)
+        return None
+
+    def _set_aside(self, host: str, why: str) -> None:
+        name = self.health.name_of(host)
+        self.display.say(f"note: {name} gets no more trials of this search: {why}")
+        search = self.folder.read_search()
+        aside = [*search.get("set_aside", []), {"hostname": name, "host_id": host, "reason": why}]
+        self.folder.write_search(search | {"set_aside": aside})
+
+    def lost(self, number: int, reason: str = "", *, starved: bool = False, place: dict[str, Any] | None = None) -> None:
         """The trial's supervisor died. It is recorded as failed, and the setting, which may be innocent, is tried once more.
 
         Args:
             number: the trial.
             reason: Ray's word for it.
+            place: the columns host_id and hostname, where they are known.
             starved: it was killed for the memory that its trial took; the setting is not tried again.
         """
         request = self._running.get(number)
@@ -221,18 +304,20 @@ class Session:
                 "smaller batch_size, or start that node's Ray with RAY_memory_monitor_refresh_ms=0, as feedrate has a guard of its own"
             )
         failure = Failure(kind=kind, phase="measure", message=message, cause=(reason,) if reason else ())
-        self.completed(number, {}, failure.columns())
-        if not starved:
+        self.completed(number, dict(place or {}), failure.columns())
+        if not starved and number not in self._elsewhere:
             self.brain.enqueue(request.config, request.origin)  # refused when it was tried twice
 
     def abandon(self) -> None:
         """The search was interrupted: what still runs is given up, and waits for `resume`; a round is begun anew."""
-        for number in list(self._running):
+        for number in [*self._running, *self._elsewhere]:
             self.give_back(number, "the search was interrupted")
 
     def give_back(self, number: int, reason: str) -> None:
         """Nobody measures this trial: its setting waits anew, and no record is written."""
-        self.budget.ended(self._running.pop(number).key)
+        request = self._running.pop(number, None) or self._elsewhere.pop(number)
+        self.budget.ended(request.key)
+        self.health.forget(request.config)
         self.brain.give_up(number, reason)
 
     @property
@@ -281,10 +366,10 @@ class Session:
         return known and max(self.ceilings[size] for size in self._batch_sizes) <= candidate.rate.sps * (1 + WORTH_ROUNDS_FRACTION)
 
     def _why_stop(self) -> str | None:
-        tried = self.brain.counts().told + len(self._running)
+        tried = self.brain.counts().told + len(self._running) + len(self._elsewhere)
         if self.options.max_trials is not None and tried >= self.options.max_trials:
             return f"{self.options.max_trials} settings were tried (--max-trials)"
-        mine = self.records[self._num_replayed :]  # a resumed search may follow a repair of the workload
+        mine = [record for record in self.records[self._num_replayed :] if not record.get("retried")]  # a resumed search may follow a repair of the workload
         if (reason := same_failures(mine)) is not None:
             return reason
         expected_s = self._trial_s()

@@ -8,12 +8,13 @@ known by the placement groups of its trials, which every driver can list; Tune's
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from typing import Any
 
 import ray
 from ray.util import placement_group_table
 
-from feedrate.search.nodes import living
+from feedrate.search.nodes import Host, living
 from feedrate.search.placing import Placement
 
 COUNT_AGAIN_S = 2.0
@@ -30,16 +31,39 @@ class Slots:
     def __init__(self, placement: Placement) -> None:
         self.placement = placement
         self._job = ray.get_runtime_context().get_job_id()
-        self._counted_s = -COUNT_AGAIN_S
+        self._counted_s = self._looked_s = -COUNT_AGAIN_S
+        self._living: list[Host] = []
         self._at_once, self._num_searches = placement.num_slots, 1
         self.refused: set[str] = set()
         """Nodes, by Ray's id, that joined when the search was under way and are no match for it."""
+        self.host_ids = dict(placement.host_ids)
+        """Ray's node id -> host id, of the nodes that were asked at the start and of those that have reported since."""
 
-    def at_once(self) -> int:
-        """Trials of this search that may run now; never less than 1, so that a cluster that grows is waited for."""
+    def hosts(self) -> set[str]:
+        """Return the ids of the living hosts that can take a trial of this search; a node's own id while its host is not known."""
+        return {self._host_of(host.node_id) for host in self._there()}
+
+    def nodes_of(self, hosts: Collection[str]) -> set[str]:
+        """Return the node ids of hosts."""
+        return {node for node, host in self.host_ids.items() if host in hosts} | (set(hosts) - set(self.host_ids.values()))
+
+    def _host_of(self, node_id: str) -> str:
+        return self.host_ids.get(node_id, node_id)
+
+    def _there(self) -> list[Host]:
+        if time.monotonic() - self._looked_s >= COUNT_AGAIN_S:
+            self._looked_s, self._living = time.monotonic(), living()
+        return [host for host in self._living if self.placement.takes(host) and host.node_id not in self.refused]
+
+    def at_once(self, closed: Collection[str] = ()) -> int:
+        """Return how many trials of this search may run now; never less than 1, so that a cluster that grows is waited for.
+
+        Args:
+            closed: ids of hosts that take no new trials.
+        """
         if time.monotonic() - self._counted_s >= COUNT_AGAIN_S:
             self._counted_s = time.monotonic()
-            there = [host for host in living() if self.placement.takes(host) and host.node_id not in self.refused]
+            there = [host for host in self._there() if self._host_of(host.node_id) not in closed]
             # trials that wait are what makes a cluster start nodes
             self._at_once = max(self.placement.at_once(there), self.placement.num_promised)
             searches = {searching_job(group, self.placement.trial_slot) for group in placement_group_table().values()}

@@ -21,14 +21,15 @@ AT_CEILING_FRACTION = 0.03
 
 def same_failures(records: Sequence[Mapping[str, Any]]) -> str | None:
     """That the last settings all failed alike: the workload is broken, not its settings."""
-    last = [_reason(record) for record in records[-SAME_FAILURES:]]
+    last = [reason_of(record) for record in records[-SAME_FAILURES:]]
     if len(last) < SAME_FAILURES or last[0] is None or len(set(last)) > 1:
         return None
     return f"the last {SAME_FAILURES} settings failed for the same reason"
 
 
-def _reason(record: Mapping[str, Any]) -> str | None:
-    """Why a trial failed; samples, processes and times differ where the reason does not, sizes that do not fit matter."""
+def reason_of(record: Mapping[str, Any]) -> str | None:
+    """Return why a trial failed, None where it did not: the message without its numbers of samples, processes and seconds, which
+    differ where the reason does not. Sizes that do not fit this host stay in it."""
     message = record.get("failure_message")
     if message is None or record.get("failure_kind") in INFEASIBLE:
         return message

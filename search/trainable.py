@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from ray import tune
 from feedrate.search.nodes import here, why_not
 from feedrate.search.options import LOOKS
 from feedrate.search.shipping import on_this_node
-from feedrate.trainables.host import share_of_cpus
+from feedrate.trainables.host import host_id, share_of_cpus
 from feedrate.trainables.resolve import WorkloadRef
 from feedrate.trainables.supervise import Template
 
@@ -142,6 +143,7 @@ class Supervisor(tune.Trainable):
             "proceeds": proceeds,
             "refusal": self._refusal or "",
             "node_id": ray.get_runtime_context().get_node_id(),
+            "host": {"host_id": host_id(), "hostname": socket.gethostname()},
             "throughput_sps": 0.0,  # Tune wants its metric in every result; the session computes the real one
             "done": done,
         }

@@ -13,7 +13,7 @@ from ray import tune
 from ray.exceptions import OutOfMemoryError
 from ray.tune.execution import class_cache
 
-from feedrate.search.nodes import versions_here
+from feedrate.search.nodes import place_of, versions_here
 from feedrate.search.options import SearchOptions
 from feedrate.search.past import Request
 from feedrate.search.placing import Placement
@@ -53,7 +53,7 @@ class Ticker(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A supervisor has begun with the trial."""
         if self.searcher is not None:
-            self.searcher.begun(trial.trial_id)
+            self.searcher.begun(trial.trial_id, *place_of(trial.temporary_state.ray_actor))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Called about ten times a second."""
@@ -142,14 +142,14 @@ def _resources(bundle: dict[str, float], config: dict[str, Any]) -> tune.Placeme
 
 def _to_config(
     placement: Placement, ref: WorkloadRef, options: SearchOptions, root: str | None
-) -> Callable[[Request, Slots], dict[str, Any]]:
+) -> Callable[[Request, set[str]], dict[str, Any]]:
     shipped = {"root": root, "digest": digest_of(ref) if root is not None else None}
     environment = {name: os.environ.get(name) for name in USER_THREADS}
     expects = None  # a local Ray has one node, this one
     if options.address is not None:
         expects = {"versions": versions_here(), "hardware": placement.hardware if placement.host_ids else ""}
 
-    def to_config(request: Request, slots: Slots) -> dict[str, Any]:
+    def to_config(request: Request, refused: set[str]) -> dict[str, Any]:
         body = {
             "workload": ref.to_json(),
             "shipped": shipped,
@@ -173,6 +173,6 @@ def _to_config(
             "threads": options.threads,
             "environment": environment,
         }
-        return {"request": json.dumps(body), "selector": json.dumps(placement.where_not(slots.refused))}
+        return {"request": json.dumps(body), "selector": json.dumps(placement.where_not(refused))}
 
     return to_config

@@ -97,8 +97,13 @@ def explain(result: SearchResult) -> list[str]:
         enough = knee_of({int(size): entry["samples_per_second"] for size, entry in by_size.items()})
         rates += f"; beyond b{enough} less than 5 % more" if enough < max(map(int, by_size)) else ""
         lines.append(f"Best by batch size: {rates} (batch size changes training: --batch-size N fixes it; yours is compared at the best's)")
-    for _, failure in result.failures.drop_duplicates("failure_message").head(3).iterrows():
-        lines.append(f"Failed: {failure['config']}: {failure['failure_message']}")
+    failures = result.failures[~result.failures["superseded"]]
+    several = failures["hostname"].nunique() > 1 or best["search"]["num_hosts"] > 1
+    for _, failure in failures.drop_duplicates("failure_message").head(3).iterrows():
+        where = f" on {failure['hostname']}" if several and pd.notna(failure["hostname"]) else ""
+        lines.append(f"Failed: {failure['config']}{where}: {failure['failure_message']}")
+    for host in best["search"]["set_aside"]:
+        lines.append(f"Set aside: {host['hostname']}, as {host['reason']}")
     memory = best["memory"]["end_of_epoch_bytes"]
     if memory is not None and memory >= 1.2 * (best["memory"]["pss_bytes"] or 0) and memory >= GROWN_BYTES:
         grown = "a dataset of Python objects is copied by every worker that reads it"

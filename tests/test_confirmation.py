@@ -228,7 +228,7 @@ def test_a_round_waits_for_trials_that_still_run(search):
     running = [several.ask() for _ in range(4)]
     assert several.ask() is None
     assert several.session.stop_reason is None
-    searcher = SessionSearcher(several.session, lambda request: {}, SimpleNamespace(at_once=lambda: 4))
+    searcher = SessionSearcher(several.session, lambda request, refused: {}, SimpleNamespace(at_once=lambda closed: 4, hosts=lambda: {"a", "b"}))
     assert searcher.suggest("t") is None
     for request in running:
         several.session.completed(request.number, measured(request), None)
