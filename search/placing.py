@@ -12,6 +12,8 @@ from feedrate.search.options import SearchOptions, UsageError
 
 NODE_ID = "ray.io/node-id"
 """Ray's own label of every node."""
+MOST_NAMES = 16
+"""Number of hosts that are named to the user."""
 RAY_UNITS = 10_000
 """Ray counts parts of a resource in steps of 1/10,000."""
 
@@ -201,10 +203,13 @@ def _selector(fit: Sequence[Host]) -> dict[str, str]:
 
 def _where(fit: Sequence[Host], cpus: int, gpus: int, at_once: int, num_shares: int, slots: bool) -> str:
     first = fit[0]
+    names = list(dict.fromkeys(sorted(host.hostname for host in fit if host.node_id) or [first.hostname]))
+    hosts = ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
     what = f"{gpus} of {first.num_gpus} GPUs" if gpus else "CPU only, no GPU is used"
     more = f" · {at_once} hosts" if at_once > 1 else ""
     if slots:
         more = f" · {at_once} trial_slot{'s' * (at_once != 1)}, which searches take in turn"
     if num_shares > 1:
         more = f" · {at_once} trials at once, {num_shares} on a host, which share its disk and its memory's bandwidth (--share host)"
-    return f"{first.hostname} · {what}, {cpus} of {first.num_cpus} CPUs{more}"
+    each = " each" if len(names) > 1 else ""
+    return f"{hosts} · {what}, {cpus} of {first.num_cpus} CPUs{each}{more}"

@@ -34,7 +34,7 @@ def test_one_kind_needs_no_name():
     placement = place(SearchOptions(), SMALL)
     assert (placement.cpus, placement.gpus, placement.num_slots, placement.selector) == (8, 1, 2, {})
     assert placement.hardware == SMALL[0].hardware
-    assert placement.where == "a1 \xb7 1 of 1 GPUs, 8 of 8 CPUs \xb7 2 hosts"
+    assert placement.where == "a1, a2 \xb7 1 of 1 GPUs, 8 of 8 CPUs each \xb7 2 hosts"
 
 
 def test_unlike_machines_are_told_apart():
