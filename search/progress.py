@@ -63,6 +63,7 @@ class Display:
         self.now = ""
         self.to_gain = ""
         self._soonest_end: float | None = None
+        self._waits_since = self.begun
         self._live: Live | None = None
         self.budget: Budget | None = None
         """The session's, whose clock stands still while it waits."""
@@ -129,7 +130,14 @@ class Display:
         text = f"waiting: {why}"
         if self.now != text:
             self.now = text
+            self._waits_since = self.clock()
             self.say(text)
+
+    def proceeds(self, what: str) -> None:
+        """Say that the wait is over, and how long it was; nothing where nobody was told to wait."""
+        if self.now.startswith("waiting: "):
+            self.say(f"{what} after {_minutes(int(self.clock() - self._waits_since))}")
+            self.now = ""
 
     def ceiling(self, batch_size: int | None, sps: float | None, baseline: Rate | None) -> None:
         """The step alone was timed, in vain (None) where others used the CPUs; with the baseline's rate, also how much there is to gain."""

@@ -49,6 +49,7 @@ class PruningScheduler(FIFOScheduler):
             return str(TrialScheduler.CONTINUE)
         session.budget.proceeds(request.key)
         if result["proceeds"]:
+            session.display.proceeds("the host is free")
             return str(TrialScheduler.CONTINUE)
         if request.kind == "confirm":
             goes_on = self.searcher.measured(trial.trial_id, result)

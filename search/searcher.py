@@ -47,6 +47,7 @@ class SessionSearcher(Searcher):
         self._places: dict[str, dict[str, str]] = {}
         """Trial id -> the columns host_id and hostname of where it runs."""
         self._since = 0.0
+        """Since when no trial runs."""
         self.reasons: dict[str, str] = {}
         """What Ray said of a lost supervisor, by Tune's trial id."""
 
@@ -67,7 +68,8 @@ class SessionSearcher(Searcher):
         self.requests[trial_id] = request
         self._avoided[trial_id] = self.session.avoided(request)
         self.session.budget.waits(request.key)  # for a slot of the cluster
-        self._since = time.monotonic()
+        if len(self.requests) == 1:
+            self._since = time.monotonic()
         return self.to_config(request, self.slots.refused | self.slots.nodes_of(self._avoided[trial_id]))
 
     @property
@@ -86,6 +88,7 @@ class SessionSearcher(Searcher):
             self._placed.add(trial_id)
             self._places[trial_id] = {"host_id": self.slots.host_ids.get(node_id, node_id), "hostname": hostname}
             self.session.budget.proceeds(self.requests[trial_id].key)
+            self.session.display.proceeds("slot obtained")
 
     def tick(self) -> None:
         """Called about ten times a second: redraw, and say so where nothing runs for want of a slot."""
@@ -101,8 +104,9 @@ class SessionSearcher(Searcher):
 
     def _columns(self, result: dict[str, Any]) -> dict[str, Any]:
         """The columns of a result, with the host that gave it also where the trial came to nothing."""
-        self.slots.host_ids[result["node_id"]] = result["host"]["host_id"]
-        columns: dict[str, Any] = result["host"] | json.loads(result["columns"])
+        host = json.loads(result["host"])
+        self.slots.host_ids[result["node_id"]] = host["host_id"]
+        columns: dict[str, Any] = host | json.loads(result["columns"])
         return columns
 
     def stranded(self, trial_id: str) -> bool:
@@ -124,6 +128,7 @@ class SessionSearcher(Searcher):
             self._nowhere(request)
             return
         self._placed.discard(trial_id)
+        self._since = time.monotonic() if not self._placed else self._since
         if result is not None and result.get("refusal"):
             self._refused(request, result)
             return

@@ -143,7 +143,7 @@ class Supervisor(tune.Trainable):
             "proceeds": proceeds,
             "refusal": self._refusal or "",
             "node_id": ray.get_runtime_context().get_node_id(),
-            "host": {"host_id": host_id(), "hostname": socket.gethostname()},
+            "host": json.dumps({"host_id": host_id(), "hostname": socket.gethostname()}),
             "throughput_sps": 0.0,  # Tune wants its metric in every result; the session computes the real one
             "done": done,
         }

@@ -144,6 +144,10 @@ def test_waiting_for_the_host_is_said_once(clock):
     shown.started(1, LoaderConfig(num_workers=2), "sampler")
     shown.waiting("another feedrate trial is measuring on this host")
     assert text.getvalue().count("waiting") == 2
+    clock.now += 80
+    for _ in range(2):
+        shown.proceeds("slot obtained")
+    assert text.getvalue().endswith("[1:20] slot obtained after 1:20\n")
 
 
 @pytest.mark.parametrize("terminal", [False, True])
