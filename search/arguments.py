@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,7 +25,7 @@ DIMENSIONS = {
 }
 
 
-SWITCHES = ("--debug", "--allow-unauthenticated", FLAG, "--follow", "-f", "--dry-run")
+SWITCHES = ("--debug", "--require-token", "--allow-unauthenticated", FLAG, "--follow", "-f", "--dry-run")
 """Flags without a value that `without` takes out."""
 
 
@@ -102,9 +104,29 @@ def add_json(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(FLAG, action="store_true", help="print one JSON object and nothing else; progress goes to standard error (docs/json.md)")
 
 
-def add_allow_unauthenticated(parser: argparse.ArgumentParser) -> None:
-    """Of the commands that use a cluster's Jobs API."""
-    parser.add_argument("--allow-unauthenticated", action="store_true", help="use a cluster that asks nobody for a token, too")
+REQUIRE_TOKEN = "FEEDRATE_REQUIRE_TOKEN"
+"""Environment variable that stands for --require-token."""
+
+
+def add_require_token(parser: argparse._ActionsContainer) -> None:
+    """Of the commands that use a cluster."""
+    parser.add_argument(
+        "--require-token",
+        action="store_true",
+        default=os.environ.get(REQUIRE_TOKEN, "0") not in ("", "0"),
+        help=f"refuse a cluster without token authentication (default: use it and print a warning; {REQUIRE_TOKEN}=1 does the same)",
+    )
+    parser.add_argument("--allow-unauthenticated", action=_NoLongerNeeded, help=argparse.SUPPRESS)
+
+
+class _NoLongerNeeded(argparse.Action):
+    """A switch of an earlier release, accepted with a note."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(nargs=0, default=argparse.SUPPRESS, **given)
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        print(f"note: {option} does nothing any more, and the next release refuses it: leave it out", file=sys.stderr)
 
 
 def add_workload(parser: argparse.ArgumentParser) -> None:

@@ -103,7 +103,7 @@ class Runs:
         parser.add_argument("pattern", nargs="?", default="feedrate-runs/*", metavar="PATTERN", help="of run folders, or the folder that holds them (default feedrate-runs/*)")
         arguments.add_json(parser)
         parser.add_argument("--address", metavar="URL", help="list the searches on a cluster instead, by its Jobs API, such as http://localhost:8265")
-        arguments.add_allow_unauthenticated(parser)
+        arguments.add_require_token(parser)
         room = parser.add_argument_group("making room")
         room.add_argument("--prune", action="store_true", help="list what can be removed: Ray Tune's state in finished runs, which takes most of the space")
         room.add_argument("--whole", action="store_true", help="remove whole runs instead")

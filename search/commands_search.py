@@ -106,11 +106,7 @@ class Search:
             metavar="ADDR",
             help=self.address_help,
         )
-        place.add_argument(
-            "--allow-unauthenticated",
-            action="store_true",
-            help="join a cluster that asks nobody for a token, too: whoever reaches its ports runs code on it",
-        )
+        arguments.add_require_token(place)
         place.add_argument(
             "--hardware",
             metavar="NAME",
@@ -225,7 +221,7 @@ class Resume:
         )
         parser.add_argument("--storage", metavar="URL", help="the run's database again, where its URL holds a password")
         parser.add_argument("--address", metavar="URL", help="of the cluster that the search was submitted to: http://localhost:8265")
-        arguments.add_allow_unauthenticated(parser)
+        arguments.add_require_token(parser)
         parser.add_argument("-f", "--follow", action="store_true", help="with --address: print its log until it ends, and exit with its exit code")
         parser.add_argument("--quiet", action="store_true", help="print only the answer")
         arguments.add_json(parser)

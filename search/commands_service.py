@@ -29,14 +29,14 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
     """Which cluster, and which search on it."""
     parser.add_argument("id", metavar="ID", help="of the search, as submit printed it (feedrate runs --address URL lists them)")
     parser.add_argument("--address", required=True, metavar="URL", help="the cluster's Jobs API, such as http://localhost:8265")
-    arguments.add_allow_unauthenticated(parser)
+    arguments.add_require_token(parser)
 
 
 def connect(args: argparse.Namespace) -> Jobs:
     """The cluster that was named, with what the user should know of it said."""
     from feedrate.search.jobs import Jobs
 
-    jobs = Jobs(args.address, allow_unauthenticated=args.allow_unauthenticated)
+    jobs = Jobs(args.address, require_token=args.require_token)
     for note in jobs.notes:
         print(f"note: {note}", file=sys.stderr)
     return jobs
@@ -84,7 +84,9 @@ class Submit(Search):
         return send(args, jobs, ["search", submission_id, *words], submission_id, folder, metadata)
 
 
-OF_SUBMIT = ("--address", "--submission-id", "--debug", FLAG, "--follow", "-f", "--dry-run")
+OF_SUBMIT = (
+    "--address", "--submission-id", "--debug", "--require-token", "--allow-unauthenticated", FLAG, "--follow", "-f", "--dry-run",
+)  # fmt: skip
 """Flags that are for submit itself, not for the search."""
 
 
@@ -176,7 +178,7 @@ def resume_there(args: argparse.Namespace, argv: Sequence[str]) -> int | None:
     for other in jobs.continued(before):
         if not other.status.is_terminal():
             raise UsageError(f"{args.run} is carried on by {other.submission_id} already: feedrate stop {other.submission_id} first")
-    words = [word for word in arguments.without(argv[1:], *OF_SUBMIT, "--allow-unauthenticated") if word != args.run]
+    words = [word for word in arguments.without(argv[1:], *OF_SUBMIT) if word != args.run]
     submission_id = f"{args.run}-again-{os.urandom(2).hex()}"
     metadata = before.metadata | {"feedrate": version("feedrate"), "command": shlex.join(["feedrate", *argv])}
     folder = os.getcwd() if ":" in before.metadata["workload"] else None

@@ -14,6 +14,7 @@ import secrets
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -71,8 +72,8 @@ def cluster(options: SearchOptions, num_gpus: int, folder: str | None = None) ->
     lives in the environment of this process and its children only.
 
     Raises:
-        UsageError: there is no Ray at the address, it asks nobody for a token and that was not allowed, or this
-            process is connected to one already.
+        UsageError: there is no Ray at the address, it asks nobody for a token and one is required, or this process is
+            connected to one already.
     """
     before = dict(os.environ)
     os.environ.update(_QUIET)
@@ -110,7 +111,7 @@ def cluster(options: SearchOptions, num_gpus: int, folder: str | None = None) ->
                         _temp_dir=private,  # Ray leaves its logs and sockets behind; here they end with the search
                     )
             else:
-                _join(options.address, notes, folder, allow_unauthenticated=options.allow_unauthenticated)
+                _join(options.address, notes, folder, require_token=options.require_token)
         stack.enter_context(_handling_sigterm())
         yield notes
 
@@ -228,8 +229,9 @@ def _small() -> Iterator[None]:
             sys.modules[name] = before
 
 
-def _join(address: str, notes: list[str], folder: str | None, *, allow_unauthenticated: bool) -> None:
+def _join(address: str, notes: list[str], folder: str | None, *, require_token: bool) -> None:
     import ray
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
     from ray._private.services import canonicalize_bootstrap_address_or_die
     from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, GcsClient, get_authentication_mode  # type: ignore[attr-defined]
 
@@ -244,13 +246,14 @@ def _join(address: str, notes: list[str], folder: str | None, *, allow_unauthent
         if not port.isdecimal() or not 0 < int(port) < 65536:
             raise ValueError(f"{port!r} is not a port")
         _probe(host.strip("[]"), int(port))
-        if get_authentication_mode() == AuthenticationMode.TOKEN and not AuthenticationTokenLoader.instance().has_token():
+        if address == "auto":
+            maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # as ray.init does, which comes too late
+        with_token = get_authentication_mode() == AuthenticationMode.TOKEN
+        if with_token and not AuthenticationTokenLoader.instance().has_token():
             raise UsageError(f"the Ray cluster at --address {address} {WRONG_TOKEN}")  # Ray's own code would abort
-        if _asks_nobody(f"{host}:{port}"):
-            text = f"the Ray cluster at --address {address} asks nobody for a token: whoever reaches its ports runs code on it"
-            if not allow_unauthenticated:
-                raise UsageError(f"{text}. {AUTHENTICATE}, or join it as it is with --allow-unauthenticated")
-            notes.append(f"{text} (--allow-unauthenticated)")
+        if require_token and _lets_anyone_in(f"{host}:{port}"):
+            text = without_token(f"the Ray cluster at --address {address}")
+            raise UsageError(f"{text} (--require-token). {AUTHENTICATE}")
         GcsClient(address=f"{host}:{port}")  # tries once, where ray.init tries for 20 s and does not say why
         with shipment(folder) if JOB not in os.environ else nullcontext(Shipment({}, None)) as sent:
             ray.init(
@@ -259,42 +262,35 @@ def _join(address: str, notes: list[str], folder: str | None, *, allow_unauthent
                 logging_level=logging.CRITICAL,
                 runtime_env={"env_vars": _WORKERS, **sent.runtime_env},
             )
+        if not with_token and JOB not in os.environ:  # submit has said it
+            notes.append(without_token(f"the Ray cluster at --address {address}"))
         notes += filter(None, [sent.said()])
     except ray.exceptions.AuthenticationError:
         raise UsageError(
             f"the Ray cluster at --address {address} {WRONG_TOKEN}"
         ) from None
-    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+    except (OSError, ValueError, RuntimeError, subprocess.SubprocessError, ray.exceptions.RayError) as error:
         reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(
             f"no Ray cluster answers at --address {address} ({reason}): start one there with `ray start --head`, or leave --address out for a local one"
         ) from None
 
 
-def _asks_nobody(address: str) -> bool:
-    """Whether a cluster lets in who has no token."""
-    import ray
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+def without_token(what: str) -> str:
+    """Return the warning about a cluster without token authentication, for people."""
+    return f"{what} asks nobody for a token: anyone who can reach it can run code on the cluster"
 
-    before = dict(os.environ)
-    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        os.environ.pop(name, None)
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    _forget_authentication()
-    sys.stderr.flush()
-    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)  # Ray's own code writes there that it was refused, which is what should be
-    try:
-        GcsClient(address=address)
-        return True
-    except ray.exceptions.AuthenticationError:
-        return False
-    finally:
-        os.dup2(stderr, 2)
-        for descriptor in (stderr, nowhere):
-            os.close(descriptor)
-        _restore(before)
-        _forget_authentication()
+
+def _lets_anyone_in(address: str) -> bool:
+    """Return whether the control store at HOST:PORT answers without a token.
+
+    Ray reads its token once per process, so another process asks.
+    """
+    ask = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
+    hidden = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden} | {"RAY_AUTH_MODE": "disabled"}
+    asked = subprocess.run([sys.executable, "-P", "-c", ask, address], env=environment, capture_output=True, timeout=60, check=False)
+    return asked.returncode == 0
 
 
 def _probe(host: str, port: int) -> None:

@@ -1,8 +1,8 @@
 """A cluster's Ray Jobs API as `feedrate submit` and its fellows use it: searches that go on when the client is gone.
 
 Ray's Jobs API runs what it is sent, by design. What differs from Ray's own client: the address is the one given, also
-where RAY_ADDRESS names another; an address where nothing answers is told within seconds; a cluster that asks nobody for
-a token is refused, unless that is allowed. Needs the extra feedrate[cluster].
+where RAY_ADDRESS names another; an address where nothing answers is reported within seconds; a cluster without token
+authentication is used with a warning, or refused where that was asked for. Needs the extra feedrate[cluster].
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from feedrate.search.engine import AUTHENTICATE, WRONG_TOKEN
+from feedrate.search.engine import AUTHENTICATE, WRONG_TOKEN, without_token
 from feedrate.search.job_display import split_log
 from feedrate.search.options import UsageError
 from feedrate.search.shipping import Shipment, shipment
@@ -43,13 +43,13 @@ class Jobs:
 
     Args:
         address: of the Jobs API, such as http://localhost:8265.
-        allow_unauthenticated: use a cluster that asks nobody for a token.
+        require_token: refuse a cluster without token authentication.
 
     Raises:
-        UsageError: it does not answer, refuses the token, or asks nobody for one.
+        UsageError: it does not answer, refuses the token, or (require_token) asks nobody for one.
     """
 
-    def __init__(self, address: str, *, allow_unauthenticated: bool = False) -> None:
+    def __init__(self, address: str, *, require_token: bool = False) -> None:
         try:
             import aiohttp  # noqa: F401 - Ray's client is quiet about its absence until it is used
             import requests
@@ -62,14 +62,19 @@ class Jobs:
         self.notes: list[str] = []
         for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private"):  # "Uploading package ..."
             logging.getLogger(name).setLevel(logging.ERROR)
-        self._is_open(requests, allow_unauthenticated)
+        self._check(requests, require_token)
         hidden = {name: os.environ.pop(name) for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS") if name in os.environ}
         try:
             self.client = self._call(JobSubmissionClient, self.address)
         finally:
             os.environ.update(hidden)
 
-    def _is_open(self, requests: Any, allowed: bool) -> None:
+    def _check(self, requests: Any, require_token: bool) -> None:
+        """See in seconds whether something answers, and whether it asks for a token.
+
+        Raises:
+            UsageError: nothing answers, or a token is required and not asked for.
+        """
         try:
             status = requests.get(f"{self.address}/api/jobs/", timeout=PROBE_S).status_code
         except requests.RequestException as error:
@@ -77,10 +82,10 @@ class Jobs:
                 f"nothing answers at --address {self.address} ({type(error).__name__}): `ray dashboard cluster.yaml` opens a tunnel to a cluster's Jobs API, and keeps it while it runs"
             ) from None
         if status == 200:
-            text = f"the Jobs API at {self.address} asks nobody for a token: whoever reaches it runs code on the cluster"
-            if not allowed:
-                raise UsageError(f"{text}. {AUTHENTICATE}, or use it as it is with --allow-unauthenticated")
-            self.notes.append(f"{text} (--allow-unauthenticated)")
+            text = without_token(f"the Jobs API at {self.address}")
+            if require_token:
+                raise UsageError(f"{text} (--require-token). {AUTHENTICATE}")
+            self.notes.append(text)
 
     def _call(self, call: Callable[..., Any], *given: Any, **named: Any) -> Any:
         """Call Ray's client, with its errors as sentences."""

@@ -92,8 +92,8 @@ class SearchOptions:
     """torch's intra-op threads in the trainer; None leaves it to torch."""
     address: str | None = None
     """A running Ray cluster; None starts a local one and stops it."""
-    allow_unauthenticated: bool = False
-    """Join a cluster that asks nobody for a token, too."""
+    require_token: bool = False
+    """Refuse a cluster without token authentication."""
     hardware: str | None = None
     """Search on machines of this hardware class alone (placing.py); None where the cluster has one kind."""
     storage: str | None = None

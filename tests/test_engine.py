@@ -56,7 +56,7 @@ from feedrate.search.options import SearchOptions, UsageError
 from feedrate.search.placing import place
 try:
     folder = "project" if "--folder" in sys.argv else None
-    with cluster(SearchOptions(address=sys.argv[1], allow_unauthenticated="--allow" in sys.argv), 0, folder) as notes:
+    with cluster(SearchOptions(address=sys.argv[1], require_token="--require-token" in sys.argv), 0, folder) as notes:
         print("joined", place(SearchOptions()).cpus, *notes)
         if folder is not None:
             import ray
@@ -224,20 +224,23 @@ while not os.path.exists("stop"):
 """
 
 
-def test_a_cluster_that_asks_nobody_for_a_token_is_joined_only_when_told_so(start, tmp_path):
-    """Refused with the way out; with the flag it is joined, and the note says what that means."""
+def test_a_cluster_without_tokens_is_joined_with_a_warning(start, local, tmp_path):
+    """And refused where a token is required, with the way out; one that asks for tokens is not."""
     cluster = start("-c", OPEN, program=[sys.executable], RAY_AUTH_MODE="disabled", **LOOPBACK)
     address = cluster.until(lambda: cluster.stdout.endswith("\n") and cluster.stdout.strip())
+    warning = f"the Ray cluster at --address {address} asks nobody for a token: anyone who can reach it can run code on the cluster"
     joiner = start("-c", JOINER, address, program=[sys.executable], **LOOPBACK)
     joiner.wait()
-    assert joiner.stdout.startswith(f"refused: the Ray cluster at --address {address} asks nobody for a token: whoever reaches its ports")
-    assert "ray get-auth-token --generate" in joiner.stdout
-    assert joiner.stdout.endswith("or join it as it is with --allow-unauthenticated\n")
-    joiner = start("-c", JOINER, address, "--allow", program=[sys.executable], **LOOPBACK)
+    assert joiner.stdout == f"joined 1 {warning}\n"
+    joiner = start("-c", JOINER, address, "--require-token", program=[sys.executable], **LOOPBACK)
     joiner.wait()
-    assert joiner.stdout.startswith(f"joined 1 the Ray cluster at --address {address} asks nobody for a token")
+    assert joiner.stdout.startswith(f"refused: {warning} (--require-token). Start it with one: ray get-auth-token --generate")
     (tmp_path / "stop").touch()
     cluster.wait()
+    token = LOOPBACK | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": local.facts["token"]}
+    joiner = start("-c", JOINER, local.facts["address"], "--require-token", program=[sys.executable], **token)
+    joiner.wait()
+    assert joiner.stdout == f"joined {len(os.sched_getaffinity(0))}\n"
 
 
 def test_workers_are_as_nice_as_the_users_own_program(local):

@@ -199,19 +199,25 @@ class Open(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_cluster_that_asks_nobody_is_refused(feedrate, project):
-    """Unless that is allowed, and then it is said."""
+def test_a_cluster_without_tokens_is_used_with_a_warning(feedrate, project):
+    """And refused where a token is required, by flag or environment; the switch of the last release does nothing but a note."""
     with HTTPServer(("127.0.0.1", 0), Open) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        refused = feedrate("runs", "--address", url, cwd=project)
-        allowed = feedrate("runs", "--address", url, "--allow-unauthenticated", cwd=project)
+        warned = feedrate("runs", "--address", url, "--allow-unauthenticated", cwd=project)
+        refused = [
+            feedrate("runs", "--address", url, "--require-token", cwd=project),
+            feedrate("runs", "--address", url, cwd=project, FEEDRATE_REQUIRE_TOKEN="1"),
+        ]
         server.shutdown()
-    assert refused.code == 2
-    assert "asks nobody for a token: whoever reaches it runs code on the cluster" in refused.stderr
-    assert allowed.code == 0, allowed.stderr
-    assert allowed.stdout == "no search was submitted to this cluster yet\n"
-    assert allowed.stderr.startswith("note: the Jobs API at")
+    assert warned.code == 0, warned.stderr
+    assert warned.stdout == "no search was submitted to this cluster yet\n"
+    old, warning = warned.stderr.splitlines()
+    assert old.startswith("note: --allow-unauthenticated does nothing any more")
+    assert warning == f"note: the Jobs API at {url} asks nobody for a token: anyone who can reach it can run code on the cluster"
+    for each in refused:
+        assert each.code == 2
+        assert "asks nobody for a token: anyone who can reach it can run code on the cluster (--require-token). Start it with one" in each.stderr
 
 
 @pytest.mark.parametrize(
