@@ -351,7 +351,7 @@ def _search(
         session.replay(records)
         try:
             root = _own_folder(ref) if options.address is not None else None
-            complete = run_trials(session, placement, ref, options, str(folder.path.absolute()), to_tune(space), root)
+            complete = run_trials(session, placement, ref, options, str(folder.path.absolute()), to_tune(space), root, search["command"])
         finally:
             session.abandon()
     finally:

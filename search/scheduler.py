@@ -49,7 +49,7 @@ class PruningScheduler(FIFOScheduler):
             return str(TrialScheduler.CONTINUE)
         session.budget.proceeds(request.key)
         if result["proceeds"]:
-            session.display.proceeds("the host is free")
+            session.display.proceeds("the wait for the host ended")
             return str(TrialScheduler.CONTINUE)
         if request.kind == "confirm":
             goes_on = self.searcher.measured(trial.trial_id, result)

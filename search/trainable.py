@@ -112,6 +112,7 @@ class Supervisor(tune.Trainable):
                 "op": "measure",
                 "config": self._request["configs"][self._position],
                 "options": self._request["options"],
+                "command": self._request["command"],
                 "allocated_cpus": self._request["cpus_per_trial"],
                 "gpus": self._gpus,
                 "wait_s": wait_s,

@@ -69,6 +69,7 @@ def run_trials(
     storage_path: str,
     domains: dict[str, Any],
     root: str | None = None,
+    command: str = "",
 ) -> bool:
     """Run trials until the session ends; True when it did, False when it was interrupted.
 
@@ -80,8 +81,9 @@ def run_trials(
         storage_path: folder for Tune's own state.
         domains: the search space as Tune domains, for Tune's own records.
         root: the folder that was sent to the cluster (shipping.py); None where none was.
+        command: the command line, for others who wait for a host that this search uses.
     """
-    searcher = SessionSearcher(session, _to_config(placement, ref, options, root), Slots(placement))
+    searcher = SessionSearcher(session, _to_config(placement, ref, options, root, command), Slots(placement))
     name, memory_kills = "tune", 0
     while True:
         tuner = tune.Tuner(
@@ -141,7 +143,7 @@ def _resources(bundle: dict[str, float], config: dict[str, Any]) -> tune.Placeme
 
 
 def _to_config(
-    placement: Placement, ref: WorkloadRef, options: SearchOptions, root: str | None
+    placement: Placement, ref: WorkloadRef, options: SearchOptions, root: str | None, command: str
 ) -> Callable[[Request, set[str]], dict[str, Any]]:
     shipped = {"root": root, "digest": digest_of(ref) if root is not None else None}
     environment = {name: os.environ.get(name) for name in USER_THREADS}
@@ -153,6 +155,7 @@ def _to_config(
         body = {
             "workload": ref.to_json(),
             "shipped": shipped,
+            "command": command,
             "kind": request.kind,
             "configs": [config.to_dict() for config in request.configs],
             "options": {

@@ -11,7 +11,7 @@ from workloads import PATH
 from feedrate.analysis.estimate import record_rate
 from feedrate.trainables import watched
 from feedrate.trainables.child import KEEP_SETUP_S, KEEP_VARIABLE
-from feedrate.trainables.host import HostLock
+from feedrate.trainables.host_lock import HostLock
 from feedrate.trainables.process import tree_pids
 from feedrate.trainables.resolve import make_ref
 from feedrate.trainables.supervise import Template

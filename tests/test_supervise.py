@@ -16,7 +16,7 @@ from workloads import PATH
 from feedrate.analysis.estimate import record_rate
 from feedrate.analysis.schema import COLUMNS
 from feedrate.trainables import watched
-from feedrate.trainables.host import HostLock
+from feedrate.trainables.host_lock import HostLock
 from feedrate.trainables.resolve import make_ref
 from feedrate.trainables.supervise import Template
 
@@ -321,7 +321,9 @@ def test_a_trial_waits_for_the_host(template):
     lock = HostLock()
     lock.acquire(pytest.fail)
     events = run(template, "rows", "measure", max_s=1.0)
-    assert next(events) == {"event": "waiting", "why": "another feedrate trial is measuring on this host"}
+    waiting = next(events)
+    assert waiting["why"].startswith("another feedrate trial is measuring on this host (")
+    assert waiting == {"event": "waiting", "why": waiting["why"]}
     lock.release()
     assert last(events)["event"] == "result"
 

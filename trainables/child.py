@@ -36,6 +36,7 @@ from feedrate.trainables.doubt import Doubt
 from feedrate.trainables.epoch_size import EpochSize
 from feedrate.trainables.failure import Failure, TrialFailed, classify, ended_workers, user_traceback
 from feedrate.trainables.gpu_load import gpu_busy_fraction
+from feedrate.trainables.host_lock import OTHERS_WAIT_S, HostLock
 from feedrate.trainables.isolated import isolated
 from feedrate.trainables.leaving import ignore_ended_workers, leave
 from feedrate.trainables.loading import build_loader, own_loader, read_baseline
@@ -53,7 +54,6 @@ Send = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
 
 
-OTHER_TRIAL = "another feedrate trial is measuring on this host"
 KEEP_SETUP_S = 5.0
 """A child whose set-up takes this long can serve further requests, which need its training step."""
 KEEP_VARIABLE = "FEEDRATE_KEEP_SETUP_S"
@@ -144,8 +144,7 @@ def _usage(message: str, phase: str) -> dict[str, Any]:
 
 def _measure(request: dict[str, Any], send: Send, kept: Kept, told_to_stop: Callable[[], bool]) -> bool:
     """Measure one setting; whether the child is kept. The host lock is held until this trial's last process is gone."""
-    lock = host.HostLock(request.get("gpus", ()))
-    lock.acquire(lambda: send({"event": "waiting", "why": OTHER_TRIAL}))
+    lock = _host_lock(request, send)
     looked_at = os.sched_getaffinity(0) if request.get("gpus") else None
     wait_until_quiet(request.get("wait_s", 0.0), lambda why: send({"event": "waiting", "why": why}), looked_at)
     began_unix_s = time.time()
@@ -206,6 +205,15 @@ def _batch_path(ref: WorkloadRef, config: LoaderConfig) -> Path:
     return Path(multiprocessing.util.get_temp_dir()) / f"batch-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
+def _host_lock(request: dict[str, Any], send: Send) -> HostLock:
+    """Take the host's lock; where another user keeps it for too long, go on without it and say so (`without_lock`)."""
+    command = request.get("command") or f"a trial of {request['workload']['target']}"
+    lock = HostLock(request.get("gpus", ()), command=command, others_wait_s=request.get("lock_wait_s", OTHERS_WAIT_S))
+    if why := lock.acquire(lambda text: send({"event": "waiting", "why": text})):
+        send({"event": "waiting", "why": f"no longer, as {why}; measuring without this host's lock", "without_lock": True})
+    return lock
+
+
 def _ends_slowly(config: LoaderConfig, measurement: Measurement) -> bool:
     """Whether its workers are in the middle of batches that take SLOW_BATCH_S or more."""
     windows = measurement.windows
@@ -246,8 +254,7 @@ def _describe(request: dict[str, Any], send: Send) -> None:
 
 def _rerun(request: dict[str, Any], send: Send) -> None:
     """Load failed batches again, without workers, as the first thing that this fresh process does."""
-    lock = host.HostLock(request.get("gpus", ()))
-    lock.acquire(lambda: send({"event": "waiting", "why": OTHER_TRIAL}))
+    _host_lock(request, send)  # given back with the end of this process
     send({"event": "phase", "phase": "setup"})
     doubt = Doubt(**request["doubt"])
     workload = load(WorkloadRef(**request["workload"]))

@@ -1,20 +1,17 @@
-"""The machine a trial runs on: its identity, its CPU budget, its facts, and the lock that lets one trial measure at a time."""
+"""The machine a trial runs on: its identity, its CPU budget, its facts."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import math
 import os
 import platform
 import socket
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from feedrate.trainables import cgroup
 
-LOCK_FOLDER = Path("/tmp")
 TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
@@ -30,78 +27,6 @@ def host_id() -> str:
     boot = Path("/proc/sys/kernel/random/boot_id")
     text = (boot.read_text() if boot.exists() else "") + socket.gethostname()
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-PATIENCE_S = 1.0
-
-
-class HostLock:
-    """One measuring trial at a time on a host, also between searches and users; or one on each of its GPUs.
-
-    An flock is held by every process that inherited the open file, so it is free only when the last loader worker of
-    a trial is gone, however the trial ended. A crash leaves empty files, which hold nothing.
-
-    Args:
-        gpus: of this host that the trial uses, where it shares the host with trials on the others (--share host); the host
-            is then held together with those, and each GPU alone. Empty holds the host alone.
-    """
-
-    def __init__(self, gpus: Sequence[int] = ()) -> None:
-        name = hashlib.sha256(host_id().encode()).hexdigest()[:16]
-        self.path = LOCK_FOLDER / f"feedrate-host-{name}.lock"
-        # who waits for the host keeps the turn: trials that share it would never leave it to one that needs it alone
-        self._turn = self.path.with_suffix(".turn.lock")
-        self._gpus = [self.path.with_suffix(f".gpu{gpu}.lock") for gpu in sorted(gpus)]
-        self._descriptors: list[int] = []
-
-    def acquire(self, on_wait: Callable[[], None]) -> None:
-        """Take the lock, however long it takes; `on_wait` is called once if somebody else keeps it for a second."""
-        patience = _Patience(on_wait)
-        turn = _lock(self._turn, fcntl.LOCK_EX, patience)
-        try:
-            self._descriptors.append(_lock(self.path, fcntl.LOCK_SH if self._gpus else fcntl.LOCK_EX, patience))
-        finally:
-            os.close(turn)
-        for path in self._gpus:
-            self._descriptors.append(_lock(path, fcntl.LOCK_EX, patience))
-
-    def release(self) -> None:
-        """Give the lock back; harmless when it is not held."""
-        while self._descriptors:
-            os.close(self._descriptors.pop())
-
-
-class _Patience:
-    """Calls once, after a second of waiting: the last trial's own workers may still be ending."""
-
-    def __init__(self, on_wait: Callable[[], None]) -> None:
-        self._on_wait, self._begun, self._told = on_wait, time.monotonic(), False
-
-    def wait(self) -> None:
-        if not self._told and time.monotonic() - self._begun > PATIENCE_S:
-            self._on_wait()
-            self._told = True
-        time.sleep(0.05)
-
-
-def _lock(path: Path, operation: int, patience: _Patience) -> int:
-    """The descriptor of a file that is locked."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW
-    try:
-        descriptor = os.open(path, flags)
-    except FileNotFoundError:
-        descriptor = os.open(path, flags | os.O_CREAT, 0o644)
-        os.fchmod(descriptor, 0o644)  # others must be able to open it, whatever our umask
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
-                return descriptor
-            except BlockingIOError:
-                patience.wait()
-    except BaseException:
-        os.close(descriptor)
-        raise
 
 
 def share_of_cpus(gpus: Sequence[int], num_gpus: int, num_cpus: int | None = None, topology: Path = TOPOLOGY) -> set[int]:

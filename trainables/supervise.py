@@ -26,6 +26,7 @@ from feedrate.trainables.doubt import Doubt, Rerun, resolve
 from feedrate.trainables.failure import Failure
 from feedrate.trainables.guard import MemoryGuard
 from feedrate.trainables.hang import INTERPRETERS_S
+from feedrate.trainables.host_lock import OTHERS_WAIT_S
 from feedrate.trainables.leaving import EXIT_S
 from feedrate.trainables.resolve import WorkloadRef
 from feedrate.trainables.template import MARKER, marked, sweep
@@ -66,6 +67,8 @@ class Template:
         self._spare: set[int] = set()
         self._temp: str | None = None
         self._kept: Child | None = None
+        self.lock_wait_s = OTHERS_WAIT_S
+        """How long trials wait for a lock of the host that another user holds."""
 
     def run(self, request: dict[str, Any], *, max_s: float = SETUP_TIMEOUT_S) -> Iterator[dict[str, Any]]:
         """Run one request in a child and yield its events (see child.py), the last one always an end.
@@ -96,7 +99,7 @@ class Template:
         os.ftruncate(self._stacks.fileno(), 0)
         if request.get("config", {}).get("multiprocessing_context") in ("spawn", "forkserver"):
             max_s += INTERPRETERS_S
-        request = {**request, "workload": self.ref.to_json()}
+        request = {"lock_wait_s": self.lock_wait_s, **request, "workload": self.ref.to_json()}
         child = self._kept_for(request)
         if child is not None and not child.again(request, max_s, guard):
             child.end()

@@ -166,6 +166,8 @@ class Child:
             self.columns = event["columns"]
         if event["event"] == "waiting":
             self.allowed_s = None  # waiting for the host's lock may take as long as another search
+            if event.get("without_lock"):
+                self.template.lock_wait_s = 0.0  # the next trial is not to wait for the same user again
         elif self.phase in ("setup", "warm"):
             self.allowed_s = SETUP_TIMEOUT_S
         elif self.phase == "rerun":
