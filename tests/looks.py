@@ -17,7 +17,7 @@ from feedrate.trainables.data_check import check
 def found(workload, **options):
     """{name: finding} of a check, in JSON; without starting new interpreters, which takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data_check, "start_findings", lambda parts, seconds_left: [])
+        patch.setattr(data_check, "start_findings", lambda loader, seconds_left, known: ([], []))
         report = check(workload, **options).to_json()
     json.dumps(report)
     findings = {finding["name"]: finding for finding in report["findings"]}

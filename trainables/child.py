@@ -25,21 +25,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
 
 from feedrate.trainables import host
 from feedrate.trainables.cached_batch import CachedBatch, read_apart
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.data_check import check
-from feedrate.trainables.disqualify import disqualified
+from feedrate.trainables.describing import describe
 from feedrate.trainables.doubt import Doubt
-from feedrate.trainables.epoch_size import EpochSize
-from feedrate.trainables.failure import Failure, TrialFailed, classify, ended_workers, user_traceback
+from feedrate.trainables.failure import Failure, classify, ended_workers, user_traceback
 from feedrate.trainables.gpu_load import gpu_busy_fraction
 from feedrate.trainables.host_lock import OTHERS_WAIT_S, HostLock
-from feedrate.trainables.isolated import isolated
 from feedrate.trainables.leaving import ignore_ended_workers, leave
-from feedrate.trainables.loading import build_loader, own_loader, read_baseline
+from feedrate.trainables.loading import build_loader
 from feedrate.trainables.machine import wait_until_quiet
 from feedrate.trainables.measurement import Measurement
 from feedrate.trainables.measuring import MeasureOptions, measure, pick_device
@@ -58,8 +55,6 @@ KEEP_SETUP_S = 5.0
 """A child whose set-up takes this long can serve further requests, which need its training step."""
 KEEP_VARIABLE = "FEEDRATE_KEEP_SETUP_S"
 """Environment variable: another number of seconds."""
-MAKE_S = 280.0
-"""Time for making a loader in a process of its own: a little less than a child may stay silent in its set-up."""
 SLOW_BATCH_S = 0.5
 """A worker that takes this long for a batch is not waited for when its trial ends, but killed: that is up to 5 s, and of no use."""
 
@@ -240,15 +235,7 @@ def _can_be_kept(config: LoaderConfig, kept: Kept) -> bool:
 def _describe(request: dict[str, Any], send: Send) -> None:
     """Say what the workload is, without training: its baseline, its size, what its data check found."""
     send({"event": "phase", "phase": "setup"})
-    workload = _load(WorkloadRef(**request["workload"]))
-    try:
-        described = describe(workload)
-    except WorkloadError:
-        raise
-    except Exception as error:
-        raise WorkloadRaised(
-            f"the loader of workload {workload.name!r} cannot be built:\n{user_traceback(error)}".rstrip()
-        ) from None
+    described = describe(lambda: _load(WorkloadRef(**request["workload"])))
     send({"event": "described", **described, "facts": host_facts() | {"num_gpus": torch.cuda.device_count()}})
 
 
@@ -267,9 +254,9 @@ def _rerun(request: dict[str, Any], send: Send) -> None:
 def _check(request: dict[str, Any], send: Send) -> None:
     """Say whether changing the loader changes the data."""
     send({"event": "phase", "phase": "setup"})
-    workload = _load(WorkloadRef(**request["workload"]))
-    report = check(workload, **request["options"], on_step=lambda name: send({"event": "step", "name": name}))
-    send({"event": "result", "report": {"workload": workload.name, **report.to_json()}})
+    make = lambda: _load(WorkloadRef(**request["workload"]))  # noqa: E731
+    report = check(make, **request["options"], on_step=lambda name: send({"event": "step", "name": name}))
+    send({"event": "result", "report": report.to_json()})
 
 
 def _load(ref: WorkloadRef) -> Workload:
@@ -289,98 +276,6 @@ def _load(ref: WorkloadRef) -> Workload:
     except Exception as error:
         raise WorkloadRaised(f"{doing}:\n{user_traceback(error)}".rstrip()) from None
     return workload
-
-
-def describe(workload: Workload) -> dict[str, Any]:
-    """Facts about a workload: name, unit, epoch_samples, baseline (None: torch's default), fixed dimensions, notes, data.
-
-    `data` says whether more than one worker duplicates data (disqualify.py). The loader of the general form is made in
-    processes that end, once in each, as the user's program makes it once.
-
-    Raises:
-        WorkloadError: the loader cannot be made, or has no data; a traceback in the message is the user's own.
-    """
-    notes = list(workload.check()) if workload.check else []
-    if workload.is_short:
-        facts = _loader_facts(workload, None)
-    else:
-        facts = _made_apart(workload, lambda: _loader_facts(workload, own_loader(workload)))
-        baseline = LoaderConfig.from_dict(facts["baseline"])
-        other = LoaderConfig(num_workers=baseline.num_workers + 1, batch_size=baseline.batch_size)
-        _made_apart(workload, lambda: _try_override(workload, other))
-    if facts["epoch_samples"] == 0:
-        raise WorkloadError(f"the dataset of workload {workload.name!r} is empty")
-    data = disqualified(workload)
-    if data["reason"]:
-        notes.append(f"with 2 workers or more, {data['reason']}; `feedrate check` shows the fix")
-    return {
-        "name": workload.name,
-        "unit": workload.unit,
-        "is_short": workload.is_short,
-        **facts,
-        "epoch_samples": facts["epoch_samples"] if workload.unit == "samples" else None,
-        "notes": notes,
-        "data": data,
-    }
-
-
-def _loader_facts(workload: Workload, loader: DataLoader[Any] | None) -> dict[str, Any]:
-    """What the search needs to know of the loader that the general form makes; of the short form's dataset without one."""
-    if loader is None:
-        dataset: Any = workload.dataset
-        baseline, own = None, workload.loader_kwargs
-        fixed = ["batch_size"] if "batch_sampler" in own else []
-        epoch = EpochSize.of(dataset, own.get("sampler"), own.get("batch_sampler"), batch_size=None if fixed else 1)
-    else:
-        dataset, epoch = loader.dataset, EpochSize.of_loader(loader)
-        baseline = read_baseline(loader).to_dict()
-        fixed = ["batch_size"] if loader.batch_size is None else []
-    return {
-        "iterable": isinstance(dataset, IterableDataset),
-        "epoch_samples": 0 if epoch.is_empty else epoch.num_samples,
-        "baseline": baseline,
-        "fixed": fixed,
-    }
-
-
-def _made_apart(workload: Workload, work: Callable[[], T]) -> T:
-    """What `work`, which makes the loader, returns in a process that ends.
-
-    Raises:
-        WorkloadError: it raised that, or something else.
-    """
-
-    def attempt() -> tuple[T | None, str | None]:
-        try:
-            return work(), None
-        except WorkloadError as error:
-            return None, str(error)
-
-    outcome = isolated(attempt, MAKE_S)
-    if isinstance(outcome, Failure):
-        why = (outcome.traceback or outcome.message).rstrip()
-        raise WorkloadError(f"the loader of workload {workload.name!r} cannot be built:\n{why}")
-    found, refusal = outcome
-    if refusal is not None:
-        raise WorkloadError(refusal)
-    return found  # type: ignore[return-value]
-
-
-def _try_override(workload: Workload, other: LoaderConfig) -> None:
-    """Find out now, not in every trial, whether make_loader passes on what it is asked for.
-
-    Raises:
-        WorkloadError: it does not.
-    """
-    try:
-        build_loader(workload, other, seed=0)
-    except TrialFailed as error:
-        raise WorkloadError(error.failure.message) from None
-    except TypeError as error:
-        raise WorkloadError(
-            f"make_loader of workload {workload.name!r} must take DataLoader's arguments, as in "
-            f"`def make_loader(**overrides)`, and pass them on: {error}"
-        ) from None
 
 
 def host_facts(allocated: int | None = None) -> dict[str, Any]:

@@ -57,6 +57,15 @@ def workers_hang(stacks: Sequence[Stack]) -> str | None:
     return None
 
 
+def waits_where(stacks: Sequence[Stack]) -> str | None:
+    """What of a process that loads samples waits where: a loader worker, else the process itself; None where it did not answer."""
+    trainer = next((stack for stack in stacks if stack.role == "trainer"), None)
+    own = f"it hangs{_in(trainer)}" if trainer is not None and trainer.main else None
+    if trainer is not None and trainer.goes_through(_FETCH):
+        return own
+    return workers_hang(stacks) or own
+
+
 def dropped(output: str) -> str | None:
     """Why a batch was dropped, from a worker's output: its queue's feeder thread prints that, and tells nobody."""
     _, feeder, rest = output.rpartition("in _feed\n")

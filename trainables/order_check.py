@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 from feedrate.trainables.finding import Finding
 from feedrate.trainables.probe import END, Epoch, Seen, samples_of
 
 OVERLAP_FRACTION = 0.5
+LEAST_REPEATED = 4
+"""Samples of one worker that another one must have delivered too, at least."""
 SHARD = """def __iter__(self):
     info = torch.utils.data.get_worker_info()
     first, step = (0, 1) if info is None else (info.id, info.num_workers)
@@ -100,6 +103,64 @@ def overlap(epoch: Epoch) -> tuple[float, int]:
     workers = [Counter(seen.key for seen in each) for each in by_worker(epoch).values()]
     shares = [(one & two).total() / max(min(one.total(), two.total()), 1) for one, two in combinations(workers, 2)]
     return max(shares, default=0.0), len(set().union(*workers))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Repeats:
+    """How many of the samples of one worker another worker delivered too, though they were to be different ones."""
+
+    num_repeated: int
+    num_compared: int
+    """Samples of the worker that delivered fewer."""
+    num_alike: int
+    """Of the same samples, those that are alike with 0 workers too, and so by nature."""
+
+    @property
+    def are_shown(self) -> bool:
+        """Whether workers repeat each other, beyond what is alike by nature or by chance."""
+        share = self.num_repeated / max(self.num_compared, 1)
+        share_alike = self.num_alike / max(self.num_compared, 1)
+        return self.num_repeated >= LEAST_REPEATED and share > OVERLAP_FRACTION and share_alike < OVERLAP_FRACTION / 2
+
+
+def repeats(shared: Epoch, alone: Epoch, *, iterable: bool) -> Repeats:
+    """Compare what workers deliver for different indices, by bytes: content that belongs to the index differs.
+
+    Args:
+        shared: an epoch with two workers or more, of different indices or of a stream.
+        alone: of the same samples with 0 workers; of a stream, as many samples as all workers delivered, where there are.
+        iterable: there are no indices.
+    """
+    workers = list(by_worker(shared).values())
+    own = {seen.key: seen.digest for seen in samples_of(alone)}
+    digests = [seen.digest for seen in samples_of(alone)]
+    found = Repeats(num_repeated=0, num_compared=0, num_alike=0)
+    for (number, one), (other, two) in combinations(enumerate(workers), 2):
+        if iterable:  # parts of the stream as if it were divided
+            parts = [digests[each :: len(workers)] for each in (number, other)]
+        else:
+            one, two = ([seen for seen in each if seen.key in own] for each in (one, two))
+            parts = [[own[seen.key] for seen in each] for each in (one, two)]
+        repeated = (Counter(seen.digest for seen in one) & Counter(seen.digest for seen in two)).total()
+        alike = (Counter(parts[0]) & Counter(parts[1])).total()
+        if repeated > found.num_repeated:
+            found = Repeats(num_repeated=repeated, num_compared=min(len(one), len(two)), num_alike=alike)
+    return found
+
+
+def repeated_indices(found: Repeats, num_workers: int) -> Finding | None:
+    """The error of a map-style dataset whose workers deliver the same samples for different indices."""
+    if not found.are_shown:
+        return None
+    return Finding(
+        name="order",
+        level="error",
+        sentence=f"the {num_workers} workers deliver the same samples for different indices ({found.num_repeated} of "
+        f"{found.num_compared} samples of one worker, another one delivers too, {found.num_alike} with 0 workers): a sample does "
+        "not depend on its index, and every worker has its own copy of what it depends on",
+        fix="make a sample from its index alone; to read a stream, use an IterableDataset that divides it among workers",
+        evidence={"num_repeated": found.num_repeated, "num_compared": found.num_compared, "num_alike": found.num_alike},
+    )
 
 
 def stream_order(

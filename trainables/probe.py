@@ -1,7 +1,7 @@
 """Looks at what a loader delivers: which samples, in which order, made by which worker with which random numbers.
 
 The user's dataset, sampler, worker_init_fn and generators are used as they are; collate_fn is not, samples are
-hashed one by one instead. Run each look in a process of its own (isolated.py): owned generators go on otherwise.
+hashed one by one instead. Run each look in a process of its own (fresh.py): owned generators go on otherwise.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, get_worker_info
 
-from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.digest import digest
-from feedrate.trainables.loading import build_loader, read_baseline, seed_everything
-from feedrate.trainables.static_check import generator_states
-from feedrate.trainables.workload import Workload
+from feedrate.trainables.failure import TrialFailed, classify
+from feedrate.trainables.isolated import goes_on
+from feedrate.trainables.loading import seed_everything
+from feedrate.trainables.static_check import generator_states, members
 
+SAMPLES_OF_BATCH = 2
+"""Samples that are looked at of a batch that the user's batch sampler makes: several batches for every worker."""
+REST_OF_EPOCH_S = 0.2
+"""A sampler that does not end within this time is not drawn to its end."""
 END = "end of the stream"
 """Key of the item after which a worker's stream is over."""
 
@@ -47,6 +51,14 @@ class Look:
     num_workers: int
     num_samples: int
     """Samples of an epoch at most; of each worker for an iterable dataset."""
+    items: tuple[Any, ...] | None = None
+    """Items of the sampler, which every epoch delivers instead of its own; map-style only."""
+    fork: bool = False
+    """Start workers by fork, whatever the user's loader does: what they repeat does not depend on it."""
+    told: str | None = None
+    """Whose `set_epoch` is called before each epoch, as a training loop does: a key of `TOLD`; None calls nobody's."""
+    epoch_numbers: tuple[int, ...] = (0, 1, 2)
+    """What `set_epoch` is called with."""
     epochs: int = 2
     persistent_workers: bool = False
     in_order: bool = True
@@ -61,6 +73,8 @@ class Look:
     seed: int = 0
 
 
+TOLD = ("samplers", "dataset")
+"""Who may have a `set_epoch`: the sampler and the batch sampler, or the dataset and those inside it."""
 Epoch = list[list[Seen]]
 """Batches of one epoch."""
 
@@ -79,6 +93,21 @@ class Parts:
     generator: torch.Generator | None
     multiprocessing_context: Any
 
+    @classmethod
+    def of(cls, loader: DataLoader[Any], generator: torch.Generator | None) -> Parts:
+        """The parts of a loader, with the generator that the user gave it."""
+        return cls(
+            dataset=loader.dataset,
+            batch_size=loader.batch_size,
+            sampler=None if isinstance(loader.dataset, IterableDataset) else loader.sampler,
+            batch_sampler=loader.batch_sampler,
+            drop_last=loader.drop_last,
+            collate_fn=loader.collate_fn,
+            worker_init_fn=loader.worker_init_fn,
+            generator=generator,
+            multiprocessing_context=loader.multiprocessing_context,
+        )
+
     @property
     def iterable(self) -> bool:
         """Whether there are no indices."""
@@ -95,44 +124,82 @@ class Parts:
         return True if own and self.sampler.num_samples == len(self.dataset) else None  # type: ignore[arg-type]
 
 
-def own_setting(workload: Workload, own: DataLoader[Any] | None) -> LoaderConfig:
-    """The user's own batch size, start method and order: what is compared differs in its workers only.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pace:
+    """What the first samples of an epoch are, and how long they take without workers."""
 
-    Args:
-        workload: of either form.
-        own: what make_loader() of the general form returned; None for the short form.
-    """
-    if own is None:
-        return LoaderConfig(num_workers=0, batch_size=None if "batch_sampler" in workload.loader_kwargs else 32)
-    return replace(read_baseline(own), pin_memory=False, persistent_workers=False)
+    items: tuple[Any, ...]
+    """Items of the sampler, for `Look.items`; empty for an iterable dataset."""
+    num_samples: int
+    seconds: float
+    is_torchs_own: bool
+    """The sampler is torch's own and gives every index once."""
+
+    @property
+    def sample_s(self) -> float:
+        """Seconds that a sample takes."""
+        return self.seconds / max(self.num_samples, 1)
 
 
-def parts_of(workload: Workload, config: LoaderConfig, own: DataLoader[Any] | None) -> Parts:
-    """The parts of the workload's loader with this setting, built as the user's own program builds it.
+def pace(parts: Parts, max_samples: int, max_s: float) -> Pace:
+    """Read the first samples of an epoch, one at least, without workers. Run it in `isolated`.
 
     Raises:
-        TrialFailed: make_loader ignored the setting.
+        TrialFailed: the dataset raises; the failure names the sample.
     """
-    if own is None:
-        kwargs = config.to_kwargs()
-        if "batch_sampler" in workload.loader_kwargs:
-            kwargs.pop("batch_size", None)
-        loader = workload.make_loader(**kwargs)
-        generator = loader.generator
+    begin, count, items = time.monotonic(), 0, []
+    for item, sample in _samples(parts, max_samples):
+        digest(sample)
+        goes_on()
+        count += 1
+        if item is not None and (not items or items[-1] is not item):
+            items.append(item)
+        if count >= max_samples or time.monotonic() > begin + max_s:
+            break
+    return Pace(items=tuple(items), num_samples=count, seconds=time.monotonic() - begin, is_torchs_own=parts.shuffles_all is not None)
+
+
+def _samples(parts: Parts, max_samples: int) -> Iterator[tuple[Any, Any]]:
+    """(item of the sampler, sample) from the beginning of an epoch; the item is None for an iterable dataset."""
+    dataset: Any = parts.dataset
+    batched = bool(getattr(dataset, "__getitems__", None)) and (parts.batch_size is not None or parts.batch_sampler is not None)
+    if parts.iterable:
+        yield from ((None, sample) for sample in dataset)
+    elif parts.shuffles_all is not None:
+        length = len(dataset)
+        few = min(length, max_samples)
+        for number in range(few):
+            yield number * length // few, _sample(dataset, number * length // few, batched)
+    elif parts.batch_size is None and parts.batch_sampler is not None:
+        for batch in parts.batch_sampler:
+            item = list(batch)[:SAMPLES_OF_BATCH]
+            for index in item:
+                yield item, _sample(dataset, index, batched)
     else:
-        loader = build_loader(workload, config, seed=0)
-        generator = None if own.generator is None else loader.generator
-    return Parts(
-        dataset=loader.dataset,
-        batch_size=loader.batch_size,
-        sampler=None if isinstance(loader.dataset, IterableDataset) else loader.sampler,
-        batch_sampler=loader.batch_sampler,
-        drop_last=loader.drop_last,
-        collate_fn=loader.collate_fn,
-        worker_init_fn=loader.worker_init_fn,
-        generator=generator,
-        multiprocessing_context=loader.multiprocessing_context,
-    )
+        for index in parts.sampler:
+            yield index, _sample(dataset, index, batched)
+
+
+def _sample(dataset: Any, index: Any, batched: bool) -> Any:
+    try:
+        return dataset.__getitems__([index]) if batched else dataset[index]
+    except Exception as error:
+        failure = classify(error, "loader")
+        raise TrialFailed(replace(failure, message=f"{failure.message} (raised for sample {index})")) from error
+
+
+def tells(parts: Parts) -> list[str]:
+    """Who has a `set_epoch` that a training loop has to call: keys of `TOLD`, the sampler before the dataset."""
+    return [who for who in TOLD if _told(parts, who)]
+
+
+def _told(parts: Parts, who: str) -> list[Any]:
+    """The objects whose `set_epoch` is called; of nested datasets the outermost that has one."""
+    samplers = [parts.sampler, parts.batch_sampler, getattr(parts.batch_sampler, "sampler", None)]
+    inner = [value for _, value in members(parts.dataset) if isinstance(value, Dataset)]
+    having = [each for each in (samplers if who == "samplers" else [parts.dataset, *inner]) if callable(getattr(each, "set_epoch", None))]
+    unique = list({id(each): each for each in having}.values())
+    return unique if who == "samplers" else unique[:1]
 
 
 def deliver(parts: Parts, look: Look) -> list[Epoch]:
@@ -146,7 +213,7 @@ def deliver(parts: Parts, look: Look) -> list[Epoch]:
         workers = {
             "persistent_workers": look.persistent_workers,
             "in_order": look.in_order,
-            "multiprocessing_context": parts.multiprocessing_context,
+            "multiprocessing_context": "fork" if look.fork else parts.multiprocessing_context,
             "worker_init_fn": _Init(parts.worker_init_fn),
         }
     echo = (_EchoStream if parts.iterable else _Echo)(parts.dataset, look, time.monotonic() + look.max_s)
@@ -163,7 +230,15 @@ def deliver(parts: Parts, look: Look) -> list[Epoch]:
         generator = getattr(owner, "generator", None)
         if isinstance(generator, torch.Generator):
             generator.manual_seed(look.seed)
-    return [[batch if isinstance(batch, list) else [batch] for batch in loader] for _ in range(look.epochs)]
+    epochs: list[Epoch] = []
+    for number in range(look.epochs):
+        for each in _told(parts, look.told) if look.told else ():
+            each.set_epoch(look.epoch_numbers[number])
+        epochs.append([])
+        for batch in loader:
+            epochs[-1].append(batch if isinstance(batch, list) else [batch])
+            goes_on()
+    return epochs
 
 
 def _order(parts: Parts, look: Look) -> dict[str, Any]:
@@ -172,6 +247,8 @@ def _order(parts: Parts, look: Look) -> dict[str, Any]:
     size = max(1, min(parts.batch_size or 8, num_samples // 8))  # several batches for every worker
     if parts.iterable:
         return {"batch_size": size}
+    if look.items is not None:
+        return _fixed(parts, look.items)
     if look.same_index:
         if parts.batch_size is None and parts.batch_sampler is None:
             return {"batch_size": None, "sampler": [next(iter(parts.sampler))] * num_samples}
@@ -189,6 +266,36 @@ def _order(parts: Parts, look: Look) -> dict[str, Any]:
     if parts.batch_size is None:
         return {"batch_size": None, "sampler": _First(parts.sampler, num_samples)}
     return {"batch_size": size, "sampler": _First(parts.sampler, num_samples)}
+
+
+def _fixed(parts: Parts, items: tuple[Any, ...]) -> dict[str, Any]:
+    if parts.batch_size is None:
+        if parts.batch_sampler is not None:
+            return {"batch_sampler": _Fixed(parts.batch_sampler, items)}
+        return {"batch_size": None, "sampler": _Fixed(parts.sampler, items)}
+    inner = parts.sampler if parts.shuffles_all is None else ()
+    return {"batch_size": max(1, len(items) // 8), "sampler": _Fixed(inner, items)}
+
+
+class _Fixed:
+    """Begins and ends an epoch of the user's sampler, which may tell the dataset of it, and delivers the same items each time."""
+
+    def __init__(self, inner: Any, items: tuple[Any, ...]) -> None:
+        self.inner, self.items = inner, items
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._items(iter(self.inner))  # begun when torch asks for the iterator, as the sampler itself is
+
+    def _items(self, inner: Iterator[Any]) -> Iterator[Any]:
+        next(inner, None)
+        yield from self.items
+        until_s = time.monotonic() + REST_OF_EPOCH_S
+        for _ in inner:
+            if time.monotonic() > until_s:
+                return
+
+    def __len__(self) -> int:
+        return len(self.items)
 
 
 class _First:

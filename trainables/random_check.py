@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 from feedrate.trainables.finding import Finding
 from feedrate.trainables.order_check import by_worker
 from feedrate.trainables.probe import Epoch
-from feedrate.trainables.static_check import reseed_line
 
+SAMPLES = "samples"
+"""In place of a generator's name where only the samples show it."""
 CHANCE = 1e-4
 """Two workers that draw independently would look alike less often than this."""
 
@@ -23,7 +24,7 @@ class Streams:
     is_random: bool
     """The same index gives different bytes."""
     duplicated: list[str]
-    """Generators from which two workers draw the same numbers; "samples" where only the samples show it."""
+    """Generators from which two workers draw the same numbers; SAMPLES where only the samples show it."""
     frozen: list[str]
     """Generators that give the same numbers in every epoch."""
 
@@ -50,10 +51,10 @@ def streams(epochs: list[Epoch], *, same_index: bool = True) -> Streams:
         if any(_alike(one, two) for one in states for two in again):
             frozen.append(name)
     if same_index and not duplicated and any(_alike(one, two) and _sure(one) for one, two in combinations(digests, 2)):
-        duplicated.append("samples")
+        duplicated.append(SAMPLES)
     again = [[seen.digest for seen in each] for epoch in epochs[1:] for each in by_worker(epoch).values()]
     if not frozen and same_index and any(_alike(one, two) and _sure(one) for one in digests for two in again):
-        frozen.append("samples")
+        frozen.append(SAMPLES)
     return Streams(is_random=is_random, duplicated=duplicated if is_random else [], frozen=frozen if is_random else [])
 
 
@@ -68,12 +69,12 @@ def _sure(draws: list[str]) -> bool:
     return collision ** len(draws) < CHANCE
 
 
-def random_streams(found: Streams, owned: dict[str, Any], *, iterable: bool) -> list[Finding]:
+def random_streams(found: Streams, owned: Mapping[str, str], *, iterable: bool) -> list[Finding]:
     """Whether workers draw the same random numbers, and whether every epoch does.
 
     Args:
         found: what `streams` saw.
-        owned: path -> random generator of the dataset.
+        owned: path of each random generator of the dataset -> the line of a worker_init_fn that seeds it.
         iterable: workers of an iterable dataset may have to draw alike, to shuffle before they divide the samples.
     """
     fix = reseed(found.duplicated or found.frozen, owned)
@@ -85,7 +86,7 @@ def random_streams(found: Streams, owned: dict[str, Any], *, iterable: bool) -> 
     }
     findings = []
     if found.duplicated:
-        sentence = f"every worker draws the same random numbers from {_named(found.duplicated)}: augmentations repeat num_workers times"
+        sentence = f"every worker draws the same random numbers{_named_source(found.duplicated)}: augmentations repeat num_workers times"
         if iterable:
             sentence += ", unless they only shuffle before the samples are divided among workers"
         level = "warning" if iterable else "error"
@@ -98,7 +99,7 @@ def random_streams(found: Streams, owned: dict[str, Any], *, iterable: bool) -> 
         findings.append(Finding(name="random-streams", level="ok", sentence=sentence, evidence=evidence))
     if found.frozen:
         sentence = (
-            f"with workers that end with the epoch, every epoch draws the same random numbers from {_named(found.frozen)}: "
+            f"with workers that end with the epoch, every epoch draws the same random numbers{_named_source(found.frozen)}: "
             "augmentations are frozen"
         )
         level = "warning" if iterable else "error"
@@ -106,15 +107,19 @@ def random_streams(found: Streams, owned: dict[str, Any], *, iterable: bool) -> 
     return findings
 
 
+def _named_source(paths: list[str]) -> str:
+    return "" if paths == [SAMPLES] else f" from {_named(paths)}"
+
+
 def _named(paths: list[str]) -> str:
     return ", ".join(
-        path if path in ("samples", "random", "numpy.random", "torch") else f"dataset.{path}" for path in paths
+        path if path in (SAMPLES, "random", "numpy.random", "torch") else f"dataset.{path}" for path in paths
     )
 
 
-def reseed(paths: list[str], owned: dict[str, Any]) -> str:
+def reseed(paths: list[str], owned: Mapping[str, str]) -> str:
     """A worker_init_fn that seeds these generators, or what to do where that cannot be pasted."""
-    lines = [f"    {reseed_line(path, owned[path])}" for path in paths if path in owned and "(" not in path]
+    lines = [f"    {owned[path]}" for path in paths if path in owned and "(" not in path]
     if not lines:
         return "in worker_init_fn, seed nothing with a constant: use torch.initial_seed(), which differs by worker and epoch"
     head = ["def worker_init_fn(worker_id):", "    dataset = torch.utils.data.get_worker_info().dataset"]

@@ -7,25 +7,35 @@ import itertools
 import os
 import pickle
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
 
 from feedrate.trainables.config import START_METHODS
+from feedrate.trainables.doubt import Doubt, Rerun, resolve
 from feedrate.trainables.failure import Failure, sentence
 from feedrate.trainables.finding import Finding
-from feedrate.trainables.isolated import isolated
+from feedrate.trainables.fresh import FreshLoader
+from feedrate.trainables.isolated import OutOfTime
 from feedrate.trainables.loader_watch import LoaderWatch
 from feedrate.trainables.probe import Parts
-from feedrate.trainables.rerun import explain
+from feedrate.trainables.rerun import explain, rerun
 from feedrate.trainables.static_check import members
+
+T = TypeVar("T")
 
 LARGE_BYTES = 100_000_000
 START_LIMIT_S = 60.0
 BATCH_TIMEOUT_S = {"fork": 15.0, "forkserver": 40.0, "spawn": 40.0}
 """Time for the first batch; the others import torch before."""
+EXPLAIN_S = 10.0
+"""Time to find out why no batch came, and for the batch to be loaded again without workers."""
+LEAST_S = 2.0
+"""A start method is not tried with less time for its first batch."""
 MODULE_LEVEL = """define it at the top level of a module, with def or class, instead of lambda or inside a function;
 what cannot be pickled by nature (an open file, a lock) is opened in the worker, on first use"""
 
@@ -83,27 +93,37 @@ def culprit(item: Any) -> str:
     return found
 
 
-def _problems(parts: Parts) -> tuple[int | None, int, dict[str, str]]:
+def problems(parts: Parts) -> tuple[int | None, int, dict[str, str]]:
     """Bytes of the pickled dataset (None: it cannot be), of its tensors, and what cannot be pickled and why."""
     sizes: tuple[int, int] | None = None
-    problems = {}
+    found = {}
     for name in ("dataset", "collate_fn", "worker_init_fn"):
         item = getattr(parts, name)
         try:
             size = pickled_bytes(item)
         except Exception as error:
             inner = culprit(item)
-            problems[f"{name}.{inner}" if inner else name] = sentence(error)
+            found[f"{name}.{inner}" if inner else name] = sentence(error)
         else:
             sizes = size if name == "dataset" else sizes
-    return (*(sizes or (None, 0)), problems)
+    return (*(sizes or (None, 0)), found)
 
 
-def _first_batch_s(parts: Parts, method: str) -> float:
-    """Seconds from making a loader with one worker to its first batch, of at most two samples.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoBatch:
+    """Why a worker gave no batch, and what is to be tried without workers to know more."""
 
-    Raises:
-        TrialFailed: no batch comes; the failure says why.
+    failure: Failure
+    doubt: Doubt | None
+
+
+def first_batch_s(parts: Parts, *, method: str, timeout_s: float) -> float | NoBatch:
+    """Seconds from making a loader with one worker to its first batch, of at most two samples; why none comes.
+
+    Args:
+        parts: of the user's loader.
+        method: how the worker starts.
+        timeout_s: time for the batch.
     """
     order: dict[str, Any] = {"batch_size": min(parts.batch_size or 1, 2)}
     if not parts.iterable:
@@ -121,7 +141,7 @@ def _first_batch_s(parts: Parts, method: str) -> float:
     loader: DataLoader[Any] = DataLoader(
         parts.dataset,
         num_workers=1,
-        timeout=BATCH_TIMEOUT_S[method],
+        timeout=timeout_s,
         multiprocessing_context=method,
         collate_fn=parts.collate_fn,
         worker_init_fn=parts.worker_init_fn,
@@ -131,37 +151,79 @@ def _first_batch_s(parts: Parts, method: str) -> float:
     try:
         next(iter(loader), None)
     except Exception as error:
-        raise explain(error, loader, watch.waited_for(in_order=True), "loader") from error
+        failed = explain(error, loader, watch.waited_for(in_order=True), "loader")
+        return NoBatch(failure=failed.failure, doubt=failed.doubt)
     return time.monotonic() - begin
 
 
-def start_findings(parts: Parts, seconds_left: Callable[[], float]) -> list[Finding]:
-    """What pickling and each start method do to this dataset; methods there is no time for are left out."""
-    looked = isolated(lambda: _problems(parts), START_LIMIT_S)
+def load_again(parts: Parts, *, doubt: Doubt) -> Rerun:
+    """Load what a worker failed to load once more, without workers."""
+    batched: dict[str, Any] = {"batch_size": doubt.batch_size}
+    loader: DataLoader[Any] = DataLoader(parts.dataset, collate_fn=parts.collate_fn, **batched)
+    return rerun(loader, doubt, lambda doing: None)
+
+
+def start_findings(
+    loader: FreshLoader, seconds_left: Callable[[], float], known: Collection[str] = ()
+) -> tuple[list[Finding], list[str]]:
+    """What pickling and each start method do to this dataset, and the start methods for which there was no time.
+
+    Args:
+        loader: made with workers.
+        seconds_left: for all that is still to do.
+        known: start methods that are known to give no batch, and are not tried.
+    """
+    looked = _in_time(loader, problems, min(START_LIMIT_S, max(seconds_left(), LEAST_S)))
     if isinstance(looked, Failure):
         looked = (None, 0, {"dataset": looked.message})
-    num_bytes, tensor_bytes, problems = looked
+    num_bytes, tensor_bytes, found_problems = looked
     startup_s: dict[str, float] = {}
     failures: dict[str, str] = {}
+    skipped = []
     for method in START_METHODS:
-        if seconds_left() <= 0:
+        if method in known:
             continue
-        if method != "fork" and problems:
-            failures[method] = next(iter(problems.values()))
+        if method != "fork" and found_problems:
+            failures[method] = next(iter(found_problems.values()))
             continue
-        took = isolated(lambda method=method: _first_batch_s(parts, method), START_LIMIT_S)  # type: ignore[misc]
-        if isinstance(took, Failure):
-            failures[method] = took.message
-        else:
+        timeout_s = min(BATCH_TIMEOUT_S[method], seconds_left() - LEAST_S)
+        if timeout_s < LEAST_S:
+            skipped.append(method)
+            continue
+        look = partial(first_batch_s, method=method, timeout_s=timeout_s)
+        took = _in_time(loader, look, timeout_s + EXPLAIN_S)
+        if isinstance(took, NoBatch):
+            took = _whole(loader, took)
+        if not isinstance(took, Failure):
             startup_s[method] = took
-    evidence = {"pickled_bytes": num_bytes, "tensor_bytes": tensor_bytes, "problems": problems}
-    context = parts.multiprocessing_context
-    own = context.get_start_method() if context is not None else None
-    found = [_pickling(num_bytes, problems, own, evidence), _start_up(startup_s, failures, own)]
+        elif took.kind == "hang" and timeout_s < BATCH_TIMEOUT_S[method]:  # it may only be slow
+            skipped.append(method)
+        else:
+            failures[method] = took.message
+    evidence = {"pickled_bytes": num_bytes, "tensor_bytes": tensor_bytes, "problems": found_problems}
+    own = loader.survey.setting.multiprocessing_context
+    found = [_pickling(num_bytes, found_problems, own, evidence), _start_up(startup_s, failures, own)]
     used = own or torch.multiprocessing.get_start_method()
-    if used in failures and not (problems and used != "fork"):
+    if used in failures and not (found_problems and used != "fork"):
         found.append(_loading(used, failures[used]))
-    return found
+    return found, skipped
+
+
+def _whole(loader: FreshLoader, none: NoBatch) -> Failure:
+    """The failure with its whole sentence: a fresh process loads the batch without workers."""
+    if none.doubt is None:
+        return none.failure
+    again = _in_time(loader, partial(load_again, doubt=none.doubt), EXPLAIN_S)
+    if isinstance(again, Failure):
+        again = Rerun("hangs" if again.kind == "hang" else "died", "loading it", again.message)
+    return resolve(none.failure, none.doubt, again)
+
+
+def _in_time(loader: FreshLoader, work: Callable[[Parts], T], limit_s: float) -> T | Failure:
+    try:
+        return loader.look(work, limit_s)
+    except OutOfTime:
+        return Failure(kind="hang", phase="loader", message=f"it took more than {limit_s:.0f} s")
 
 
 def _loading(method: str, why: str) -> Finding:

@@ -15,13 +15,14 @@ import socket
 import sys
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from feedrate.trainables.finding import Finding
+from feedrate.trainables.leftovers import Leftovers
 
 MAX_DEPTH = 5
 MAX_OBJECTS = 2000
@@ -198,18 +199,34 @@ def _has_descriptor(file: io.IOBase) -> bool:
         return False
 
 
-def static(dataset: object) -> Finding:
-    """Whether the dataset holds what workers must not share with the process that made it."""
-    found = fork_unsafe(dataset)
-    if not found:
-        words = "the dataset holds no open file, connection, lock or CUDA tensor"
-        return Finding(name="fork-unsafe", level="ok", sentence=words)
-    what = ", ".join(f"dataset.{path} is {kind}" for path, kind in found[:MAX_NAMED])
-    more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
+def static(found: Sequence[tuple[str, str]], left: Leftovers) -> Finding:
+    """Say whether the dataset holds what workers must not share with the process that made it.
+
+    Args:
+        found: what `fork_unsafe` gives.
+        left: the threads and open files that making the dataset left behind, whoever holds them.
+    """
+    parts = [f"dataset.{path} is {kind}" for path, kind in found[:MAX_NAMED]]
+    if len(found) > MAX_NAMED:
+        parts.append(f"{len(found) - MAX_NAMED} more members are of this kind")
+    if left.shared:
+        parts.append(f"making the dataset leaves open {', '.join(left.shared[:MAX_NAMED])}")
+    if left.threads:
+        parts.append(f"making the dataset starts {threads_in_words(left)}, which forked workers do not have")
+    evidence = {"members": dict(found), "open": list(left.shared), "threads": list(left.threads)}
+    if not parts:
+        words = "the dataset holds no open file, connection, thread, lock or CUDA tensor"
+        return Finding(name="fork-unsafe", level="ok", sentence=words, evidence=evidence)
+    is_file = any(" open " in f" {kind} " for _, kind in found) or (bool(left.shared) and not found)
     return Finding(
         name="fork-unsafe",
         level="warning",
-        sentence=f"{what}{more}: forked workers share it, or cannot use it; an open file has one position for all of them",
-        fix=OPEN_LATER if any(" open " in f" {kind} " for _, kind in found) else MAKE_LATER,
-        evidence={"members": dict(found)},
+        sentence=f"{'; '.join(parts)}: forked workers share what is open, with one position for all of them, and have no threads but their own",
+        fix=OPEN_LATER if is_file else MAKE_LATER,
+        evidence=evidence,
     )
+
+
+def threads_in_words(left: Leftovers) -> str:
+    """The threads that making a dataset left behind, by name."""
+    return f"the thread{'s' * (len(left.threads) > 1)} {', '.join(left.threads[:MAX_NAMED])}"
