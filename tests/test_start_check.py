@@ -14,7 +14,7 @@ from workloads import Rows, short
 from feedrate.trainables import start_check
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.data_check import check
-from feedrate.trainables.probe import parts_of
+from feedrate.trainables.fresh import FreshLoader
 from feedrate.trainables.start_check import LARGE_BYTES, pickled_bytes, start_findings
 
 
@@ -30,16 +30,18 @@ def test_what_cannot_be_pickled_is_named():
     assert (set(startup["startup_s"]), set(startup["failures"])) == ({"fork"}, {"forkserver", "spawn"})
 
 
-def parts(workload, **setting):
-    return parts_of(workload, LoaderConfig(num_workers=2, batch_size=4, **setting), None)
+def started(workload, seconds_left=lambda: 60.0, **setting):
+    """The findings, and the start methods that were left out."""
+    with FreshLoader(lambda: workload, LoaderConfig(num_workers=2, batch_size=4, **setting)) as loader:
+        return start_findings(loader, seconds_left)
 
 
 TIMED = """
-from test_start_check import Rows, parts, short, start_findings
-for seconds_left in (1.0, 0.0):
-    pickling, startup = start_findings(parts(short(Rows())), lambda: seconds_left)
+from test_start_check import Rows, short, started
+for seconds_left in (60.0, 0.0):
+    (pickling, startup), skipped = started(short(Rows()), lambda: seconds_left)
     assert (pickling.level, startup.level) == ("ok", "ok"), startup.sentence
-    print(*startup.evidence["startup_s"])
+    print(*startup.evidence["startup_s"], "without", *skipped)
     if seconds_left:
         assert startup.evidence["startup_s"]["spawn"] > startup.evidence["startup_s"]["fork"]
 """
@@ -50,16 +52,16 @@ def test_each_start_method_is_timed():
     # in a process that has started no worker yet, as the one that checks
     command = [sys.executable, "-W", "ignore", "-c", TIMED]
     done = subprocess.run(command, check=True, cwd=Path(__file__).parent, capture_output=True, text=True)
-    assert done.stdout.splitlines() == ["fork forkserver spawn", ""]
+    assert done.stdout.splitlines() == ["fork forkserver spawn without", "without fork forkserver spawn"]
 
 
 def test_a_start_method_that_cannot_work_is_an_error_where_it_is_the_users_own():
     """Otherwise it is only worth knowing."""
     dataset = Rows()
     dataset.transform = lambda row: row
-    own = start_findings(parts(short(dataset), multiprocessing_context="spawn"), lambda: 1.0)
+    own, _ = started(short(dataset), multiprocessing_context="spawn")
     assert [finding.level for finding in own] == ["error", "error"]
-    other = start_findings(parts(short(dataset)), lambda: 1.0)
+    other, _ = started(short(dataset))
     assert [finding.level for finding in other] == ["note", "note"]
 
 
@@ -82,15 +84,16 @@ def raises(samples):
 def test_a_loader_that_gives_no_batch_is_an_error(collate_fn, said, monkeypatch):
     """The batch that a worker cannot send, and a collate_fn that fails: named, whatever the samples are."""
     monkeypatch.setitem(start_check.BATCH_TIMEOUT_S, "fork", 3.0)
-    _, startup, loading = start_findings(parts(short(Rows(), collate_fn=collate_fn)), once())
+    (_, startup, loading), skipped = started(short(Rows(), collate_fn=collate_fn), once())
+    assert skipped == ["forkserver", "spawn"]
     assert startup.level == "note"
     assert (loading.name, loading.level) == ("loading", "error")
     assert re.search(said, loading.sentence), loading.sentence
 
 
 def once():
-    """Time for one start method."""
-    left = iter([1.0, 0.0, 0.0])
+    """Time for pickling and one start method."""
+    left = iter([60.0, 60.0, 0.0, 0.0])
     return lambda: next(left)
 
 
@@ -101,7 +104,7 @@ def test_the_size_of_a_pickle_counts_arrays_and_shares_tensors():
     assert tensor_bytes == 4000
     dataset = Rows()
     dataset.table = np.zeros(LARGE_BYTES // 8 + 1)
-    pickling, _ = start_findings(parts(short(dataset)), lambda: 0.0)
+    (pickling, _), _ = started(short(dataset), lambda: 0.0)
     assert pickling.level == "note"
     assert "pickles to 100 MB" in pickling.sentence
 
@@ -109,11 +112,11 @@ def test_the_size_of_a_pickle_counts_arrays_and_shares_tensors():
 SEMAPHORES = """
 import multiprocessing, os
 from pathlib import Path
-from test_start_check import Rows, parts, short, start_findings
+from test_start_check import Rows, short, started
 
 mine = f"mp-check-{os.getpid()}"
 multiprocessing.current_process()._config["semprefix"] = f"/{mine}"
-start_findings(parts(short(Rows())), lambda: 1.0)
+started(short(Rows()))
 print(*Path("/dev/shm").glob(f"sem.{mine}*"))
 """
 

@@ -158,8 +158,8 @@ def first_batch_s(parts: Parts, *, method: str, timeout_s: float) -> float | NoB
 
 def load_again(parts: Parts, *, doubt: Doubt) -> Rerun:
     """Load what a worker failed to load once more, without workers."""
-    batched: dict[str, Any] = {"batch_size": doubt.batch_size}
-    loader: DataLoader[Any] = DataLoader(parts.dataset, collate_fn=parts.collate_fn, **batched)
+    size = doubt.batch_size or (None if parts.batch_sampler is None else 1)
+    loader: DataLoader[Any] = DataLoader(parts.dataset, collate_fn=parts.collate_fn, batch_size=size)
     return rerun(loader, doubt, lambda doing: None)
 
 
