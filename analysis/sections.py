@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from feedrate.analysis.best import python_snippet
+from feedrate.analysis.disqualified import Disqualified
 from feedrate.analysis.load import Run, setting_text
 from feedrate.analysis.rounds import DISTURBED_FRACTION, MIN_ROUNDS, TIED_FRACTION
 
@@ -248,9 +249,7 @@ def sharing_host(trials_per_host: int) -> str:
 def read_more(best: Mapping[str, Any], ranked: pd.DataFrame) -> str | None:
     """Why a setting that read more is not the answer; None where there is none."""
     complete = ranked[ranked["status"] == "complete"]
-    left_out = best["search"].get("disqualified")
-    if left_out is not None:
-        complete = complete[complete["num_workers"] <= left_out["max_num_workers"]]
+    complete = complete[Disqualified.of(best["search"]).allowed(complete)]
     if best["confirmed"]:  # readings that rounds did not repeat say little
         complete = complete[complete["num_rounds"] >= MIN_ROUNDS]
     rate = best["throughput"]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import pandas as pd
 
+from feedrate.analysis.disqualified import Disqualified
 from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION, Rate, gpu_headroom_fraction
 from feedrate.analysis.load import TRIAL_DTYPES, Run, frame
 from feedrate.analysis.rounds import MIN_ROUNDS, SOON_ROUNDS, Comparison, Finalist, Standing, rounds_of, standing
@@ -135,9 +135,7 @@ def knee_of(sps: Mapping[int, float]) -> int:
 def may_win(run: Run, ranked: pd.DataFrame) -> pd.Series[bool]:
     """Which rows can be the answer: not those whose workers repeat data (`disqualified` in search.json), nor those that
     leave less than a tenth of the accelerator's memory."""
-    most = (run.search.get("disqualified") or {}).get("max_num_workers")
-    unique = ranked["num_workers"].le(sys.maxsize if most is None else most).astype(bool)
-    return unique & ~(ranked["gpu_headroom_fraction"] < LEAST_HEADROOM_FRACTION)
+    return Disqualified.of(run.search).allowed(ranked) & ~(ranked["gpu_headroom_fraction"] < LEAST_HEADROOM_FRACTION)
 
 
 def same(column: pd.Series[Any], value: Any) -> pd.Series[bool]:

@@ -271,6 +271,7 @@ def _facts(result: SearchResult, run: Run) -> dict[str, Any]:
 def _finish(search: Any, command: str, as_json: bool) -> int | None:
     from rich.console import Console
 
+    from feedrate.analysis.disqualified import Disqualified
     from feedrate.analysis.load import load_run
     from feedrate.search.wording import print_result
 
@@ -285,12 +286,12 @@ def _finish(search: Any, command: str, as_json: bool) -> int | None:
         Mirror(result.folder, run.search["mirror"], lambda text: print(text, file=sys.stderr)).push()
     if result.best is None:
         reasons = _reasons(result.failures)
-        left_out = run.search.get("disqualified")
+        left_out = Disqualified.of(run.search).in_words()
         if left_out and not result.ranking.empty:
-            most = left_out["max_num_workers"]
+            why = "; ".join(f"{which}: {reason}" for which, reason in left_out)
             raise NothingFound(
-                f"only settings that repeat data were measured in {result.folder}: with more than {most} worker, "
-                f"{left_out['reason']}. Fix the dataset (feedrate check shows how), or pass --allow-duplicates",
+                f"only settings that repeat data were measured in {result.folder} ({why}). "
+                "Fix the dataset (feedrate check shows how), or pass --allow-duplicates",
                 result.folder.absolute(),
             )
         raise NothingFound(f"no setting worked in {result.folder}: {reasons or result.stop_reason}", result.folder.absolute())

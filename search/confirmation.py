@@ -61,8 +61,8 @@ class Confirmation:
         session = self.session
         comparison = self._comparison()
         begun = self._round - self._before  # rounds of an earlier confirmation inform, and do not count
-        most = session.brain.max_num_workers
-        configs = next_round(self.finalists, comparison, begun + 1, seed=session.options.seed, max_num_workers=most)
+        left_out = session.brain.disqualified
+        configs = next_round(self.finalists, comparison, begun + 1, seed=session.options.seed, disqualified=left_out)
         if self._running and (begun >= MIN_ROUNDS or not configs):
             return None  # what it gives may be enough
         expected_s = sum(each.spent_s for each in self.finalists if each.config in configs)

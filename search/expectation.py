@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from feedrate.analysis.disqualified import NOTHING, Disqualified
 from feedrate.search.model import RateModel, fit_model
 from feedrate.search.observed import Observed, Seen
 from feedrate.search.space import NAMES, SearchSpace
@@ -49,7 +50,7 @@ def most_promising(
     tried: AbstractSet[LoaderConfig],
     *,
     seed: int,
-    max_num_workers: int | None = None,
+    disqualified: Disqualified = NOTHING,
 ) -> Expectation | None:
     """The untried setting with the highest expected gain.
 
@@ -58,7 +59,7 @@ def most_promising(
         observed: what the study's trials gave.
         tried: settings that must not be drawn.
         seed: of the choice where the space is too large to look at all of it.
-        max_num_workers: a rate with more counts repeated data and is no rate to beat; None where none does.
+        disqualified: settings that repeat data, whose rates are not to be beaten.
 
     Returns:
         None while there are too few trials to learn from, or where nothing is left.
@@ -67,7 +68,7 @@ def most_promising(
         return None
     # matrices of 60 rows: a second thread of the BLAS doubles the processor time and saves none
     with _blas().limit(limits=1, user_api="blas"):
-        return _most_promising(space, observed, tried, seed, max_num_workers)
+        return _most_promising(space, observed, tried, seed, disqualified)
 
 
 def predicted_sps(space: SearchSpace, observed: Observed, configs: Sequence[LoaderConfig]) -> list[float]:
@@ -98,7 +99,7 @@ def _blas() -> ThreadpoolController:
 
 
 def _most_promising(
-    space: SearchSpace, observed: Observed, tried: AbstractSet[LoaderConfig], seed: int, max_num_workers: int | None
+    space: SearchSpace, observed: Observed, tried: AbstractSet[LoaderConfig], seed: int, disqualified: Disqualified
 ) -> Expectation | None:
     seen = observed.latest_and_best(MAX_OBSERVED)
     configs = [each.config for each in seen]
@@ -107,7 +108,8 @@ def _most_promising(
     surrogate = Surrogate(settings, log_sps, sd, _model(seen, settings, observed))
     rows = _rows(space, configs, log_sps, seed)
     numbers = space.numbers(rows)
-    best, best_sd = surrogate.best_log_sps(math.inf if max_num_workers is None else max_num_workers)
+    allowed = np.array([disqualified.allows(each.num_workers, each.persistent_workers) for each in configs])
+    best, best_sd = surrogate.best_log_sps(allowed)
     gain = surrogate.expected_gain(_settings(space, numbers), best)
     gain[_does_not_fit(space, numbers, observed.too_large)] = -1.0
     for index in np.argsort(-gain, kind="stable"):

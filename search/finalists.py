@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from feedrate.analysis.disqualified import NOTHING, Disqualified
 from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION, Rate, gpu_headroom_fraction, record_rate
 from feedrate.analysis.rounds import MIN_ROUNDS, TIED_FRACTION, Comparison, Finalist, out_soon, standing
 from feedrate.analysis.schema import status
@@ -103,7 +104,7 @@ def stand_ins(candidates: Sequence[Candidate], untried: Sequence[LoaderConfig], 
 
 def choose(
     candidates: Sequence[Candidate],
-    max_num_workers: int | None = None,
+    disqualified: Disqualified = NOTHING,
     *,
     untried: Sequence[LoaderConfig] = (),
     max_trial_s: float = 0.0,
@@ -112,14 +113,14 @@ def choose(
 
     Args:
         candidates: measured settings.
-        max_num_workers: more repeat data and cannot be the answer; None where none does.
+        disqualified: settings that repeat data and cannot be the answer.
         untried, max_trial_s: as for `stand_ins`.
 
     Returns:
         Empty where there is nothing to compare: no setting, or the baseline alone.
     """
     candidates = [*candidates, *stand_ins(candidates, untried, max_trial_s)]
-    allowed = able(candidates, max_num_workers)
+    allowed = able(candidates, disqualified)
     if not allowed:
         return []
     surest = max(allowed, key=lambda each: each.rate.low_sps)
@@ -147,12 +148,12 @@ def choose(
     return chosen if len(chosen) > 1 else []
 
 
-def able(candidates: Sequence[Candidate], max_num_workers: int | None) -> list[Candidate]:
+def able(candidates: Sequence[Candidate], disqualified: Disqualified) -> list[Candidate]:
     """Those that may be the answer: no repeated data, and memory of the accelerator left."""
     return [
         each
         for each in candidates
-        if (max_num_workers is None or each.config.num_workers <= max_num_workers)
+        if disqualified.allows(each.config.num_workers, each.config.persistent_workers)
         and (each.headroom_fraction is None or each.headroom_fraction >= LEAST_HEADROOM_FRACTION)
     ]
 
@@ -162,7 +163,7 @@ def _same_size(first: Candidate, second: Candidate) -> bool:
 
 
 def next_round(
-    finalists: Sequence[Candidate], comparison: Comparison, number: int, *, seed: int, max_num_workers: int | None = None
+    finalists: Sequence[Candidate], comparison: Comparison, number: int, *, seed: int, disqualified: Disqualified = NOTHING
 ) -> list[LoaderConfig]:
     """The settings of round `number` (1, 2, ... of this confirmation) in the order to measure them; empty when there is nothing more to learn.
 
@@ -174,22 +175,22 @@ def next_round(
         comparison: of the rounds so far.
         number: of the round.
         seed: of the order.
-        max_num_workers: as for `choose`.
+        disqualified: as for `choose`.
     """
-    names = _wanted(finalists, comparison, number, max_num_workers)
+    names = _wanted(finalists, comparison, number, disqualified)
     shuffled = random.Random(f"{seed} {(number - 1) // 2}").sample(finalists, len(finalists))
     ordered = shuffled if number % 2 else shuffled[::-1]
     return [each.config for each in ordered if each.name in names]
 
 
 def _wanted(
-    finalists: Sequence[Candidate], comparison: Comparison, number: int, max_num_workers: int | None
+    finalists: Sequence[Candidate], comparison: Comparison, number: int, disqualified: Disqualified
 ) -> set[str]:
     names = {each.name for each in finalists}
     if len(names) < 2 or number > MAX_ROUNDS + min(comparison.num_disturbed, MAX_REPEATED):
         return set()
     far = far_baselines(finalists)
-    rivals = [each for each in able(finalists, max_num_workers) if each not in far]
+    rivals = [each for each in able(finalists, disqualified) if each not in far]
     now = standing(comparison, [each.finalist for each in rivals])
     if number <= MIN_ROUNDS or now is None:
         yours = {each.name for each in finalists if each.is_baseline}

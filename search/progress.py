@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from feedrate.analysis.disqualified import NOTHING, Disqualified
 from feedrate.analysis.estimate import Rate, wait_fraction
 from feedrate.analysis.schema import status
 from feedrate.search.budget import Budget
@@ -35,7 +36,7 @@ class Display:
         console: where to draw; a terminal gets a live panel, anything else a line an event.
         time_budget_s: for the time left.
         max_trials: for how many are left; None where time alone is the limit.
-        max_num_workers: settings with more repeat data and are not the best so far; None where none does.
+        disqualified: settings that repeat data and are not the best so far.
         quiet: draw nothing.
         clock: seconds; tests pass their own.
     """
@@ -46,7 +47,7 @@ class Display:
         *,
         time_budget_s: float,
         max_trials: int | None = None,
-        max_num_workers: int | None = None,
+        disqualified: Disqualified = NOTHING,
         unit: str = "samples",
         quiet: bool = False,
         clock: Callable[[], float] = time.monotonic,
@@ -55,7 +56,7 @@ class Display:
         """Name the host of each failure: a search on a cluster."""
         self.console, self.time_budget_s, self.unit, self.quiet, self.clock = console, time_budget_s, unit, quiet, clock
         self.begun = clock()
-        self.max_trials, self.max_num_workers = max_trials, max_num_workers
+        self.max_trials, self.disqualified = max_trials, disqualified
         self.counts = {"complete": 0, "pruned": 0, "failed": 0}
         self._no_ceiling: set[int | None] = set()
         self._noted: set[str] = set()
@@ -157,7 +158,7 @@ class Display:
             return
         outcome = status(record)
         self.counts[outcome] += 1
-        if self.max_num_workers is not None and record["num_workers"] > self.max_num_workers:
+        if not self.disqualified.allows(record["num_workers"], record["persistent_workers"]):
             return
         if rate is not None and outcome == "complete" and (self.best is None or rate.sps > self.best[1].sps):
             self.best = (LoaderConfig.from_dict(record), rate)

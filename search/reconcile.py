@@ -69,8 +69,8 @@ def tell_record(brain: Brain, record: Mapping[str, Any], objective: str) -> None
         reason = record.get("failure_message") or "nothing was measured"
         brain.tell_failed(number, reason, infeasible=kind in INFEASIBLE, blameless=kind in BLAMELESS)
     elif outcome == "complete":
-        most = brain.max_num_workers
-        stops_others = most is None or record["num_workers"] <= most  # not by a rate that counts repeated data
+        # not by a rate of a setting that cannot be the answer
+        stops_others = brain.disqualified.allows(record["num_workers"], record["persistent_workers"])
         brain.tell_complete(number, rate.sps, _facts(record) | ({LOW: rate.low_sps} if stops_others else {}))
     else:
         brain.report(number, len(record["window_duration_s"]), rate.sps)

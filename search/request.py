@@ -113,7 +113,8 @@ def seed_configs(baseline: LoaderConfig, placement: Placement, space: SearchSpac
     for index, config in enumerate(rules_of_thumb(baseline.batch_size, placement.cpus, placement.gpus > 0)):
         if index % 2 and sizes:
             config = replace(config, batch_size=max(sizes))
-        asked = {name: space.values(name)[0] for name in OPT_IN if getattr(config, name) not in space.values(name)}
+        names = (*OPT_IN, "persistent_workers")
+        asked = {name: space.values(name)[0] for name in names if getattr(config, name) not in space.values(name)}
         config = replace(config, **asked)
         if space.contains(config):
             seeds.append(config)

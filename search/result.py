@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from feedrate.analysis.best import BEST_SCHEMA, write_best
+from feedrate.analysis.disqualified import Disqualified
 from feedrate.analysis.load import Run, load_run
 from feedrate.analysis.rounds import DISTURBED_FRACTION, TIED_FRACTION, Standing
 from feedrate.analysis.run_folder import RunFolder
@@ -116,7 +117,8 @@ def _best(run: Run, ranked: pd.DataFrame, chosen: pd.Series[Any], where: Standin
     size = None if pd.isna(chosen["batch_size"]) else int(chosen["batch_size"])
     ceiling_sps = run.ceilings.get(size)
     same_size = complete[same(complete["batch_size"], chosen["batch_size"])]
-    baseline = same_size[same_size["is_baseline"]]
+    mine = ranked[(ranked["status"] == "complete") & ranked["is_baseline"] & same(ranked["batch_size"], chosen["batch_size"])]
+    baseline = mine[Disqualified.of(run.search).true_rates(mine)]  # compared with, also where it cannot be the answer
     others = same_size[same_size["config"] != chosen["config"]]
     if where is None:
         tied = others[others["throughput_sps"] >= chosen["throughput_sps"] * (1 - TIED_FRACTION)]

@@ -20,6 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
+from feedrate.analysis.disqualified import Disqualified
 from feedrate.analysis.load import SEARCH_SCHEMA
 from feedrate.analysis.remote import is_url
 from feedrate.analysis.run_folder import RunError, RunFolder
@@ -163,7 +164,7 @@ def run_search(
             },
             "hosts": [host.to_json() for host in hosts or []],
             "space": space_.to_json(),
-            "disqualified": disqualified,
+            "disqualified": None if disqualified.is_nothing else disqualified.to_json(),
             "baseline": baseline_of(options, described, space_).to_dict(),
             "options": options.to_json(),
         }
@@ -313,7 +314,7 @@ def _search(
         )
     except BrainError as error:
         raise UsageError(str(error)) from None
-    brain.max_num_workers = (search.get("disqualified") or {}).get("max_num_workers")
+    brain.disqualified = Disqualified.of(search)
     records, problems = folder.records()
     again = brain.reconcile(records, options.objective).requeued
     display = make_display(
@@ -321,7 +322,7 @@ def _search(
         console,
         time_budget_s=options.time_budget_s,
         max_trials=options.max_trials,
-        max_num_workers=brain.max_num_workers,
+        disqualified=brain.disqualified,
         unit=search["workload"]["unit"],
         quiet=quiet,
     )

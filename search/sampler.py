@@ -22,6 +22,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from feedrate.analysis.disqualified import NOTHING
 from feedrate.search.domains import to_optuna
 from feedrate.search.expectation import LEAST_TO_DRAW, Expectation, most_promising, predicted_sps
 from feedrate.search.observed import Observed
@@ -55,8 +56,8 @@ class SnappingSampler(BaseSampler):
         self._seed = seed
         self._kind = kind
         self._tried = tried
-        self.max_num_workers: int | None = None
-        """More repeat data, so that their rates are not to be beaten; set by the search."""
+        self.disqualified = NOTHING
+        """Settings that repeat data, so that their rates are not to be beaten; set by the search."""
         self._observed = Observed()
         self._expected: tuple[tuple[int, int], Expectation | None] | None = None
 
@@ -76,7 +77,7 @@ class SnappingSampler(BaseSampler):
         if self._expected is None or self._expected[0] != (number, told):
             seed = self._seed_of(number)
             found = most_promising(
-                self._space, self._observed, self._tried(), seed=seed, max_num_workers=self.max_num_workers
+                self._space, self._observed, self._tried(), seed=seed, disqualified=self.disqualified
             )
             self._expected = ((number, told), found)
         return self._expected[1]

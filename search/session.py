@@ -332,7 +332,7 @@ class Session:
 
     def measured(self) -> list[Candidate]:
         """The settings that were measured to their end and may be the answer."""
-        return able(list(self._candidates.values()), self.brain.max_num_workers)
+        return able(list(self._candidates.values()), self.brain.disqualified)
 
     def seconds_left(self) -> float:
         """Of the time budget."""
@@ -350,8 +350,8 @@ class Session:
     def _finalists(self) -> list[Candidate]:
         """Whom rounds would measure now."""
         untried = [config for config in self._baselines if config not in self.brain.tried()]
-        known, most = list(self._candidates.values()), self.brain.max_num_workers
-        return choose(known, most, untried=untried, max_trial_s=self.options.max_trial_s)
+        known, left_out = list(self._candidates.values()), self.brain.disqualified
+        return choose(known, left_out, untried=untried, max_trial_s=self.options.max_trial_s)
 
     def _yours_without_rounds(self) -> LoaderConfig | None:
         """The baseline at the best one's batch size, where it was left out and there will be no rounds to measure it."""

@@ -25,6 +25,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from feedrate.analysis.disqualified import Disqualified
 from feedrate.search.domains import to_optuna
 from feedrate.search.expectation import Expectation
 from feedrate.search.ledger import Ledger
@@ -110,13 +111,13 @@ class Brain:
         return Ask(self.add(TrialState.RUNNING, config, SAMPLER).number, config, SAMPLER)
 
     @property
-    def max_num_workers(self) -> int | None:
-        """More workers than this repeat data, so that their rates are not to be beaten; None where none do."""
-        return self._sampler.max_num_workers
+    def disqualified(self) -> Disqualified:
+        """Settings that repeat data, so that their rates are not to be beaten."""
+        return self._sampler.disqualified
 
-    @max_num_workers.setter
-    def max_num_workers(self, most: int | None) -> None:
-        self._sampler.max_num_workers = most
+    @disqualified.setter
+    def disqualified(self, disqualified: Disqualified) -> None:
+        self._sampler.disqualified = disqualified
 
     def extend(self, config: LoaderConfig) -> SearchSpace | None:
         """Widen the space where the best setting is on the edge of a default range; None where it is not."""

@@ -93,13 +93,14 @@ class Surrogate:
         variance = np.maximum(sum(each**2 for each in self._amplitudes) - (solved**2).sum(axis=0), 1e-10)
         return mean, np.sqrt(variance)
 
-    def best_log_sps(self, max_num_workers: float = math.inf) -> tuple[float, float]:
-        """Highest mean among the measured settings with at most so many workers, and its standard deviation.
+    def best_log_sps(self, allowed: Array | None = None) -> tuple[float, float]:
+        """Highest mean among the measured settings, and its standard deviation.
 
-        The mean is -inf where there is none.
+        Args:
+            allowed: which of them count, shape (settings,); None is all. The mean is -inf where none does.
         """
         mean, sd = self.predict(self._settings)
-        mean = np.where(self._settings.num_workers <= max_num_workers, mean, -math.inf)
+        mean = mean if allowed is None else np.where(allowed, mean, -math.inf)
         best = int(mean.argmax())
         return float(mean[best]), float(sd[best])
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from feedrate.analysis.best import python_snippet
+from feedrate.analysis.disqualified import Disqualified
 from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION
 from feedrate.analysis.rounds import DISTURBED_FRACTION, TIED_FRACTION
 from feedrate.analysis.sections import epoch_text, read_more, shared_gpu, shared_host, sharing_host
@@ -65,18 +66,19 @@ def explain(result: SearchResult) -> list[str]:
     lines = []
     why = "; ".join(best.get("verdict_evidence", ()))
     lines.append(f"Why: {best['verdict']}" + (f": {why}" if why else ""))
-    left_out = best["search"].get("disqualified")
-    if left_out is not None:
-        most, ranked = left_out["max_num_workers"], result.ranking
-        lines.append(f"Left out: settings with more than {most} worker, where {left_out['reason']}; see feedrate check.")
-        if (ranked["is_baseline"] & (ranked["num_workers"] > most)).any():
-            lines.append("Yours is one of them: its rate counts repeated data, so that it cannot be the answer.")
+    left_out = Disqualified.of(best["search"])
+    lines += [f"Left out: {which}, where {why}; see feedrate check." for which, why in left_out.in_words()]
+    mine = result.ranking[result.ranking["is_baseline"]]
+    if not left_out.true_rates(mine).all():
+        lines.append("Yours is one of them: its rate counts repeated data, so that it cannot be the answer.")
+    elif not left_out.allowed(mine).all():
+        lines.append("Yours is one of them: it is compared with, and cannot be the answer.")
     yours = best["baseline"]
     full = result.ranking[result.ranking["gpu_headroom_fraction"] < LEAST_HEADROOM_FRACTION]
     if not full.empty:
         some = ", ".join(full["config"].head(3)) + (" and more" if len(full) > 3 else "")
         lines.append(f"Left out: {some}, with less than {LEAST_HEADROOM_FRACTION:.0%} of the accelerator's memory to spare.")
-    if result.ranking["is_baseline"].all() and left_out is None:
+    if result.ranking["is_baseline"].all() and left_out.is_nothing:
         command = shlex.join(["feedrate", "resume", str(result.folder)])
         lines.append(f"Only your own setting was measured: nothing is known about others. Try some with: {command}")
     elif best["verdict"] == "compute-bound" and yours and yours["speedup"] < 1.05:

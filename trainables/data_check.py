@@ -260,11 +260,11 @@ class _Checking:
         self, loader: FreshLoader, alone: _Alone, shared: list[Epoch], neutral: Epoch | None, random: Streams | None
     ) -> list[Finding]:
         looks = {"0 workers": alone.delivered, self.with_workers: shared}
-        for name, more in (
-            ("persistent_workers", {"persistent_workers": True}),
-            ("in_order=False", {"in_order": False}),
+        for name, look in (
+            ("persistent_workers", replace(self._with(), persistent_workers=True)),
+            ("in_order=False", replace(self._with(), in_order=False)),
         ):
-            found = self._look_in_time(loader, name, replace(self._with(), **more), name)
+            found = self._look_in_time(loader, name, look, name)
             if found is not None:
                 looks[name] = found
         pairs = [(shared[0], alone.delivered[0])]

@@ -147,7 +147,8 @@ def pace(parts: Parts, max_samples: int, max_s: float) -> Pace:
     Raises:
         TrialFailed: the dataset raises; the failure names the sample.
     """
-    begin, count, items = time.monotonic(), 0, []
+    begin, count = time.monotonic(), 0
+    items: list[Any] = []
     for item, sample in _samples(parts, max_samples):
         digest(sample)
         goes_on()
