@@ -6,6 +6,7 @@ from made_up_search import SPACE, Search, measured, rate_of
 from optuna.distributions import IntDistribution
 from optuna.trial import TrialState, create_trial
 
+from feedrate.analysis.disqualified import Disqualified
 from feedrate.search import expectation
 from feedrate.search.observed import Observed
 from feedrate.search.space import Choice, Range, SearchSpace
@@ -94,7 +95,7 @@ def test_rates_of_repeated_data_are_not_the_ones_to_beat():
     """4 workers read most by repeating data; 1 worker is the most that is searched."""
     space = SearchSpace.default(num_cpus=8, has_accelerator=False, given={"num_workers": Range(0, 1), "batch_size": Choice((64,))})
     seen = [trial(config(0), 400.0), trial(config(1), 420.0), trial(config(4), 2000.0)]
-    allowed = most_promising(space, seen, set(), seed=0, max_num_workers=1)
+    allowed = most_promising(space, seen, set(), seed=0, disqualified=Disqualified(max_num_workers=1))
     beaten = most_promising(space, seen, set(), seed=0)
     assert allowed.gain_fraction > beaten.gain_fraction
 

@@ -3,6 +3,7 @@
 import pytest
 from synthetic import record
 
+from feedrate.analysis.disqualified import Disqualified
 from feedrate.analysis.estimate import Rate
 from feedrate.analysis.rounds import Comparison, Round
 from feedrate.search.finalists import (
@@ -80,7 +81,7 @@ def test_there_is_nothing_to_confirm_with_one_setting():
 
 def test_workers_that_repeat_data_are_no_finalists_except_as_the_baseline():
     yours = candidate(4, 2000.0, baseline=True)
-    chosen = choose([yours, candidate(1, 500.0), candidate(8, 4000.0), candidate(0, 450.0)], max_num_workers=1)
+    chosen = choose([yours, candidate(1, 500.0), candidate(8, 4000.0), candidate(0, 450.0)], disqualified=Disqualified(max_num_workers=1))
     assert workers(chosen) == [1, 4]
 
 

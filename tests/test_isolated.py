@@ -1,16 +1,18 @@
 """isolated.py: a piece of user code runs in a process of its own, and leaves nothing behind."""
 
+import atexit
 import multiprocessing
 import os
 import time
 from pathlib import Path
 
 import psutil
+import pytest
 from torch.utils.data import DataLoader
-from workloads import Rows
+from workloads import InWorker, Rows
 
 from feedrate.trainables.failure import Failure
-from feedrate.trainables.isolated import isolated
+from feedrate.trainables.isolated import OutOfTime, goes_on, isolated
 
 
 def test_isolated_work_leaves_this_process_alone():
@@ -72,3 +74,54 @@ def is_running(pid):
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+class Removes:
+    """Removes a file when the process ends, as what is named in shared memory is removed."""
+
+    def __init__(self, path):
+        self.path = path
+        path.write_text("in use")
+        atexit.register(path.unlink)
+
+
+def test_isolated_work_ends_with_its_exit_handlers(tmp_path):
+    """Also where it hangs; those of this process are left to this process."""
+    mine, theirs = tmp_path / "mine", tmp_path / "theirs"
+    mine.write_text("still in use")
+    handler = atexit.register(mine.unlink)
+    try:
+        assert isolated(lambda: Removes(theirs).path.read_text(), 10) == "in use"
+        assert not theirs.exists()
+        hung = isolated(lambda: (Removes(theirs), time.sleep(100)), 1.0)
+        assert hung.kind == "hang"
+        assert not theirs.exists()
+        assert mine.exists()
+    finally:
+        atexit.unregister(handler)
+
+
+def test_what_hangs_where_is_said():
+    """A loader worker before the process that waits for it; by the user's own function."""
+
+    def work():
+        return list(DataLoader(InWorker(asleep), num_workers=2))
+
+    assert "2 loader workers hang, one of them in asleep (test_isolated.py:" in isolated(work, 2.0).message
+    assert isolated(asleep, 0.5).message.startswith("nothing came within 0 s: it hangs in asleep (test_isolated.py:")
+
+
+def asleep():
+    time.sleep(100)
+
+
+def test_work_that_goes_on_is_slow_and_does_not_hang():
+    """What was heard of a moment ago is no hang."""
+
+    def work():
+        while True:
+            goes_on()
+            time.sleep(0.05)
+
+    with pytest.raises(OutOfTime):
+        isolated(work, 1.0)

@@ -35,7 +35,9 @@ MOST_SAMPLES, LEAST_SAMPLES = 32, 8
 """Different samples that are compared: of each worker half of them, of each worker all of them for an iterable dataset."""
 NUM_NEEDED = 4
 """Looks that are taken even where each has to make the loader for itself, and that takes long."""
-NUM_DRAWS = 16
+FEW_ITEMS = 4
+"""The same where samples are slow and followed through three epochs."""
+NUM_DRAWS, LEAST_DRAWS = 16, 12
 """Times that one index is fetched to see what two workers draw."""
 
 
@@ -88,28 +90,33 @@ class _Looking:
         self.loader, self.iterable = loader, loader.survey.is_iterable
         self.until_s = time.monotonic() + MOST_S + NUM_NEEDED * loader.making_s
         self.sample_s = 0.0
+        self.skipped: list[str] = []
 
     def look(self) -> QuickLook:
-        seen: Pace = self._run(partial(pace, max_samples=MOST_SAMPLES, max_s=QUICK_S / 8), FIRST_SAMPLE_S)
+        ask = partial(pace, max_samples=MOST_SAMPLES, max_s=QUICK_S / 8, least_items=LEAST_SAMPLES)
+        seen: Pace = self._run(ask, FIRST_SAMPLE_S)
         self.sample_s = seen.sample_s
-        if self.sample_s * 3 * LEAST_SAMPLES > MOST_S:
-            return QuickLook(notes=(_too_slow(self.sample_s),))
-        items = seen.items
-        if seen.num_samples < LEAST_SAMPLES:  # slow samples: as many as are needed
-            seen = self._run(partial(pace, max_samples=LEAST_SAMPLES, max_s=MOST_S), MOST_S)
-            items = seen.items
+        is_slow = seen.num_samples < LEAST_SAMPLES
+        num_samples = LEAST_SAMPLES if is_slow else seen.num_samples
         look = Look(
             num_workers=0,
-            num_samples=max(seen.num_samples // 2, LEAST_SAMPLES // 2),
-            items=None if self.iterable else items,
+            num_samples=num_samples // 2 if self.iterable else num_samples,
+            items=None if self.iterable else seen.items[:num_samples],
             epochs=1,
             fork=True,
             neutral=True,
-            max_s=QUICK_S,
+            max_s=QUICK_S if not is_slow else MOST_S,
         )
-        reason = self._repeated_samples(look)
-        reason = reason or self._or_none(self._repeated_draws)
-        return _concluded(reason, self._or_none(lambda: self._epochs(look)))
+        reason, state = None, None
+        if self._has_time("repeat samples", 2 * look.num_samples):
+            reason = self._repeated_samples(look)
+        num_draws = LEAST_DRAWS if is_slow else NUM_DRAWS
+        if reason is None and not self.iterable and self._has_time("draw the same random numbers", num_draws):
+            reason = self._or_none(lambda: self._repeated_draws(num_draws))
+        few = replace(look, num_samples=look.num_samples // 2, items=look.items and look.items[:FEW_ITEMS]) if is_slow else look
+        if self._has_time("hear of a new epoch", 6 * few.num_samples):
+            state = self._or_none(lambda: epoch_state(few, self._deliver, self.loader.survey.tells))
+        return self._concluded(reason, state)
 
     def _or_none(self, ask: Callable[[], T | None]) -> T | None:
         """The answer to a question; None where a look for it fails or hangs."""
@@ -119,9 +126,6 @@ class _Looking:
             raise
         except TrialFailed:
             return None
-
-    def _epochs(self, look: Look) -> EpochState | None:
-        return epoch_state(look, self._deliver, self.loader.survey.tells) if self._has_time(look) else None
 
     def _repeated_samples(self, look: Look) -> str | None:
         """Whether two workers deliver the same samples; random numbers that hide it, or make all alike, are taken out or left in."""
@@ -141,13 +145,12 @@ class _Looking:
                 return None
         return None
 
-    def _repeated_draws(self) -> str | None:
-        """Whether two workers draw the same random numbers, seen by fetching one index again and again."""
-        if self.iterable:
-            return None  # they may shuffle before they divide the samples
-        look = Look(num_workers=2, num_samples=NUM_DRAWS, epochs=1, same_index=True, generators=True, fork=True)
-        if not self._has_time(look):
-            return None
+    def _repeated_draws(self, num_draws: int) -> str | None:
+        """Whether two workers draw the same random numbers, seen by fetching one index again and again.
+
+        Not of an iterable dataset, whose workers may shuffle before they divide the samples.
+        """
+        look = Look(num_workers=2, num_samples=num_draws, epochs=1, same_index=True, generators=True, fork=True)
         found = streams(self._deliver(look))
         if not found.duplicated:
             return None
@@ -161,8 +164,12 @@ class _Looking:
         expected_s = self.sample_s * look.num_samples * look.epochs
         return self._run(partial(deliver, look=look), max(LEAST_LIMIT_S, 4 * expected_s))
 
-    def _has_time(self, look: Look) -> bool:
-        return time.monotonic() + 10 * self.sample_s * look.num_samples + 2 * self.loader.making_s < self.until_s
+    def _has_time(self, what: str, num_samples: int) -> bool:
+        """Whether there is time to read so many samples, one after the other, in two looks."""
+        if time.monotonic() + self.sample_s * num_samples + 2 * self.loader.making_s < self.until_s:
+            return True
+        self.skipped.append(what)
+        return False
 
     def _run(self, work: Callable[[Parts], T], limit_s: float) -> T:
         try:
@@ -174,24 +181,22 @@ class _Looking:
         return found
 
 
-def _concluded(reason: str | None, state: EpochState | None) -> QuickLook:
-    notes = []
-    if state is not None and state.ending == LAGS:
-        notes.append(LAG)
-    only = None if state is None else state.only_persistent
-    if state is not None and state.reason is not None and only is None:  # neither value of persistent_workers helps
-        return QuickLook(max_num_workers=0, reason=state.reason, notes=tuple(notes))
-    return QuickLook(
-        max_num_workers=None if reason is None else 1,
-        reason=reason,
-        persistent_workers=only,
-        epochs_reason=None if only is None or state is None else state.reason,
-        notes=tuple(notes),
-    )
-
-
-def _too_slow(sample_s: float) -> str:
-    return (
-        f"a sample takes {sample_s:.1f} s, too long to see before the search whether workers repeat data: "
-        "`feedrate check` looks as long as --time-budget says"
-    )
+    def _concluded(self, reason: str | None, state: EpochState | None) -> QuickLook:
+        notes = []
+        if self.skipped:
+            notes.append(
+                f"a sample takes {self.sample_s:.1f} s: it was not seen before the search whether workers "
+                f"{' or '.join(self.skipped)}. `feedrate check` looks as long as --time-budget says"
+            )
+        if state is not None and state.ending == LAGS:
+            notes.append(LAG)
+        only = None if state is None else state.only_persistent
+        if state is not None and state.reason is not None and only is None:  # neither value of persistent_workers helps
+            return QuickLook(max_num_workers=0, reason=state.reason, notes=tuple(notes))
+        return QuickLook(
+            max_num_workers=None if reason is None else 1,
+            reason=reason,
+            persistent_workers=only,
+            epochs_reason=None if only is None or state is None else state.reason,
+            notes=tuple(notes),
+        )

@@ -128,7 +128,7 @@ def epoch_findings(state: EpochState | None, *, iterable: bool, already_told: bo
         found.append(Finding(name="epochs", level=level, sentence=words, fix=fix, evidence=evidence))
     if state.ending == LAGS:
         found.append(Finding(name="epochs", level="warning", sentence=LAG, fix=TELL_BEFORE, evidence=evidence))
-    if found:
+    if found or state.ending == FROZEN:
         return found
     if not state.changes:
         words = "samples do not change from epoch to epoch, random augmentation apart"

@@ -30,7 +30,7 @@ def epoch_state(
     Raises:
         Exception: what `looked_at` raises.
     """
-    look = replace(look, num_workers=0, epochs=NUM_EPOCHS, neutral=True)
+    look = replace(look, num_workers=0, epochs=NUM_EPOCHS, neutral=True, to_the_end=True)
     ways = [look, *(replace(look, told=who, epoch_numbers=numbers) for numbers in NUMBERS for who in tells)]
     for each in ways:
         try:

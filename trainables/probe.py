@@ -26,7 +26,7 @@ from feedrate.trainables.static_check import generator_states, members
 SAMPLES_OF_BATCH = 2
 """Samples that are looked at of a batch that the user's batch sampler makes: several batches for every worker."""
 REST_OF_EPOCH_S = 0.2
-"""A sampler that does not end within this time is not drawn to its end."""
+"""A sampler or a stream that does not end within this time is not drawn to its end."""
 END = "end of the stream"
 """Key of the item after which a worker's stream is over."""
 
@@ -59,6 +59,8 @@ class Look:
     """Whose `set_epoch` is called before each epoch, as a training loop does: a key of `TOLD`; None calls nobody's."""
     epoch_numbers: tuple[int, ...] = (0, 1, 2)
     """What `set_epoch` is called with."""
+    to_the_end: bool = False
+    """Draw what is left of a stream, too, as far as it comes within REST_OF_EPOCH_S: it may count its epochs there."""
     epochs: int = 2
     persistent_workers: bool = False
     in_order: bool = True
@@ -141,44 +143,50 @@ class Pace:
         return self.seconds / max(self.num_samples, 1)
 
 
-def pace(parts: Parts, max_samples: int, max_s: float) -> Pace:
+def pace(parts: Parts, max_samples: int, max_s: float, least_items: int = 0) -> Pace:
     """Read the first samples of an epoch, one at least, without workers. Run it in `isolated`.
+
+    Args:
+        parts: of the user's loader.
+        max_samples, max_s: when to stop, after the first sample.
+        least_items: items of the sampler to return, of which not all need be read.
 
     Raises:
         TrialFailed: the dataset raises; the failure names the sample.
     """
     begin, count = time.monotonic(), 0
     items: list[Any] = []
-    for item, sample in _samples(parts, max_samples):
-        digest(sample)
-        goes_on()
-        count += 1
-        if item is not None and (not items or items[-1] is not item):
-            items.append(item)
-        if count >= max_samples or time.monotonic() > begin + max_s:
-            break
-    return Pace(items=tuple(items), num_samples=count, seconds=time.monotonic() - begin, is_torchs_own=parts.shuffles_all is not None)
-
-
-def _samples(parts: Parts, max_samples: int) -> Iterator[tuple[Any, Any]]:
-    """(item of the sampler, sample) from the beginning of an epoch; the item is None for an iterable dataset."""
     dataset: Any = parts.dataset
     batched = bool(getattr(dataset, "__getitems__", None)) and (parts.batch_size is not None or parts.batch_sampler is not None)
-    if parts.iterable:
-        yield from ((None, sample) for sample in dataset)
-    elif parts.shuffles_all is not None:
-        length = len(dataset)
+    source: Iterator[Any] = iter(dataset) if parts.iterable else _indices(parts, max_samples)
+    is_over, seconds = False, 0.0
+    while not is_over or len(items) < least_items:
+        sample = item = next(source, END)
+        if sample is END:
+            break
+        if not parts.iterable:
+            item, index = sample
+            items += [item] if not items or items[-1] is not item else []
+        if not is_over:
+            digest(sample if parts.iterable else _sample(dataset, index, batched))
+            goes_on()
+            count, seconds = count + 1, time.monotonic() - begin
+        is_over = count >= max_samples or time.monotonic() > begin + max_s
+    return Pace(items=tuple(items), num_samples=count, seconds=seconds, is_torchs_own=parts.shuffles_all is not None)
+
+
+def _indices(parts: Parts, max_samples: int) -> Iterator[tuple[Any, Any]]:
+    """(item of the sampler, index of a sample) from the beginning of an epoch; spread over all where torch draws them."""
+    if parts.shuffles_all is not None:
+        length = len(parts.dataset)  # type: ignore[arg-type]
         few = min(length, max_samples)
-        for number in range(few):
-            yield number * length // few, _sample(dataset, number * length // few, batched)
+        yield from ((number * length // few, number * length // few) for number in range(few))
     elif parts.batch_size is None and parts.batch_sampler is not None:
         for batch in parts.batch_sampler:
             item = list(batch)[:SAMPLES_OF_BATCH]
-            for index in item:
-                yield item, _sample(dataset, index, batched)
+            yield from ((item, index) for index in item)
     else:
-        for index in parts.sampler:
-            yield index, _sample(dataset, index, batched)
+        yield from ((index, index) for index in parts.sampler)
 
 
 def _sample(dataset: Any, index: Any, batched: bool) -> Any:
@@ -290,13 +298,17 @@ class _Fixed:
     def _items(self, inner: Iterator[Any]) -> Iterator[Any]:
         next(inner, None)
         yield from self.items
-        until_s = time.monotonic() + REST_OF_EPOCH_S
-        for _ in inner:
-            if time.monotonic() > until_s:
-                return
+        _draw_rest(inner)
 
     def __len__(self) -> int:
         return len(self.items)
+
+
+def _draw_rest(iterator: Iterator[Any]) -> None:
+    until_s = time.monotonic() + REST_OF_EPOCH_S
+    for _ in iterator:
+        if time.monotonic() > until_s:
+            return
 
 
 class _First:
@@ -353,6 +365,8 @@ class _EchoStream(_Echo, IterableDataset[Seen]):
             yield self.seen(hashed, hashed)
             if time.monotonic() > self.until_s:
                 return
+        if self.look.to_the_end:
+            _draw_rest(stream)
 
 
 class _Init:
