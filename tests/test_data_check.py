@@ -2,7 +2,9 @@
 
 import os
 import signal
+import threading
 
+import numpy as np
 import pytest
 import torch
 from looks import found, levels, step
@@ -93,9 +95,117 @@ def test_a_crash_without_workers_is_a_failure():
 def test_a_dataset_that_hangs_is_a_failure(monkeypatch):
     """Within a time that is known beforehand."""
     monkeypatch.setattr(data_check, "FIRST_SAMPLE_S", 0.0)
-    with pytest.raises(TrialFailed, match="no sample came within 0 s, without workers") as raised:
+    words = r"no sample came within 0 s, without workers: it hangs in Rows.__getitem__ \(workloads.py:"
+    with pytest.raises(TrialFailed, match=words) as raised:
         check(short(Rows(sleep_s=1000)), budget_s=2)
     assert raised.value.failure.kind == "hang"
+
+
+class Answered(Rows):
+    """A thread that it starts answers; no thread survives a fork."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked, self.answered = threading.Semaphore(0), threading.Semaphore(0)
+        threading.Thread(target=self.answer, daemon=True).start()
+
+    def answer(self):
+        while True:
+            self.asked.acquire()
+            self.answered.release()
+
+    def __getitem__(self, index):
+        self.asked.release()
+        self.answered.acquire()
+        return super().__getitem__(index)
+
+
+def test_a_thread_that_workers_lack_is_named(monkeypatch):
+    """It is there without workers, as in the user's program, and the hang is the workers'."""
+    monkeypatch.setitem(data_check.LEAST_LOOK_S, "fork", 3.0)
+    findings = found(lambda: short(Answered), budget_s=2)
+    words = findings["loading"]["sentence"]
+    assert findings["loading"]["level"] == "error"
+    assert words.startswith("loading works with 0 workers and hangs with 2 workers: nothing came within ")
+    assert "2 loader workers hang, one of them in Answered.__getitem__ (test_data_check.py:" in words
+    assert "Making the dataset starts the thread Thread-" in words
+    assert "(answer), which forked workers do not have" in words
+    assert "the thread Thread-" in findings["fork-unsafe"]["sentence"]
+
+
+def test_a_file_that_is_opened_on_first_use_passes():
+    """No look reads in the process from which workers are forked."""
+
+    class Opens(Rows):
+        opened_by = None
+
+        def __getitem__(self, index):
+            self.opened_by = self.opened_by or os.getpid()
+            if self.opened_by != os.getpid():
+                raise RuntimeError("opened by another process")
+            return super().__getitem__(index)
+
+    findings = levels(found(lambda: short(Opens)))
+    assert "loading" not in findings
+    assert "error" not in findings.values()
+
+
+def test_a_file_that_nobody_is_seen_to_hold_is_named_by_its_path(tmp_path):
+    """Such as one that a library keeps open behind a number."""
+    path = tmp_path / "rows.bin"
+    path.write_bytes(b"x" * 64)
+
+    class Behind(Rows):
+        def __init__(self):
+            super().__init__()
+            self.number = os.open(path, os.O_RDONLY)
+
+    finding = found(lambda: short(Behind), budget_s=2)["fork-unsafe"]
+    assert finding["level"] == "warning"
+    assert f"making the dataset leaves open {path}" in finding["sentence"]
+
+
+def test_workers_that_repeat_samples_of_other_indices_are_an_error():
+    """By what they deliver; random numbers are not accused a second time."""
+
+    class Endless(Rows):
+        def __init__(self):
+            super().__init__(1000)
+            self.items = iter(range(10**9))
+
+        def __getitem__(self, index):
+            return torch.full((4,), float(next(self.items))), torch.tensor(0)
+
+    findings = found(lambda: short(Endless))
+    assert findings["order"]["level"] == "error"
+    assert "the 2 workers deliver the same samples for different indices" in findings["order"]["sentence"]
+    seen = findings["order"]["evidence"]
+    assert seen["num_repeated"] == seen["num_compared"] > seen["num_alike"] == 0
+    assert not {"content", "random-streams", "frozen-augmentation"} & findings.keys()
+
+
+def test_a_making_that_is_random_is_no_difference_of_workers():
+    """Each look makes the dataset again where making it leaves a thread behind."""
+
+    class Random(Answered):
+        def __init__(self):
+            super().__init__()
+            self.shift = np.random.default_rng().random()
+
+        def __getitem__(self, index):
+            return torch.full((4,), index + self.shift), torch.tensor(0)
+
+    assert found(lambda: short(Random))["content"]["level"] == "note"
+
+
+def test_samples_that_are_too_slow_are_not_looked_at():
+    """The report says what was not, and what to raise; the time is kept."""
+    report = check(short(Rows(1000, sleep_s=0.5)), budget_s=1)
+    findings = {finding.name: finding for finding in report.findings}
+    assert "what workers deliver (a sample takes 0.5 s)" in findings["time"].sentence
+    assert findings["time"].fix == "raise --time-budget"
+    assert "order" not in findings
+    assert findings["fork-unsafe"].level == "ok"
 
 
 def test_failing_with_workers_only_is_a_finding():

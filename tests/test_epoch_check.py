@@ -182,7 +182,7 @@ LAGGING = {
 
 def epochs(make):
     """The check's findings about epochs, in order: level -> evidence."""
-    findings = check(make, budget_s=5).findings
+    findings = check(make).findings
     return {finding.level: finding for finding in findings if finding.name == "epochs"}
 
 

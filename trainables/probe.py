@@ -160,7 +160,7 @@ def pace(parts: Parts, max_samples: int, max_s: float, least_items: int = 0) -> 
     batched = bool(getattr(dataset, "__getitems__", None)) and (parts.batch_size is not None or parts.batch_sampler is not None)
     source: Iterator[Any] = iter(dataset) if parts.iterable else _indices(parts, max_samples)
     is_over, seconds = False, 0.0
-    while not is_over or len(items) < least_items:
+    while not is_over or (len(items) < least_items and not parts.iterable):
         sample = item = next(source, END)
         if sample is END:
             break
