@@ -161,9 +161,10 @@ def pace(parts: Parts, max_samples: int, max_s: float, least_items: int = 0) -> 
     source: Iterator[Any] = iter(dataset) if parts.iterable else _indices(parts, max_samples)
     is_over, seconds = False, 0.0
     while not is_over or (len(items) < least_items and not parts.iterable):
-        sample = item = next(source, END)
+        sample: Any = next(source, END)
         if sample is END:
             break
+        item = sample
         if not parts.iterable:
             item, index = sample
             items += [item] if not items or items[-1] is not item else []
