@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from feedrate.analysis.compat import median
 from feedrate.analysis.load import Run, frame, setting_text
 from feedrate.analysis.rounds import DISTURBED_FRACTION
 from feedrate.analysis.summary import SETTING, counted, may_win, ranking, same
@@ -112,17 +113,17 @@ def time_shares(run: Run) -> pd.DataFrame:
     for config, group in counted(run).groupby("config", sort=False):
         first = group.iloc[0]
         size = None if pd.isna(first["batch_size"]) else int(first["batch_size"])
-        steady = float(group["steady_sps"].median())
+        steady = float(median(group["steady_sps"]))
         ceiling, copy = run.ceilings.get(size), run.copies.get((size, bool(first["pin_memory"])))
-        boundary_s, epoch = group["boundary_s"].median(), first["epoch_samples"]
+        boundary_s, epoch = median(group["boundary_s"]), first["epoch_samples"]
         row: dict[str, Any] = {
             "config": config,
-            "wait_fraction": group["wait_fraction"].median(),
+            "wait_fraction": median(group["wait_fraction"]),
             "compute_fraction": None if ceiling is None else steady / ceiling,
             "copy_fraction": None if copy is None else steady / copy,
             "boundary_fraction": None if pd.isna(epoch) or pd.isna(boundary_s) else boundary_s / (boundary_s + float(epoch) / steady),
-            "startup_s": (group["iter_s"] + group["first_batch_s"]).median(),
-            "setup_s": group["setup_s"].median(),
+            "startup_s": median(group["iter_s"] + group["first_batch_s"]),
+            "setup_s": median(group["setup_s"]),
             "num_trials": len(group),
         }
         if row["compute_fraction"] is not None and row["compute_fraction"] > IMPOSSIBLE_FRACTION:
@@ -160,12 +161,12 @@ def noise(run: Run) -> pd.DataFrame:
             "hostname": group["hostname"].dropna().iloc[0] if group["hostname"].notna().any() else None,
             "num_measurements": len(group),
             "num_disturbed": int((group["foreign_cpu_fraction"] >= DISTURBED_FRACTION).sum()),
-            "window_sd_fraction": spread.reindex(group.index).median(),
+            "window_sd_fraction": median(spread.reindex(group.index)),
             "run_sd_fraction": _run_spread(group),
             "clock_off_s": _clock_off_s(group),
         }
         for name in NOISY:
-            row |= {f"median_{name}": group[name].median(), f"max_{name}": group[name].max()}
+            row |= {f"median_{name}": median(group[name]), f"max_{name}": group[name].max()}
         rows.append(row)
     floats = ("window_sd_fraction", "run_sd_fraction", "clock_off_s", *(f"{kind}_{name}" for name in NOISY for kind in ("median", "max")))
     counts = {"num_measurements": "Int64", "num_disturbed": "Int64"}

@@ -23,6 +23,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from feedrate.search.ending import at_the_latest
+from feedrate.search.compat import quiet_ray_init
 from feedrate.search.options import SearchOptions, UsageError
 from feedrate.search.shipping import Shipment, shipment
 
@@ -99,7 +100,7 @@ def cluster(options: SearchOptions, num_gpus: int, folder: str | None = None) ->
         with _by_itself():
             if options.address is None:
                 ray_constants.ENABLE_RAY_CLUSTER = False  # as in _LOCAL, where ray was imported before
-                with _small():
+                with _small(), quiet_ray_init():
                     ray.init(
                         "local",  # without it Ray joins a cluster that somebody else started on this machine
                         num_cpus=len(os.sched_getaffinity(0)),
@@ -255,7 +256,7 @@ def _join(address: str, notes: list[str], folder: str | None, *, require_token: 
             text = without_token(f"the Ray cluster at --address {address}")
             raise UsageError(f"{text} (--require-token). {AUTHENTICATE}")
         GcsClient(address=f"{host}:{port}")  # tries once, where ray.init tries for 20 s and does not say why
-        with shipment(folder) if JOB not in os.environ else nullcontext(Shipment({}, None)) as sent:
+        with shipment(folder) if JOB not in os.environ else nullcontext(Shipment({}, None)) as sent, quiet_ray_init():
             ray.init(
                 address,
                 log_to_driver=False,

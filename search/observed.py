@@ -13,6 +13,7 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from feedrate.analysis.estimate import RUN_SD_FRACTION
+from feedrate.search.compat import constraints
 from feedrate.search.pruner import HALF_WIDTH, LOW
 from feedrate.trainables.config import LoaderConfig
 
@@ -104,7 +105,7 @@ class Observed:
         if "config" not in attrs:
             return
         config = LoaderConfig.from_dict(attrs["config"])
-        if any(violation > 0 for violation in trial.constraints.values()):
+        if any(violation > 0 for violation in constraints(trial).values()):
             self.too_large.append(config)
         if (rate := _rate(trial, attrs)) is not None:
             sps, sd = rate
@@ -116,7 +117,7 @@ def _rate(trial: FrozenTrial, attrs: Mapping[str, Any]) -> tuple[float, float] |
     if trial.state == TrialState.COMPLETE and trial.value is not None:
         sps, low = trial.value, attrs.get(LOW)
         sd = UNSURE_SD if low is None else (1 - low / sps) / 1.96
-    elif trial.state == TrialState.PRUNED and trial.last_step is not None and not trial.constraints:
+    elif trial.state == TrialState.PRUNED and trial.last_step is not None and not constraints(trial):
         sps, half = trial.intermediate_values[trial.last_step], attrs.get(HALF_WIDTH)
         sd = UNSURE_SD if half is None else math.hypot(half / 1.96, RUN_SD_FRACTION)
     else:

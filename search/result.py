@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from feedrate.analysis.best import BEST_SCHEMA, write_best
+from feedrate.analysis.compat import median
 from feedrate.analysis.disqualified import Disqualified
 from feedrate.analysis.load import Run, load_run
 from feedrate.analysis.rounds import DISTURBED_FRACTION, TIED_FRACTION, Standing
@@ -112,7 +113,7 @@ def _best(run: Run, ranked: pd.DataFrame, chosen: pd.Series[Any], where: Standin
     rows = rows[rows["config"] == chosen["config"]]
     trial = rows.iloc[-1].copy()
     for name in FACTS:  # one of several measurements may have been disturbed
-        trial[name] = rows[name].median()
+        trial[name] = median(rows[name])
     complete = ranked[(ranked["status"] == "complete") & may_win(run, ranked)]
     size = None if pd.isna(chosen["batch_size"]) else int(chosen["batch_size"])
     ceiling_sps = run.ceilings.get(size)

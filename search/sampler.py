@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 from optuna import Study
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from feedrate.analysis.disqualified import NOTHING
+from feedrate.search.compat import tpe_sampler
 from feedrate.search.domains import to_optuna
 from feedrate.search.expectation import LEAST_TO_DRAW, Expectation, most_promising, predicted_sps
 from feedrate.search.observed import Observed
@@ -129,8 +130,7 @@ class SnappingSampler(BaseSampler):
         seed = self._seed_of(number)
         if self._kind != "tpe":
             return RandomSampler(seed=seed)
-        # constant_liar would write to a trial that does not exist yet; running settings are in `tried` instead
-        return TPESampler(seed=seed, multivariate=True, constant_liar=False)
+        return tpe_sampler(seed)
 
     def _seed_of(self, number: int) -> int:
         return int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])

@@ -26,6 +26,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from feedrate.analysis.disqualified import Disqualified
+from feedrate.search.compat import constraints, set_constraint
 from feedrate.search.domains import to_optuna
 from feedrate.search.expectation import Expectation
 from feedrate.search.ledger import Ledger
@@ -183,8 +184,8 @@ class Brain:
         if past is None:
             return
         attrs = {"failure": reason} | {key: True for key, on in (("blameless", blameless), ("lost", lost)) if on}
-        if infeasible and FITS not in with_retry(lambda: self._storage.get_trial(past.trial_id)).constraints:
-            with_retry(lambda: Trial(self.study, past.trial_id).set_constraint(FITS, 1.0))
+        if infeasible and FITS not in constraints(with_retry(lambda: self._storage.get_trial(past.trial_id))):
+            with_retry(lambda: set_constraint(self.study, self._storage, past.trial_id, FITS, 1.0))
         state = TrialState.PRUNED if infeasible else TrialState.FAIL
         self._finish(past, state, "lost" if lost else "failed", attrs, is_blameless=blameless)
 
@@ -305,4 +306,4 @@ class Brain:
 def _state(frozen: FrozenTrial) -> str:
     if frozen.state == TrialState.FAIL:
         return "lost" if frozen.user_attrs.get("lost") else "failed"
-    return "failed" if any(violation > 0 for violation in frozen.constraints.values()) else frozen.state.name.lower()
+    return "failed" if any(violation > 0 for violation in constraints(frozen).values()) else frozen.state.name.lower()

@@ -26,6 +26,7 @@ RAY_FILES = {
     "search/tuning.py",
 }
 OPTUNA_FILES = {
+    "search/compat.py",
     "search/domains.py",
     "search/observed.py",
     "search/pruner.py",
