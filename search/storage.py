@@ -60,6 +60,18 @@ class _FileLock(JournalFileOpenLock):
         self.release()
 
 
+class _Database(RDBStorage):
+    """Optuna's database storage, which leaves no connection open when it cannot be used."""
+
+    def __init__(self, url: str, engine_kwargs: dict[str, Any]) -> None:
+        try:
+            super().__init__(url, engine_kwargs=engine_kwargs)
+        except BaseException:
+            if (engine := getattr(self, "engine", None)) is not None:
+                engine.dispose()
+            raise
+
+
 def open_storage(storage_url: str | None, journal_path: str | os.PathLike[str]) -> BaseStorage:
     """The storage at a database address, or the journal file where there is none; both are made when absent.
 
@@ -191,7 +203,7 @@ def _open_database(url: str) -> BaseStorage:
     # SQLite waits for another writer instead of failing; a pooled connection to a server is tested before use
     options: dict[str, Any] = {"connect_args": {"timeout": 30}} if backend == "sqlite" else {"pool_pre_ping": True}
     try:
-        return RDBStorage(url, engine_kwargs=options)
+        return _Database(url, options)
     except ImportError as error:
         driver = getattr(error.__cause__, "name", None) or "its driver"
         raise BrainError(f"the {place} needs the Python package {driver}, which is not installed") from None

@@ -86,7 +86,11 @@ class Brain:
         storage = open_storage(storage_url, journal_path)
         brain: Brain
         snapping = SnappingSampler(space, seed=seed, kind=sampler, tried=lambda: brain.tried())
-        study = open_study(storage, study_name, snapping, ConfidencePruner(), to_optuna(space))
+        try:
+            study = open_study(storage, study_name, snapping, ConfidencePruner(), to_optuna(space))
+        except BaseException:
+            close_storage(storage)
+            raise
         return (brain := cls(storage, study, run_id or study_name, snapping))
 
     def close(self) -> None:

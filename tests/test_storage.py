@@ -1,6 +1,7 @@
 """Tests of search/storage.py."""
 
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -12,7 +13,10 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.trial import create_trial
 
+from feedrate.search.space import Choice, SearchSpace
 from feedrate.search.storage import BrainError, open_storage, open_study, with_retry
+from feedrate.search.study import Brain
+from feedrate.trainables.config import LoaderConfig
 
 
 def test_torn_journal_line_is_cut(tmp_path):
@@ -80,6 +84,36 @@ def test_database_of_another_program(tmp_path):
     (tmp_path / "x.db").write_text("hello world, this is no database\n" * 100)
     with pytest.raises(BrainError, match="not a database"):
         open_storage(f"sqlite:///{tmp_path}/x.db", tmp_path / "study.journal")
+
+
+@pytest.mark.parametrize("unusable", ["no database", "another space"])
+def test_no_connection_is_left_open_to_a_database_that_cannot_be_used(tmp_path, unusable, monkeypatch):
+    """Python 3.13 and newer warn about it, whenever the connection is collected."""
+    opened, connect = [], sqlite3.connect
+
+    def remember(*arguments, **options):
+        opened.append(connect(*arguments, **options))
+        return opened[-1]
+
+    path = tmp_path / "x.db"
+    if unusable == "no database":
+        path.write_text("hello world, this is no database\n" * 100)
+    else:
+        brain = Brain.open(f"sqlite:///{path}", "", study_name="s", space=space(32))
+        brain.enqueue(LoaderConfig(num_workers=0, batch_size=32), "seed")
+        brain.close()
+    monkeypatch.setattr(sqlite3, "connect", remember)
+    monkeypatch.setattr(sqlite3.dbapi2, "connect", remember)
+    with pytest.raises(BrainError):
+        Brain.open(f"sqlite:///{path}", "", study_name="s", space=space(64))
+    assert opened
+    for connection in opened:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed database"):
+            connection.execute("SELECT 1")
+
+
+def space(batch_size):
+    return SearchSpace.default(num_cpus=2, has_accelerator=False, given={"batch_size": Choice((batch_size,))})
 
 
 def test_other_choices_are_refused(tmp_path):
