@@ -1,5 +1,6 @@
 """engine.py: a local Ray that nobody else can reach, gone when the search is; what a trial may use on any cluster."""
 
+import contextlib
 import ipaddress
 import json
 import os
@@ -95,15 +96,11 @@ def local(tmp_path_factory):
 
 def listening(command):
     """The sockets that processes of a command listen on: [(name, ip, port)]."""
-    found = []
-    for pid in command.alive():
-        try:
-            process = psutil.Process(pid)
-            for connection in process.net_connections(kind="inet"):
-                if connection.status == psutil.CONN_LISTEN:
-                    found.append((process.name(), connection.laddr.ip, connection.laddr.port))
-        except psutil.NoSuchProcess:
-            continue
+    found, theirs = [], command.alive()
+    for connection in psutil.net_connections(kind="inet"):
+        if connection.status == psutil.CONN_LISTEN and connection.pid in theirs:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.append((psutil.Process(connection.pid).name(), connection.laddr.ip, connection.laddr.port))
     return found
 
 

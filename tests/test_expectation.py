@@ -80,7 +80,7 @@ def test_a_trial_that_was_stopped_counts_as_far_as_it_went():
 def test_what_keeps_more_in_flight_than_what_did_not_fit_is_left_out():
     """8 workers x 8 batches of 64 did not fit /dev/shm: neither do 16 x 4 of 64, nor 8 x 8 of 128."""
     full = trial(config(8, prefetch_factor=8), 1.0, state=TrialState.PRUNED)
-    full = create_trial(state=TrialState.PRUNED, user_attrs=full.user_attrs, constraints={"fits": 1.0})
+    full = create_trial(state=TrialState.PRUNED, user_attrs=full.user_attrs, system_attrs={"constraints:fits": 1.0})
     drawn, tried = [], set()
     for _ in range(60):
         found = most_promising(SPACE, [*SEEN, full], tried, seed=0)

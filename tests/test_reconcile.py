@@ -4,6 +4,7 @@ import pytest
 
 from feedrate.analysis.estimate import record_rate
 from feedrate.analysis.schema import SCHEMA, check_record
+from feedrate.search.compat import constraints
 from feedrate.search.space import Choice, Range, SearchSpace
 from feedrate.search.study import Counts
 from feedrate.trainables.config import LoaderConfig
@@ -43,7 +44,7 @@ def test_records_are_told(opened):
     assert trials[0].user_attrs["low_sps"] == record_rate(records[0]).low_sps
     assert trials[1].intermediate_values == {3: 50.0}
     assert trials[2].user_attrs["failure"] == "it raised"
-    assert trials[3].constraints == {"fits": 1.0}
+    assert constraints(trials[3]) == {"fits": 1.0}
     assert opened().reconcile(records).num_told == 0
 
 

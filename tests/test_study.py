@@ -12,6 +12,7 @@ import numpy as np
 import optuna
 import pytest
 
+from feedrate.search.compat import constraints
 from feedrate.search.pruner import LOW
 from feedrate.search.space import Choice, Range, SearchSpace
 from feedrate.search.study import Brain, BrainError, Counts
@@ -73,7 +74,7 @@ def test_outcomes_are_told_truthfully(opened):
     trials = brain.study.trials
     assert [trial.state.name for trial in trials] == ["COMPLETE", "PRUNED", "FAIL", "PRUNED", "FAIL"]
     assert trials[1].intermediate_values == {5: 100.0}
-    assert trials[3].constraints == {"fits": 1.0}
+    assert constraints(trials[3]) == {"fits": 1.0}
     assert trials[3].user_attrs["failure"] == "/dev/shm is too small"
     assert brain.study.best_trial.number == 0
 
