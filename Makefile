@@ -2,10 +2,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: help venv search test lint types soak wheel clean
+OLDEST_PYTHON ?= $(shell command -v python3.11 || echo $(PYTHON))
+OLDEST_BIN := .venv-oldest/bin
+# What differs between versions: tables and pages (pandas, pyarrow, plotly, rich), studies (Optuna), trials (torch, psutil), and
+# one search and every command (Ray).
+OLDEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,every_command versions install laptop load page questions rounds summary \
+  export best two_runs runs schema result storage study reconcile sampler pruner observed expectation domains config loading step \
+  measuring failure process machine template isolated images estimate verdict progress))
+
+.PHONY: help venv search test test-oldest test-versions lint types soak wheel clean
 
 help:             ## list the targets
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 15
 
 venv: $(INSTALLED)        ## make .venv as constraints.txt says (PYTHON=python3.12 picks another Python)
 
@@ -14,7 +22,19 @@ search: $(INSTALLED)      ## search settings for the bundled image workload (ARG
 
 # Not 'python -m pytest', which puts this folder on sys.path, where search/ is importable a second time, as 'search'.
 test: $(INSTALLED)        ## run the tests (ARGS="-k space" adds options)
-	$(BIN)/pytest -m "not soak" $(ARGS)
+	$(BIN)/pytest -m "not soak and not oldest" $(ARGS)
+
+test-oldest: .venv-oldest/installed  ## run the commands and the fast tests with the oldest versions, in .venv-oldest
+	$(OLDEST_BIN)/pytest -m "not soak" $(OLDEST_TESTS) $(ARGS)
+
+test-versions:    ## run the same with VERSIONS="torch==2.6.0" and PYTHON=python3.12, in .venv-versions (docs/versions.md)
+	@$(call check_python)
+	rm -rf .venv-versions
+	$(PYTHON) -m venv .venv-versions
+	.venv-versions/bin/python -m pip install --quiet --disable-pip-version-check $(if $(VERSIONS),,-c constraints.txt) \
+	  $(VERSIONS) -e '.[cluster,postgresql]' pytest pytest-timeout build setuptools wheel
+	.venv-versions/bin/feedrate version
+	.venv-versions/bin/pytest -m "not soak" $(OLDEST_TESTS) $(ARGS)
 
 soak: $(INSTALLED)        ## run the tests that take minutes
 	$(BIN)/pytest -m soak --timeout=3600 $(ARGS)
@@ -30,16 +50,29 @@ wheel: $(INSTALLED)       ## build dist/feedrate-*.whl, which cluster.yaml insta
 	bash .ci/wheel.sh dist
 
 clean:            ## remove what make made; runs (feedrate-runs/) stay
-	rm -rf .venv dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-oldest .venv-versions dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name .git -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 refuse = { echo "make: $(1); feedrate needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 
+define check_python
+command -v $(PYTHON) >/dev/null || $(call refuse,'$(PYTHON)' is not found); \
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || $(call refuse,'$(PYTHON)' is $$($(PYTHON) -V)); \
+$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(call refuse,'$(PYTHON)' lacks venv (Debian package python3-venv))
+endef
+
 $(INSTALLED): pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || $(call refuse,'$(PYTHON)' is not found)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || $(call refuse,'$(PYTHON)' is $$($(PYTHON) -V))
-	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(call refuse,'$(PYTHON)' lacks venv (Debian package python3-venv))
+	@$(call check_python)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip setuptools wheel
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev]'
+	@touch $@
+
+.venv-oldest/installed: pyproject.toml constraints-oldest.txt
+	@$(OLDEST_PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "make: the oldest versions are those for Python 3.11: make test-oldest OLDEST_PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(OLDEST_PYTHON) -m venv .venv-oldest
+	$(OLDEST_BIN)/python -m pip install --quiet --disable-pip-version-check -r constraints-oldest.txt
+	$(OLDEST_BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	$(OLDEST_BIN)/python -m pip check
 	@touch $@

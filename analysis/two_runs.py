@@ -135,5 +135,8 @@ def _differences(first: Run, second: Run) -> list[str]:
     return found
 
 
-_IGNORED = frozenset({"seed", "max_trials", "time_budget_s", "sampler", "keep_going", "storage", "warm_start", "where", "num_slots"})
-"""They decide which settings are measured, not what one gives."""
+_IGNORED = frozenset({
+    "seed", "max_trials", "time_budget_s", "sampler", "keep_going", "storage", "warm_start", "where", "num_slots",
+    "optuna", "pandas", "pyarrow", "threadpoolctl", "psutil", "rich", "plotly", "psycopg", "matplotlib", "ipykernel",
+})  # fmt: skip
+"""They decide which settings are measured, or draw and store the results, and do not change what a setting gives."""

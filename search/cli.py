@@ -22,6 +22,7 @@ from feedrate.search.commands_search import Resume, Search
 from feedrate.search.commands_service import Fetch, Logs, Status, Stop, Submit
 from feedrate.search.commands_trial import Measure, Workloads
 from feedrate.search.commands_verify import Verify
+from feedrate.search.commands_version import Version
 from feedrate.search.ending import asked, at_the_latest, end_on_signals
 from feedrate.search.machine_output import FLAG, answer_error, is_answered, one_object, print_answer
 from feedrate.search.options import NothingFound, UsageError, WorkloadFailed
@@ -42,7 +43,7 @@ class Command(Protocol):
 COMMANDS: tuple[Command, ...] = (
     Search(), Resume(), Measure(), Ceilings(), Check(), Workloads(),
     Report(), Show(), Export(), Verify(), Compare(), Runs(),
-    Submit(), Status(), Logs(), Stop(), Fetch(),
+    Submit(), Status(), Logs(), Stop(), Fetch(), Version(),
 )  # fmt: skip
 
 

@@ -9,20 +9,21 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from feedrate.search.options import UsageError
+from feedrate.search.versions import installed
 from feedrate.trainables.host import cpu_model, host_id
 
 LABEL = "feedrate-hardware"
 """A node's own name for its hardware class: `labels` in cluster.yaml, `ray start --labels`."""
 ANSWER_S = 90.0
 """A node that does not answer for so long is left out: making a runtime environment takes seconds, a stuck node for ever."""
-SAME = ("python", "torch", "ray", "feedrate")
+SAME = ("python", "torch", "ray", "feedrate", "numpy", "pillow")
+"""What must be the same on every node, as it changes rates or files; other packages may differ."""
 ACCELERATOR = "accelerator_type:"
 BOOTSTRAP = "ray_bootstrap_config.yaml"
 """Where `ray up` puts its configuration on the head, in the home folder."""
@@ -124,13 +125,8 @@ def facts() -> dict[str, Any]:
 
 def versions_here() -> dict[str, str]:
     """Versions that must be the same on every node; a package's build (+cu126) may differ."""
-    found = {"python": ".".join(platform.python_version_tuple()[:2])}
-    for name in SAME[1:]:
-        try:
-            found[name] = version(name).partition("+")[0]
-        except PackageNotFoundError:
-            found[name] = "none"
-    return found
+    python = ".".join(platform.python_version_tuple()[:2])
+    return {"python": python} | {name: (installed(name) or "none").partition("+")[0] for name in SAME[1:]}
 
 
 def look() -> tuple[list[Host], list[str]]:
@@ -171,7 +167,7 @@ def check_versions(hosts: Iterable[Host], here: dict[str, str]) -> None:
     """Refuse nodes whose rates would be another program's.
 
     Raises:
-        UsageError: a node has another python, torch, ray or feedrate than the driver.
+        UsageError: a node has another version of something in SAME than the driver.
     """
     found = [text for host in hosts for text in differences(host, here)]
     if found:

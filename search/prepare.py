@@ -18,6 +18,7 @@ from typing import Any
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.search.engine import JOB
 from feedrate.search.options import UsageError, refusal
+from feedrate.search.versions import untested
 from feedrate.trainables.resolve import WorkloadRef
 from feedrate.trainables.supervise import Template
 
@@ -35,7 +36,7 @@ def describe_workload(ref: WorkloadRef) -> dict[str, Any]:
     try:
         for event in template.run({"op": "describe"}):
             if event["event"] == "described":
-                return event
+                return event | {"notes": [*untested(), *event["notes"]]}
             if event["event"] == "silent":
                 print(f"still making the workload, for {event['silent_s']:.0f} s", file=sys.stderr, flush=True)
             if event["event"] == "failure":

@@ -6,11 +6,8 @@ Nothing here is written anywhere, and whatever cannot be done is said as a `Usag
 from __future__ import annotations
 
 import inspect
-import platform
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from feedrate.search.dimension import Choice, Dimension, Range
 from feedrate.search.options import ANY_ORDER, OWN_BATCHES, OWN_STEP, SearchOptions, UsageError
 from feedrate.search.placing import Placement
 from feedrate.search.space import OPT_IN, WITH_WORKERS, SearchSpace
+from feedrate.search.versions import recorded
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.resolve import UnknownWorkload, WorkloadRef, make_ref
 
@@ -176,10 +174,5 @@ def _flag(name: str) -> str:
 
 
 def versions(described: Mapping[str, Any]) -> dict[str, str]:
-    """Versions for the record: what the workload runs on, and what searches."""
-    return {
-        **described["facts"]["versions"],
-        **{name: version(name) for name in ("ray", "optuna")},
-        "platform": platform.platform(),
-        "executable": Path(sys.executable).name,
-    }
+    """Versions for the record: what is installed, and what the workload's own process says of itself."""
+    return recorded() | described["facts"]["versions"]

@@ -53,6 +53,7 @@ from feedrate.search.shipping import moved
 from feedrate.search.space import SearchSpace
 from feedrate.search.storage import BrainError, check_address
 from feedrate.search.study import Brain
+from feedrate.search.versions import changed
 from feedrate.search.warm_start import check_run, remembered
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.host import cpu_model
@@ -233,6 +234,7 @@ def resume_search(
     if JOB in os.environ and ref.cwd is not None:
         ref = moved(ref, ref.cwd, os.getcwd())  # the folder of the job that began it has ended with it
     described = describe_workload(ref)
+    described["notes"] += changed(search.get("versions") or {})
     space = SearchSpace.from_json(search["space"])
     with _resumable(folder), held(folder), cluster(options, described["facts"]["num_gpus"], _own_folder(ref)) as notes:
         hosts = _hosts(options, ref, notes)

@@ -29,13 +29,15 @@ def would_install(what: str) -> set[str]:
 def closure(package: str, *extras: str) -> dict[str, str]:
     """The versions here of `package` and of everything that it needs."""
     found: dict[str, str] = {}
+    ours = [path for path in sys.path if "thirdparty_files" not in path]  # Ray puts a psutil of its own there once imported
     waiting, seen = [(package, extras)], set()
     while waiting:
         name, extras = wanted = waiting.pop()
         if wanted in seen:
             continue
         seen.add(wanted)
-        distribution = metadata.distribution(name)
+        distribution = next(iter(metadata.distributions(name=name, path=ours)), None)
+        assert distribution is not None, f"{name} is not installed"
         found[canonicalize_name(name)] = distribution.version.partition("+")[0]  # torch's 2.13.0+cpu is 2.13.0
         for requirement in map(Requirement, distribution.requires or []):
             marker = requirement.marker
@@ -53,13 +55,19 @@ def test_a_package_that_would_be_replaced_is_noticed():
         would_install("torch<2.13")
 
 
-def test_constraints_pin_the_versions_of_everything_that_feedrate_and_its_dev_extra_need():
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
+IS_OLDEST = Path(sys.prefix).name == ".venv-oldest"
+
+
+def test_constraints_pin_the_versions_of_everything_that_feedrate_and_its_tests_need():
+    """Of the environment that this is: `make venv` or `make test-oldest`."""
+    lines = (ROOT / ("constraints-oldest.txt" if IS_OLDEST else "constraints.txt")).read_text().splitlines()
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
     pins = {canonicalize_name(name): version for name, version in pins.items()}
-    needed = closure("feedrate", "dev")
+    needed = closure("feedrate", *(("cluster", "postgresql") if IS_OLDEST else ("dev",)))
+    for tool in ("pytest", "pytest-timeout", "build") if IS_OLDEST else ():
+        needed |= closure(tool)
     del needed["feedrate"]
     # torch brings its CUDA packages, at versions that it names exactly, where it is not a CPU build
     needed = {name: version for name, version in needed.items() if not name.startswith(("nvidia-", "cuda-", "triton"))}
-    assert pins.keys() == needed.keys() | BUILD_TOOLS
+    assert pins.keys() | {"pip"} == needed.keys() | BUILD_TOOLS
     assert {name: pins[name] for name in needed} == needed

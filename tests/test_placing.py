@@ -9,6 +9,7 @@ from feedrate.search.options import SearchOptions, UsageError
 from feedrate.search.placing import SeveralClasses, place
 from feedrate.search.slots import searching_job
 
+HERE = {"python": "3.11", "torch": "2.13.0", "ray": "2.60.0", "feedrate": "0.1.0", "numpy": "2.4.6", "pillow": "13.0.0"}
 XEON, EPYC = "Intel(R) Xeon(R) Platinum 8488C", "AMD EPYC 7R13"
 
 
@@ -129,12 +130,11 @@ def test_sharing_a_host_and_having_it_alone(other):
 
 def test_a_late_node_that_is_no_match():
     """Other versions or another kind: trials stay away from it, whatever else they ask for."""
-    here = {"python": "3.11", "torch": "2.13.0", "ray": "2.60.0", "feedrate": "0.1.0"}
-    late = host("late", versions=here)
-    assert why_not(late, here, late.hardware) is None
-    assert why_not(late, here, "") is None
-    assert why_not(late, here, "h100") == "late is another kind of machine, 1xa10g-8cpu-31gib-amd-epyc-7r13"
-    assert "late has ray 2.60.0, and the driver python 3.11" in why_not(late, here | {"ray": "2.61.0"}, "")
+    late = host("late", versions=HERE)
+    assert why_not(late, HERE, late.hardware) is None
+    assert why_not(late, HERE, "") is None
+    assert why_not(late, HERE, "h100") == "late is another kind of machine, 1xa10g-8cpu-31gib-amd-epyc-7r13"
+    assert "late has ray 2.60.0, and the driver python 3.11" in why_not(late, HERE | {"ray": "2.61.0"}, "")
     plain, labelled = place(SearchOptions(), SMALL), place(SearchOptions(hardware="small"), [replace(each, label="small") for each in SMALL] + LARGE)
     assert plain.where_not([]) == {}
     assert plain.where_not(["b", "a"]) == {"ray.io/node-id": "!in(a, b)"}
@@ -145,11 +145,10 @@ def test_a_late_node_that_is_no_match():
 
 def test_other_versions_are_refused_and_named():
     """Every node that differs, and what the driver has; a package's build may differ."""
-    here = {"python": "3.11", "torch": "2.13.0", "ray": "2.60.0", "feedrate": "0.1.0"}
-    check_versions([host("a1", versions=dict(here))], here)
-    nodes = [host("a1", versions=here | {"torch": "2.12.0"}), host("a2", versions=here | {"python": "3.12"})]
+    check_versions([host("a1", versions=dict(HERE))], HERE)
+    nodes = [host("a1", versions=HERE | {"torch": "2.12.0"}), host("a2", versions=HERE | {"python": "3.12"})]
     with pytest.raises(UsageError, match=r"a1 has torch 2\.12\.0; a2 has python 3\.12, and the driver python 3\.11, torch 2\.13\.0"):
-        check_versions(nodes, here)
+        check_versions(nodes, HERE)
 
 
 def test_a_search_is_known_by_its_placement_groups():

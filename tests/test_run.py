@@ -117,7 +117,7 @@ def test_search_json_says_what_was_asked_on_what(finished):
     assert search["space"]["num_workers"] == {"range": [0, 8]}
     assert search["baseline"]["num_workers"] == 0
     assert search["options"]["max_trials"] == 4
-    assert {"torch", "ray", "optuna", "feedrate", "python"} <= search["versions"].keys()
+    assert {"torch", "ray", "optuna", "numpy", "pandas", "feedrate", "python", "platform"} <= search["versions"].keys()
     assert load_run(finished.run).problems == []
 
 

@@ -1,0 +1,105 @@
+"""Which versions feedrate runs with: for `feedrate version`, the record of every run, and the nodes of a cluster.
+
+Versions are read from the metadata of installed packages; no package is imported.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any
+
+SCHEMA = "feedrate/version/1"
+TESTED = {"torch": ("2.6", "2.13"), "ray": ("2.54", "2.60")}
+"""Package -> the oldest and the newest release that feedrate was tested with (docs/versions.md)."""
+LOADING = ("torchvision", "torchaudio", "torchcodec", "opencv-python-headless", "opencv-python", "datasets", "webdataset", "lightning", "transformers", "accelerate")
+"""Packages of other people's training scripts whose versions change rates."""
+RATES = ("python", "torch", "numpy", "pillow", *LOADING)
+"""Names whose version changes what a setting gives."""
+
+
+def installed(name: str) -> str | None:
+    """Return the version of an installed package; None where it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def packages() -> dict[str, str | None]:
+    """Return the versions of feedrate's dependencies, None for a missing optional one, and of what is installed of LOADING."""
+    needed = [requirement for requirement in requires("feedrate") or [] if 'extra == "dev"' not in requirement]
+    names = dict.fromkeys(re.split(r"[^\w.-]", requirement, maxsplit=1)[0] for requirement in needed)
+    found = {name: installed(name) for name in names}
+    return found | {name: number for name in LOADING if (number := installed(name)) is not None}
+
+
+def recorded() -> dict[str, str]:
+    """Return the versions for the record of a run, by name; missing packages are left out."""
+    return {
+        "feedrate": version("feedrate"),
+        "python": platform.python_version(),
+        **{name: number for name, number in packages().items() if number is not None},
+        "platform": platform.platform(),
+        "executable": Path(sys.executable).name,
+    }
+
+
+def changed(before: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each version that changes rates and is not what it was when a run was recorded."""
+    now = recorded()
+    pairs = [(name, before[name], now[name]) for name in RATES if before.get(name) and name in now]
+    return [
+        f"{name} was {old} when the search began, and is {new} now: rates before and after may differ by it"
+        for name, old, new in pairs
+        if old != new
+    ]
+
+
+def untested() -> list[str]:
+    """Return a sentence for each package of TESTED whose release feedrate was not tested with."""
+    found = []
+    for name, (oldest, newest) in TESTED.items():
+        number = installed(name)
+        if number is None or _release(oldest) <= _release(number) <= _release(newest):
+            continue
+        found.append(f"{name} {number} has not been tested with this feedrate, which was tested with {oldest} to {newest}")
+    return found
+
+
+def everything() -> dict[str, Any]:
+    """Return the object that `feedrate version --json` prints."""
+    libc = " ".join(filter(None, platform.libc_ver()))
+    return {
+        "schema": SCHEMA,
+        "feedrate": version("feedrate"),
+        "python": platform.python_version(),
+        "implementation": platform.python_implementation(),
+        "executable": sys.executable,
+        "os": {
+            "system": platform.system(),
+            "kernel": platform.release(),
+            "machine": platform.machine(),
+            "libc": libc or None,
+            "distribution": _distribution(),
+        },
+        "packages": packages(),
+        "tested": {name: {"oldest": oldest, "newest": newest} for name, (oldest, newest) in TESTED.items()},
+        "notes": untested(),
+    }
+
+
+def _distribution() -> str | None:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME")
+    except OSError:
+        return None
+
+
+def _release(number: str) -> tuple[int, ...]:
+    """Major and minor version as numbers: 2.13.0+cu130 is (2, 13)."""
+    return tuple(int(part) for part in re.findall(r"\d+", number)[:2])
