@@ -22,8 +22,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
-from feedrate.search.ending import at_the_latest
 from feedrate.search.compat import quiet_ray_init
+from feedrate.search.ending import at_the_latest
 from feedrate.search.options import SearchOptions, UsageError
 from feedrate.search.shipping import Shipment, shipment
 
