@@ -1,4 +1,4 @@
-"""Rates from raw windows: the burst-proof estimator, its interval, and the epoch-amortised rate. NumPy only.
+"""Rates from raw windows: the burst-proof estimator, its interval, and the epoch-amortised rate. NumPy and trend.py only.
 
 A window runs from one consumed batch to a later one. `produced` is what the loader finished in that time. The rate
 that lasts is the smaller of the two: while prefetched batches drain, production is the limit (naive timing reads up
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from feedrate.analysis.trend import Lasting, in_first_epoch, lasting, open_factor
 
 RUN_SD_FRACTION = 0.015
 """Prior for the run-to-run standard deviation of one setting, as a fraction of its rate: 1.1 % was measured between
@@ -50,9 +52,10 @@ class Rate:
         return (self.high_sps - self.low_sps) / 2 / self.sps
 
     def widened(self, sd_fraction: float) -> Rate:
-        """The same rate with a further standard deviation, as a fraction of it, in its interval."""
-        half = math.hypot(self.high_sps - self.sps, 1.96 * sd_fraction * self.sps)
-        return Rate(sps=self.sps, low_sps=max(self.sps - half, 0.0), high_sps=self.sps + half)
+        """The same rate with a further standard deviation, as a fraction of it, on both sides of its interval."""
+        more = 1.96 * sd_fraction * self.sps
+        below, above = (math.hypot(side, more) for side in (self.sps - self.low_sps, self.high_sps - self.sps))
+        return Rate(sps=self.sps, low_sps=max(self.sps - below, 0.0), high_sps=self.sps + above)
 
     def scaled(self, factor: float) -> Rate:
         """The same relative interval around another rate."""
@@ -101,6 +104,53 @@ def steady_rate(
     residual = (produced - mean * duration) / duration.mean() / mean
     half = math.hypot(within_fraction(float((residual**2).sum()), duration.size), 1.96 * run_sd_fraction) * mean
     return Rate(sps=mean, low_sps=max(mean - half, 0.0), high_sps=mean + half)
+
+
+def lasting_windows(
+    duration_s: Sequence[float], num_batches: Sequence[int], produced_batches: Sequence[int]
+) -> Lasting:
+    """Which windows tell the lasting rate, and whether the rate was still changing when they ended (trend.py).
+
+    Args:
+        duration_s, num_batches, produced_batches: as for `steady_rate`.
+    """
+    return lasting(_batch_rates(duration_s, num_batches, produced_batches))
+
+
+def lasting_rate(
+    duration_s: Sequence[float],
+    num_items: Sequence[int],
+    num_batches: Sequence[int],
+    produced_batches: Sequence[int],
+    *,
+    run_sd_fraction: float = RUN_SD_FRACTION,
+) -> Rate:
+    """The rate of the windows that count: of those after a change that ended, else of the last ones (trend.END_WINDOWS).
+
+    The interval of a rate that was still changing is open in the direction of the change: it reaches as far as another
+    change like that of the second half of the windows would take it.
+
+    Args:
+        duration_s, num_items, num_batches, produced_batches, run_sd_fraction: as for `steady_rate`.
+
+    Raises:
+        ValueError: as `steady_rate`.
+    """
+    found = lasting_windows(duration_s, num_batches, produced_batches)
+    counted = slice(found.first if sum(num_items[found.first :]) else 0, None)  # a step may have trained nothing since
+    rate = steady_rate(
+        duration_s[counted], num_items[counted], num_batches[counted], produced_batches[counted], run_sd_fraction=run_sd_fraction
+    )
+    if not found.change_fraction:
+        return rate
+    further_sps = rate.sps * open_factor(_batch_rates(duration_s, num_batches, produced_batches))
+    return Rate(sps=rate.sps, low_sps=min(rate.low_sps, further_sps), high_sps=max(rate.high_sps, further_sps))
+
+
+def _batch_rates(duration_s: Sequence[float], num_batches: Sequence[int], produced_batches: Sequence[int]) -> list[float]:
+    """Batches per second of each window: of production or consumption, as in `steady_rate`."""
+    batches = min(produced_batches, num_batches, key=sum)
+    return [each / seconds if seconds > 0 else 0.0 for each, seconds in zip(batches, duration_s, strict=True)]
 
 
 def within_fraction(squares: float, num_windows: int) -> float:
@@ -154,7 +204,7 @@ def epochs_rate(
         return None
     if min(num_items) <= 0 or np.mean(num_items) < 0.99 * epoch_samples:
         return None
-    return steady_rate(duration_s, num_items, num_items, num_items, run_sd_fraction=run_sd_fraction)
+    return lasting_rate(duration_s, num_items, num_items, num_items, run_sd_fraction=run_sd_fraction)
 
 
 def epoch_rate(
@@ -171,16 +221,39 @@ def epoch_rate(
     return whole or steady.scaled(epoch_factor(steady.sps, boundary_s, epoch_samples))
 
 
+_WINDOWS = ("window_duration_s", "window_num_items", "window_num_batches", "window_produced_batches")
+
+
+def record_lasting(record: Mapping[str, Any]) -> Lasting:
+    """Which windows of a record tell its lasting rate, and whether that rate was still changing."""
+    if not record.get("window_duration_s"):
+        return Lasting(0, None)
+    return lasting_windows(*(record[name] for name in _WINDOWS if name != "window_num_items"))
+
+
+def record_change(record: Mapping[str, Any], objective: str = "epoch") -> float | None:
+    """By how much the rate of `record_rate` changed while it was measured, as a fraction, where it had not stopped changing.
+
+    Whole epochs that were timed one by one tell it where the rate is theirs, else the windows.
+
+    Args:
+        record: a record of `trials.jsonl`.
+        objective: "epoch" or "steady".
+
+    Returns:
+        0 where the rate had stopped changing; None where too little was measured to say.
+    """
+    durations, items = record.get("epoch_duration_s") or (), record.get("epoch_num_items") or ()
+    if objective != "steady" and epochs_rate(durations, items, record.get("epoch_samples")) is not None:
+        return lasting_windows(durations, items, items).change_fraction
+    return record_lasting(record).change_fraction
+
+
 def record_steady(record: dict[str, Any]) -> Rate | None:
     """Steady rate of one trial record; None where it holds no window (failed)."""
     if not record.get("window_duration_s"):
         return None
-    return steady_rate(
-        record["window_duration_s"],
-        record["window_num_items"],
-        record["window_num_batches"],
-        record["window_produced_batches"],
-    )
+    return lasting_rate(*(record[name] for name in _WINDOWS))
 
 
 def record_rate(record: dict[str, Any], objective: str = "epoch") -> Rate | None:
@@ -204,16 +277,22 @@ def record_rate(record: dict[str, Any], objective: str = "epoch") -> Rate | None
     return epoch.widened(BOUNDARY_SD_FRACTION * max(1 - epoch.sps / steady.sps, 0.0))
 
 
-def rate_so_far(columns: Mapping[str, Any], objective: str, epoch_samples: int | None) -> Rate:
+def rate_so_far(columns: Mapping[str, Any], objective: str, epoch_samples: int | None) -> Rate | None:
     """The rate of a trial under way with its windows' own interval; without a boundary that is still to be measured.
 
     Args:
         columns: window columns and `boundary_s`.
         objective: "epoch" or "steady".
         epoch_samples: items in an epoch; None when unknown.
+
+    Returns:
+        None while the rate rises, or may rise because samples come for the second time soon: it says nothing yet.
     """
-    names = ("window_duration_s", "window_num_items", "window_num_batches", "window_produced_batches")
-    within = steady_rate(*(columns[name] for name in names), run_sd_fraction=0.0)
+    duration_s, num_items, *batches = (columns[name] for name in _WINDOWS)
+    rises = (lasting_windows(duration_s, *batches).change_fraction or 0.0) > 0
+    if rises or in_first_epoch(duration_s, num_items, epoch_samples):
+        return None
+    within = lasting_rate(duration_s, num_items, *batches, run_sd_fraction=0.0)
     return within if objective == "steady" else within.scaled(epoch_factor(within.sps, columns["boundary_s"], epoch_samples))
 
 
@@ -265,8 +344,10 @@ def epoch_memory_bytes(record: dict[str, Any]) -> float | None:
 
 
 def wait_fraction(record: dict[str, Any]) -> float:
-    """Share of the windows' time that the training step was kept waiting (0..1): by the accelerator's own clock where
-    there is one, since the host runs ahead of it; else the time inside next(loader)."""
+    """Share of the time that the training step was kept waiting (0..1), in the windows that tell the lasting rate: by the
+    accelerator's own clock where there is one, since the host runs ahead of it; else the time inside next(loader)."""
+    first = record_lasting(record).first
+    taken_s = np.sum(record["window_duration_s"][first:])
     if record.get("window_step_s"):
-        return float(max(1 - np.sum(record["window_step_s"]) / np.sum(record["window_duration_s"]), 0.0))
-    return float(np.sum(record["window_wait_s"]) / np.sum(record["window_duration_s"]))
+        return float(max(1 - np.sum(record["window_step_s"][first:]) / taken_s, 0.0))
+    return float(np.sum(record["window_wait_s"][first:]) / taken_s)

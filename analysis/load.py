@@ -16,12 +16,14 @@ import numpy as np
 import pandas as pd
 
 from feedrate.analysis.best import check_best
+from feedrate.analysis.ceilings import LOAD, Ceilings, is_disturbed
 from feedrate.analysis.clean import WINDOW_COLUMNS, clean, label, printable
 from feedrate.analysis.estimate import (
     Rate,
     copy_only_sps,
     epoch_memory_bytes,
     naive_sps,
+    record_change,
     record_rate,
     record_steady,
     step_only_sps,
@@ -39,7 +41,7 @@ _DERIVED = {
     "steady_sps": "float64", "steady_low_sps": "float64", "steady_high_sps": "float64", "naive_sps": "float64",
     "throughput_sps": "float64", "throughput_low_sps": "float64", "throughput_high_sps": "float64",
     "wait_fraction": "float64", "step_only_sps": "float64", "copy_only_sps": "float64",
-    "epoch_memory_bytes": "float64",
+    "epoch_memory_bytes": "float64", "change_fraction": "float64",
 }  # fmt: skip
 TRIAL_DTYPES = {column.name: _DTYPES[column.dtype] for column in COLUMNS if column.dtype in _DTYPES} | _DERIVED
 _WINDOW = {name.removeprefix("window_"): _DTYPES[COLUMN[name].dtype[5:-1]] for name in WINDOW_COLUMNS}
@@ -85,10 +87,20 @@ class Run:
 
     @property
     def ceilings(self) -> dict[int | None, float]:
-        """Batch size -> items per second of the training step alone; the highest, as load from elsewhere only lowers it."""
-        known = self.latest.dropna(subset=["step_only_sps"])
-        rates = known.groupby("batch_size", dropna=False)["step_only_sps"].max()
-        return {None if pd.isna(size) else int(size): float(rate) for size, rate in rates.items()}  # type: ignore[call-overload]
+        """Batch size -> items per second of the training step alone, where they are known (ceilings.py)."""
+        return self.ceilings_found.known()
+
+    @property
+    def ceilings_found(self) -> Ceilings:
+        """What is known of the training step alone at each batch size, and why not where it is not."""
+        found = Ceilings()
+        names = ("batch_size", "step_only_sps", "steady_sps", "steady_low_sps", "steady_high_sps", "cached_batch_failure", *LOAD)
+        for row in self.latest[[*names]].astype(object).where(self.latest[[*names]].notna(), None).to_dict("records"):
+            size, sps, step_sps = row["batch_size"], row["steady_sps"], row["step_only_sps"]
+            rate = None if sps is None else Rate(sps=sps, low_sps=row["steady_low_sps"], high_sps=row["steady_high_sps"])
+            is_unread = row["cached_batch_failure"] is not None
+            found.learn(None if size is None else int(size), step_sps, rate, disturbed=is_disturbed(row), unread=is_unread)
+        return found
 
     @property
     def copies(self) -> dict[tuple[int | None, bool], float]:
@@ -220,6 +232,7 @@ def _derived(record: dict[str, Any], objective: str, problems: list[str]) -> dic
     if record["window_wait_s"]:
         derived["wait_fraction"] = wait_fraction(record)
     derived["epoch_memory_bytes"] = epoch_memory_bytes(record)
+    derived["change_fraction"] = record_change(record, objective)
     return derived
 
 

@@ -15,7 +15,6 @@ from feedrate.analysis.compat import median
 from feedrate.analysis.load import Run, frame, setting_text
 from feedrate.analysis.rounds import DISTURBED_FRACTION
 from feedrate.analysis.summary import SETTING, counted, may_win, ranking, same
-from feedrate.analysis.verdict import IMPOSSIBLE_FRACTION
 
 NOISY = ("foreign_cpu_fraction", "throttled_fraction", "steal_fraction", "psi_io_fraction")
 
@@ -97,8 +96,8 @@ def time_shares(run: Run) -> pd.DataFrame:
 
     Of the time inside an epoch: `wait_fraction` the step was kept waiting, `compute_fraction` is what it takes alone (O/G),
     `copy_fraction` what copying batches to the accelerator takes alone (O/C, missing on a CPU), and `slowed_fraction`
-    the rest: step and loading get in each other's way. The last three are missing where the step alone was slower than the
-    training, which cannot be: something disturbed it. `boundary_fraction` is the share of a whole epoch that starting
+    the rest: step and loading get in each other's way. `compute_fraction` and `slowed_fraction` are missing where the ceiling
+    is not known (ceilings.py). `boundary_fraction` is the share of a whole epoch that starting
     it costs. `startup_s` is from `iter(loader)` to the first batch; `setup_s` is imports, model and warm-up, before any
     loading. Missing where it is not known.
 
@@ -109,12 +108,13 @@ def time_shares(run: Run) -> pd.DataFrame:
         True
     """
     order = {config: place for place, config in enumerate(ranking(run)["config"])}
+    ceilings = run.ceilings
     rows = []
     for config, group in counted(run).groupby("config", sort=False):
         first = group.iloc[0]
         size = None if pd.isna(first["batch_size"]) else int(first["batch_size"])
         steady = float(median(group["steady_sps"]))
-        ceiling, copy = run.ceilings.get(size), run.copies.get((size, bool(first["pin_memory"])))
+        ceiling, copy = ceilings.get(size), run.copies.get((size, bool(first["pin_memory"])))
         boundary_s, epoch = median(group["boundary_s"]), first["epoch_samples"]
         row: dict[str, Any] = {
             "config": config,
@@ -126,9 +126,7 @@ def time_shares(run: Run) -> pd.DataFrame:
             "setup_s": median(group["setup_s"]),
             "num_trials": len(group),
         }
-        if row["compute_fraction"] is not None and row["compute_fraction"] > IMPOSSIBLE_FRACTION:
-            row["compute_fraction"] = None  # something slowed the step alone down when it was timed
-        elif ceiling is not None and not pd.isna(row["wait_fraction"]):
+        if ceiling is not None and not pd.isna(row["wait_fraction"]):
             known = row["wait_fraction"] + row["compute_fraction"] + (row["copy_fraction"] or 0.0)
             row["slowed_fraction"] = max(1.0 - known, 0.0)
         rows.append(row)

@@ -69,7 +69,8 @@ COLUMNS: tuple[Column, ...] = (
     _C("window_produced_batches", "list[int]", "", "batches the loader finished in each window"),
     _C("window_wait_s", "list[float]", "s", "time in each window spent inside next(loader)"),
     _C("window_step_s", "list[float]", "s", "time the accelerator spent inside steps in each window; null on a CPU"),
-    _C("settled", "bool", "", "the rate had stopped drifting when the windows began, and enough windows were seen"),
+    _C("settled", "bool", "", "the rate had stopped drifting in the windows that count, and enough of them were seen"),
+    _C("trend_fraction", "float", "", "rate of the last windows over that of the first ones, minus 1, where it was still changing; else 0; null where too few windows tell"),
     # everything around steady state
     _C("setup_s", "float", "s", "imports done to training step warmed, before the loader starts"),
     _C("iter_s", "float", "s", "iter(loader): starting the workers"),

@@ -15,8 +15,11 @@ import pandas as pd
 
 from feedrate.analysis.best import python_snippet
 from feedrate.analysis.disqualified import Disqualified
+from feedrate.analysis.doubts import settle_command
+from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION
 from feedrate.analysis.load import Run, setting_text
 from feedrate.analysis.rounds import DISTURBED_FRACTION, MIN_ROUNDS, TIED_FRACTION
+from feedrate.analysis.verdict import changing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,8 +47,10 @@ def headline(run: Run, ranked: pd.DataFrame) -> str:
         if baseline is None:
             return text
         if setting_text(baseline) == setting_text(run.best):
-            only = ranked.empty or bool(ranked["is_baseline"].all())
-            return text + (": only the baseline was measured" if only else ": the baseline is the best")
+            if ranked.empty or bool(ranked["is_baseline"].all()):
+                return text + ": only the baseline was measured"
+            is_sure = not run.best["search"].get("open")
+            return text + (": the baseline is the best" if is_sure else ": nothing was shown to be faster than the baseline, which is not certain")
         gain = f"{baseline['speedup']:.2f}x the baseline"
         return f"{text}, {gain}" if baseline["speedup_ci95"][0] > 1 else f"{text}: no significant gain ({gain})"
     if not ranked.empty:
@@ -87,6 +92,10 @@ def answer(run: Run, ranked: pd.DataFrame) -> Section:
         rows.append(("Trials at once", f"up to {sharing_host(at_once)}"))
     if run.best is not None and (higher := read_more(run.best, ranked)):
         rows.append(("Higher readings", higher))
+    if run.best is not None and (is_open := run.best["search"].get("open")):
+        rows.append(("Open", "; ".join(is_open)))
+        resume = shlex.join(["feedrate", "resume", str(run.path)])
+        rows.append(("To settle it", settle_command(run.best["search"]["settle"], run.search, run.latest, resume)))
     if isinstance(reason := run.search.get("stop_reason"), str):
         rows.append(("Ended because", reason))
     if (ranked["num_hosts"] > 1).any():
@@ -127,6 +136,8 @@ def ranking_section(run: Run, ranked: pd.DataFrame) -> Section:
 def _status(row: Mapping[Any, Any]) -> str:
     if row["status"] == "pruned":
         return "stopped early"
+    if pd.notna(row["change_fraction"]) and row["change_fraction"]:
+        return f"complete, {changing(row['change_fraction'])}"
     return "complete, not settled" if row["settled"] is False else str(row["status"])
 
 
@@ -247,22 +258,30 @@ def sharing_host(trials_per_host: int) -> str:
 
 
 def read_more(best: Mapping[str, Any], ranked: pd.DataFrame) -> str | None:
-    """Why a setting that read more is not the answer; None where there is none."""
+    """Why the setting that read most is not the answer; None where nothing read more."""
     complete = ranked[ranked["status"] == "complete"]
     complete = complete[Disqualified.of(best["search"]).allowed(complete)]
     if best["confirmed"]:  # readings that rounds did not repeat say little
         complete = complete[complete["num_rounds"] >= MIN_ROUNDS]
+    complete = complete[~(complete["gpu_headroom_fraction"] < LEAST_HEADROOM_FRACTION)]
     rate = best["throughput"]
     more = complete[complete["throughput_sps"] > rate["samples_per_second"] * (1 + TIED_FRACTION)]
     if more.empty:
         return None
     first = more.sort_values("throughput_sps", ascending=False).iloc[0]
+    size = best["dataloader"].get("batch_size")
+    other_size = "" if pd.isna(first["batch_size"]) or first["batch_size"] == size else " at another batch size"
+    what = f"{first['config']} read more{other_size}, {first['throughput_sps']:,.0f}/s"
     low, best_low = first["throughput_low_sps"], rate["ci95"][0]
-    if best["baseline"] and setting_text(best["baseline"]) == setting_text(best):  # not left for what may be noise
-        return f"{first['config']} read more, {first['throughput_sps']:,.0f}/s, but not significantly more than the baseline."
-    why = f"its interval begins at {low:,.0f}, that of the best at {best_low:,.0f}"
-    what = f"{first['config']} read more, {first['throughput_sps']:,.0f}/s, and less surely"
-    return f"{what}: {why}. The higher beginning counts, or the luckiest reading would win."
+    if best["confirmed"] and first["num_rounds"] < MIN_ROUNDS:
+        return f"{what}, in one trial and in too few rounds to count: a single reading may be a lucky one."
+    is_yours = best["baseline"] and setting_text(best["baseline"]) == setting_text(best)
+    if is_yours and not other_size:  # not left for what may be noise
+        return f"{what}, but not significantly more than the baseline."
+    if low < best_low:
+        why = f"its interval begins at {low:,.0f}, that of the best at {best_low:,.0f}"
+        return f"{what}, and less surely: {why}. The higher beginning counts, or the luckiest reading would win."
+    return f"{what}. The answer was compared at its own batch size: search with --batch-size {first['batch_size']} for that one."
 
 
 def duration(seconds: float) -> str:

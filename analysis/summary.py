@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from feedrate.analysis.ceilings import load_fraction
 from feedrate.analysis.disqualified import Disqualified
 from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION, Rate, gpu_headroom_fraction
 from feedrate.analysis.load import TRIAL_DTYPES, Run, frame
@@ -27,7 +28,7 @@ KNEE_FRACTION = 0.95
 _NAMES = (
     "config", *SETTING, "status", "throughput_sps", "throughput_low_sps", "throughput_high_sps", "num_trials",
     "num_hosts", "num_rounds", "is_baseline", "speedup", "speedup_low", "speedup_high", "wait_fraction", "tree_pss_bytes",
-    "gpu_headroom_fraction", "settled",
+    "gpu_headroom_fraction", "settled", "change_fraction", "load_fraction",
 )  # fmt: skip
 _OTHER = {"settled": "boolean", "num_trials": "Int64", "num_hosts": "Int64", "num_rounds": "Int64", "is_baseline": "bool"}
 RANKING_DTYPES = {name: _OTHER.get(name) or TRIAL_DTYPES.get(name, "float64") for name in _NAMES}
@@ -41,7 +42,8 @@ def ranking(run: Run) -> pd.DataFrame:
     these rounds alone, because the reading that made it a finalist is flattered by luck. `num_hosts` above 1 says that
     different machines are pooled. `speedup` compares with the baseline at the same batch size, within rounds where both
     were in them, and is missing where there is none. `tree_pss_bytes` is the largest seen. `settled` is False where a
-    measurement that counts ended before its rate had stopped drifting, or saw too few windows.
+    measurement that counts ended before its rate had stopped drifting, or saw too few windows. `change_fraction` is the median
+    change of rates that had not stopped (0 where they had), `load_fraction` the median of what others took of the CPUs, or of the GPU.
 
     Example:
         >>> from feedrate.analysis import load_run, ranking
@@ -195,6 +197,8 @@ def _pooled(records: list[Mapping[Any, Any]], comparison: Comparison) -> dict[st
         "tree_pss_bytes": max(_known(used, "tree_pss_bytes"), default=None),
         "gpu_headroom_fraction": min(headroom, default=math.nan),
         "settled": all(_known(used, "settled")) if _known(used, "settled") else None,
+        "change_fraction": statistics.median(_known(used, "change_fraction") or [math.nan]),
+        "load_fraction": statistics.median(map(load_fraction, used)),
     }
 
 

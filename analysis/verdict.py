@@ -1,14 +1,16 @@
 """`Verdict`: where the time of a training goes with one setting, and the numbers that say so.
 
-Three rates are compared (MEASURING.md 2.6): the step alone G on a batch that is on the device already, the copy to the
-device alone C, and both with loading O. Of each second the step takes O/G, the copy O/C, and a share is waited for data.
+Three rates are compared: the step alone G on a batch that is on the device already, the copy to the device alone C, and
+both with loading O. Of each second the step takes O/G, the copy O/C, and a share is waited for data. G counts only where it
+is known (ceilings.py), and nothing is concluded from a rate that was still changing.
   compute-bound           O is at G, or near it with a step that is not kept waiting: on a CPU the workers slow the step
-                          itself down, so that its ceiling cannot be reached
+                          itself down, so that its ceiling cannot be reached. Where G is not known: a trainer without workers,
+                          which waits for itself alone, is not kept waiting
   transfer-bound          step and copy in turn explain O (O is near 1/(1/G + 1/C), which lies below C), the copy takes a
                           part worth having, and more than waiting does
   loader-bound (CPU)      neither, and the processes that load use most of the CPU time they could have
   loader-bound (waiting)  neither, and they do not: they wait for storage or a network
-  too noisy to say        the rates contradict each other, or the CPU time is not known
+  too noisy to say        the rate was still changing; or the step does not wait, and G is not known; or the CPU time is not known
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from feedrate.analysis.estimate import copy_only_sps, record_steady, step_only_sps, wait_fraction
+from feedrate.analysis.estimate import copy_only_sps, record_change, record_steady, wait_fraction
 
 COMPUTE_BOUND_FRACTION = 0.95
 """Of the step alone: this close to it, the run-to-run spread hides the rest."""
@@ -26,8 +28,6 @@ NEAR_FRACTION = 0.8
 WAIT_FRACTION = 0.03
 """A step that waits less than this is not kept waiting."""
 BUSY_FRACTION = 0.85
-IMPOSSIBLE_FRACTION = 1.1
-"""A rate this far above the training step alone: one of the two was disturbed."""
 COPY_FRACTION = 0.1
 """A copy that takes less of the time than this is not worth naming."""
 EXPLAINED_FRACTION = 0.9
@@ -52,31 +52,33 @@ class Verdict:
         return f"{self.name}: {'; '.join(self.evidence)}" if self.evidence else self.name
 
 
-def judge(facts: Mapping[str, Any], ceiling_sps: float | None = None) -> Verdict:
+def judge(facts: Mapping[str, Any], ceiling_sps: float | None, why_not: str | None = None) -> Verdict:
     """The verdict of one measured setting.
 
     Args:
         facts: names of `record_facts`, or of a row of `Run.trials`; those that are missing or None are not known.
-        ceiling_sps: items per second of the step alone at this batch size; None takes that of `facts`.
+        ceiling_sps: items per second of the step alone at this batch size, as `Ceilings.at` gives it; None where not known.
+        why_not: why it is not known (`Ceilings.why_not`).
     """
     sps, num_cpus = facts.get("steady_sps"), facts.get("num_cpus")
-    step_sps = ceiling_sps or facts.get("step_only_sps")
     waits, copy_sps = facts.get("wait_fraction"), facts.get("copy_only_sps")
-    busy = busy_fraction(facts.get("own_cpu_fraction"), num_cpus, int(facts.get("num_workers") or 0))
-    fraction = sps / step_sps if sps and step_sps else None
+    num_workers = int(facts.get("num_workers") or 0)
+    busy = busy_fraction(facts.get("own_cpu_fraction"), num_cpus, num_workers)
+    fraction = sps / ceiling_sps if sps and ceiling_sps else None
     copying = sps / copy_sps if sps and copy_sps else None
-    name = _name(fraction, waits, busy, copying)
-    evidence = []
-    if fraction is not None and fraction > IMPOSSIBLE_FRACTION:
-        evidence.append(f"the step alone read {step_sps:,.0f}/s, less than with loading: something else ran at that moment")
-    elif fraction is not None:
-        evidence.append(f"{fraction:.0%} of the ceiling ({step_sps:,.0f}/s without loading)")
+    is_changing = bool(facts.get("change_fraction"))
+    name = NOISY if is_changing else _name(fraction, waits, busy, copying, num_workers)
+    evidence = [f"the rate was {changing(facts['change_fraction'])}"] if is_changing else []
+    if fraction is not None and ceiling_sps is not None:
+        evidence.append(f"{fraction:.0%} of the ceiling ({ceiling_sps:,.0f}/s without loading)")
+    elif why_not is not None:
+        evidence.append(f"the ceiling is not known, as {why_not}")
     if waits is not None:
         evidence.append(f"the step waits {waits:.0%} of the time")
     if copying is not None and copying >= COPY_FRACTION:
         evidence.append(f"copying to the accelerator takes {copying:.0%} of the time ({copy_sps:,.0f}/s at most)")
     if busy is not None and num_cpus:
-        some = min(num_cpus, max(int(facts.get("num_workers") or 0), 1))
+        some = min(num_cpus, max(num_workers, 1))
         evidence.append(f"loading and training used {busy:.0%} of the time of {some:.0f} CPU{'s' * (some > 1)}")
     if facts.get("cache_state") in ("cold", "mixed"):
         evidence.append("samples came from storage")
@@ -96,9 +98,9 @@ def record_facts(record: dict[str, Any]) -> dict[str, Any]:
     steady = record_steady(record)
     return record | {
         "steady_sps": None if steady is None else steady.sps,
-        "step_only_sps": step_only_sps(record),
         "copy_only_sps": copy_only_sps(record),
         "wait_fraction": None if steady is None else wait_fraction(record),
+        "change_fraction": record_change(record, "steady"),
     }
 
 
@@ -109,27 +111,33 @@ def busy_fraction(own_cpu_fraction: float | None, num_cpus: float | None, num_wo
     return min(own_cpu_fraction * num_cpus / min(num_cpus, max(num_workers, 1)), 1.0)
 
 
+def changing(change_fraction: float) -> str:
+    """How a rate was still changing, for people."""
+    times = 1 + change_fraction
+    which = "rising" if change_fraction > 0 else "falling"
+    return f"still {which} ({f'{times:,.0f}' if times >= 10 else f'{times:.2g}'} times that of its first windows)"
+
+
 def alternating_sps(*rates_sps: float) -> float:
     """Items per second of things that take turns: 1/(1/a + 1/b)."""
     return 1 / sum(1 / rate for rate in rates_sps)
 
 
-def _name(fraction: float | None, waits: float | None, busy: float | None, copying: float | None) -> str:
+def _name(fraction: float | None, waits: float | None, busy: float | None, copying: float | None, num_workers: int) -> str:
     """The verdict's name from shares of the time: of the step, of waiting, of the CPUs that loading can use, of the copy."""
-    if fraction is not None and fraction > IMPOSSIBLE_FRACTION:
-        return NOISY
     kept_waiting = waits is None or waits >= WAIT_FRACTION
     if fraction is not None and fraction < COMPUTE_BOUND_FRACTION and copying is not None:
         # fraction + copying = O/G + O/C = O / (1/(1/G + 1/C)): what step and copy explain when they take turns
         explained = fraction + copying >= EXPLAINED_FRACTION
         if explained and copying >= max(COPY_FRACTION, waits or 0.0):
             return "transfer-bound"
-    if fraction is None:
-        at_ceiling = not kept_waiting
-    else:
+    if fraction is not None:
         at_ceiling = fraction >= (COMPUTE_BOUND_FRACTION if kept_waiting else NEAR_FRACTION)
+    else:
+        at_ceiling = not kept_waiting and num_workers == 0 and waits is not None
     if at_ceiling:
         return "compute-bound"
-    if busy is None:
+    # workers that take the trainer's CPUs slow a step down that then never waits: only a ceiling can tell
+    if busy is None or (fraction is None and not kept_waiting):
         return NOISY
     return "loader-bound (CPU)" if busy >= BUSY_FRACTION else "loader-bound (waiting)"

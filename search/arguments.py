@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from feedrate.analysis import command_line
 from feedrate.search.machine_output import FLAG
 from feedrate.search.options import PRECISIONS, UsageError, parse_config, parse_duration_s, without_password
 
@@ -78,10 +79,8 @@ setting = checked(parse_config)
 
 def without(argv: Sequence[str], *flags: str) -> list[str]:
     """A command line without these flags and their values."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in flags:
-        parser.add_argument(flag, action="store_true" if flag in SWITCHES else "store")
-    return parser.parse_known_args(list(argv))[1]
+    switches = [flag for flag in flags if flag in SWITCHES]
+    return command_line.without(argv, [flag for flag in flags if flag not in switches], switches)
 
 
 def refuse_password(storage: str | None, shown: str, there: str) -> None:
@@ -185,9 +184,8 @@ def add_trial(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> float:
-    value = parse_duration_s(text)
-    if value <= 0:
-        raise ValueError("must be more than 0")
+    if text.strip().startswith("-") or not (value := parse_duration_s(text)) > 0:
+        raise ValueError(f"must be positive, not {text.strip()}")
     return value
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import signal
 import sys
 import traceback
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str]) -> int:
     """Run the command, print what went wrong, and return the exit code."""
     try:
-        args, unknown = _parser().parse_known_args(argv)
+        args, unknown = _parser().parse_known_args(_joined(argv))
         if unknown:
             name = type(args.command).__name__.lower()
             raise UsageError(f"unknown argument {unknown[0]} (see feedrate {name} --help)")
@@ -99,6 +100,17 @@ def _run(argv: Sequence[str]) -> int:
 
 def _interrupted() -> int:
     return 128 + (asked() or signal.SIGINT)
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """A command line with negative values joined to their flags (--time-budget=-5s), as argparse takes such a word for a flag of its own."""
+    joined: list[str] = []
+    for word in argv:
+        if re.match(r"-\.?\d", word) and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _verdict(error: Exception) -> tuple[str, str, int]:

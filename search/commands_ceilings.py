@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from feedrate.search import commands_trial
@@ -20,7 +20,8 @@ class Ceilings:
     feedrate ceilings train.py:workload
 
     The loader is timed with what it reads in the page cache, and where that can be done without it, once more with
-    every file dropped from the cache before it is read. Each line is printed as soon as it is known.
+    every file dropped from the cache before it is read. Each line is printed as soon as it is known; the step alone counts only
+    beside the rate of training, which it must not be below.
     """
 
     def prepare(self, parser: argparse.ArgumentParser) -> None:
@@ -34,18 +35,17 @@ class Ceilings:
         template = Template(commands_trial._ref(args), threads=args.threads, show_output=True)
         with contextlib.closing(template):
 
-            def trial(on_columns: Callable[[Columns], None], **more: Any) -> tuple[Columns, Columns | None]:
-                return commands_trial._trial(args, config, {"objective": "steady", **more}, on_columns, template)
+            def trial(**more: Any) -> tuple[Columns, Columns | None]:
+                return commands_trial._trial(args, config, {"objective": "steady", **more}, template)
 
-            together, failure = trial(lines.step)
+            together, failure = trial()
             if failure is None:
-                lines.step(together)
                 lines.together(together)
-                warm, failure = trial(lambda columns: None, loader_only=True)
+                warm, failure = trial(loader_only=True)
             if failure is not None:
                 return commands_trial._print_failure(args.json, config, failure)
             lines.warm(warm)
-            cold, failure = trial(lambda columns: None, loader_only=True, cold=True)
+            cold, failure = trial(loader_only=True, cold=True)
             lines.cold(cold, failure)
         facts = lines.facts | {"dataloader": config.to_kwargs(), "process": config.to_process(args.threads)}
         if args.json:
@@ -60,58 +60,64 @@ class _Lines:
     def __init__(self, *, quiet: bool, setting: str, num_workers: int) -> None:
         self.quiet, self.setting, self.num_workers = quiet, setting, num_workers
         self.facts: dict[str, Any] = {}
-
-    def step(self, columns: Columns) -> None:
-        """The step alone: the first thing that is known, long before the whole trial is over."""
-        from feedrate.analysis.estimate import copy_only_sps, step_only_sps
-
-        if "step_only_sps" in self.facts:
-            return
-        step, copy = step_only_sps(columns), copy_only_sps(columns)
-        self.facts |= {"unit": columns["unit"], "step_only_sps": step, "copy_only_sps": copy}
-        self._rate("step alone", step, "on a batch that is on the device already")
-        if step is None:
-            self._say("step alone: not known, as it trained no item of the batch that was read for it")
-        if columns.get("step_returned") is not None:
-            self._say(f"note: {counted_anyway(columns['step_returned'])}")
-        if copy is not None:
-            self._rate("copy alone", copy, f"of a batch to {columns['device']}")
+        self.advice = ""
+        """What would tell more; empty where enough is known."""
 
     def together(self, columns: Columns) -> None:
-        """Training as it is, and what that says."""
-        from feedrate.analysis.verdict import judge, record_facts
+        """The step alone and training as it is, and what that says: a ceiling counts only where training does not exceed it."""
+        from feedrate.analysis.ceilings import NOT_TIMED, UNREAD
+        from feedrate.analysis.ceilings import Ceilings as Known
+        from feedrate.analysis.estimate import copy_only_sps
+        from feedrate.analysis.verdict import changing, judge, record_facts
 
-        found = record_facts(columns)
-        sps, step = found["steady_sps"], self.facts["step_only_sps"]
-        verdict = judge(found | {"num_workers": self.num_workers})  # a trial's columns do not hold its setting
+        found, known = record_facts(columns), Known()
+        known.learn_record(columns)
+        size, sps = columns.get("batch_size"), found["steady_sps"]
+        step = known.at(size)
+        verdict = judge(found | {"num_workers": self.num_workers}, step, known.why_not(size))  # columns do not hold the setting
+        is_changing = bool(found["change_fraction"])
+        gain = None if step is None or is_changing else max(step / sps, 1.0)
+        if is_changing:
+            self.advice = "measure longer: raise --max-trial-s"
+        elif step is None and known.why_not(size) not in (NOT_TIMED, UNREAD):
+            self.advice = "measure again on a quiet machine"
         self.facts |= {
+            "unit": columns["unit"],
+            "step_only_sps": step,
+            "copy_only_sps": copy_only_sps(columns),
             "together_sps": sps,
-            "data_stall_fraction": None if step is None else max(1 - sps / step, 0.0),
-            "max_gain": None if step is None else max(step / sps, 1.0),
+            "still_changing": is_changing,
+            "data_stall_fraction": None if gain is None else 1 - 1 / gain,
+            "max_gain": gain,
             "verdict": verdict.name,
             "verdict_evidence": list(verdict.evidence),
         }
-        self._rate("both together", sps, f"with {self.setting}")
+        if step is None:
+            self._say(f"step alone    not known, as {known.why_not(size)}")
+        self._rate("step alone", step, "on a batch that is on the device already")
+        self._rate("copy alone", self.facts["copy_only_sps"], f"of a batch to {columns['device']}")
+        if columns.get("step_returned") is not None:
+            self._say(f"note: {counted_anyway(columns['step_returned'])}")
+        note = f", {changing(found['change_fraction'])}" if is_changing else ""
+        self._rate("both together", sps, f"with {self.setting}{note}")
 
     def warm(self, columns: Columns) -> None:
         """The loader alone, and how much it and the step get into each other's way."""
-        from feedrate.analysis.estimate import record_steady
-        from feedrate.analysis.verdict import alternating_sps
+        from feedrate.analysis.estimate import record_change, record_steady
+        from feedrate.analysis.verdict import alternating_sps, changing
 
-        rate = record_steady(columns)
+        rate, change = record_steady(columns), record_change(columns, "steady")
         assert rate is not None
         state, step = columns["cache_state"], self.facts["step_only_sps"]
-        # without workers they take turns; with workers the slower one sets the pace
-        expected = None
-        if step is not None:
+        interference = None
+        if step is not None and not change and not self.facts["still_changing"]:
+            # without workers they take turns; with workers the slower one sets the pace
             expected = min(step, rate.sps) if self.num_workers else alternating_sps(step, rate.sps)
-        self.facts |= {
-            "loader_only_sps": rate.sps,
-            "cache_state": state,
-            "interference_fraction": None if expected is None else max(1 - self.facts["together_sps"] / expected, 0.0),
-        }
+            interference = max(1 - self.facts["together_sps"] / expected, 0.0)
+        self.facts |= {"loader_only_sps": rate.sps, "cache_state": state, "interference_fraction": interference}
         told = {"warm": "page cache warm", "mixed": "page cache mixed: a part came from storage"}
-        self._rate("loader alone", rate.sps, told.get(state, "page cache not known"))
+        note = f", {changing(change)}" if change else ""
+        self._rate("loader alone", rate.sps, told.get(state, "page cache not known") + note)
 
     def cold(self, columns: Columns, failure: Columns | None) -> None:
         """The loader alone from storage, or why that is not known."""
@@ -137,22 +143,16 @@ class _Lines:
 
     def last(self) -> None:
         """What it comes to."""
-        from feedrate.analysis.verdict import NOISY
-
         facts = self.facts
-        if facts["verdict"] == NOISY:
-            self._say(f"{facts['verdict']}: {'; '.join(facts['verdict_evidence'])}; measure again on a quiet machine")
-            return
-        if facts["data_stall_fraction"] is None:
-            self._say(f"{facts['verdict']}: {'; '.join(facts['verdict_evidence'])}")
-            return
-        how = "the slower of step and loader" if self.num_workers else "step and loader taking turns"
-        self._say(
-            f"data stall {facts['data_stall_fraction']:.0%} (1 - both together / step alone), interference "
-            f"{facts['interference_fraction']:.0%} (below {how})"
-        )
-        self._say(f"{facts['verdict']}: {'; '.join(facts['verdict_evidence'])}")
-        self._say(f"at most {facts['max_gain']:.2f}x to gain")
+        if facts["interference_fraction"] is not None:
+            how = "the slower of step and loader" if self.num_workers else "step and loader taking turns"
+            self._say(
+                f"data stall {facts['data_stall_fraction']:.0%} (1 - both together / step alone), interference "
+                f"{facts['interference_fraction']:.0%} (below {how})"
+            )
+        self._say(f"{facts['verdict']}: {'; '.join(facts['verdict_evidence'])}" + (f"; {self.advice}" if self.advice else ""))
+        if facts["max_gain"] is not None:
+            self._say(f"at most {facts['max_gain']:.2f}x to gain")
 
     def _rate(self, name: str, sps: float | None, note: str) -> None:
         if sps is not None:

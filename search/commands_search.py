@@ -219,6 +219,7 @@ class Resume:
             metavar="N",
             help="settings in total, those of before included, also where nothing more is expected to be gained",
         )
+        parser.add_argument("--confirm", action="store_true", help="measure the best settings again in rounds, also in a run that was begun with --no-confirm")
         parser.add_argument("--storage", metavar="URL", help="the run's database again, where its URL holds a password")
         parser.add_argument("--address", metavar="URL", help="of the cluster that the search was submitted to: http://localhost:8265")
         arguments.add_require_token(parser)
@@ -245,6 +246,7 @@ class Resume:
                 time_budget_s=args.time_budget_s,
                 max_trials=args.max_trials,
                 storage=args.storage,
+                confirm=args.confirm,
                 quiet=args.quiet,
             ),
             "resume",

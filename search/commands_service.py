@@ -79,6 +79,8 @@ class Submit(Search):
             list_contents(folder, args.json)
             return None
         jobs = connect(args)
+        if args.hardware is not None:
+            _check_hardware(jobs, args.hardware)
         command = shlex.join(["feedrate", "search", *words])
         metadata = {"feedrate": version("feedrate"), "kind": "search", "run": submission_id, "workload": target, "command": command}
         return send(args, jobs, ["search", submission_id, *words], submission_id, folder, metadata)
@@ -292,6 +294,23 @@ def print_searches(args: argparse.Namespace) -> None:
     for facts in found:
         since = time.strftime("%Y-%m-%d %H:%M", time.localtime(facts["started_unix_s"])) if facts["started_unix_s"] else "not started"
         print(f"{facts['id']}  {facts['status']}  {since}  {facts['took_s'] or 0:.0f} s  {facts['command']}")
+
+
+def _check_hardware(jobs: Jobs, name: str) -> None:
+    """Refuse a hardware class that the cluster does not have, where the cluster can be asked.
+
+    Raises:
+        UsageError: none of its classes is meant, or several are; the message lists them.
+    """
+    from feedrate.search.placing import class_named
+
+    print("asking the cluster what hardware it has", file=sys.stderr, flush=True)
+    try:
+        kinds = jobs.hardware()
+    except UsageError as error:
+        print(f"note: {error}; the search itself will refuse an unknown --hardware, in its log", file=sys.stderr)
+        return
+    class_named(name, kinds)
 
 
 def _check_storage(storage: str | None) -> None:

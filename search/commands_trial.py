@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from feedrate.search import arguments
 from feedrate.search.machine_output import answer
 from feedrate.search.options import ANY_ORDER, OWN_BATCHES, OWN_STEP, UsageError, counted_anyway, refusal
 from feedrate.trainables.config import SHARING_STRATEGIES, START_METHODS, LoaderConfig
+
+if TYPE_CHECKING:
+    from feedrate.analysis.ceilings import Ceilings
 
 FAILED = 1
 
@@ -29,10 +32,14 @@ class Measure:
         columns, failure = _trial(args, config, {})
         if failure is not None:
             return _print_failure(args.json, config, failure)
-        from feedrate.analysis.estimate import naive_sps, record_rate, record_steady, step_only_sps, wait_fraction
+        from feedrate.analysis.ceilings import Ceilings
+        from feedrate.analysis.estimate import naive_sps, record_change, record_rate, record_steady, wait_fraction
 
         rate, steady = record_rate(columns, args.objective), record_steady(columns)
         assert rate is not None and steady is not None
+        ceilings, size = Ceilings(), columns.get("batch_size")
+        ceilings.learn_record(columns)
+        change = record_change(columns, args.objective)
         wait = wait_fraction(columns)
         facts = {
             "throughput": rate.sps,
@@ -41,7 +48,8 @@ class Measure:
             "objective": args.objective,
             "steady_sps": steady.sps,
             "naive_sps": naive_sps(columns["window_duration_s"], columns["window_num_items"]),
-            "step_only_sps": step_only_sps(columns),
+            "step_only_sps": ceilings.at(size),
+            "change_fraction": change,
             "wait_fraction": wait,
             "dataloader": config.to_kwargs(),
             "process": config.to_process(args.threads),
@@ -50,16 +58,15 @@ class Measure:
         if args.json:
             answer("measure", facts)
             return None
-        unit, step_sps = columns["unit"], facts["step_only_sps"]
-        step_alone = "step alone not known" if step_sps is None else f"step alone {step_sps:,.1f} {unit}/s"
+        unit = columns["unit"]
         print(
             f"{config.short()}  {rate.sps:,.1f} {unit}/s  [{rate.low_sps:,.1f}-{rate.high_sps:,.1f}]"
-            + ("" if columns["settled"] else "  (not settled: raise --max-trial-s)")
+            + _settled(columns["settled"], change)
         )
         print(
-            f"  {step_alone} · waits for data {wait:.0%} · start-up {columns['iter_s'] + columns['first_batch_s']:.2f} s · set-up {columns['setup_s']:.1f} s"
+            f"  step alone {_ceiling(ceilings, size, unit)} · waits for data {wait:.0%} · start-up {columns['iter_s'] + columns['first_batch_s']:.2f} s · set-up {columns['setup_s']:.1f} s"
         )
-        for note in _remarks(columns, steady.sps, facts["step_only_sps"]):
+        for note in _remarks(columns, steady.sps):
             print(f"  {note}")
         print(
             f"  memory {(columns['tree_pss_bytes'] or 0) / 1e9:.2f} GB · {columns['device']} ({columns['device_name']}), {columns['num_cpus']} CPUs ({columns['num_cpus_source']})"
@@ -67,9 +74,24 @@ class Measure:
         return None
 
 
-def _remarks(columns: dict[str, Any], steady_sps: float, step_sps: float | None) -> list[str]:
+def _settled(settled: bool, change_fraction: float | None) -> str:
+    """What to add to a rate that was still moving when the time was over."""
+    from feedrate.analysis.verdict import changing
+
+    if change_fraction:
+        return f"  ({changing(change_fraction)}: raise --max-trial-s)"
+    return "" if settled else "  (not settled: raise --max-trial-s)"
+
+
+def _ceiling(ceilings: Ceilings, batch_size: int | None, unit: str) -> str:
+    """The rate of the step alone, or why it is not known."""
+    sps = ceilings.at(batch_size)
+    return f"not known, as {ceilings.why_not(batch_size)}" if sps is None else f"{sps:,.1f} {unit}/s"
+
+
+def _remarks(columns: dict[str, Any], steady_sps: float) -> list[str]:
     """What a reader of the rates should know."""
-    from feedrate.analysis.verdict import IMPOSSIBLE_FRACTION, SHARED_FRACTION
+    from feedrate.analysis.verdict import SHARED_FRACTION
 
     said = []
     foreign = columns["foreign_cpu_fraction"]
@@ -77,8 +99,6 @@ def _remarks(columns: dict[str, Any], steady_sps: float, step_sps: float | None)
         said.append(f"note: other processes took {foreign:.0%} of the CPUs meanwhile; on a quiet machine the rates differ")
     if (columns["foreign_gpu_fraction"] or 0.0) >= SHARED_FRACTION:
         said.append(f"note: others used {columns['foreign_gpu_fraction']:.0%} of the GPU's time just before; on a free one the rates differ")
-    if step_sps is not None and steady_sps > IMPOSSIBLE_FRACTION * step_sps:
-        said.append("note: faster than the step alone, which cannot be: something disturbed one of the two; measure again")
     if columns.get("step_returned") is not None:
         said.append(f"note: {counted_anyway(columns['step_returned'])}")
     if columns["loss_is_finite"] is False:
@@ -172,16 +192,14 @@ def _trial(
     args: argparse.Namespace,
     config: LoaderConfig,
     more: dict[str, Any],
-    on_columns: Callable[[dict[str, Any]], None] = lambda columns: None,
     template: Any = None,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Columns of one measurement, or of its failure; `on_columns` is shown what is known meanwhile.
+    """Columns of one measurement, or of its failure.
 
     Args:
         args: what was asked for.
         config: the setting.
         more: options of the measurement that no argument sets.
-        on_columns: called with the columns so far.
         template: to measure in, left open; None makes one and closes it.
     """
     from feedrate.trainables.supervise import Template
@@ -190,14 +208,14 @@ def _trial(
     names = ("max_trial_s", "seed", "objective", "epoch_samples", "amp", "compile")
     options = {**{name: getattr(args, name) for name in names}, **more}
     request = {"op": "measure", "config": config.to_dict(), "options": options}
+    why = ""
     try:
         for event in (own or template).run(request, max_s=args.max_trial_s):
             if event["event"] == "waiting":
-                print("waiting: another feedrate trial is measuring on this host", file=sys.stderr)
+                why = event["why"]
+                print(f"waiting: {why}", file=sys.stderr, flush=True)
             elif event["event"] == "silent":
-                print(f"still in phase {event['phase']}, for {event['silent_s']:.0f} s", file=sys.stderr, flush=True)
-            elif event["event"] == "progress":
-                on_columns(event["columns"])
+                print(_still(event, why), file=sys.stderr, flush=True)
             elif event["event"] == "result":
                 return event["columns"], None
             elif event["event"] == "failure":
@@ -208,6 +226,13 @@ def _trial(
         if own is not None:
             own.close()
     raise AssertionError("a trial's last event is its end")
+
+
+def _still(event: Mapping[str, Any], why: str) -> str:
+    """What a child is doing that has said nothing for long (watched.py: the event "silent"), and for how long; `why` it waits."""
+    if event["waits"]:
+        return f"still waiting, for {event['silent_s']:.0f} s: {why}"
+    return f"still in phase {event['phase']}, for {event['silent_s']:.0f} s"
 
 
 def _print_failure(as_json: bool, config: LoaderConfig, failure: dict[str, Any]) -> int:

@@ -114,12 +114,14 @@ def _rounds(args: argparse.Namespace, best: Any) -> tuple[list[Round], float, di
 
 
 def _measured(args: argparse.Namespace, config: LoaderConfig, columns: dict[str, Any], number: int) -> tuple[str, float, dict[str, Any]]:
-    from feedrate.analysis.estimate import record_rate
+    from feedrate.analysis.estimate import record_change, record_rate
+    from feedrate.analysis.verdict import changing
 
-    rate = record_rate(columns, args.objective)
+    rate, change = record_rate(columns, args.objective), record_change(columns, args.objective)
     assert rate is not None
     if not args.json:
-        print(f"round {number}: {config.short()}  {rate.sps:,.0f} {columns['unit']}/s", flush=True)
+        note = f"  {changing(change)}: raise --max-trial-s" if change else ""
+        print(f"round {number}: {config.short()}  {rate.sps:,.0f} {columns['unit']}/s{note}", flush=True)
     return config.short(), rate.sps, columns | {"kind": "confirm", "round": number}
 
 

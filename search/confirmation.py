@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from feedrate.analysis.estimate import record_rate
+from feedrate.analysis.estimate import record_change, record_rate
 from feedrate.analysis.rounds import MIN_ROUNDS, Comparison, rounds_of
 from feedrate.search.finalists import Candidate, next_round
 from feedrate.search.host_health import LOST
@@ -120,7 +120,8 @@ class Confirmation:
         self._since_unix_s[number] = record["finished_unix_s"]
         if failure is not None and not elsewhere:
             self.finalists = [each for each in self.finalists if each.config != config]
-        session.display.in_round(record, record_rate(record, session.options.objective))
+        objective = session.options.objective
+        session.display.in_round(record, record_rate(record, objective), record_change(record, objective))
         return not elsewhere
 
     def over(self, number: int, *, lost: bool = False, place: dict[str, Any] | None = None) -> None:

@@ -87,7 +87,7 @@ def _model(seen: Sequence[Seen], settings: Settings, observed: Observed) -> Rate
         settings.num_workers.astype(int).tolist(),
         settings.batch_size.astype(int).tolist(),
         [each.log_sps for each in seen],
-        observed.ceilings(seen),
+        observed.ceilings(),
         observed.cpu_item_s(),
         observed.num_cpus,
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from feedrate.analysis.disqualified import NOTHING, Disqualified
-from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION, Rate, gpu_headroom_fraction, record_rate
+from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION, Rate, gpu_headroom_fraction, record_change, record_rate
 from feedrate.analysis.rounds import MIN_ROUNDS, TIED_FRACTION, Comparison, Finalist, out_soon, standing
 from feedrate.analysis.schema import status
 from feedrate.search.surrogate import improvement
@@ -49,6 +49,8 @@ class Candidate:
     is_baseline: bool = False
     headroom_fraction: float | None = None
     """Of the accelerator's memory; None on a CPU."""
+    is_changing: bool = False
+    """Its rate was still rising or falling when the trial ended: nothing is concluded from it."""
 
     @property
     def name(self) -> str:
@@ -78,6 +80,7 @@ def candidate_of(record: dict[str, Any], objective: str) -> Candidate | None:
         memory_bytes=float(record.get("tree_pss_bytes") or 0),
         is_baseline=record["origin"] == "baseline",
         headroom_fraction=gpu_headroom_fraction(record),
+        is_changing=bool(record_change(record, objective)),
     )
 
 

@@ -1,4 +1,4 @@
-"""What runs on a cluster's head for `feedrate submit` and `feedrate fetch`: python -m feedrate.search.job search|resume|pack ID ...
+"""What runs on a cluster's head for the cluster commands: python -m feedrate.search.job search|resume|pack|hardware ID ...
 
 A search whose run folder is there already, by the same command, is carried on.
 
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from feedrate.search.job_display import VARIABLE
-from feedrate.search.jobs import packed
+from feedrate.search.jobs import CLASSES, packed
 
 PARTS = ("search.json", "trials.jsonl", "best.json", "report.html", "study.journal")
 """Of a run folder; Tune's own state stays."""
@@ -49,11 +49,25 @@ def pack(folder: Path) -> str:
     return packed(stream.getvalue())
 
 
+def hardware_classes() -> list[str]:
+    """The hardware classes of the cluster that this job runs on, those of nodes that it starts on demand too."""
+    from feedrate.search.engine import cluster
+    from feedrate.search.nodes import look, promised
+    from feedrate.search.options import SearchOptions
+    from feedrate.search.placing import with_slots
+
+    with cluster(SearchOptions(address="auto", allow_unauthenticated=True), 0):
+        return sorted({host.hardware for host in with_slots(look()[0] + promised())})
+
+
 def main(argv: Sequence[str]) -> int:
     """Do what the words ask for; gives the exit code."""
     what, submission_id, *words = argv
     if what == "pack":
         print(pack(folder_of(submission_id)), flush=True)
+        return 0
+    if what == "hardware":
+        print(CLASSES + json.dumps(hardware_classes()), flush=True)
         return 0
     from feedrate.search.cli import main as command
 

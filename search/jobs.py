@@ -11,6 +11,7 @@ import base64
 import binascii
 import hashlib
 import io
+import json
 import logging
 import os
 import shlex
@@ -36,6 +37,10 @@ STOP_WAIT_S = 60
 BEGIN, END = "feedrate-pack-begin", "feedrate-pack-end"
 """Around a packed run folder in a job's log."""
 PACK_S = 300.0
+HARDWARE_S = 150.0
+"""Time for the cluster to say what hardware it has: a job's start, and 90 s for nodes that do not answer (nodes.py)."""
+CLASSES = "feedrate-hardware-classes "
+"""Before the names of the hardware classes in a job's log."""
 
 
 class Jobs:
@@ -176,6 +181,38 @@ class Jobs:
             return False
         return bool(self._call(self.client.stop_job, submission_id))
 
+    def hardware(self) -> list[str]:
+        """The hardware classes of the cluster, as a job on its head sees them (placing.py).
+
+        Raises:
+            UsageError: the cluster did not say; the search itself will look.
+        """
+        asking = f"hardware-{os.urandom(3).hex()}"
+        self.submit(["hardware", asking], submission_id=asking, folder=None, metadata={OURS: "", "kind": "hardware"})
+        try:
+            self._wait_for(asking, HARDWARE_S, "did not say what hardware it has")
+            log = self.raw_log(asking)
+        finally:
+            self._call(self.client.stop_job, asking)
+        lines = [line for line in log.splitlines() if line.strip()]
+        if not lines or not lines[-1].startswith(CLASSES):
+            raise UsageError(f"the cluster could not say what hardware it has: {lines[-1] if lines else 'it said nothing'}")
+        names: list[str] = json.loads(lines[-1].removeprefix(CLASSES))
+        self._call(self.client.delete_job, asking)
+        return names
+
+    def _wait_for(self, submission_id: str, seconds: float, otherwise: str) -> None:
+        """Wait for the end of a short job.
+
+        Raises:
+            UsageError: it did not end in that time; the message says that the cluster did `otherwise`.
+        """
+        deadline = time.monotonic() + seconds
+        while not self._call(self.client.get_job_status, submission_id).is_terminal():
+            if time.monotonic() > deadline:
+                raise UsageError(f"the cluster {otherwise} within {seconds:.0f} s: is its head busy? Try again")
+            time.sleep(0.5)
+
     def fetch(self, submission_id: str, to: Path, *, force: bool = False) -> None:
         """Bring a search's run folder here, as it is now; `to` appears whole or not at all.
 
@@ -196,11 +233,7 @@ class Jobs:
             raise UsageError(f"{to} is no run folder, and is not replaced: name another one with --out")
         packing = f"{submission_id}-pack-{os.urandom(3).hex()}"
         self.submit(["pack", run], submission_id=packing, folder=None, metadata={OURS: "", "kind": "pack"})
-        deadline = time.monotonic() + PACK_S
-        while not self._call(self.client.get_job_status, packing).is_terminal():
-            if time.monotonic() > deadline:
-                raise UsageError(f"the cluster did not pack the run folder within {PACK_S:.0f} s: is its head busy? Try again")
-            time.sleep(0.5)
+        self._wait_for(packing, PACK_S, "did not pack the run folder")
         files = unpacked(self.raw_log(packing), submission_id)
         self._call(self.client.delete_job, packing)
         to.parent.mkdir(parents=True, exist_ok=True)

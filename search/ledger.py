@@ -7,6 +7,7 @@ would make the thousandth trial dearer than the first. Nothing here is written a
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 
 from feedrate.search.past import Counts, Past
@@ -14,9 +15,14 @@ from feedrate.trainables.config import LoaderConfig
 
 
 class Ledger:
-    """Trials in the order of their numbers. Change a trial's state with `move` alone."""
+    """Trials in the order of their numbers. Change a trial's state with `move` alone.
 
-    def __init__(self) -> None:
+    Args:
+        fold: the setting of the search space that means the same as one (`SearchSpace.fold`): it counts as tried too.
+    """
+
+    def __init__(self, fold: Callable[[LoaderConfig], LoaderConfig] = lambda config: config) -> None:
+        self._fold = fold
         self._trials: list[Past] = []
         self._states: Counter[str] = Counter()
         self._waiting: dict[int, Past] = {}
@@ -67,8 +73,9 @@ class Ledger:
         if past.config is None or past.state == "lost":
             return
         # a setting is tried by one trial, or by two that failed through no fault of its own
-        self._uses[past.config] += sign * (1 if past.is_blameless else 2)
-        if self._uses[past.config] >= 2:
-            self._tried.add(past.config)
-        else:
-            self._tried.discard(past.config)
+        for config in {past.config, self._fold(past.config)}:
+            self._uses[config] += sign * (1 if past.is_blameless else 2)
+            if self._uses[config] >= 2:
+                self._tried.add(config)
+            else:
+                self._tried.discard(config)

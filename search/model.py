@@ -46,8 +46,12 @@ class RateModel:
         return np.asarray(_log_rate(*parameters, self.ceiling(batch_size), num_workers)[0])
 
     def ceiling(self, batch_size: Array) -> Array:
-        """Items per second of the training step alone; that of the nearest batch size where it was not measured."""
+        """Items per second of the training step alone; that of the nearest batch size where it is not known."""
         return _ceiling(self.ceilings, batch_size)
+
+    def known_ceiling(self, batch_size: Array) -> Array:
+        """The same, and infinite where it is not known."""
+        return np.array([self.ceilings.get(int(size), np.inf) for size in batch_size])
 
 
 def fit_model(

@@ -12,15 +12,18 @@ from typing import Any
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
-from feedrate.analysis.estimate import RUN_SD_FRACTION
+from feedrate.analysis.ceilings import Ceilings
+from feedrate.analysis.estimate import RUN_SD_FRACTION, Rate
 from feedrate.search.compat import constraints
 from feedrate.search.pruner import HALF_WIDTH, LOW
 from feedrate.trainables.config import LoaderConfig
 
 STEP_ONLY = "step_only_sps"
-"""User attribute: items per second of the training step alone at this batch size."""
+"""User attribute: items per second of the training step alone at this batch size, where nothing disturbed it."""
 CPU_ITEM = "cpu_item_s"
 """User attribute: CPU seconds of trainer and workers for an item."""
+CHANGING = "still_changing"
+"""User attribute: the rate had not stopped changing when the trial ended, so that it is known badly."""
 NUM_CPUS = "num_cpus"
 """User attribute: CPUs the trial could use."""
 UNSURE_SD = 0.05
@@ -47,7 +50,7 @@ class Observed:
         self._num_known = 0
         self._open: list[int] = []
         self._seen: list[Seen] = []
-        self._step_only: dict[int, float] = {}
+        self._ceilings = Ceilings()
         self._cpu_item_s: list[float] = []
         self.num_cpus: int | None = None
         """CPUs of a trial; None where no trial says."""
@@ -84,20 +87,12 @@ class Observed:
         """Median CPU seconds for an item; None where no trial says."""
         return float(np.median(self._cpu_item_s)) if self._cpu_item_s else None
 
-    def ceilings(self, seen: Sequence[Seen]) -> dict[int, float]:
-        """Batch size (0 for none) -> items per second of the training step alone; infinite where one of `seen` trained faster."""
-        ceilings = dict(self._step_only)
-        for each in seen:
-            size = each.config.batch_size or 0
-            if each.log_sps - 2 * each.sd > math.log(ceilings.get(size, math.inf)):
-                ceilings[size] = math.inf  # it was measured wrong
-        return ceilings
+    def ceilings(self) -> dict[int, float]:
+        """Batch size (0 for none) -> items per second of the training step alone; infinite where something trained faster."""
+        return {size or 0: self._ceilings.at(size) or math.inf for size in self._ceilings.timed}
 
     def _take(self, number: int, trial: FrozenTrial) -> None:
         attrs = trial.user_attrs
-        if attrs.get(STEP_ONLY):  # load from elsewhere lowers it, nothing raises it
-            size = int(attrs["config"]["batch_size"] or 0)
-            self._step_only[size] = max(attrs[STEP_ONLY], self._step_only.get(size, 0.0))
         if attrs.get(CPU_ITEM):
             self._cpu_item_s.append(attrs[CPU_ITEM])
         if attrs.get(NUM_CPUS):
@@ -107,9 +102,13 @@ class Observed:
         config = LoaderConfig.from_dict(attrs["config"])
         if any(violation > 0 for violation in constraints(trial).values()):
             self.too_large.append(config)
-        if (rate := _rate(trial, attrs)) is not None:
+        rate = _rate(trial, attrs)
+        known = None if rate is None else Rate(sps=rate[0], low_sps=rate[0] * (1 - 1.96 * rate[1]), high_sps=rate[0] * (1 + 1.96 * rate[1]))
+        self._ceilings.learn(config.batch_size, attrs.get(STEP_ONLY), known, disturbed=False)
+        if rate is not None:
             sps, sd = rate
-            insort(self._seen, Seen(number, config, math.log(sps), min(max(sd, 0.005), MOST_SD)))
+            sd = MOST_SD if attrs.get(CHANGING) else min(max(sd, 0.005), MOST_SD)
+            insort(self._seen, Seen(number, config, math.log(sps), sd))
 
 
 def _rate(trial: FrozenTrial, attrs: Mapping[str, Any]) -> tuple[float, float] | None:

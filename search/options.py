@@ -119,7 +119,7 @@ class SearchOptions:
     def __post_init__(self) -> None:
         for name in ("time_budget_s", "max_trial_s"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"--{_flag(name)} must be more than 0")
+                raise ValueError(f"--{_flag(name)} must be positive, not {getattr(self, name):g}")
         for name, least in (
             ("max_trials", 1),
             ("epoch_samples", 1),
@@ -181,6 +181,8 @@ def parse_duration_s(text: str) -> float:
     Raises:
         ValueError: the text is no duration.
     """
+    if text.strip().startswith("-"):
+        raise ValueError(f"must be 0 or more, not {text.strip()}")
     match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|m|h|d)?", text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a duration: write 90s, 5m, 1h or 40ms")

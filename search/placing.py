@@ -102,14 +102,13 @@ def place(options: SearchOptions, hosts: Sequence[Host] | None = None) -> Placem
         UsageError: no node has what was asked for; the message says what there is.
         SeveralClasses: nodes of several hardware classes have it, and none was named.
     """
-    hosts = list(living() if hosts is None else hosts)
+    hosts = with_slots(living() if hosts is None else hosts)
     slots = any(host.has_slot for host in hosts)
-    hosts = [host for host in hosts if not slots or host.has_slot]
     if not hosts:
         raise UsageError("no node of the cluster has a CPU for a trial: add one, or search on this machine alone")
     kinds = sorted({host.hardware for host in hosts})
     if options.hardware is not None:
-        named = _named(options.hardware, kinds)
+        named = class_named(options.hardware, kinds)
         hosts = [host for host in hosts if host.hardware == named]
     most_gpus = max(host.num_gpus for host in hosts)
     gpus = options.gpus_per_trial if options.gpus_per_trial is not None else min(1, most_gpus)
@@ -178,8 +177,17 @@ def _shares(host: Host, cpus: int, gpus: int) -> int:
     return max(host.num_gpus // gpus, 1)
 
 
-def _named(text: str, kinds: Sequence[str]) -> str:
-    """The one class that is meant by its name, or a part of it."""
+def with_slots(hosts: Sequence[Host]) -> list[Host]:
+    """The nodes that may run trials: those that declare a trial_slot where any does, else all."""
+    return [host for host in hosts if host.has_slot] or list(hosts)
+
+
+def class_named(text: str, kinds: Sequence[str]) -> str:
+    """The one hardware class that is meant by its name, or a part of it.
+
+    Raises:
+        UsageError: none of `kinds` is meant, or several are; the message lists them.
+    """
     found = [kind for kind in kinds if kind == text] or [kind for kind in kinds if text.lower() in kind.lower()]
     if len(found) == 1:
         return found[0]

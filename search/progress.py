@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +15,7 @@ from rich.table import Table
 from feedrate.analysis.disqualified import NOTHING, Disqualified
 from feedrate.analysis.estimate import Rate, wait_fraction
 from feedrate.analysis.schema import status
+from feedrate.analysis.verdict import changing
 from feedrate.search.budget import Budget
 from feedrate.search.stopping import WORTH_FRACTION
 from feedrate.trainables.config import LoaderConfig
@@ -23,6 +24,15 @@ from feedrate.trainables.config import LoaderConfig
 def _spread(rate: Rate) -> str:
     half = rate.half_width_fraction
     return f"±{half:.0%}" if half < 1 else "±100 % or more"
+
+
+def _changing(record: Mapping[str, Any], change_fraction: float | None) -> str:
+    """How a rate had not stopped changing, and after how long; empty where it had, or too little was measured to say."""
+    if not change_fraction:
+        return ""
+    spent = [record.get(name) or 0.0 for name in ("iter_s", "first_batch_s", "settle_s")]
+    spent += [*(record.get("window_duration_s") or ()), *(record.get("epoch_duration_s") or ())]
+    return f"  {changing(change_fraction)} after {sum(spent):.0f} s"
 
 
 def _minutes(seconds: int) -> str:
@@ -117,13 +127,13 @@ class Display:
         self.now = f"confirming, round {number} ({num_settings} settings)"
         self.tick()
 
-    def in_round(self, record: dict[str, Any], rate: Rate | None) -> None:
-        """One setting of a round was measured and its record is on disk."""
+    def in_round(self, record: dict[str, Any], rate: Rate | None, change_fraction: float | None = None) -> None:
+        """One setting of a round was measured and its record is on disk; see `finished`."""
         config = LoaderConfig.from_dict(record).short()
         if rate is None:
             self.say(f"round {record['round']}: {config}  {self._failed(record)}")
         else:
-            self.say(f"round {record['round']}: {config}  {rate.sps:,.0f} {self.unit}/s")
+            self.say(f"round {record['round']}: {config}  {rate.sps:,.0f} {self.unit}/s{_changing(record, change_fraction)}")
         self.tick()
 
     def waiting(self, why: str) -> None:
@@ -140,15 +150,23 @@ class Display:
             self.say(f"{what} after {_minutes(int(self.clock() - self._waits_since))}")
             self.now = ""
 
-    def ceiling(self, batch_size: int | None, sps: float | None, baseline: Rate | None) -> None:
-        """The step alone was timed, in vain (None) where others used the CPUs; with the baseline's rate, also how much there is to gain."""
+    def ceiling(self, batch_size: int | None, sps: float | None, baseline: Rate | None, why_not: str | None = None) -> None:
+        """The step alone was timed.
+
+        Args:
+            batch_size: at which it was.
+            sps: the ceiling, never below a measured rate; None where it is not known.
+            baseline: the baseline's rate at that size, for how much there is to gain; None says nothing of that.
+            why_not: why it is not known.
+        """
         where = "" if batch_size is None else f" at b{batch_size}"
         if sps is None:
             if batch_size in self._no_ceiling:
                 return
             self._no_ceiling.add(batch_size)
-            self.say(f"ceiling{where} (no loading): not known yet, as other processes used the CPUs while the step was timed")
+            self.say(f"ceiling{where} (no loading): not known, as {why_not}")
             return
+        self._no_ceiling.discard(batch_size)
         gain = "" if baseline is None else f"  at most {max(sps / baseline.sps, 1):.2f}x to gain"
         self.say(f"ceiling{where} (no loading): {sps:,.0f} {self.unit}/s{gain}")
 
@@ -163,10 +181,16 @@ class Display:
         if rate is not None and outcome == "complete" and (self.best is None or rate.sps > self.best[1].sps):
             self.best = (LoaderConfig.from_dict(record), rate)
 
-    def finished(self, record: dict[str, Any], rate: Rate | None) -> None:
-        """A trial ended and its record is on disk."""
+    def finished(self, record: dict[str, Any], rate: Rate | None, change_fraction: float | None = None) -> None:
+        """A trial ended and its record is on disk.
+
+        Args:
+            record: as it was written.
+            rate: None where the trial has none.
+            change_fraction: by how much the rate was still changing (estimate.record_change).
+        """
         self.learn(record, rate)
-        self.say(self._line(record, LoaderConfig.from_dict(record), rate, status(record)))
+        self.say(self._line(record, LoaderConfig.from_dict(record), rate, status(record)) + _changing(record, change_fraction))
         self.tick()
 
     def _line(self, record: dict[str, Any], config: LoaderConfig, rate: Rate | None, outcome: str) -> str:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.trial import TrialState
 
-from feedrate.analysis.estimate import record_rate, record_steady, step_only_sps, wait_fraction
+from feedrate.analysis.ceilings import is_disturbed
+from feedrate.analysis.estimate import record_change, record_rate, record_steady, step_only_sps, wait_fraction
 from feedrate.analysis.schema import status
-from feedrate.search.observed import CPU_ITEM, NUM_CPUS, STEP_ONLY
+from feedrate.search.observed import CHANGING, CPU_ITEM, NUM_CPUS, STEP_ONLY
 from feedrate.search.past import Reconciled
 from feedrate.search.pruner import LOW
 from feedrate.trainables.config import LoaderConfig
@@ -71,17 +72,19 @@ def tell_record(brain: Brain, record: Mapping[str, Any], objective: str) -> None
     elif outcome == "complete":
         # not by a rate of a setting that cannot be the answer
         stops_others = brain.disqualified.allows(record["num_workers"], record["persistent_workers"])
-        brain.tell_complete(number, rate.sps, _facts(record) | ({LOW: rate.low_sps} if stops_others else {}))
+        brain.tell_complete(number, rate.sps, _facts(record, objective) | ({LOW: rate.low_sps} if stops_others else {}))
     else:
         brain.report(number, len(record["window_duration_s"]), rate.sps)
-        brain.tell_pruned(number, _facts(record))
+        brain.tell_pruned(number, _facts(record, objective))
 
 
-def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
+def _facts(record: Mapping[str, Any], objective: str) -> dict[str, Any]:
     """What the model of loading goes by (expectation.py), and what people look for in a dashboard."""
     facts: dict[str, Any] = {"wait_fraction": wait_fraction(dict(record))} if record.get("window_wait_s") else {}
-    if (step_only := step_only_sps(dict(record))) is not None:
+    if (step_only := step_only_sps(dict(record))) is not None and not is_disturbed(record):
         facts[STEP_ONLY] = step_only
+    if record_change(record, objective):
+        facts[CHANGING] = True
     steady, used, num_cpus = record_steady(dict(record)), record.get("own_cpu_fraction"), record.get("num_cpus")
     if steady is not None and used and num_cpus:
         facts |= {CPU_ITEM: used * num_cpus / steady.sps, NUM_CPUS: num_cpus}

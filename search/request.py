@@ -6,6 +6,7 @@ Nothing here is written anywhere, and whatever cannot be done is said as a `Usag
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from feedrate.search.dimension import Choice, Dimension, Range
 from feedrate.search.options import ANY_ORDER, OWN_BATCHES, OWN_STEP, SearchOptions, UsageError
 from feedrate.search.placing import Placement
-from feedrate.search.space import OPT_IN, WITH_WORKERS, SearchSpace
+from feedrate.search.space import OPT_IN, WITH_WORKERS, SearchSpace, num_batches
 from feedrate.search.versions import recorded
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.resolve import UnknownWorkload, WorkloadRef, make_ref
@@ -58,13 +59,16 @@ def given_dimensions(space: Mapping[str, Any]) -> dict[str, Dimension]:
     return given | {name: getattr(translated, name) for name in domains}
 
 
-def search_space(given: Mapping[str, Dimension], described: Mapping[str, Any], placement: Placement) -> SearchSpace:
+def search_space(
+    given: Mapping[str, Dimension], described: Mapping[str, Any], placement: Placement, epoch_samples: int | None = None
+) -> SearchSpace:
     """The space of the search, where the workload's own loader decides the batch sizes that nobody named.
 
     Args:
         given: what was asked for.
         described: facts about the workload (prepare.describe_workload).
         placement: what a trial may use.
+        epoch_samples: items of the user's epoch; None where it is not known.
 
     Raises:
         UsageError: the space cannot be searched.
@@ -80,7 +84,9 @@ def search_space(given: Mapping[str, Dimension], described: Mapping[str, Any], p
     elif "batch_size" not in given:
         given["batch_size"] = Choice((own.batch_size,) if described["baseline"] else SHORT_FORM_BATCH_SIZES)
     try:
-        space = SearchSpace.default(num_cpus=placement.cpus, has_accelerator=placement.gpus > 0, given=given)
+        space = SearchSpace.default(
+            num_cpus=placement.cpus, has_accelerator=placement.gpus > 0, given=given, epoch_samples=epoch_samples
+        )
     except ValueError as error:
         raise UsageError(str(error)) from None
     kept = max((count for count in space.values("trainer_cpus") if count is not None), default=0)
@@ -109,14 +115,30 @@ def seed_configs(baseline: LoaderConfig, placement: Placement, space: SearchSpac
     seeds = []
     sizes = [size for size in space.values("batch_size") if size is not None]
     for index, config in enumerate(rules_of_thumb(baseline.batch_size, placement.cpus, placement.gpus > 0)):
-        if index % 2 and sizes:
+        if index % 2 and sizes and config.num_workers <= space.most_workers(max(sizes)):
             config = replace(config, batch_size=max(sizes))
         names = (*OPT_IN, "persistent_workers")
         asked = {name: space.values(name)[0] for name in names if getattr(config, name) not in space.values(name)}
-        config = replace(config, **asked)
+        config = space.fold(replace(config, **asked))
         if space.contains(config):
             seeds.append(config)
     return seeds
+
+
+def epoch_remarks(given: Mapping[str, Dimension], space: SearchSpace) -> list[str]:
+    """One sentence for each dimension of which a part is not searched, because an epoch has too few batches for it."""
+    said = []
+    sizes = [size for size in space.values("batch_size") if size is not None]
+    batches = {size: num_batches(space.epoch_samples, size) or math.inf for size in sizes}
+    told = " and ".join(f"{number} batches of {size}" for size, number in batches.items())
+    epoch = f"your epoch of {space.epoch_samples} items has {told}"
+    workers = space.values("num_workers")
+    if "num_workers" in given and any(max(workers) > number for number in batches.values()):
+        said.append(f"--num-workers: {epoch}; settings with more workers than that are not tried, as the others would be idle")
+    choices = space.values("prefetch_factor")
+    if "prefetch_factor" in given and any(choices[:-1] and choices[-2] * max(workers) >= number for number in batches.values()):
+        said.append(f"--prefetch-factor: {epoch}; settings that prefetch beyond it are tried once, with the smallest value that means the same")
+    return said
 
 
 def baseline_configs(baseline: LoaderConfig, batch_sizes: Sequence[int | None]) -> list[LoaderConfig]:

@@ -11,15 +11,16 @@ import pandas as pd
 from feedrate.analysis.best import BEST_SCHEMA, write_best
 from feedrate.analysis.compat import median
 from feedrate.analysis.disqualified import Disqualified
+from feedrate.analysis.doubts import doubts, what_settles
 from feedrate.analysis.load import Run, load_run
 from feedrate.analysis.rounds import DISTURBED_FRACTION, TIED_FRACTION, Standing
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.summary import COST, best_by_batch_size, counted, may_win, ranking, same, standing_of
-from feedrate.analysis.verdict import SHARED_FRACTION, judge
+from feedrate.analysis.verdict import COMPUTE_BOUND_FRACTION, SHARED_FRACTION, judge
 from feedrate.trainables.config import LoaderConfig
 
 FACTS = (
-    "steady_sps", "step_only_sps", "wait_fraction", "own_cpu_fraction", "num_cpus", "num_workers",
+    "steady_sps", "change_fraction", "wait_fraction", "own_cpu_fraction", "num_cpus", "num_workers",
     "throttled_fraction", "steal_fraction", "psi_io_fraction",
 )  # fmt: skip
 """What the verdict looks at."""
@@ -116,7 +117,8 @@ def _best(run: Run, ranked: pd.DataFrame, chosen: pd.Series[Any], where: Standin
         trial[name] = median(rows[name])
     complete = ranked[(ranked["status"] == "complete") & may_win(run, ranked)]
     size = None if pd.isna(chosen["batch_size"]) else int(chosen["batch_size"])
-    ceiling_sps = run.ceilings.get(size)
+    ceilings = run.ceilings_found
+    ceiling_sps = ceilings.at(size)
     same_size = complete[same(complete["batch_size"], chosen["batch_size"])]
     mine = ranked[(ranked["status"] == "complete") & ranked["is_baseline"] & same(ranked["batch_size"], chosen["batch_size"])]
     baseline = mine[Disqualified.of(run.search).true_rates(mine)]  # compared with, also where it cannot be the answer
@@ -129,7 +131,10 @@ def _best(run: Run, ranked: pd.DataFrame, chosen: pd.Series[Any], where: Standin
     options = run.search.get("options", {})
     threads = options.get("threads")
     fraction = None if ceiling_sps is None else float(trial["steady_sps"]) / ceiling_sps
-    verdict = judge(_facts(trial) | {"copy_only_sps": run.copies.get((size, bool(chosen["pin_memory"])))}, ceiling_sps)
+    facts = _facts(trial) | {"copy_only_sps": run.copies.get((size, bool(chosen["pin_memory"])))}
+    verdict = judge(facts, ceiling_sps, ceilings.why_not(size))
+    at_ceiling = fraction is not None and fraction >= COMPUTE_BOUND_FRACTION
+    is_open = doubts(run, ranked, chosen, confirmed=where is not None, at_ceiling=at_ceiling)
     return {
         "schema": BEST_SCHEMA,
         "dataloader": config_of(chosen).to_kwargs(),
@@ -186,19 +191,11 @@ def _best(run: Run, ranked: pd.DataFrame, chosen: pd.Series[Any], where: Standin
             "unconfirmed_because": run.search.get("unconfirmed_because") if where is None else None,
             "set_aside": run.search.get("set_aside", []),
             "undecided": [] if where is None else list(where.undecided),
-            "faster_since": [] if where is None else _faster_since(run, complete, chosen),
+            "open": [each.text for each in is_open],
+            "settle": what_settles(is_open),
             "created_unix_s": run.search.get("created_unix_s"),
         },
     }
-
-
-def _faster_since(run: Run, complete: pd.DataFrame, chosen: pd.Series[Any]) -> list[str]:
-    """Settings tried after the last round that read surely faster than the answer and were in no round: a search resumed
-    with too little time for rounds, or without them."""
-    rounds = run.latest[run.latest["kind"] == "confirm"]
-    since = run.latest[run.latest["started_unix_s"] >= rounds["finished_unix_s"].max()]["config"]
-    known = complete[complete["config"].isin(since) & (complete["num_rounds"] == 0)]
-    return list(known[known["throughput_low_sps"] > chosen["throughput_high_sps"]]["config"])
 
 
 def _facts(trial: pd.Series[Any]) -> dict[str, Any]:

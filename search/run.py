@@ -40,6 +40,7 @@ from feedrate.search.request import (
     baseline_of,
     check_batch_sizes,
     check_step_options,
+    epoch_remarks,
     given_dimensions,
     make_workload_ref,
     remarks,
@@ -131,7 +132,10 @@ def run_search(
         except SeveralClasses as several:
             several.out = folder.path
             raise
-        space_ = search_space(given, described, placement)
+        epoch_samples = options.epoch_samples or described["epoch_samples"]
+        space_ = search_space(given, described, placement, epoch_samples)
+        for text in epoch_remarks(given, space_):
+            _say(console, quiet, f"note: {text}")
         search = {
             "schema": SEARCH_SCHEMA,
             "study": f"{folder.path.name}-{os.urandom(4).hex()}",
@@ -139,7 +143,7 @@ def run_search(
                 **ref.to_json(),
                 "name": described["name"],
                 "unit": described["unit"],
-                "epoch_samples": options.epoch_samples or described["epoch_samples"],
+                "epoch_samples": epoch_samples,
             },
             "objective": options.objective,
             "argv": [without_password(word) for word in argv or []],
@@ -186,6 +190,7 @@ def resume_search(
     time_budget_s: float | None = None,
     max_trials: int | None = None,
     storage: str | None = None,
+    confirm: bool = False,
     console: Console | None = None,
     quiet: bool = False,
 ) -> SearchResult:
@@ -199,6 +204,7 @@ def resume_search(
         max_trials: settings in total, those of before included, tried also where nothing more is expected to be gained;
             None is the run's own limit.
         storage: the database URL again, where the run used one with a password (it is not stored).
+        confirm: measure the best settings and the baseline in rounds, also where the run was begun without them.
         console: where progress goes; None is standard error.
         quiet: show no progress.
 
@@ -223,9 +229,11 @@ def resume_search(
         time_budget_s=time_budget_s or options.time_budget_s,
         max_trials=max_trials or options.max_trials,
         keep_going=options.keep_going or max_trials is not None,  # so many were asked for
+        confirm=options.confirm or confirm,
     )
     tried = len({record["number"] for record in folder.records()[0] if record["kind"] != "confirm"})
-    if search["finished"] and options.max_trials is not None and tried >= options.max_trials:
+    has_rounds = options.confirm and max_trials is None  # a finished search without further settings has rounds to add
+    if search["finished"] and not has_rounds and options.max_trials is not None and tried >= options.max_trials:
         raise UsageError(
             f"{tried} settings were tried in {folder.path} already, and --max-trials counts them too: ask for more than {tried}"
         )

@@ -11,8 +11,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from feedrate.analysis.estimate import rate_so_far, record_rate, step_only_sps
-from feedrate.analysis.rounds import DISTURBED_FRACTION, MIN_ROUNDS, TIED_FRACTION
+from feedrate.analysis.ceilings import Ceilings
+from feedrate.analysis.estimate import rate_so_far, record_change, record_rate
+from feedrate.analysis.rounds import MIN_ROUNDS, TIED_FRACTION
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.schema import SCHEMA, status
 from feedrate.search.budget import Budget
@@ -24,7 +25,7 @@ from feedrate.search.options import SearchOptions, counted_anyway
 from feedrate.search.past import Request
 from feedrate.search.progress import Display
 from feedrate.search.reconcile import tell_record
-from feedrate.search.stopping import LEAST_TOLD, at_ceiling, nothing_to_gain, same_failures
+from feedrate.search.stopping import EXHAUSTED, LEAST_TOLD, at_ceiling, nothing_to_gain, same_failures
 from feedrate.search.study import Brain
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import Failure
@@ -70,9 +71,10 @@ class Session:
         """The same once everything is over."""
         self.unconfirmed_because = None if options.confirm else "rounds were not asked for (--no-confirm)"
         """Why there were no rounds; None where there were some, or they have not begun."""
-        self.ceilings: dict[int | None, float] = {}
+        self.ceilings = Ceilings()
         self.records: list[dict[str, Any]] = []
         self._candidates: dict[LoaderConfig, Candidate] = {}
+        self._rates: dict[LoaderConfig, float] = {}
         self._batch_sizes = {config.batch_size for config in baselines}
         self._num_replayed = 0
         self.confirmation: Confirmation | None = None
@@ -155,7 +157,7 @@ class Session:
         self.display.started(request.number, request.config, request.origin)
 
     def _next_setting(self) -> Request | None:
-        self._opening.review(self.measured(), self.brain.predict, self.display.say)
+        self._opening.review(self.measured(), self.brain.predict, self.display.say, self._rates)
         if yours := self._yours_without_rounds():
             self.brain.enqueue(yours, "baseline")
         self.search_reason = self._why_stop()
@@ -164,7 +166,7 @@ class Session:
                 pass
         ask = self.brain.ask() if self.search_reason is None else None
         if ask is None:
-            self.search_reason = self.search_reason or "every setting of the space has been tried"
+            self.search_reason = self.search_reason or EXHAUSTED
             return None
         request = Request(
             kind="search",
@@ -191,6 +193,8 @@ class Session:
     def should_stop(self, number: int, columns: dict[str, Any]) -> bool:
         """Whether a running trial cannot win any more; remembered, so that its record says so."""
         within = rate_so_far(columns, self.options.objective, columns.get("epoch_samples") or self.epoch_samples)
+        if within is None:
+            return False  # it rises, or may rise soon
         self.brain.report(number, len(columns["window_duration_s"]), within.sps, within.half_width_fraction)
         if self.brain.should_prune(number):
             self._stopped.add(number)
@@ -221,16 +225,17 @@ class Session:
             self.display.finished(record, None)
             return
         self._failures.pop(number, None)
-        rate = record_rate(record, self.options.objective)
-        tell_record(self.brain, record, self.options.objective)
+        objective = self.options.objective
+        rate, change = record_rate(record, objective), record_change(record, objective)
+        tell_record(self.brain, record, objective)
         self.budget.ended(request.key)
         self._spent_s.append(record["finished_unix_s"] - record["started_unix_s"])
-        self.display.finished(record, rate)
+        self.display.finished(record, rate, change)
         if record.get("step_returned") is not None:
             self.display.note_once(counted_anyway(record["step_returned"]))
         if request.measure_step and failure is None:
-            size = record["batch_size"]
-            self.display.ceiling(size, self.ceilings.get(size), rate if request.origin == "baseline" else None)
+            size, is_baseline = record["batch_size"], request.origin == "baseline" and not change
+            self.display.ceiling(size, self.ceilings.at(size), rate if is_baseline else None, self.ceilings.why_not(size))
 
     def write(
         self,
@@ -260,7 +265,11 @@ class Session:
         if record.get("epoch_samples") is None:  # a trial knows it in the items that it trained
             record["epoch_samples"] = self.epoch_samples
         self.folder.append(record)
+        size = record["batch_size"]
+        was_known = self.has_ceiling(size)
         self._learn(record)
+        if was_known and not self.has_ceiling(size):
+            self.display.ceiling(size, None, None, self.ceilings.why_not(size))
         return record
 
     def learn_host(
@@ -326,9 +335,8 @@ class Session:
         return [*self._running.values(), *(self.confirmation.running if self.confirmation else [])]
 
     def has_ceiling(self, batch_size: int | None) -> bool:
-        """Whether the step alone was timed at this batch size, and nothing trained faster since, which it cannot."""
-        rates = [each.rate.low_sps for each in self._candidates.values() if each.config.batch_size == batch_size]
-        return self.ceilings.get(batch_size, 0.0) > max(rates, default=0.0)
+        """Whether the rate of the step alone is known at this batch size (ceilings.py)."""
+        return self.ceilings.at(batch_size) is not None
 
     def measured(self) -> list[Candidate]:
         """The settings that were measured to their end and may be the answer."""
@@ -362,8 +370,9 @@ class Session:
 
     def _near_ceiling(self, candidate: Candidate) -> bool:
         """Whether training without loading would be less than 2 % faster than this setting, at every batch size."""
-        known = all(map(self.has_ceiling, self._batch_sizes))
-        return known and max(self.ceilings[size] for size in self._batch_sizes) <= candidate.rate.sps * (1 + WORTH_ROUNDS_FRACTION)
+        known = [self.ceilings.at(size) for size in self._batch_sizes]
+        most_sps = candidate.rate.sps * (1 + WORTH_ROUNDS_FRACTION)
+        return not candidate.is_changing and all(sps is not None and sps <= most_sps for sps in known)
 
     def _why_stop(self) -> str | None:
         tried = self.brain.counts().told + len(self._running) + len(self._elsewhere)
@@ -384,8 +393,7 @@ class Session:
         self._gain_fraction = expected.gain_fraction
         waiting = [*self.brain.waiting(), *self._opening.ahead]
         best = max(self.measured(), key=lambda each: each.rate.low_sps, default=None)
-        ceilings = {size: sps for size, sps in self.ceilings.items() if self.has_ceiling(size)}
-        reason = at_ceiling(best, expected.surely_sps, ceilings, self._batch_sizes, waiting)
+        reason = at_ceiling(best, expected.surely_sps, self.ceilings.known(), self._batch_sizes, waiting)
         if reason is not None or waiting:
             return reason
         reason = nothing_to_gain(expected.gain_fraction, self.brain.counts().told)
@@ -428,10 +436,9 @@ class Session:
 
     def _learn(self, record: dict[str, Any]) -> None:
         self.records.append(record)
+        if (rate := record_rate(record, self.options.objective)) is not None:
+            self._rates[LoaderConfig.from_dict(record)] = rate.sps
         candidate = candidate_of(record, self.options.objective)
         if candidate is not None:
             self._candidates[candidate.config] = candidate
-        ceiling = step_only_sps(record)
-        disturbed = (record.get("foreign_cpu_fraction") or 0.0) >= DISTURBED_FRACTION
-        if ceiling is not None and not disturbed:  # load from elsewhere lowers it, nothing raises it
-            self.ceilings[record["batch_size"]] = max(ceiling, self.ceilings.get(record["batch_size"], 0.0))
+        self.ceilings.learn_record(record)

@@ -56,6 +56,9 @@ class SearchSpace:
     """False folds pin_memory to False: torch ignores it without an accelerator."""
     defaulted: frozenset[str] = frozenset()
     """Dimensions that nobody asked for; a default range whose edge wins may be extended."""
+    epoch_samples: int | None = None
+    """Items of the user's epoch. More workers than it has batches would be idle, and batches beyond it cannot be prefetched: such
+    settings are not in the space. None where it is not known."""
 
     def __post_init__(self) -> None:
         if isinstance(self.sharing_strategy, Choice):  # Linux's default has two spellings
@@ -66,30 +69,38 @@ class SearchSpace:
                 raise ValueError(f"{name}: {said}")
         if not self.has_accelerator:
             object.__setattr__(self, "pin_memory", Choice((False,)))
-        if self.size() > MAX_SIZE:
+        if self._grid_size() > MAX_SIZE:
             way_out = "list a few choices instead of a range, such as 32,64,128"
-            raise ValueError(f"the search space has {self.size():,} settings, more than {MAX_SIZE:,}: {way_out}")
+            raise ValueError(f"the search space has {self._grid_size():,} settings, more than {MAX_SIZE:,}: {way_out}")
 
     @classmethod
     def default(
-        cls, *, num_cpus: int, has_accelerator: bool, given: Mapping[str, Dimension] | None = None
+        cls,
+        *,
+        num_cpus: int,
+        has_accelerator: bool,
+        given: Mapping[str, Dimension] | None = None,
+        epoch_samples: int | None = None,
     ) -> SearchSpace:
         """The space of a search that names only the dimensions in `given`.
 
-        More workers than cores win where samples are waited for, so that num_workers goes to at least 32.
+        More workers than cores win where samples are waited for, so that num_workers goes to at least 32, or to the number of batches
+        in an epoch where that is smaller.
         """
         given = dict(given or {})
         if unknown := sorted(set(given) - set(NAMES)):
             raise ValueError(f"no dimension of a search: {', '.join(unknown)}; these are: {', '.join(NAMES)}")
         defaults: dict[str, Dimension] = {
-            "num_workers": Range(0, max(32, min(2 * num_cpus, 128))),
             "batch_size": Choice((32, 64, 128)),
             "pin_memory": Choice((True, False)),
             "prefetch_factor": Choice((1, 2, 4, 8)),
             "persistent_workers": Choice((True, False)),
         }
+        smallest = (given.get("batch_size") or defaults["batch_size"]).values[0]
+        most = min(max(32, min(2 * num_cpus, 128)), num_batches(epoch_samples, smallest) or MOST_WORKERS)
+        defaults["num_workers"] = Range(0, most)
         defaulted = frozenset(defaults) - set(given)
-        return cls(has_accelerator=has_accelerator, defaulted=defaulted, **(defaults | given))
+        return cls(has_accelerator=has_accelerator, defaulted=defaulted, epoch_samples=epoch_samples, **(defaults | given))
 
     def extended(self, config: LoaderConfig) -> SearchSpace | None:
         """A wider space for a best setting on the edge of a range that nobody asked for; None where it is not there.
@@ -100,9 +111,10 @@ class SearchSpace:
         workers = self.num_workers
         if "num_workers" not in self.defaulted or not isinstance(workers, Range) or config.num_workers < workers.high:
             return None
-        if workers.high >= MOST_WORKERS:
+        most = min(num_batches(self.epoch_samples, self.values("batch_size")[0]) or MOST_WORKERS, MOST_WORKERS)
+        if workers.high >= most:
             return None
-        return replace(self, num_workers=Range(workers.low, min(2 * workers.high, MOST_WORKERS)))
+        return replace(self, num_workers=Range(workers.low, min(2 * workers.high, most)))
 
     def values(self, name: str) -> tuple[Any, ...]:
         """Every value of one dimension."""
@@ -111,6 +123,24 @@ class SearchSpace:
 
     def size(self) -> int:
         """Number of different settings."""
+        return self._grid_size() if self.epoch_samples is None else len(self._table)
+
+    def most_workers(self, batch_size: int | None) -> int:
+        """The most workers that have a batch of an epoch to load; the least number of the space where all have more."""
+        most = num_batches(self.epoch_samples, batch_size)
+        values: tuple[int, ...] = self.values("num_workers")
+        return max(values) if most is None else max((value for value in values if value <= most), default=min(values))
+
+    def fold(self, config: LoaderConfig) -> LoaderConfig:
+        """The setting of the space that means the same: prefetching the whole epoch is the most that a worker can do."""
+        most = num_batches(self.epoch_samples, config.batch_size)
+        if most is None or config.prefetch_factor is None:
+            return config
+        enough = [value for value in self.values("prefetch_factor") if value * config.num_workers >= most]
+        return replace(config, prefetch_factor=min([config.prefetch_factor, *enough]))
+
+    def _grid_size(self) -> int:
+        """Number of settings, those that an epoch is too short for among them."""
         rest = math.prod(len(self.values(name)) for name in WITH_WORKERS)
         with_workers = sum(rest if count else 1 for count in self.values("num_workers"))
         return with_workers * len(self.values("batch_size")) * len(self.values("pin_memory"))
@@ -121,7 +151,8 @@ class SearchSpace:
 
     def contains(self, config: LoaderConfig) -> bool:
         """Whether the search may try this setting."""
-        return all(getattr(config, name) in self.values(name) for name in applicable(config))
+        is_listed = all(getattr(config, name) in self.values(name) for name in applicable(config))
+        return is_listed and config.num_workers <= self.most_workers(config.batch_size) and self.fold(config) == config
 
     def nearest_untried(self, config: LoaderConfig, tried: AbstractSet[LoaderConfig]) -> LoaderConfig | None:
         """The setting most like `config` that is not in `tried`; None when every setting was tried.
@@ -176,7 +207,11 @@ class SearchSpace:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, for `search.json`."""
-        saved: dict[str, Any] = {"has_accelerator": self.has_accelerator, "defaulted": sorted(self.defaulted)}
+        saved: dict[str, Any] = {
+            "has_accelerator": self.has_accelerator,
+            "defaulted": sorted(self.defaulted),
+            "epoch_samples": self.epoch_samples,
+        }
         for name in NAMES:
             match getattr(self, name):
                 case Range(low, high):
@@ -193,7 +228,12 @@ class SearchSpace:
             for name, entry in saved.items()
             if name in NAMES
         }
-        return cls(has_accelerator=saved["has_accelerator"], defaulted=frozenset(saved["defaulted"]), **dimensions)
+        return cls(
+            has_accelerator=saved["has_accelerator"],
+            defaulted=frozenset(saved["defaulted"]),
+            epoch_samples=saved.get("epoch_samples"),
+            **dimensions,
+        )
 
     # rows of the tables below are settings in the order of configs(), columns are dimensions in the order of NAMES
 
@@ -204,7 +244,22 @@ class SearchSpace:
         grid = np.indices(lengths, dtype=np.int32).reshape(len(NAMES), -1).T
         is_single = np.asarray(self.values("num_workers"))[grid[:, 0]] == 0
         is_spelled_twice = is_single & grid[:, len(ALWAYS) :].any(axis=1)
-        return np.ascontiguousarray(grid[~is_spelled_twice])
+        return np.ascontiguousarray(grid[~(is_spelled_twice | self._is_beyond_epoch(grid))])
+
+    def _is_beyond_epoch(self, grid: np.ndarray[Any, np.dtype[np.int32]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which rows of a table have idle workers, or prefetch more than the epoch where less means the same."""
+        beyond = np.zeros(len(grid), dtype=bool)
+        workers = np.asarray(self.values("num_workers"))[grid[:, NAMES.index("num_workers")]]
+        prefetch = np.asarray(self.values("prefetch_factor"))
+        place = grid[:, NAMES.index("prefetch_factor")]
+        for index, size in enumerate(self.values("batch_size")):
+            most = num_batches(self.epoch_samples, size)
+            if most is None:
+                continue
+            less = np.where(place > 0, prefetch[place - 1], 0)  # choices ascend: the next smaller one
+            has_size = grid[:, NAMES.index("batch_size")] == index
+            beyond |= has_size & ((workers > self.most_workers(size)) | (less * workers >= most))
+        return beyond
 
     @cached_property
     def _is_single(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -241,6 +296,13 @@ class SearchSpace:
                 index = 0.0
             position.append(index / max(len(values) - 1, 1))
         return position
+
+
+def num_batches(epoch_samples: int | None, batch_size: int | None) -> int | None:
+    """Batches of an epoch; None where it is not known, as where the workload's own batch sampler decides."""
+    if not epoch_samples or batch_size is None:
+        return None
+    return math.ceil(epoch_samples / batch_size)
 
 
 def applicable(config: LoaderConfig) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from feedrate.search.finalists import Candidate
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import INFEASIBLE
 
+EXHAUSTED = "every setting of the space has been tried"
 SAME_FAILURES = 8
 LEAST_TOLD = 6
 """Settings tried before what another one may gain is judged."""
@@ -60,12 +61,12 @@ def at_ceiling(
     Args:
         best: the setting that was measured best.
         surely_sps: what it trains at least, in items per second; a single reading may be lucky.
-        ceilings: batch size -> items per second of the training step alone, where that was measured.
+        ceilings: batch size -> items per second of the training step alone, where that is known (ceilings.py).
         batch_sizes: all that are searched.
         waiting: what will be measured next; while something among it needs fewer workers than the best, the search
             goes on, as that may do as well.
     """
-    if best is None or not set(batch_sizes) <= ceilings.keys():
+    if best is None or best.is_changing or not set(batch_sizes) <= ceilings.keys():
         return None
     ceiling_sps = max(ceilings[size] for size in batch_sizes)
     if ceiling_sps > surely_sps * (1 + AT_CEILING_FRACTION):

@@ -55,7 +55,7 @@ class Brain:
         self.study, self.run_id = study, run_id
         self._storage, self._sampler = storage, sampler
         self._study_id = storage.get_study_id_from_name(study.study_name)
-        self._trials = Ledger()
+        self._trials = Ledger(lambda config: sampler.space.fold(config))
         for frozen in study.get_trials(deepcopy=False):
             self._remember(frozen)
 

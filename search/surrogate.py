@@ -108,7 +108,7 @@ class Surrogate:
         """By how much, as a fraction, trying each setting is expected to raise the best rate."""
         mean, sd = self.predict(settings)
         gain = improvement(mean, sd, best_log_sps)
-        limit = np.log(self._model.ceiling(settings.batch_size)) + CEILING_SD
+        limit = np.log(self._model.known_ceiling(settings.batch_size)) + CEILING_SD
         return np.maximum(gain - improvement(mean, sd, np.clip(limit, best_log_sps, best_log_sps + 50)), 0.0)
 
     def _varied(self, dimension: int) -> list[Array]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,11 +10,16 @@ from rich.table import Table
 
 from feedrate.analysis.best import python_snippet
 from feedrate.analysis.disqualified import Disqualified
+from feedrate.analysis.doubts import QUIET, more_trials_command, settle_command
 from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION
+from feedrate.analysis.load import load_run
 from feedrate.analysis.rounds import DISTURBED_FRACTION, TIED_FRACTION
+from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.sections import epoch_text, read_more, shared_gpu, shared_host, sharing_host
 from feedrate.analysis.summary import knee_of, same
+from feedrate.search.prepare import resume_command
 from feedrate.search.result import SearchResult
+from feedrate.search.stopping import EXHAUSTED
 from feedrate.trainables.config import LoaderConfig
 
 GROWN_BYTES = 1e9
@@ -44,7 +47,9 @@ def print_result(result: SearchResult, console: Console, unit: str = "samples") 
     chosen = _row_of(rivals, best["process"] | best["dataloader"])
     tied = [_row_of(rivals, entry.get("process", {}) | entry) for entry in best["tied_with"]]
     rows = [("yours", row) for _, row in rivals[rivals["is_baseline"]].iterrows() if row["config"] != chosen["config"]]
-    rows += [("best" if not chosen["is_baseline"] else "best (yours)", chosen), *(("tied", row) for row in tied[:3])]
+    rows += [("best" if not chosen["is_baseline"] else "best (yours)", chosen)]
+    most_sps = chosen["throughput_sps"] * (1 + TIED_FRACTION)
+    rows += [("tied" if row["throughput_sps"] <= most_sps else "not sure", row) for row in tied[:3]]
     for name, row in rows:
         memory = "" if pd.isna(row["tree_pss_bytes"]) else f"{row['tree_pss_bytes'] / 1e9:.1f} GB"
         interval = f"{row['throughput_low_sps']:,.0f}-{row['throughput_high_sps']:,.0f}"
@@ -78,18 +83,7 @@ def explain(result: SearchResult) -> list[str]:
     if not full.empty:
         some = ", ".join(full["config"].head(3)) + (" and more" if len(full) > 3 else "")
         lines.append(f"Left out: {some}, with less than {LEAST_HEADROOM_FRACTION:.0%} of the accelerator's memory to spare.")
-    if result.ranking["is_baseline"].all() and left_out.is_nothing:
-        command = shlex.join(["feedrate", "resume", str(result.folder)])
-        lines.append(f"Only your own setting was measured: nothing is known about others. Try some with: {command}")
-    elif best["verdict"] == "compute-bound" and yours and yours["speedup"] < 1.05:
-        lines.append("The training step is the limit here: no loader setting makes a real difference.")
-    elif yours and yours["dataloader"] == best["dataloader"] and yours.get("process", {}) == best["process"]:
-        size = best["dataloader"].get("batch_size")
-        rivals = result.ranking[(result.ranking["status"] == "complete") & same(result.ranking["batch_size"], size)]
-        some = (rivals["throughput_sps"] > best["throughput"]["samples_per_second"] * (1 + TIED_FRACTION)).any()
-        lines.append(f"Nothing {'significantly ' if some else ''}faster than yours was found: keep it.")
-    elif yours and yours["speedup_ci95"][0] <= 1:
-        lines.append("No significant gain over yours" + (", but it is cheaper." if _is_cheaper(result) else "."))
+    lines += _conclusion(result, not left_out.is_nothing)
     if (epoch := epoch_text(best, best["throughput"]["unit"])) is not None and yours is not None:
         lines.append(f"Epoch of {epoch}.")
     lines += filter(None, [read_more(best, result.ranking)])
@@ -122,7 +116,7 @@ def explain(result: SearchResult) -> list[str]:
         lines.append(f"The training step ran with {' and '.join(step)}: without, the ceiling and these rates are others.")
     if result.stop_reason:
         lines.append(f"Ended because {result.stop_reason}.")
-    lines.append(_confirmed(best, result.folder))
+    lines.append(_confirmed(best))
     if best["process"]:
         names = ", ".join(best["process"])
         lines.append(f"`dataloader` alone does not reproduce this rate: the process needs {names} too, as below.")
@@ -130,7 +124,49 @@ def explain(result: SearchResult) -> list[str]:
     return lines
 
 
-def _confirmed(best: dict[str, Any], folder: Path) -> str:
+def _conclusion(result: SearchResult, left_out: bool) -> list[str]:
+    """What to do with yours, in words as firm as the numbers, and what settles the rest."""
+    best, ranked = result.best, result.ranking
+    assert best is not None
+    yours, settle = best["baseline"], best["search"]["settle"]
+    is_yours = yours and yours["dataloader"] == best["dataloader"] and yours.get("process", {}) == best["process"]
+    resume = resume_command(RunFolder(result.folder))
+    lines = []
+    if ranked["is_baseline"].all() and not left_out:
+        text = "Only your own setting was measured: nothing is known about others."
+        if result.stop_reason is None or EXHAUSTED not in result.stop_reason:
+            tried = best["search"]["num_trials"]
+            text += f" Try some with: {more_trials_command(_search_json(result), tried, resume)}"
+        lines.append(text)
+    elif best["verdict"] == "compute-bound" and best["ceiling"] and yours and yours["speedup"] < 1.05:
+        sizes = best["best_by_batch_size"].values()
+        is_slower = any(each["samples_per_second"] > best["throughput"]["samples_per_second"] * (1 + TIED_FRACTION) for each in sizes)
+        where = f" at batch size {best['dataloader'].get('batch_size')}" if is_slower else ""
+        if settle is None:
+            lines.append(f"The training step is the limit here: no loader setting makes a real difference{where}.")
+        else:
+            lines.append(f"The training step seems to be the limit here{where}, which is not certain.")
+    elif is_yours:
+        rivals = ranked[(ranked["status"] == "complete") & same(ranked["batch_size"], best["dataloader"].get("batch_size"))]
+        some = (rivals["throughput_sps"] > best["throughput"]["samples_per_second"] * (1 + TIED_FRACTION)).any()
+        if settle is None:
+            lines.append(f"Nothing {'significantly ' if some else ''}faster than yours was found: keep it.")
+        else:
+            lines.append("Nothing was shown to be faster than yours, which is not certain: keep yours until that is settled.")
+    elif yours and yours["speedup_ci95"][0] <= 1:
+        lines.append("No significant gain over yours" + (", but it is cheaper." if _is_cheaper(result) else "."))
+    if best["search"]["open"] and not ranked["is_baseline"].all():
+        lines.append(f"Open: {'; '.join(best['search']['open'])}.")
+        where = " (when the machine is quiet)" if settle == QUIET else ""
+        lines.append(f"To settle it{where}: {settle_command(settle, _search_json(result), load_run(result.folder).latest, resume)}")
+    return lines
+
+
+def _search_json(result: SearchResult) -> dict[str, Any]:
+    return RunFolder(result.folder).read_search()
+
+
+def _confirmed(best: dict[str, Any]) -> str:
     """Whether the answer was measured again, and what is still open."""
     if not best["confirmed"]:
         because = best["search"].get("unconfirmed_because")
@@ -143,10 +179,6 @@ def _confirmed(best: dict[str, Any], folder: Path) -> str:
         text += f", all on one of the {facts['num_hosts']} hosts, {best['measured_on']['hostname']}, which may be an odd one"
     if best["search"]["undecided"]:
         text += f"; {' and '.join(best['search']['undecided'])} could not be told apart from it in that time"
-    if best["search"]["faster_since"]:
-        command = shlex.join(["feedrate", "resume", str(folder)])
-        text += f"; {best['search']['faster_since'][0]} was tried since and read faster, in no round yet. Put it into rounds with: {command}"
-        return text
     return text + "."
 
 

@@ -81,7 +81,7 @@ class Command:
     def stderr(self):
         return self._text(self._stderr)
 
-    def wait(self, timeout_s=120):
+    def wait(self, timeout_s=280):
         """The exit code, once the command has ended; self.wall_s says after how long."""
         code = self.process.wait(timeout_s)
         self.wall_s = time.monotonic() - self.began_s
@@ -188,7 +188,7 @@ def start(tmp_path, home):
 def feedrate(start):
     """Runs a feedrate command to its end; it has .code, .stdout, .stderr and .wall_s."""
 
-    def run(*arguments, timeout_s=120, **more):
+    def run(*arguments, timeout_s=280, **more):
         command = start(*arguments, **more)
         command.code = command.wait(timeout_s)
         return command

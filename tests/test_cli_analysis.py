@@ -132,24 +132,24 @@ def loader(workers):
 
 
 def test_an_answer_that_holds(verify):
-    """Rounds of both in turn, what differs, the sentence; exit code 0, also as one object."""
+    """Rounds of both in turn, what differs, the sentence, and an exit code that says the same, also as one object.
+
+    What the rates say is their business (test_verify.py has recorded ones).
+    """
     code, out, _ = verify(4, 0)
-    assert code == 0, out
+    assert (code, "does not hold" in out) in ((0, False), (1, True)), out
     assert "differs: torch was 1.0, and is 2.13.0" in out
     assert [line.split(":")[0] for line in out.splitlines() if line.startswith("round")][:4] == ["round 1", "round 1", "round 2", "round 2"]
-    assert re.search(r"(It holds|It is still faster, but gains less): \d\.\d\dx the baseline here", out)
+    assert re.search(r"\d\.\d\dx the baseline here", out)
     code, out, err = verify(4, 0, json="")
     facts = answer(out, "verify")
-    assert (code, facts["holds"], facts["num_rounds"]) == (0, True, 3)
-    assert facts["speedup_ci95"][0] > 1
+    assert (code, facts["num_rounds"]) == (0 if facts["holds"] else 1, 3)
+    assert facts["speedup_ci95"][0] < facts["speedup"] < facts["speedup_ci95"][1]
     assert "differs: torch" in err
 
 
 def test_an_answer_that_does_not_hold(verify):
-    """Slower than the baseline, or not working at all: exit code 1."""
-    code, out, _ = verify(0, 4)
-    assert code == 1
-    assert "It does not hold: 0." in out
+    """A setting that does not work at all: exit code 1. Slower ones are in test_verify.py."""
     code, out, _ = verify(2, 0, text=TOY.replace("time.sleep(self.sleep_s)", "raise OSError('disk gone')"))
     assert code == 1
     assert "it does not work here: b16 w2 p2 pers: OSError: disk gone" in out

@@ -56,19 +56,20 @@ def ceilings(capfd):
 
 
 def test_ceilings_say_what_is_the_limit(ceilings):
-    """The step alone, both together, the loader alone, why there is no cold rate, and the verdict with its evidence."""
-    step, together, warm, cold, stall, verdict, gain = ceilings("workload", "--batch-size", 8).splitlines()
+    """The step alone, both together, the loader alone, why there is no cold rate, and the verdict with its evidence.
+
+    Which verdict, and whether the ceiling is known, is the machine's business at that moment: below, rates are recorded ones.
+    """
+    step, together, warm, cold, *_ = lines = ceilings("workload", "--batch-size", 8).splitlines()
     assert step.startswith("step alone ")
     assert together.startswith("both together ")
     assert together.endswith("/s  with b8 w0")
     assert warm.startswith("loader alone ")
     assert warm.endswith("page cache warm")
     assert cold == "no rate from a cold page cache: the dataset opened no file that Python sees"
-    assert stall.startswith("data stall ")
-    assert verdict.startswith("loader-bound (waiting): ")
-    assert "the step waits " in verdict
+    (verdict,) = [line for line in lines if "the step waits " in line]
     assert "of the time of 1 CPU" in verdict
-    assert gain.startswith("at most ")
+    assert any(line.startswith("at most ") for line in lines) == ("not known" not in step)
 
 
 def test_a_dataset_of_files_has_a_cold_ceiling_too(ceilings, tmp_path):
@@ -91,13 +92,12 @@ def test_a_dataset_of_files_has_a_cold_ceiling_too(ceilings, tmp_path):
 def test_ceilings_print_one_object(ceilings):
     """For programs; a workload that fails is a failure object and exit code 1."""
     facts = answer(ceilings("workload", "--batch-size", 8, "--json"), "ceilings")
-    assert facts["step_only_sps"] > facts["loader_only_sps"] > 100
-    assert facts["verdict"].startswith("loader-bound")
+    assert facts["loader_only_sps"] > 0
     assert facts["verdict_evidence"]
     assert facts["loader_only_cold_sps"] is None
     assert facts["cold_refused"] == "the dataset opened no file that Python sees"
-    assert 0 <= facts["data_stall_fraction"] <= 1
-    assert 0 <= facts["interference_fraction"] <= 1
+    shares = [facts["data_stall_fraction"], facts["interference_fraction"]]
+    assert all((share is None) == (facts["step_only_sps"] is None) for share in shares)
     failed = answer(ceilings("hopeless", "--json", code=1), "failure")
     assert failed["failure"]["message"] == "RuntimeError: no model today"
 
@@ -118,8 +118,6 @@ def test_shares_come_from_the_rates(capsys):
     """Stall 1 - O/G, interference 1 - O/min(G, L), fetching 1 - cold/warm."""
     lines = _Lines(quiet=False, setting="b64 w4", num_workers=4)
     together = measured(500.0, step_only_sps=1000.0)
-    lines.step(together)
-    lines.step(together)  # every progress event brings the same: said once
     lines.together(together)
     lines.warm(measured(625.0, cache_state="mixed"))
     lines.cold(measured(125.0, cache_state="cold"), None)
@@ -136,13 +134,47 @@ def test_shares_come_from_the_rates(capsys):
     assert lines.facts["fetch_fraction"] == pytest.approx(0.8)
 
 
+@pytest.mark.parametrize(
+    ("columns", "why"),
+    [
+        ({"step_only_sps": 272.0}, "the step alone read 272/s, less than training with loading (398/s): something slowed it down"),
+        ({"step_only_sps": 2720.0, "foreign_cpu_fraction": 0.4}, "other processes used the machine while the step was timed"),
+        ({"cached_batch_failure": "KeyError: 1"}, "no batch could be read before the trial to time the training step on"),
+    ],
+)
+def test_a_ceiling_that_is_not_known_is_not_printed(capsys, columns, why):
+    """Nothing comes from it: no share, no interference, no gain; why, and what to do where that helps."""
+    lines = _Lines(quiet=False, setting="b64 w4", num_workers=4)
+    lines.together(measured(398.0, **columns))
+    lines.warm(measured(625.0, cache_state="warm"))
+    said = told(capsys, lines)
+    assert said[0] == f"step alone    not known, as {why}"
+    assert f"the ceiling is not known, as {why}" in said[3]
+    assert said[3].endswith("; measure again on a quiet machine") == ("cached_batch_failure" not in columns)
+    assert len(said) == 4
+    assert [lines.facts[name] for name in ("step_only_sps", "max_gain", "data_stall_fraction", "interference_fraction")] == [None] * 4
+
+
+def test_a_rate_that_still_changes_gives_no_shares(capsys):
+    """Said beside it, and longer trials are asked for."""
+    together = measured(500.0, step_only_sps=10_000.0)
+    together["window_duration_s"] = [2.0 * 0.8**index for index in range(8)]
+    lines = _Lines(quiet=False, setting="b64 w4", num_workers=4)
+    lines.together(together)
+    lines.warm(measured(625.0, cache_state="warm"))
+    said = told(capsys, lines)
+    assert "with b64 w4, still rising (" in said[1]
+    assert said[3].startswith("too noisy to say: the rate was still rising (")
+    assert said[3].endswith("; measure longer: raise --max-trial-s")
+    assert lines.facts["max_gain"] is None
+
+
 def test_without_workers_step_and_loader_take_turns(capsys):
     """Then half the rate of two equal ones is what is expected, and no interference."""
     lines = _Lines(quiet=True, setting="b64 w0", num_workers=0)
     together = measured(
         500.0, step_only_sps=1000.0, copy_only_num_items=[4000], copy_only_duration_s=[1.0], device="cuda:0"
     )
-    lines.step(together)
     lines.together(together)
     lines.warm(measured(1000.0, cache_state=None))
     assert lines.facts["interference_fraction"] == pytest.approx(0.0)

@@ -189,15 +189,14 @@ def test_a_faster_setting_without_rounds_is_named_and_not_the_answer(search):
     more.folder.search.write_text('{"schema": "feedrate/search/1", "study": "s"}')
     result = conclude(more.folder, more.session.stop_reason)
     assert result.dataloader["num_workers"] == 1
-    assert result.best["search"]["faster_since"][0] == "b64 w3 p2 pers"
-    assert explain(result)[-2].endswith(
-        f"b64 w3 p2 pers was tried since and read faster, in no round yet. Put it into rounds with: feedrate resume {more.folder.path}"
-    )
+    assert result.best["search"]["open"][0].startswith("b64 w3 p2 pers read 1,")
+    assert result.best["search"]["open"][0].endswith("in one trial, in no round yet")
+    assert any(line.startswith(f"To settle it: feedrate resume {more.folder.path} --time-budget ") for line in explain(result))
     confirmed = search()
     confirmed.go()
     result = conclude(confirmed.folder, confirmed.session.stop_reason)
     assert result.dataloader["num_workers"] == 3
-    assert result.best["search"]["faster_since"] == []
+    assert result.best["search"]["open"] == []
 
 
 def test_the_time_that_is_needed_at_least_is_told(search):
@@ -345,5 +344,5 @@ def test_a_ceiling_that_something_exceeds_is_measured_again(tmp_path):
     assert again.measure_step
     asked.session.completed(again.number, measured(again, rate_sps=800.0), None)
     assert asked.session.has_ceiling(third.config.batch_size)
-    assert asked.session.ceilings[third.config.batch_size] == pytest.approx(3000.0)
+    assert asked.session.ceilings.at(third.config.batch_size) == pytest.approx(3000.0)
     assert asked.session.search_reason is None

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 
 import pytest
@@ -35,7 +34,6 @@ class Fault:
     options: dict = field(default_factory=dict)
     grace_s: float = 3.0
     """Of the supervisor; longer where the trial itself is to find out."""
-    within_s: float = 30.0
 
 
 TRAINER = r"^trainer \(pid \d+\):(\n  .*)*, "
@@ -90,7 +88,6 @@ FAULTS = [
         stacks="^loader worker \\d \\(pid \\d+\\):(\n  .*)*, in At.__getitem__\n",
         options=SHORT,
         grace_s=20.0,
-        within_s=60.0,
     ),
     Fault(
         "hangs_in_worker_init",
@@ -206,9 +203,7 @@ def test_a_fault_is_told_and_over(template, monkeypatch, fault):
     if fault.name == "grows":
         monkeypatch.setenv(guard.TRIAL_VARIABLE, "600000000")
     monkeypatch.setattr(watched, "GRACE_S", fault.grace_s)
-    begin = time.monotonic()
     failure = measured(template, fault.name, fault.setting, fault.options)
-    assert time.monotonic() - begin < fault.within_s
     assert failure["event"] == "failure", failure
     assert fault.kind in KINDS
     told = (failure["failure_kind"], failure["failure_message"], failure["failure_stacks"])

@@ -138,8 +138,8 @@ def test_a_search_is_stopped_and_carried_on(there, head, project):
 
 def test_a_search_that_finds_nothing_says_so(there):
     """Ray's word for it, and ours."""
-    sentence = "--hardware absent is no hardware class of the cluster"
-    sent = there("submit", "train.py:workload", "--hardware", "absent", "--submission-id", "wrong", "--follow", timeout_s=300)
+    sentence = "--cpus-per-trial 999: the largest node has 2 CPUs"
+    sent = there("submit", "train.py:workload", "--cpus-per-trial", "999", "--submission-id", "wrong", "--follow", timeout_s=300)
     assert sent.code == 2, sent.stderr
     assert sent.stdout.startswith("wrong\n")
     assert sentence in sent.stdout
@@ -157,6 +157,21 @@ def test_a_search_that_finds_nothing_says_so(there):
     fetched = there("fetch", "wrong")
     assert fetched.code == 2
     assert "there is no run folder: the search has not begun, or failed before it did" in fetched.stderr
+
+
+def test_an_unknown_hardware_class_is_refused_before_anything_is_submitted(there):
+    """With the names that the cluster has, one of which is then taken. It takes 20 s: two short jobs ask, and a search begins."""
+    refused = there("submit", "train.py:workload", "--hardware", "absent", "--submission-id", "nowhere")
+    assert refused.code == 2
+    said = refused.stderr.splitlines()[-1]
+    assert "--hardware absent is no hardware class of the cluster: name one of 2cpu-" in said
+    unknown = there("status", "nowhere")
+    assert unknown.code == 2
+    name = said.rpartition(" ")[2]
+    taken = there("submit", "train.py:workload", "--hardware", name, "--submission-id", "somewhere", "--max-trials", "1")
+    assert taken.code == 0, taken.stderr
+    there("stop", "somewhere")
+    assert "hardware" not in there("runs").stdout.replace("--hardware", "")
 
 
 @pytest.mark.parametrize(

@@ -48,3 +48,13 @@ def test_a_setting_failed_by_the_machine_may_be_drawn_once_more():
         assert CONFIGS[0] in ledger.tried  # while it runs
         ledger.move(ledger[number], "failed", is_blameless=True)
     assert CONFIGS[0] in ledger.tried
+
+
+def test_a_setting_and_the_one_it_folds_to_are_tried_together():
+    """Prefetching beyond the epoch means the same as less: neither is drawn after the other was measured."""
+    ledger = Ledger(lambda config: config if config.num_workers < 3 else CONFIGS[2])
+    past = Past(number=0, trial_id=0, config=CONFIGS[5], origin="baseline", run_id="", state="running")
+    ledger.append(past)
+    assert ledger.tried == {CONFIGS[2], CONFIGS[5]}
+    ledger.move(past, "lost")
+    assert ledger.tried == set()

@@ -175,19 +175,3 @@ def test_impossible_options_are_refused_at_once(options, wanted):
     """Without a connection or a server."""
     with pytest.raises(WorkloadError, match=wanted):
         objects(**options)
-
-
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_many_workers_win(cache):
-    """Even on two cores, eight workers load more than twice as fast as two: they wait, they do not compute."""
-
-    def seconds(num_workers):
-        workload = objects(latency_s=0.02, image_size=32, epoch_samples=320)
-        batches = iter(workload.make_loader(batch_size=8, num_workers=num_workers))
-        next(batches)
-        start = time.perf_counter()
-        for _ in range(20):
-            next(batches)
-        return time.perf_counter() - start
-
-    assert seconds(2) > 2 * seconds(8)

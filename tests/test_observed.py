@@ -31,7 +31,7 @@ def test_what_finishes_out_of_order_is_the_same_in_the_end():
     assert growing.latest_and_best(60) == at_once.latest_and_best(60)
     assert len(growing) == len(at_once) == num_trials
     assert (growing.cpu_item_s(), growing.num_cpus) == (at_once.cpu_item_s(), 4)
-    assert growing.ceilings([]) == at_once.ceilings([]) == {32: 1004.0}
+    assert growing.ceilings() == at_once.ceilings() == {32: 1004.0}
 
 
 def test_half_are_the_highest_and_half_the_latest():

@@ -1,16 +1,18 @@
 """opening.py: what is measured before anything is drawn, in which order, and what is left out."""
 
+import pytest
+
 from feedrate.analysis.estimate import Rate
 from feedrate.search.finalists import Candidate
-from feedrate.search.opening import EARLY_SEEDS, Opening
+from feedrate.search.opening import EARLY_SEEDS, Opening, is_twin
 from feedrate.trainables.config import LoaderConfig
 
 OWN = LoaderConfig(num_workers=0, batch_size=64)
 OTHERS = [LoaderConfig(num_workers=0, batch_size=size) for size in (32, 128)]
 
 
-def seed(num_workers, batch_size=64):
-    return LoaderConfig(num_workers=num_workers, batch_size=batch_size)
+def seed(num_workers, batch_size=64, **more):
+    return LoaderConfig(num_workers=num_workers, batch_size=batch_size, **more)
 
 
 def known(config, sps):
@@ -64,8 +66,28 @@ def test_what_cannot_reach_a_third_of_what_was_reached_is_left_out():
     assert {origin for _, origin in found} == {"seed"}
     assert said == [
         "left out for now: yours at other batch sizes, as b64 w12 p2 is more than 3 times faster",
-        "left out: b64 w2 p2, of which 50/s can be expected and no third of b64 w12 p2",
+        "skipped b64 w2 p2: expected 50/s, less than a third of b64 w12 p2",
     ]
+
+
+@pytest.mark.parametrize(
+    "twin", [seed(2, persistent_workers=True), seed(3), seed(2, prefetch_factor=8), seed(2, 128)], ids=lambda twin: twin.short()
+)
+def test_what_a_twin_was_measured_at_outweighs_what_is_expected(twin):
+    """The model expects 10/s of 2 workers; nearly the same setting reads 150/s, half of the best one: it is tried."""
+    best = seed(16)
+    for rates, tried in (({best: 300.0}, []), ({best: 300.0, twin: 150.0}, [2])):
+        opening = Opening([OWN], [seed(2)])
+        assert opening.next() == (OWN, "baseline")
+        opening.review([known(OWN, 25.0), known(best, 300.0)], lambda configs: [10.0 for _ in configs], print, rates)
+        assert [config.num_workers for config in opening.ahead] == tried
+
+
+def test_settings_that_differ_in_what_matters_are_no_twins():
+    assert not is_twin(seed(2), seed(4))
+    assert not is_twin(seed(0), seed(1))
+    assert not is_twin(seed(2, 32), seed(2, 128))
+    assert is_twin(seed(16), seed(18))
 
 
 def test_what_is_near_is_not_left_out():

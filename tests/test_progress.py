@@ -72,6 +72,19 @@ def test_a_line_for_every_event_where_there_is_no_terminal(clock):
     assert "\x1b" not in text.getvalue()
 
 
+def test_a_rate_that_still_changes_is_named_with_how_long_it_was_watched(clock):
+    """Start-up and windows together; in rounds too."""
+    shown, text = display(clock)
+    ended = record(1, num_workers=4, rate_sps=1200.0, num_windows=6) | {"window_duration_s": [3.0] * 6, "iter_s": 1.0, "first_batch_s": 1.0, "settle_s": 0.2}
+    shown.finished(ended, record_rate(ended, "epoch"), 1.8)
+    shown.in_round(ended | {"round": 1}, record_rate(ended, "epoch"), -0.25)
+    shown.finished(ended, record_rate(ended, "epoch"), 0.0)
+    first, second, third = text.getvalue().splitlines()
+    assert first.endswith("still rising (2.8 times that of its first windows) after 20 s")
+    assert second.endswith("still falling (0.75 times that of its first windows) after 20 s")
+    assert "still" not in third
+
+
 def test_a_terminal_gets_a_panel_that_is_taken_away(clock):
     """It shows what was tried, the best setting with its rate, what runs, and the time left; lines stay above it."""
     shown, text = display(clock, terminal=True, max_trials=20)
@@ -178,9 +191,10 @@ def test_the_best_is_the_fastest_that_ran_to_its_end(clock):
 def test_a_ceiling_that_is_not_known_is_said_once(clock):
     """Others used the CPUs while the step was timed; the next trial of that batch size times it again."""
     shown, text = display(clock)
-    shown.ceiling(64, None, None)
-    shown.ceiling(64, None, None)
-    shown.ceiling(32, None, None)
+    why_not = "other processes used the machine while the step was timed"
+    shown.ceiling(64, None, None, why_not)
+    shown.ceiling(64, None, None, why_not)
+    shown.ceiling(32, None, None, why_not)
     shown.ceiling(64, 2000.0, None)
     lines = text.getvalue().splitlines()
     assert [line.split(" (no loading): ")[1][:9] for line in lines] == ["not known", "not known", "2,000 sam"]

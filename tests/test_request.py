@@ -9,6 +9,7 @@ from feedrate.search.request import (
     baseline_of,
     check_batch_sizes,
     check_step_options,
+    epoch_remarks,
     given_dimensions,
     remarks,
     search_space,
@@ -105,6 +106,19 @@ def test_settings_that_people_use_are_tried_at_two_batch_sizes():
     assert tried == {0: 64, 4: 128, 8: 64, 2: 128, 16: 64}
     fixed = search_space({"batch_size": Choice((None,))}, SHORT, placement())
     assert {config.batch_size for config in seed_configs(LoaderConfig(batch_size=None), placement(), fixed)} == {None}
+
+
+def test_a_short_epoch_limits_what_people_use_and_says_so():
+    """600 samples: 19 batches of 32, 5 of 128. What was asked for beyond is named with the numbers; nothing is said of defaults."""
+    given = {"num_workers": Range(0, 32), "prefetch_factor": Choice((2, 4))}
+    space = search_space(given, SHORT, placement(), 600)
+    workers, prefetch = epoch_remarks(given, space)
+    assert workers.startswith("--num-workers: your epoch of 600 items has 19 batches of 32 and 10 batches of 64 and 5 batches of 128;")
+    assert prefetch.startswith("--prefetch-factor: your epoch of 600 items has")
+    assert epoch_remarks({}, search_space({}, SHORT, placement(), 600)) == []
+    assert epoch_remarks(given, search_space(given, SHORT, placement(), None)) == []
+    tried = {config.num_workers: config.batch_size for config in seed_configs(LoaderConfig(batch_size=32), placement(), space)}
+    assert tried == {0: 32, 4: 128, 8: 32, 2: 128, 16: 32}
 
 
 @pytest.mark.parametrize(("options", "flag"), [({"amp": "bf16"}, "amp"), ({"compile": True}, "compile")])

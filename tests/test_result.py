@@ -240,12 +240,13 @@ def test_the_table_names_the_users_unit(concluded):
 
 
 def test_yours_may_be_the_best(concluded):
-    """Then it has one row, and no gain is claimed."""
-    result = concluded([baseline(1000.0), record(1, num_workers=4, rate_sps=500.0)])
-    text = printed(result)
+    """Then it has one row, no gain is claimed, and what rounds confirmed is said firmly."""
+    records = [baseline(1000.0), record(1, num_workers=4, rate_sps=500.0)]
+    text = printed(concluded([*records, *in_rounds({0: 1000.0, 4: 500.0})]))
     assert "best (yours)" in text
     assert "1.00x" in text
-    assert "Nothing faster than yours was found: keep it." in explain(result)
+    assert "Nothing faster than yours was found: keep it." in text
+    assert "Open:" not in text
 
 
 def test_a_compute_bound_training_is_told_so(concluded):

@@ -1,6 +1,5 @@
 """Tests of search/sampler.py."""
 
-import time
 
 import optuna
 import pytest
@@ -157,15 +156,12 @@ def test_unknown_kind():
         SnappingSampler(SPACE, seed=0, kind="cma", tried=set)
 
 
-def test_fast_at_a_thousand_trials():
-    """A draw after 1,000 trials takes tens of milliseconds at most."""
+def test_a_draw_after_a_thousand_trials():
+    """It is none of them."""
     study = optuna.create_study(direction="maximize")
     configs = list(SPACE.configs())[:1000]
     sampler = SnappingSampler(SPACE, seed=0, tried=lambda: set(configs))
     for config in configs:
         add(study, sampler, config, rate(config))
     assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
-    start = time.perf_counter()
-    for number in range(1000, 1010):
-        sampler.draw(study, number)
-    assert (time.perf_counter() - start) / 10 < 0.15  # 16 ms on a quiet machine
+    assert sampler.draw(study, 1000) not in configs

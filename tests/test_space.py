@@ -1,6 +1,6 @@
 """Tests of search/space.py."""
 
-import time
+from dataclasses import replace
 
 import pytest
 
@@ -19,7 +19,8 @@ OPTED = {"sharing_strategy": Choice((None, "file_system")), "trainer_cpus": Choi
 
 
 def space(**given):
-    return SearchSpace.default(num_cpus=4, has_accelerator=given.pop("has_accelerator", True), given=given)
+    more = {"has_accelerator": given.pop("has_accelerator", True), "epoch_samples": given.pop("epoch_samples", None)}
+    return SearchSpace.default(num_cpus=4, given=given, **more)
 
 
 def test_defaults():
@@ -113,6 +114,42 @@ def test_too_many_settings():
         space(batch_size=Range(1, 50_000))
 
 
+def test_no_more_workers_than_an_epoch_has_batches():
+    """200 samples are 20 batches of 10 and 4 of 50: the 21st and the 5th worker would have nothing to do."""
+    short = space(batch_size=Choice((10, 50)), epoch_samples=200)
+    assert short.num_workers == Range(0, 20)
+    most = {size: max(config.num_workers for config in short.configs() if config.batch_size == size) for size in (10, 50)}
+    assert most == {10: 20, 50: 4}
+    assert not short.contains(LoaderConfig(num_workers=5, batch_size=50))
+    assert short.contains(LoaderConfig(num_workers=5, batch_size=10))
+    assert short.extended(LoaderConfig(num_workers=20, batch_size=10)) is None
+    assert space(epoch_samples=1_000_000) == replace(space(), epoch_samples=1_000_000)
+    drawn = short.nearest_untried(LoaderConfig(num_workers=16, batch_size=50), set())
+    assert drawn.num_workers <= 4
+
+
+def test_explicit_numbers_of_workers_are_limited_too_and_one_is_left():
+    asked = space(batch_size=Choice((50,)), num_workers=Choice((2, 8, 16)), epoch_samples=200)
+    assert {config.num_workers for config in asked.configs()} == {2}
+    only = space(batch_size=Choice((50,)), num_workers=Choice((8, 16)), epoch_samples=200)
+    assert {config.num_workers for config in only.configs()} == {8}
+
+
+def test_prefetching_beyond_the_epoch_is_one_setting():
+    """4 batches: 2 workers fetch all of them from 2 ahead on, 4 workers from 1 on; each such setting is there once, and folds to it."""
+    short = space(batch_size=Choice((50,)), prefetch_factor=Choice((1, 2, 4, 8)), epoch_samples=200)
+    ahead = {count: {config.prefetch_factor for config in short.configs() if config.num_workers == count} for count in (1, 2, 4)}
+    assert ahead == {1: {1, 2, 4}, 2: {1, 2}, 4: {1}}
+    configs = list(short.configs())
+    assert len(configs) == len(set(configs)) == short.size()
+    assert all(short.contains(config) and short.fold(config) == config for config in configs)
+    deep = LoaderConfig(num_workers=2, batch_size=50, prefetch_factor=8)
+    assert short.fold(deep) == LoaderConfig(num_workers=2, batch_size=50, prefetch_factor=2)
+    assert not short.contains(deep)
+    assert space().fold(deep) == deep
+    assert SearchSpace.from_json(short.to_json()) == short
+
+
 def test_nearest_is_itself():
     """An untried setting is its own nearest one; a value that is not listed goes to a listed neighbour."""
     whole = space()
@@ -145,14 +182,3 @@ def test_exhaustion_visits_every_setting():
         assert config not in tried
         tried.add(config)
     assert tried == set(tiny.configs())
-
-
-def test_nearest_is_fast():
-    """The nearest untried setting of the default space is found in a few milliseconds, half of it tried."""
-    whole = space()
-    configs = list(whole.configs())
-    tried = set(configs[:800])
-    start = time.perf_counter()
-    for config in configs[:100]:
-        assert whole.nearest_untried(config, tried) not in tried
-    assert (time.perf_counter() - start) / 100 < 0.02  # 1 to 2 ms on a quiet machine

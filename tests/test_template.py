@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import uuid
 from pathlib import Path
 
@@ -241,9 +240,7 @@ def test_a_helper_may_clean_up_before_it_ends():
     code = "import time; time.sleep({}) # multiprocessing.resource_tracker"
     quick, slow = started(marker, code.format(0.3)), started(marker, code.format(1000))
     assert eventually(lambda: marked(marker) == {quick.pid: True, slow.pid: True})
-    begin = time.monotonic()
     sweep(marker, spare=set(), helpers_s=1.5)
-    assert time.monotonic() - begin < 10
     assert quick.wait(timeout=10) == 0
     assert slow.wait(timeout=10) == -9
 

@@ -3,7 +3,16 @@
 import pytest
 from synthetic import record
 
+from feedrate.analysis.ceilings import Ceilings
+from feedrate.analysis.estimate import Rate
 from feedrate.analysis.verdict import Verdict, alternating_sps, busy_fraction, judge, record_facts
+
+
+def judged(found):
+    """The verdict of facts, with the ceiling that is known from them."""
+    ceilings, sps = Ceilings(), found["steady_sps"]
+    ceilings.learn(64, found["step_only_sps"], Rate(sps=sps, low_sps=0.95 * sps, high_sps=1.05 * sps), disturbed=False)
+    return judge(found, ceilings.at(64), ceilings.why_not(64))
 
 
 def facts(fraction, wait, busy, copy_sps=None, **more):
@@ -26,7 +35,8 @@ def facts(fraction, wait, busy, copy_sps=None, **more):
         (0.85, 0.01, 0.99, "compute-bound"),
         (0.16, 0.01, 0.99, "loader-bound (CPU)"),  # workers starve a step on the CPU, which then never waits
         (1.8, 0.01, 0.99, "too noisy to say"),
-        (None, 0.01, None, "compute-bound"),
+        (None, 0.01, None, "too noisy to say"),  # whether workers slow the step down, only its ceiling tells
+        (None, 0.01, 0.99, "too noisy to say"),
         (0.6, 0.4, 0.95, "loader-bound (CPU)"),
         (0.6, 0.4, 0.30, "loader-bound (waiting)"),
         (None, None, 0.30, "loader-bound (waiting)"),
@@ -35,7 +45,7 @@ def facts(fraction, wait, busy, copy_sps=None, **more):
 )
 def test_the_verdict_says_where_the_time_goes(fraction, wait, busy, expected):
     """At the ceiling or never kept waiting; busy processors; or neither."""
-    assert judge(facts(fraction, wait, busy)).name == expected
+    assert judged(facts(fraction, wait, busy)).name == expected
 
 
 @pytest.mark.parametrize(
@@ -57,12 +67,12 @@ def test_the_verdict_says_where_the_time_goes(fraction, wait, busy, expected):
 )
 def test_a_copy_that_explains_the_rate_is_the_limit(fraction, wait, copy_sps, expected):
     """Step and copy in turn explain the rate, and the copy takes more of the time than waiting for data does."""
-    assert judge(facts(fraction, wait, 0.3, copy_sps)).name == expected
+    assert judged(facts(fraction, wait, 0.3, copy_sps)).name == expected
 
 
 def test_evidence_is_in_words():
     """What was compared, in numbers, the ceiling first; what is not known or does not matter is not named."""
-    verdict = judge(facts(0.59, 0.41, 0.23, throttled_fraction=0.3, psi_io_fraction=0.04, cache_state="mixed"))
+    verdict = judged(facts(0.59, 0.41, 0.23, throttled_fraction=0.3, psi_io_fraction=0.04, cache_state="mixed"))
     assert verdict.evidence == (
         "59% of the ceiling (1,000/s without loading)",
         "the step waits 41% of the time",
@@ -71,20 +81,36 @@ def test_evidence_is_in_words():
         "the container's CPU quota ran out in 30% of its periods",
     )
     assert str(verdict) == "loader-bound (waiting): " + "; ".join(verdict.evidence)
-    copied = judge(facts(0.5, 0.01, 0.1, 1000.0, steal_fraction=0.2, psi_io_fraction=0.5))
+    copied = judged(facts(0.5, 0.01, 0.1, 1000.0, steal_fraction=0.2, psi_io_fraction=0.5))
     assert "copying to the accelerator takes 50% of the time (1,000/s at most)" in copied.evidence
     assert copied.evidence[-2:] == (
         "the hypervisor took 20% of the CPU time away",
         "processes of this machine waited for storage 50% of the time",
     )
-    assert judge({}) == Verdict("too noisy to say")
-    assert str(judge({})) == "too noisy to say"
+    assert judge({}, None) == Verdict("too noisy to say")
+    assert str(judge({}, None)) == "too noisy to say"
 
 
 def test_a_ceiling_of_other_trials_counts():
-    """The step alone is measured once a batch size: its rate is passed in, and outweighs the trial's own."""
+    """The step alone is measured once a batch size: its rate is passed in, and the trial's own counts for nothing."""
     assert judge(facts(None, 0.5, 0.3) | {"steady_sps": 500.0}, 510.0).name == "compute-bound"
     assert judge(facts(0.5, 0.5, 0.3), 510.0).name == "compute-bound"
+    assert judge(facts(0.97, 0.5, 0.3), None, "nobody timed it").name == "loader-bound (waiting)"
+
+
+def test_a_trainer_without_workers_that_does_not_wait_needs_no_ceiling():
+    """Loading is a part of its own time: 1 % of it is the most that any setting gains."""
+    assert judge(facts(None, 0.01, 0.9, num_workers=0), None).name == "compute-bound"
+    assert judge(facts(None, 0.3, 0.3, num_workers=0), None).name == "loader-bound (waiting)"
+
+
+def test_nothing_is_concluded_from_a_rate_that_still_changes():
+    """However near to the ceiling it is; the evidence says so first."""
+    verdict = judged(facts(0.97, 0.01, 0.9, change_fraction=1.5))
+    assert verdict.name == "too noisy to say"
+    assert verdict.evidence[0] == "the rate was still rising (2.5 times that of its first windows)"
+    falling = judged(facts(0.97, 0.01, 0.9, change_fraction=-0.5))
+    assert falling.evidence[0] == "the rate was still falling (0.5 times that of its first windows)"
 
 
 def test_busy_is_of_the_cpus_that_loading_can_use():
@@ -112,11 +138,11 @@ def test_a_record_says_it_all():
     raw["window_wait_s"] = [0.4 * each for each in raw["window_duration_s"]]
     found = record_facts(raw)
     assert found["steady_sps"] == pytest.approx(600.0)
-    assert found["step_only_sps"] == pytest.approx(1000.0)
+    assert found["change_fraction"] == 0.0
     assert found["copy_only_sps"] == pytest.approx(640.0)
     assert found["wait_fraction"] == pytest.approx(0.4)
-    assert judge(found).name == "transfer-bound"
-    verdict = judge(found | {"copy_only_sps": None})
+    assert judge(found, 1000.0).name == "transfer-bound"
+    verdict = judge(found | {"copy_only_sps": None}, 1000.0)
     assert verdict.name == "loader-bound (waiting)"
     assert "loading and training used 40% of the time of 2 CPUs" in verdict.evidence
     failed = record_facts(record(1, status="failed"))
@@ -125,6 +151,8 @@ def test_a_record_says_it_all():
 
 def test_a_ceiling_below_what_was_trained_is_no_share():
     """Something else ran while the step alone was timed: 3300 % of it is no evidence for anything."""
-    said = str(judge({"steady_sps": 3300.0, "step_only_sps": 100.0, "wait_fraction": 0.5}))
-    assert said.startswith("too noisy to say: the step alone read 100/s, less than with loading")
-    assert "%" not in said.split(";")[0]
+    verdict = judged({"steady_sps": 3300.0, "step_only_sps": 100.0, "wait_fraction": 0.01})
+    assert verdict.evidence[0] == (
+        "the ceiling is not known, as the step alone read 100/s, less than training with loading (3,300/s): something slowed it down"
+    )
+    assert "%" not in verdict.evidence[0]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from feedrate.analysis.estimate import Rate, epoch_rate, steady_rate
+from feedrate.analysis.estimate import Rate, epoch_rate, lasting_rate, lasting_windows
+from feedrate.analysis.trend import Lasting
 
 
 @dataclass(slots=True)
@@ -43,13 +44,17 @@ class Windows:
 
     def rate(self, run_sd_fraction: float = 0.0) -> Rate:
         """The lasting rate with an interval; by default the windows' own, without run-to-run variance."""
-        return steady_rate(
+        return lasting_rate(
             self.window_duration_s,
             self.window_num_items,
             self.window_num_batches,
             self.window_produced_batches,
             run_sd_fraction=run_sd_fraction,
         )
+
+    def lasting(self) -> Lasting:
+        """Which of the windows tell the lasting rate, and whether it was still changing when they ended."""
+        return lasting_windows(self.window_duration_s, self.window_num_batches, self.window_produced_batches)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -117,4 +122,5 @@ class Measurement:
         """Every observation as columns of a trial record."""
         named = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "windows"}
         windows = {each.name: getattr(self.windows, each.name) for each in fields(Windows)}
-        return named | {name: None if values is None else list(values) for name, values in windows.items()}
+        listed = {name: None if values is None else list(values) for name, values in windows.items()}
+        return named | listed | {"trend_fraction": self.windows.lasting().change_fraction}

@@ -287,9 +287,12 @@ def _epochs_s(training: Training, options: MeasureOptions) -> float:
 
 
 def _measure_epochs(training: Training, options: MeasureOptions) -> None:
-    """Measure epoch boundaries where time allows."""
-    budget_s = EPOCHS_FRACTION * options.max_trial_s
-    if _epochs_s(training, options) < min(budget_s, training.deadline - time.perf_counter()):
+    """Measure epoch boundaries where time allows; in all that is left where workers lose with the epoch what made the rate rise."""
+    windows, loader = training.result.windows, training.loader
+    loses = windows.lasting().first > 0 and loader.num_workers > 0 and not loader.persistent_workers
+    left_s = training.deadline - time.perf_counter()
+    budget_s = left_s if loses else EPOCHS_FRACTION * options.max_trial_s
+    if _epochs_s(training, options) < min(budget_s, left_s):
         training.measure_epochs(_num_epoch_batches(training, options), budget_s)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from feedrate.analysis.trend import in_first_epoch
 from feedrate.trainables.alone import synchronize
 from feedrate.trainables.epoch_size import EpochSize
 from feedrate.trainables.failure import Failure, TrialFailed
@@ -169,11 +170,18 @@ class Training:
         until = self.deadline - self.reserved_s
         if len(windows) and time.perf_counter() + windows.window_duration_s[-1] / 2 > until:
             return True
-        if len(windows) < MIN_WINDOWS:
+        if len(windows) < MIN_WINDOWS or self._is_changing():
             return False
-        if len(windows) >= MAX_WINDOWS or sum(windows.window_duration_s) >= ENOUGH_S:
+        counted_s = windows.window_duration_s[windows.lasting().first :]
+        if len(counted_s) >= MAX_WINDOWS or sum(counted_s) >= ENOUGH_S:
             return True
         return self.has_rate() and windows.rate().half_width_fraction < ENOUGH_FRACTION
+
+    def _is_changing(self) -> bool:
+        """Whether the rate still changes, or may soon because samples come for the second time: then only time ends the windows."""
+        windows = self.result.windows
+        is_first = in_first_epoch(windows.window_duration_s, windows.window_num_items, self.result.epoch_samples)
+        return is_first or bool(windows.lasting().change_fraction)
 
     def has_rate(self) -> bool:
         """Something was produced inside the windows, as a few slow batches can all have been ready before, and trained."""
@@ -204,14 +212,15 @@ class Training:
         return self.items_per_batch() / self.result.windows.rate().sps
 
     def steady(self) -> bool:
-        """Enough whole windows, and the two halves of them agree within 5 %."""
-        windows = self.result.windows
-        half = len(windows) // 2
-        if len(windows) < MIN_WINDOWS or min(windows.window_num_batches) < self.cycle:
+        """Enough whole windows that count, and the two halves of them agree within 5 %."""
+        windows, found = self.result.windows, self.result.windows.lasting()
+        half = (found.first + len(windows)) // 2
+        counted = windows.window_num_batches[found.first :]
+        if len(counted) < MIN_WINDOWS or min(counted) < self.cycle or found.change_fraction:
             return False
         rates = [
             sum(windows.window_num_items[part]) / sum(windows.window_duration_s[part])
-            for part in (slice(0, half), slice(half, None))
+            for part in (slice(found.first, half), slice(half, None))
         ]
         return rates[1] > 0 and abs(rates[0] / rates[1] - 1) < 0.05
 

@@ -124,7 +124,8 @@ class Child:
                     return
             if time.monotonic() >= tell_s:
                 tell_s = time.monotonic() + SILENT_S
-                yield {"event": "silent", "phase": self.phase, "silent_s": time.monotonic() - since_s}
+                waits = self.allowed_s is None
+                yield {"event": "silent", "phase": self.phase, "waits": waits, "silent_s": time.monotonic() - since_s}
             if not ready:
                 if time.monotonic() >= deadline:
                     yield self._or_result(self._hang())

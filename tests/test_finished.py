@@ -1,0 +1,63 @@
+"""training.py: when the windows of a trial are enough, from recorded windows; nothing is trained."""
+
+import math
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from feedrate.trainables.measurement import Measurement
+from feedrate.trainables.training import Training
+
+
+def training(rates, *, seconds=1.0, epoch_samples=None):
+    """A training with all the time of the world, whose windows had these rates."""
+    result = Measurement(epoch_samples=epoch_samples)
+    made = Training(DataLoader([0]), None, None, torch.device("cpu"), result, 1e9)
+    made.deadline = math.inf
+    for rate in rates:
+        number = round(rate * seconds)
+        result.windows.add(duration_s=seconds, num_batches=number, num_items=number, produced_batches=number, wait_s=0.0)
+    return made
+
+
+NOISY = [1000, 1100, 900, 1050, 950, 1080, 920, 1000, 1100, 900, 1050, 950, 1080]
+
+
+def test_a_steady_rate_is_enough_soon():
+    """Five windows that agree, six seconds of some that do not, or thirteen."""
+    assert not training([1000] * 4).finished()
+    assert training([1000] * 5, seconds=0.35).finished()
+    assert not training(NOISY[:6], seconds=0.35).finished()
+    assert training(NOISY[:6]).finished()
+    assert training(NOISY, seconds=0.35).finished()
+
+
+@pytest.mark.parametrize("num", [6, 13, 20])
+def test_a_rate_that_rises_goes_on(num):
+    """However many windows there are and however long they took: the time of the trial ends it, and says so in a column."""
+    rising = training([round(1000 * 1.2**index) for index in range(num)])
+    assert not rising.finished()
+    assert not rising.steady()
+    assert rising.result.columns()["trend_fraction"] > 0.5
+    rising.deadline = 0.0
+    assert rising.finished()
+
+
+def test_a_cache_that_has_filled_is_followed_by_as_many_windows_as_any_trial():
+    """Those of before count neither as windows nor as time."""
+    cold = [10] * 4
+    assert not training([*cold, *NOISY[:4]], seconds=0.35).finished()
+    assert not training([*cold, *NOISY[:9]], seconds=0.35).finished()
+    warm = training([*cold, *[1000] * 5], seconds=0.35)
+    assert warm.finished()
+    assert warm.steady()
+    assert warm.result.columns()["trend_fraction"] == 0.0
+    assert warm.result.windows.rate().sps == pytest.approx(1000)
+
+
+def test_a_short_first_epoch_is_waited_for():
+    """What a dataset keeps shows when samples come again: 2,000 of 2,500 samples in, the rate says nothing of that yet."""
+    assert not training([1000] * 5, seconds=0.4, epoch_samples=2500).finished()
+    assert training([1000] * 10, seconds=0.4, epoch_samples=2500).finished()
+    assert training([1000] * 5, seconds=0.4, epoch_samples=50_000).finished()
