@@ -56,7 +56,7 @@ def hardware_classes() -> list[str]:
     from feedrate.search.options import SearchOptions
     from feedrate.search.placing import with_slots
 
-    with cluster(SearchOptions(address="auto", allow_unauthenticated=True), 0):
+    with cluster(SearchOptions(address="auto"), 0):
         return sorted({host.hardware for host in with_slots(look()[0] + promised())})
 
 

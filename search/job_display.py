@@ -42,9 +42,9 @@ class JobDisplay(Display):
         super().begin()
         self._tell()
 
-    def finished(self, record: dict[str, Any], rate: Rate | None) -> None:
+    def finished(self, record: dict[str, Any], rate: Rate | None, change_fraction: float | None = None) -> None:
         """A trial ended."""
-        super().finished(record, rate)
+        super().finished(record, rate, change_fraction)
         self._tell()
 
     def confirming(self, configs: Sequence[LoaderConfig]) -> None:
@@ -53,9 +53,9 @@ class JobDisplay(Display):
         self.round = 0
         self._tell()
 
-    def in_round(self, record: dict[str, Any], rate: Rate | None) -> None:
+    def in_round(self, record: dict[str, Any], rate: Rate | None, change_fraction: float | None = None) -> None:
         """One setting of a round was measured."""
-        super().in_round(record, rate)
+        super().in_round(record, rate, change_fraction)
         self.round = record["round"]
         self._tell()
 

@@ -197,4 +197,5 @@ def _flag(name: str) -> str:
 
 def versions(described: Mapping[str, Any]) -> dict[str, str]:
     """Versions for the record: what is installed, and what the workload's own process says of itself."""
-    return recorded() | described["facts"]["versions"]
+    own: dict[str, str] = described["facts"]["versions"]
+    return recorded() | own
