@@ -230,8 +230,16 @@ def test_slow_samples_are_looked_at_in_smaller_numbers():
 
 
 def test_no_more_samples_are_counted_than_there_are():
-    """A small dataset is looked at as a whole."""
+    """A small dataset is looked at as a whole; a list of indices is as many samples."""
     assert check(short(Rows(20)), budget_s=5).num_samples == 20
+
+    class Blocks(Rows):
+        def __getitem__(self, indices):
+            return torch.tensor(indices)
+
+    lists = [[4 * number, 4 * number + 1] for number in range(10)]
+    loader = general(lambda **overrides: DataLoader(Blocks(), sampler=lists, batch_size=None, **overrides), step)
+    assert check(loader, budget_s=5).num_samples == 20
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ class _Checking:
         delivered = self._look(loader, "0 workers", look, what)
         if delivered is None:
             return None
-        self.num_seen = len(samples_of(delivered[0]))
+        self.num_seen = sum(seen.num_samples for seen in samples_of(delivered[0]))
         again = self._look_in_time(loader, "0 workers", look, "the same seed again with 0 workers")
         neutral = self._look_in_time(loader, "0 workers", replace(look, epochs=1, neutral=True), "samples without augmentation")
         count_ = None

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, get_worker_info
 
 from feedrate.trainables.digest import digest
+from feedrate.trainables.epoch_size import num_indices
 from feedrate.trainables.failure import TrialFailed, classify
 from feedrate.trainables.isolated import goes_on
 from feedrate.trainables.loading import seed_everything
@@ -42,6 +43,8 @@ class Seen(NamedTuple):
     """Loader worker; -1 is the training process."""
     generators: dict[str, str]
     """Name of each random generator -> hash of its state after the sample was made; empty unless asked for."""
+    num_samples: int = 1
+    """More where a sampler hands out lists of indices and the dataset reads them together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,7 +342,8 @@ class _Echo(Dataset[Seen]):
         batched = getattr(self.inner, "__getitems__", None)  # what the loader calls where there is one
         single = not isinstance(index, (list, tuple))
         sample = batched([index]) if batched and single else self.inner[index]
-        return self.seen(index if isinstance(index, int) else repr(index), digest(sample))
+        seen = self.seen(index if isinstance(index, int) else repr(index), digest(sample))
+        return seen._replace(num_samples=num_indices(index))
 
     def seen(self, key: Any, hashed: str) -> Seen:
         info = get_worker_info()
