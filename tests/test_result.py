@@ -349,3 +349,20 @@ def test_what_could_not_be_told_apart_is_named(concluded):
     searched = [baseline(), record(1, num_workers=8, rate_sps=1000.0), record(2, num_workers=4, rate_sps=990.0)]
     text = printed(concluded([*searched, *in_rounds({0: 500.0, 4: 988.0, 8: 1000.0}, 3)]))
     assert "Confirmed in 3 interleaved rounds; b64 w4 p2 could not be told apart from it in that time." in text
+
+
+def test_a_baseline_that_repeats_its_first_epoch_is_compared_with_and_not_the_answer(concluded):
+    """Its rate is true, so that the speed-up counts; that it is the fastest does not make it the answer."""
+    left_out = {"max_num_workers": None, "reason": None, "persistent_workers": False, "epochs_reason": "every epoch is the first one"}
+    own = {"num_workers": 2, "persistent_workers": True, "origin": "baseline", "step_only_sps": 2000.0}
+    records = [record(0, rate_sps=1000.0, **own), record(1, num_workers=4, rate_sps=800.0), record(2, num_workers=1, rate_sps=500.0)]
+    result = concluded(records, disqualified=left_out)
+    check_best(result.best)
+    jsonschema.validate(result.best, best_schema(), jsonschema.Draft202012Validator)
+    assert result.dataloader["num_workers"] == 4
+    assert result.best["baseline"]["speedup"] == pytest.approx(0.8, rel=0.01)
+    lines = explain(result)
+    assert "Left out: settings with workers and persistent_workers=True, where every epoch is the first one; see feedrate check." in lines
+    assert "Yours is one of them: it is compared with, and cannot be the answer." in lines
+    assert not any("read more" in line for line in lines)
+    assert concluded(records).dataloader["persistent_workers"] is True
