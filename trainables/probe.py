@@ -119,6 +119,11 @@ class Parts:
         return isinstance(self.dataset, IterableDataset)
 
     @property
+    def fetches_lists(self) -> bool:
+        """Whether torch hands a whole batch of indices to the dataset (`__getitems__`)."""
+        return self.batch_sampler is not None and bool(getattr(self.dataset, "__getitems__", None))
+
+    @property
     def shuffles_all(self) -> bool | None:
         """Whether torch's own sampler gives every index once, shuffled (True) or not (False); None: another sampler."""
         if self.iterable or self.batch_size is None or type(self.batch_sampler) is not torch.utils.data.BatchSampler:
@@ -160,22 +165,18 @@ def pace(parts: Parts, max_samples: int, max_s: float, least_items: int = 0) -> 
     begin, count = time.monotonic(), 0
     items: list[Any] = []
     dataset: Any = parts.dataset
-    batched = bool(getattr(dataset, "__getitems__", None)) and (parts.batch_size is not None or parts.batch_sampler is not None)
-    source: Iterator[Any] = iter(dataset) if parts.iterable else _indices(parts, max_samples)
+    source = ((None, sample) for sample in dataset) if parts.iterable else _indices(parts, max_samples)
     is_over, seconds = False, 0.0
-    while not is_over or (len(items) < least_items and not parts.iterable):
-        sample: Any = next(source, END)
-        if sample is END:
-            break
-        item = sample
-        if not parts.iterable:
-            item, index = sample
-            items += [item] if not items or items[-1] is not item else []
+    for item, index in source:
+        if item is not None and not (items and items[-1] is item):
+            items.append(item)
         if not is_over:
-            digest(sample if parts.iterable else _sample(dataset, index, batched))
+            digest(index if parts.iterable else _sample(dataset, index, parts.fetches_lists))
             goes_on()
             count, seconds = count + 1, time.monotonic() - begin
         is_over = count >= max_samples or time.monotonic() > begin + max_s
+        if is_over and (parts.iterable or len(items) >= least_items):
+            break
     return Pace(items=tuple(items), num_samples=count, seconds=seconds, is_torchs_own=parts.shuffles_all is not None)
 
 
@@ -229,7 +230,7 @@ def deliver(parts: Parts, look: Look) -> list[Epoch]:
             "multiprocessing_context": "fork" if look.fork else parts.multiprocessing_context,
             "worker_init_fn": _Init(parts.worker_init_fn),
         }
-    echo = (_EchoStream if parts.iterable else _Echo)(parts.dataset, look, time.monotonic() + look.max_s)
+    echo = (_EchoStream if parts.iterable else _Echo)(parts, look, time.monotonic() + look.max_s)
     loader: DataLoader[Any] = DataLoader(
         echo,
         num_workers=look.num_workers,
@@ -324,24 +325,23 @@ class _First:
     def __iter__(self) -> Iterator[Any]:
         num_samples = 0
         for number, item in enumerate(self.sampler):
-            if num_samples >= self.num_samples and (number >= 4 or not isinstance(item, (list, tuple))):
+            if num_samples >= self.num_samples and (number >= 4 or num_indices(item) == 1):
                 return
-            num_samples += len(item) if isinstance(item, (list, tuple)) else 1
+            num_samples += num_indices(item)
             yield item
 
 
 class _Echo(Dataset[Seen]):
     """Delivers what is known of a sample instead of the sample."""
 
-    def __init__(self, inner: Any, look: Look, until_s: float) -> None:
-        self.inner, self.look, self.until_s = inner, look, until_s
+    def __init__(self, parts: Parts, look: Look, until_s: float) -> None:
+        self.inner: Any = parts.dataset
+        self.fetches_lists, self.look, self.until_s = parts.fetches_lists, look, until_s
 
     def __getitem__(self, index: Any) -> Seen:
         if self.look.neutral:
             _seed_alike()
-        batched = getattr(self.inner, "__getitems__", None)  # what the loader calls where there is one
-        single = not isinstance(index, (list, tuple))
-        sample = batched([index]) if batched and single else self.inner[index]
+        sample = self.inner.__getitems__([index]) if self.fetches_lists else self.inner[index]
         seen = self.seen(index if isinstance(index, int) else repr(index), digest(sample))
         return seen._replace(num_samples=num_indices(index))
 
