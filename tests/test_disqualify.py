@@ -1,5 +1,7 @@
 """disqualify.py and duplicates.py: more workers that repeat data are left out of a search, and it says so."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +53,20 @@ def test_an_undivided_stream_is_for_one_worker(stream):
     found = disqualified(short(stream))
     assert found.max_num_workers == 1
     assert "every worker delivers the same samples" in found.reason
+
+
+def test_a_stream_that_each_worker_shuffles_for_itself_is_for_one_worker():
+    """The beginnings have only some samples in common; those of a divided one have none."""
+
+    class Shuffled(Stream):
+        def __iter__(self):
+            info = get_worker_info()
+            order = list(range(self.num_rows))
+            random.Random(0 if info is None else info.id + 1).shuffle(order)
+            for index in order:
+                yield torch.full((4,), float(index)), torch.tensor(0)
+
+    assert disqualified(short(Shuffled(400))).max_num_workers == 1
 
 
 @pytest.mark.parametrize("stream", [Divided(12), Divided(10**9), with_noise(Divided(64)), Zeros(), Noise()])

@@ -85,6 +85,28 @@ class Unseeded(Rows):
         return torch.full((4,), float(index) + np.random.default_rng().random()), index % 2
 
 
+class Collates:
+    """Multi-scale training: the epoch is known where batches are made."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __call__(self, samples):
+        rows, labels = torch.utils.data.default_collate(samples)
+        return rows.repeat_interleave(1 + self.epoch % 3, dim=1), labels
+
+
+class NeedsMany:
+    """Makes no batch of a few samples."""
+
+    def __call__(self, samples):
+        if len(samples) < 32:
+            raise ValueError("the batch is too small")
+        return torch.utils.data.default_collate(samples)
+
+
 class Tells(Sampler):
     """Tells the dataset of the epoch as it begins, of which the training loop may tell it."""
 
@@ -172,6 +194,8 @@ FROZEN = {
     "progressive resizing": lambda: short(Growing),
     "no epoch beyond the last": lambda: short(Listed),
     "a stream": lambda: short(Shuffled),
+    "collate_fn": lambda: short(Rows(), collate_fn=Collates()),
+    "collate_fn of large batches": lambda: short(Crops, collate_fn=NeedsMany()),
 }
 LAGGING = {
     "sampler tells, and is told": lambda: sampled(Tells),

@@ -24,7 +24,14 @@ from feedrate.trainables.finding import Finding
 from feedrate.trainables.fresh import FreshLoader, check_again
 from feedrate.trainables.isolated import OutOfTime
 from feedrate.trainables.loading import no_batch
-from feedrate.trainables.order_check import determinism, map_order, repeated_indices, repeats, stream_order
+from feedrate.trainables.order_check import (
+    determinism,
+    map_order,
+    repeated_indices,
+    repeated_stream,
+    repeats,
+    stream_order,
+)
 from feedrate.trainables.probe import Epoch, Look, Pace, Parts, deliver, pace, samples_of
 from feedrate.trainables.random_check import SAMPLES, Streams, random_streams, streams
 from feedrate.trainables.start_check import start_findings
@@ -244,6 +251,9 @@ class _Checking:
             order = stream_order(
                 alone.neutral, neutral, shared[0], alone.delivered[0], self.num_workers, owns_generators=owns
             )
+            if order.level in ("ok", "note"):
+                for with_, without in ((neutral, alone.neutral), (shared[0], alone.delivered[0])):
+                    order = repeated_stream(repeats(with_, without, iterable=True), self.num_workers) or order
             findings = [order, *stream_counts(self.survey, alone.neutral, neutral, self.num_workers)]
         pairs = {} if alone.again is None else {"0 workers": (alone.delivered, alone.again)}
         again = self._look_in_time(loader, self.with_workers, self._with(), f"the same seed again with {self.with_workers}")
@@ -299,6 +309,9 @@ class _Checking:
         try:
             return epoch_state(look, looked_at, self.survey.tells, self.num_workers)
         except _NoTime:
+            return None
+        except _Failed:  # collate_fn, which is not called otherwise: starting workers says why
+            self.skipped.append(what)
             return None
 
     def _with(self) -> Look:

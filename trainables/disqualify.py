@@ -32,9 +32,11 @@ FIRST_SAMPLE_S = 5.0
 LEAST_LIMIT_S = 3.0
 """Longest time of one look, where it should take less: starting workers takes a moment on a busy machine."""
 MOST_SAMPLES, LEAST_SAMPLES = 32, 8
-"""Different samples that are compared: of each worker half of them, of each worker all of them for an iterable dataset."""
+"""Different samples that are compared, of each of two workers half of them."""
 NUM_NEEDED = 4
 """Looks that are taken even where each has to make the loader for itself, and that takes long."""
+MOST_OF_STREAM = 128
+"""The same of each worker for an iterable dataset."""
 FEW_ITEMS = 4
 """The same where samples are slow and followed through three epochs."""
 NUM_DRAWS, LEAST_DRAWS = 16, 12
@@ -100,7 +102,7 @@ class _Looking:
         num_samples = LEAST_SAMPLES if is_slow else seen.num_samples
         look = Look(
             num_workers=0,
-            num_samples=num_samples // 2 if self.iterable else num_samples,
+            num_samples=self._num_of_stream(num_samples) if self.iterable else num_samples,
             items=None if self.iterable else seen.items[:num_samples],
             epochs=1,
             fork=True,
@@ -126,6 +128,11 @@ class _Looking:
             raise
         except TrialFailed:
             return None
+
+    def _num_of_stream(self, num_samples: int) -> int:
+        """Samples of each worker: as many as come in a moment, as shuffled streams have only some in common."""
+        fast = int(QUICK_S / 8 / max(self.sample_s, 1e-6))
+        return min(max(num_samples // 2, fast), MOST_OF_STREAM)
 
     def _repeated_samples(self, look: Look) -> str | None:
         """Whether two workers deliver the same samples; random numbers that hide it, or make all alike, are taken out or left in."""

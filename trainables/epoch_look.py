@@ -30,15 +30,19 @@ def epoch_state(
     Raises:
         Exception: what `looked_at` raises.
     """
-    look = replace(look, num_workers=0, epochs=NUM_EPOCHS, neutral=True, to_the_end=True)
-    ways = [look, *(replace(look, told=who, epoch_numbers=numbers) for numbers in NUMBERS for who in tells)]
-    for each in ways:
+    look = replace(look, num_workers=0, epochs=NUM_EPOCHS, neutral=True, to_the_end=True, collates=True)
+    waiting = [look, *(replace(look, told=who, epoch_numbers=numbers) for numbers in NUMBERS for who in tells)]
+    while waiting:
+        each = waiting.pop(0)
         try:
             alone = looked_at(each)
         except TrialFailed:
-            if each.told is None:
+            if each.told is not None:
+                continue  # there may be no such epoch
+            if not each.collates:
                 raise
-            continue  # there may be no such epoch
+            waiting = [replace(way, collates=False) for way in (each, *waiting)]  # small batches may be too small for it
+            continue
         if changes(alone, every=each.told is None):
             break
     else:

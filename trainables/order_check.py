@@ -13,6 +13,8 @@ from feedrate.trainables.probe import END, Epoch, Seen, samples_of
 OVERLAP_FRACTION = 0.5
 LEAST_REPEATED = 4
 """Samples of one worker that another one must have delivered too, at least."""
+SOME_REPEATED = 8
+"""So many are no chance, beside each one that is alike without workers."""
 SHARD = """def __iter__(self):
     info = torch.utils.data.get_worker_info()
     first, step = (0, 1) if info is None else (info.id, info.num_workers)
@@ -117,10 +119,15 @@ class Repeats:
 
     @property
     def are_shown(self) -> bool:
-        """Whether workers repeat each other, beyond what is alike by nature or by chance."""
+        """Whether workers repeat each other, beyond what is alike by nature or by chance.
+
+        Most samples of a few, or some of many: shuffled in another order by each worker, the beginnings of an undivided
+        stream have only some samples in common, and those of a divided one none.
+        """
         share = self.num_repeated / max(self.num_compared, 1)
         share_alike = self.num_alike / max(self.num_compared, 1)
-        return self.num_repeated >= LEAST_REPEATED and share > OVERLAP_FRACTION and share_alike < OVERLAP_FRACTION / 2
+        most = self.num_repeated >= LEAST_REPEATED and share > OVERLAP_FRACTION and share_alike < OVERLAP_FRACTION / 2
+        return most or self.num_repeated >= SOME_REPEATED * (1 + self.num_alike)
 
 
 def repeats(shared: Epoch, alone: Epoch, *, iterable: bool) -> Repeats:
@@ -159,6 +166,20 @@ def repeated_indices(found: Repeats, num_workers: int) -> Finding | None:
         f"{found.num_compared} samples of one worker, another one delivers too, {found.num_alike} with 0 workers): a sample does "
         "not depend on its index, and every worker has its own copy of what it depends on",
         fix="make a sample from its index alone; to read a stream, use an IterableDataset that divides it among workers",
+        evidence={"num_repeated": found.num_repeated, "num_compared": found.num_compared, "num_alike": found.num_alike},
+    )
+
+
+def repeated_stream(found: Repeats, num_workers: int) -> Finding | None:
+    """The error of an iterable dataset of which workers deliver the same samples, in whatever order."""
+    if not found.are_shown:
+        return None
+    return Finding(
+        name="order",
+        level="error",
+        sentence=f"{found.num_repeated} of {found.num_compared} samples of one of the {num_workers} workers, another one delivers "
+        "too: the iterable dataset is not divided among workers",
+        fix=SHARD,
         evidence={"num_repeated": found.num_repeated, "num_compared": found.num_compared, "num_alike": found.num_alike},
     )
 

@@ -62,6 +62,8 @@ class Look:
     """Whose `set_epoch` is called before each epoch, as a training loop does: a key of `TOLD`; None calls nobody's."""
     epoch_numbers: tuple[int, ...] = (0, 1, 2)
     """What `set_epoch` is called with."""
+    collates: bool = False
+    """Hash batches as the user's collate_fn makes them, instead of samples: it may know its epoch, too."""
     to_the_end: bool = False
     """Draw what is left of a stream, too, as far as it comes within REST_OF_EPOCH_S: it may count its epochs there."""
     epochs: int = 2
@@ -79,7 +81,7 @@ class Look:
 
 
 TOLD = ("samplers", "dataset")
-"""Who may have a `set_epoch`: the sampler and the batch sampler, or the dataset and those inside it."""
+"""Who may have a `set_epoch`: the sampler and the batch sampler, or the dataset, those inside it, and collate_fn."""
 Epoch = list[list[Seen]]
 """Batches of one epoch."""
 
@@ -208,12 +210,12 @@ def tells(parts: Parts) -> list[str]:
 
 
 def _told(parts: Parts, who: str) -> list[Any]:
-    """The objects whose `set_epoch` is called; of nested datasets the outermost that has one."""
+    """The objects whose `set_epoch` is called; of nested datasets the outermost that has one, and collate_fn."""
     samplers = [parts.sampler, parts.batch_sampler, getattr(parts.batch_sampler, "sampler", None)]
     inner = [value for _, value in members(parts.dataset) if isinstance(value, Dataset)]
-    having = [each for each in (samplers if who == "samplers" else [parts.dataset, *inner]) if callable(getattr(each, "set_epoch", None))]
-    unique = list({id(each): each for each in having}.values())
-    return unique if who == "samplers" else unique[:1]
+    datasets = [each for each in (parts.dataset, *inner) if callable(getattr(each, "set_epoch", None))]
+    asked = samplers if who == "samplers" else [*datasets[:1], parts.collate_fn]
+    return list({id(each): each for each in asked if callable(getattr(each, "set_epoch", None))}.values())
 
 
 def deliver(parts: Parts, look: Look) -> list[Epoch]:
@@ -234,7 +236,7 @@ def deliver(parts: Parts, look: Look) -> list[Epoch]:
     loader: DataLoader[Any] = DataLoader(
         echo,
         num_workers=look.num_workers,
-        collate_fn=_as_they_are,
+        collate_fn=_Collating(parts, look) if look.collates else _seen,
         generator=parts.generator,
         **_order(parts, look),
         **workers,
@@ -250,7 +252,7 @@ def deliver(parts: Parts, look: Look) -> list[Epoch]:
             each.set_epoch(look.epoch_numbers[number])
         epochs.append([])
         for batch in loader:
-            epochs[-1].append(batch if isinstance(batch, list) else [batch])
+            epochs[-1].append(batch)
             goes_on()
     return epochs
 
@@ -288,7 +290,8 @@ def _fixed(parts: Parts, items: tuple[Any, ...]) -> dict[str, Any]:
             return {"batch_sampler": _Fixed(parts.batch_sampler, items)}
         return {"batch_size": None, "sampler": _Fixed(parts.sampler, items)}
     inner = parts.sampler if parts.shuffles_all is None else ()
-    return {"batch_size": max(1, len(items) // 8), "sampler": _Fixed(inner, items)}
+    size = 1 if parts.fetches_lists else max(1, len(items) // 8)
+    return {"batch_size": size, "sampler": _Fixed(inner, items)}
 
 
 class _Fixed:
@@ -331,30 +334,39 @@ class _First:
             yield item
 
 
-class _Echo(Dataset[Seen]):
+class _Delivered(NamedTuple):
+    """What is known of a sample, and the sample where it is to be collated."""
+
+    seen: Seen
+    sample: Any
+
+
+class _Echo(Dataset[Any]):
     """Delivers what is known of a sample instead of the sample."""
 
     def __init__(self, parts: Parts, look: Look, until_s: float) -> None:
         self.inner: Any = parts.dataset
         self.fetches_lists, self.look, self.until_s = parts.fetches_lists, look, until_s
 
-    def __getitem__(self, index: Any) -> Seen:
+    def __getitem__(self, index: Any) -> _Delivered:
         if self.look.neutral:
             _seed_alike()
         sample = self.inner.__getitems__([index]) if self.fetches_lists else self.inner[index]
-        seen = self.seen(index if isinstance(index, int) else repr(index), digest(sample))
-        return seen._replace(num_samples=num_indices(index))
+        delivered = self.delivered(index if isinstance(index, int) else repr(index), sample)
+        return delivered._replace(seen=delivered.seen._replace(num_samples=num_indices(index)))
 
-    def seen(self, key: Any, hashed: str) -> Seen:
+    def delivered(self, key: Any, sample: Any) -> _Delivered:
         info = get_worker_info()
+        hashed = "" if key == END or self.look.collates else digest(sample)
         states = generator_states(self.inner) if self.look.generators else {}
-        return Seen(key, hashed, -1 if info is None else info.id, states)
+        seen = Seen(hashed if key is None else key, hashed, -1 if info is None else info.id, states)
+        return _Delivered(seen, sample if self.look.collates else None)
 
 
-class _EchoStream(_Echo, IterableDataset[Seen]):
+class _EchoStream(_Echo, IterableDataset[Any]):
     """The same for an iterable dataset, up to `look.num_samples` samples of each worker."""
 
-    def __iter__(self) -> Iterator[Seen]:
+    def __iter__(self) -> Iterator[_Delivered]:
         if self.look.neutral:
             _seed_alike()
         stream = iter(self.inner)
@@ -364,10 +376,9 @@ class _EchoStream(_Echo, IterableDataset[Seen]):
             try:
                 sample = next(stream)
             except StopIteration:
-                yield self.seen(END, "")
+                yield self.delivered(END, None)
                 return
-            hashed = digest(sample)
-            yield self.seen(hashed, hashed)
+            yield self.delivered(None, sample)
             if time.monotonic() > self.until_s:
                 return
         if self.look.to_the_end:
@@ -387,8 +398,24 @@ class _Init:
             self.inner(worker_id)
 
 
-def _as_they_are(samples: Any) -> Any:
-    return samples
+def _seen(delivered: _Delivered | list[_Delivered]) -> list[Seen]:
+    """What is known of the samples of a batch, or of a single one."""
+    return [each.seen for each in ([delivered] if isinstance(delivered, _Delivered) else delivered)]
+
+
+class _Collating:
+    """Calls the user's collate_fn with a batch, or with the single sample of a loader without batches, and hashes what it makes."""
+
+    def __init__(self, parts: Parts, look: Look) -> None:
+        self.inner, self.is_single = parts.collate_fn, parts.fetches_lists
+
+    def __call__(self, delivered: _Delivered | list[_Delivered]) -> list[Seen]:
+        batch = [each for each in ([delivered] if isinstance(delivered, _Delivered) else delivered) if each.seen.key != END]
+        if not batch:
+            return []
+        alone = self.is_single or isinstance(delivered, _Delivered)
+        hashed = digest(self.inner(batch[0].sample if alone else [each.sample for each in batch]))
+        return [batch[0].seen._replace(key=repr([each.seen.key for each in batch]), digest=hashed)]
 
 
 def _seed_alike() -> None:
