@@ -1,11 +1,15 @@
 """submit, status, logs, stop, fetch, resume and runs on a real `ray start --head` with a token."""
 
 import json
+import os
 import re
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
+from answers import answer
 from conftest import QUICK, TOY, records
 from ray_head import TOKEN, Head, free_port
 
@@ -15,6 +19,7 @@ from feedrate.search.jobs import packed, unpacked
 from feedrate.search.options import UsageError
 
 SEES = "import os, sys\nprint('sees', *sorted(os.listdir('.')), file=sys.stderr)\nimport helper\n"
+DRIVE = Path(__file__).with_name("drive.sh")
 WITH_TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
 
 
@@ -77,15 +82,17 @@ def test_a_search_goes_on_when_the_client_is_gone(there, head, project, tmp_path
     state = there("status", "mine")
     assert state.stdout.startswith("mine: SUCCEEDED, ")
     assert "  | Saved: " in state.stdout
-    facts = json.loads(there("status", "mine", "--json").stdout)
+    facts = answer(there("status", "mine", "--json").stdout, "status")
     assert (facts["id"], facts["status"], facts["workload"]) == ("mine", "SUCCEEDED", "train.py:workload")
     assert (facts["search_exit_code"], facts["message"], facts["carried_on_by"]) == (0, None, [])
     assert facts["progress"]["run"] == str(head.runs / "mine")
     assert facts["progress"]["num_complete"] + facts["progress"]["num_pruned"] + facts["progress"]["num_failed"] == 3
     assert facts["progress"]["best"]["samples_per_second"] > 0
     assert there("runs").stdout.count("mine  SUCCEEDED") == 1
-    fetched = there("fetch", "mine")
-    assert fetched.stdout == "Saved: feedrate-runs/mine\n"
+    facts = answer(there("runs", "--json").stdout, "searches")
+    assert [each["status"] for each in facts["searches"] if each["id"] == "mine"] == ["SUCCEEDED"]
+    fetched = there("fetch", "mine", "--json")
+    assert answer(fetched.stdout, "fetch")["runs"] == [str(project / "feedrate-runs" / "mine")]
     run = load_run(project / "feedrate-runs" / "mine")
     assert len(run.trials) == 3
     assert (project / "feedrate-runs" / "mine" / "best.json").read_bytes() == (head.runs / "mine" / "best.json").read_bytes()
@@ -105,9 +112,31 @@ def test_a_search_goes_on_when_the_client_is_gone(there, head, project, tmp_path
     assert there("fetch", "mine", "-o", tmp_path / "other").code == 0
 
 
+def test_a_shell_script_drives_a_search_by_json_alone(start, head, project, home):
+    """Submitted, waited for, fetched and exported, with what the script prints as the only source. Takes over 10 s for the search."""
+    script = start(
+        "train.py:workload", head.url, *QUICK, "--wait", "0", "--max-trials", "1", "--submission-id", "driven",
+        program=[DRIVE], cwd=project, PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", **WITH_TOKEN,
+    )  # fmt: skip
+    assert script.wait(300) == 0, script.stderr
+    dataloader, rate = map(json.loads, script.stdout.splitlines())
+    assert dataloader["num_workers"] == 0
+    assert rate == json.loads((head.runs / "driven" / "best.json").read_text())["throughput"]["samples_per_second"]
+    assert "RUNNING: null" in script.stderr
+    assert "SUCCEEDED: {" in script.stderr
+    failing = start("train.py:workload", head.url, "--hardware", "absent", program=[DRIVE], cwd=project, PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", **WITH_TOKEN)
+    assert failing.wait(300) == 1
+    assert failing.stderr.endswith("exit code 2: wrong usage\n")
+    assert failing.stdout == ""
+
+
 def test_a_search_is_stopped_and_carried_on(there, head, project):
     """Stopping keeps what was measured, and ends its trial in order; from the same folder it goes on, with nothing twice."""
-    assert there("submit", "train.py:workload", *QUICK, "--wait", "0", "--submission-id", "long").code == 0
+    sent = there("submit", "train.py:workload", *QUICK, "--wait", "0", "--submission-id", "long", "--json")
+    facts = answer(sent.stdout, "submit")
+    assert (facts["id"], facts["workload"], facts["num_files"], facts["search"]) == ("long", "train.py:workload", 2, None)
+    assert {entry["path"]: entry["why"] for entry in facts["left_out"]} == {".env": "may hold a secret", "large.bin": "over 10 MiB"}
+    assert facts["commands"]["logs"] == f"feedrate logs long -f --address {head.url}"
     run = head.runs / "long"
     head.command.until(lambda: len(records(run)) >= 2, within_s=200)
     soon = there("resume", "long")
@@ -116,7 +145,10 @@ def test_a_search_is_stopped_and_carried_on(there, head, project):
     early = there("fetch", "long", "-o", project / "early")
     assert early.code == 0, early.stderr
     assert len(load_run(project / "early").trials) >= 2
-    assert there("stop", "long").stdout == "long: STOPPED\n"
+    assert answer(there("stop", "long", "--json").stdout, "stop")["status"] == "STOPPED"
+    state = there("status", "long", "--json")
+    facts = answer(state.stdout, "status")
+    assert (state.code, facts["status"], facts["search_exit_code"], facts["ended_by"]) == (0, "STOPPED", 143, "stopped on request")
     assert "long had ended already: STOPPED" in there("stop", "long").stdout
     assert "interrupted; what was measured is kept" in there("logs", "long").stdout
     head.command.until(lambda: not head.command.trial_processes())
@@ -150,7 +182,7 @@ def test_a_search_that_finds_nothing_says_so(there):
     assert re.match(r"wrong: FAILED, \d+ s, exit code 2: wrong usage\n", state.stdout)
     state = there("status", "wrong", "--json")
     assert state.code == 1
-    facts = json.loads(state.stdout)
+    facts = answer(state.stdout, "status")
     assert (facts["status"], facts["search_exit_code"], facts["exit_code"], facts["progress"]) == ("FAILED", 2, 1, None)
     assert facts["ended_by"] == "exit code 2: wrong usage"
     assert facts["message"].startswith(f"feedrate: {sentence}")
