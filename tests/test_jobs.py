@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import threading
+import urllib.request
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -166,6 +167,61 @@ def test_a_search_is_stopped_and_carried_on(there, head, project):
     assert len(numbers) == len(set(numbers)) == kept + 2  # the number of the trial that was interrupted is left out
     assert there("fetch", again.stdout.strip(), "-o", project / "whole").code == 0
     assert len(load_run(project / "whole").trials) == kept + 2
+
+
+def planted(number):
+    """A secret that can be found wherever it is written."""
+    return f"planted-{number:02d}-5ec7e7"
+
+
+IN_ENVIRONMENT = [
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "WANDB_API_KEY", "HF_TOKEN",
+    "OPENAI_API_KEY", "GITHUB_TOKEN", "PGPASSWORD", "KAGGLE_KEY",
+]  # fmt: skip
+IN_FOLDER = [
+    ".git-credentials", ".docker/config.json", ".envrc", "token.json", "kaggle.json", "prod.tfvars", "my-service-account.json",
+    "passwords.txt", ".aws/credentials", "conf/api_key.csv",
+]  # fmt: skip
+PAGES = ("/api/jobs/", *(f"/api/v0/{what}?detail=true&limit=1000" for what in ("actors", "tasks", "workers", "runtime_envs", "nodes", "jobs")))
+
+
+def where(text, folders, head):
+    """Every file and every answer of Ray's API that holds a text."""
+    found = [path for folder in folders for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
+    for page in PAGES:
+        request = urllib.request.Request(head.url + page, headers={"Authorization": f"Bearer {TOKEN}"})
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            found += [page] if text.encode() in reply.read() else []
+    return found
+
+
+def test_planted_secrets_are_nowhere(there, start, head, project):
+    """In the environment, the folder and the options; neither a submitted nor a joined search writes one down, sends or shows it.
+
+    Looked for in every file of Ray's folder (logs of all processes, unpacked packages), of the head's home and of the run
+    folders, and in what the state API and the Jobs API say. Takes over 10 s, because two searches are made.
+    """
+    environment = {name: planted(number) for number, name in enumerate(IN_ENVIRONMENT)}
+    for number, name in enumerate(IN_FOLDER, len(IN_ENVIRONMENT)):
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).write_text(planted(number))
+    (project / "train.py").write_text("# harmless-5ec7e7\n" + (project / "train.py").read_text())
+    once = [*QUICK, "--wait", "0", "--max-trials", "1"]
+    sent = there("submit", "train.py:workload", *once, "--submission-id", "planted", "--follow", timeout_s=300, **environment)
+    assert sent.code == 0, sent.stderr
+    address = ["--address", f"127.0.0.1:{head.port}"]
+    joined = start("search", "train.py:workload", *once, *address, cwd=project, RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", **WITH_TOKEN, **environment)
+    assert joined.wait(300) == 0, joined.stderr
+    for command in (("submit", "train.py:workload", "--address", head.url), ("search", "train.py:workload", *address)):
+        refused = start(*command, "--storage", f"postgresql://ann:{planted(20)}@db/x", cwd=project, **WITH_TOKEN)
+        assert refused.wait() == 2
+        assert planted(20) not in refused.stderr
+    folders = [head.folder, head.home, project / "feedrate-runs"]
+    packages = [path for path in where("harmless-5ec7e7", folders, head) if isinstance(path, Path)]
+    assert packages, "what is sent is not looked at"
+    assert not {path.name for path in packages} - {"train.py"}
+    assert {number: found for number in range(21) if (found := where(planted(number), folders, head))} == {}
+    assert planted(0)[:8] not in sent.stdout + sent.stderr + joined.stdout + joined.stderr
 
 
 def test_a_search_that_finds_nothing_says_so(there):

@@ -16,6 +16,7 @@ from feedrate.search.job_facts import MEANING
 
 LOUD = """
 import os, sys
+assert os.environ["AWS_ACCESS_KEY_ID"] == "mine"  # in every trial of a local search, as in the user's own process
 print("imported, to standard output")
 os.write(1, b"written to descriptor 1\\n")
 """ + TOY
@@ -84,7 +85,7 @@ def test_a_search_and_its_resumption(feedrate, tmp_path):
     """What the user's code prints goes to standard error. Takes over 10 s, because two searches are made."""
     (tmp_path / "loud.py").write_text(LOUD)
     space = ["--batch-size", "16", "--num-workers", "0,1", "--prefetch-factor", "2", "--max-trial-s", "1", "--no-confirm"]
-    command = feedrate("search", "loud.py:workload", *space, "--max-trials", "1", "--json")
+    command = feedrate("search", "loud.py:workload", *space, "--max-trials", "1", "--json", AWS_ACCESS_KEY_ID="mine")
     facts = answer(command.stdout, "search")
     assert (command.code, facts["exit_code"], facts["num_trials"], facts["num_failed"], facts["failures"]) == (0, 0, 1, 0, [])
     assert facts["run"] == str(tmp_path / "feedrate-runs" / "toy-1")
@@ -92,7 +93,7 @@ def test_a_search_and_its_resumption(feedrate, tmp_path):
     assert "imported, to standard output\n" in command.stderr
     assert "written to descriptor 1\n" in command.stderr
     assert "yours: b16 w0" in command.stderr
-    command = feedrate("resume", "feedrate-runs/toy-1", "--max-trials", "2", "--json")
+    command = feedrate("resume", "feedrate-runs/toy-1", "--max-trials", "2", "--json", AWS_ACCESS_KEY_ID="mine")
     facts = answer(command.stdout, "resume")
     assert (command.code, facts["num_trials"]) == (0, 2)
 
