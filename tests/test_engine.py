@@ -5,14 +5,19 @@ import ipaddress
 import json
 import os
 import socket
+import stat
 import struct
 import sys
+import tempfile
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import psutil
 import pytest
 from conftest import Command
+
+from feedrate.search.engine import LONGEST_SOCKET, _private_folder
 
 # a search's cluster: open until there is a file "stop" in its folder; then what runs on it raises
 HOLDER = """
@@ -33,6 +38,7 @@ try:
 
         worker = Worker.remote()
         facts = ray.get(worker.facts.remote())
+        facts["folder"] = ray._private.worker._global_node.get_temp_dir_path()
         facts |= {"address": ray.get_runtime_context().gcs_address, "token": os.environ["RAY_AUTH_TOKEN"]}
         facts["where"] = place(SearchOptions()).where
         try:
@@ -163,9 +169,6 @@ def test_every_listening_port_asks_for_the_token(local):
     served = set()
     for name, _, port in listening(local):
         if grpc_status(port, "/none/None", token) is None:
-            if name.startswith("python"):  # the autoscaler's page of metrics, where ray[default] is installed: figures, nothing to call
-                assert http_status(port, token) == 405
-                continue
             assert (http_status(port, None), http_status(port, wrong), http_status(port, token)) == (401, 403, 200), name
             continue
         served_here = [method for method in METHODS if grpc_status(port, method, None) != UNIMPLEMENTED]
@@ -238,6 +241,34 @@ def test_a_cluster_without_tokens_is_joined_with_a_warning(start, local, tmp_pat
     joiner = start("-c", JOINER, local.facts["address"], "--require-token", program=[sys.executable], **token)
     joiner.wait()
     assert joiner.stdout == f"joined {len(os.sched_getaffinity(0))}\n"
+
+
+def test_rays_folder_is_the_users_alone(local):
+    """Ray opens the folder that it is given to everybody: it lies in one that nobody else may enter, and its sockets' paths are short."""
+    folder = Path(local.facts["folder"])
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o777, "Ray leaves its folder alone: the one around it is not needed any more"
+    assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
+    assert folder.parent.name.startswith("feedrate-ray-")
+    sockets = [path for path in folder.rglob("*") if path.is_socket()]
+    assert len(sockets) >= 2
+    assert max(len(str(path)) for path in sockets) <= len(f"{folder}{LONGEST_SOCKET}") <= 107
+
+
+def test_rays_processes_are_in_sessions_of_their_own(local):
+    """A signal to the search's process group does not reach them."""
+    processes = [psutil.Process(pid) for pid in local.alive() if pid != local.process.pid]
+    assert {"gcs_server", "raylet"} <= {process.name() for process in processes}
+    assert not [process for process in processes if os.getsid(process.pid) == local.process.pid]
+
+
+def test_a_long_path_of_temporary_folders_is_not_used(tmp_path, monkeypatch):
+    """A socket in it could not be made."""
+    long = tmp_path / ("x" * 60)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with _private_folder() as folder:
+        assert Path(folder).parent.parent == Path("/tmp")
+    assert not Path(folder).parent.exists()
 
 
 def test_workers_are_as_nice_as_the_users_own_program(local):
