@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from feedrate.analysis.best import write_best
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.schema import SCHEMA, check_record
@@ -141,3 +143,8 @@ def small_run() -> list[dict[str, Any]]:
     records += [record(8, num_workers=1, rate_sps=300.0, batch_size=32, status="pruned", num_windows=1)]
     records += [record(9, num_workers=1, rate_sps=300.0, status="pruned", num_windows=2, pin_memory=True)]
     return [*records, record(10, num_workers=8, status="failed"), record(11, num_workers=7, status="failed")]
+
+
+def dtypes_here(dtypes):
+    """Those dtypes as this pandas names them: before version 3 a column of text is one of objects."""
+    return {name: str(pd.Series([], dtype=dtype).dtype) for name, dtype in dtypes.items()}

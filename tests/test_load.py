@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from synthetic import DESIGN_BEST, record, small_run, write_run
+from synthetic import DESIGN_BEST, dtypes_here, record, small_run, write_run
 
 import feedrate.analysis
 from feedrate.analysis import load_run
@@ -18,11 +18,6 @@ from feedrate.analysis.load import TRIAL_DTYPES, WINDOW_DTYPES, config_text
 from feedrate.analysis.run_folder import RunError
 from feedrate.analysis.schema import COLUMNS
 from feedrate.trainables.config import LoaderConfig
-
-
-def dtypes_here(dtypes):
-    """Those dtypes as this pandas names them: before version 3 a column of text is one of objects."""
-    return {name: str(pd.Series([], dtype=dtype).dtype) for name, dtype in dtypes.items()}
 
 
 def test_every_record_is_a_row_with_its_rates(tmp_path: Path) -> None:

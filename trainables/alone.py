@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data._utils.pin_memory import pin_memory  # what the loader itself calls
 
+from feedrate.trainables.accelerator import synchronize
 from feedrate.trainables.step import Step, count_items, count_samples, is_count, to_device
 from feedrate.trainables.workload import Workload
 
@@ -104,9 +105,3 @@ def _blocks(act: Callable[[], int], device: torch.device, max_s: float) -> Block
         num_items.append(items)
         durations_s.append(time.perf_counter() - begin)
     return num_items, durations_s
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given; a CPU has."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

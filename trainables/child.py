@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 import torch
 
 from feedrate.trainables import host
+from feedrate.trainables.accelerator import device_name, num_accelerators, pick_device
 from feedrate.trainables.cached_batch import CachedBatch, read_apart
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.data_check import check
@@ -39,7 +40,7 @@ from feedrate.trainables.leaving import ignore_ended_workers, leave
 from feedrate.trainables.loading import build_loader
 from feedrate.trainables.machine import wait_until_quiet
 from feedrate.trainables.measurement import Measurement
-from feedrate.trainables.measuring import MeasureOptions, measure, pick_device
+from feedrate.trainables.measuring import MeasureOptions, measure
 from feedrate.trainables.process import tree_pids
 from feedrate.trainables.rerun import rerun
 from feedrate.trainables.resolve import UnknownWorkload, WorkloadRef, load, preload
@@ -236,7 +237,7 @@ def _describe(request: dict[str, Any], send: Send) -> None:
     """Say what the workload is, without training: its baseline, its size, what its data check found."""
     send({"event": "phase", "phase": "setup"})
     described = describe(lambda: _load(WorkloadRef(**request["workload"])))
-    send({"event": "described", **described, "facts": host_facts() | {"num_gpus": torch.cuda.device_count()}})
+    send({"event": "described", **described, "facts": host_facts() | {"num_gpus": num_accelerators()}})
 
 
 def _rerun(request: dict[str, Any], send: Send) -> None:
@@ -284,7 +285,7 @@ def host_facts(allocated: int | None = None) -> dict[str, Any]:
     num_cpus, source = host.cpu_budget(allocated)
     return {
         "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else host.cpu_model(),
+        "device_name": device_name(device),
         "host_id": host.host_id(),
         "hostname": socket.gethostname(),
         "num_cpus": num_cpus,

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from feedrate.trainables.accelerator import pick_device
 from feedrate.trainables.alone import loading_step, time_copy, time_step, warm
 from feedrate.trainables.cached_batch import CachedBatch, read_apart
 from feedrate.trainables.config import LoaderConfig
@@ -67,11 +68,6 @@ class MeasureOptions:
     """torch.compile the model of the short form."""
     shares_host: bool = False
     """Other trials run on the host's other CPUs: foreign load is that on this process's own."""
-
-
-def pick_device(name: str | None = None) -> torch.device:
-    """The device to train on: as named, else the first visible CUDA device, else the CPU."""
-    return torch.device(name or ("cuda:0" if torch.cuda.is_available() else "cpu"))
 
 
 def measure(
@@ -174,7 +170,7 @@ def _warm(
     if options.measure_step:
         blocks = time_step(step, batch, device, options.max_trial_s / 5)
         result.step_only_num_items, result.step_only_duration_s = blocks or (None, None)
-    if device.type == "cuda":
+    if device.type != "cpu":
         copies = time_copy(host_batch, device, pinned=config.pin_memory)
         result.copy_only_num_items, result.copy_only_duration_s = copies or (None, None)
 

@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
         return
     resource_tracker.ensure_running()  # here, so that it outlives killed children and unlinks their semaphores
     before = _end_with_owner(control, hello)
-    clean = _num_threads() <= before.num_threads and not _cuda_touched() and not positioned_files() - before.files
+    clean = _num_threads() <= before.num_threads and not _accelerator_touched() and not positioned_files() - before.files
     for number in TERMINATING:
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, signal.SIG_IGN)
@@ -237,9 +237,9 @@ def _num_threads() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
-def _cuda_touched() -> bool:
+def _accelerator_touched() -> bool:
     torch = sys.modules.get("torch")
-    return bool(torch is not None and torch.cuda.is_initialized())
+    return torch is not None and (torch.cuda.is_initialized() or torch.xpu.is_initialized())
 
 
 def _receive_line(control: socket.socket) -> bytes:

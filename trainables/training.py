@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from feedrate.analysis.trend import in_first_epoch
-from feedrate.trainables.alone import synchronize
+from feedrate.trainables.accelerator import StepTimer, synchronize
 from feedrate.trainables.epoch_size import EpochSize
 from feedrate.trainables.failure import Failure, TrialFailed
 from feedrate.trainables.kept_batches import KeptBatches
@@ -77,7 +77,7 @@ class Training:
         """When the latest batches had been trained, with items and waiting until then."""
         self._shm_before = shm_used_bytes()
         self._kept: KeptBatches | None = None
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._timer = StepTimer(device)
 
     def start(self) -> None:
         """iter(loader) and the first batch."""
@@ -121,7 +121,7 @@ class Training:
             if self._ready() - ready <= max(1, self.cycle // 4):
                 break
         synchronize(self.device)
-        self._take_step_s()
+        self._timer.take_s()
         self.result.settle_s = time.perf_counter() - begin
 
     def window(self) -> None:
@@ -141,7 +141,7 @@ class Training:
             if (enough and num % self.cycle == 0) or now >= until:
                 break
         synchronize(self.device)
-        end, step_s = time.perf_counter(), self._take_step_s()
+        end, step_s = time.perf_counter(), self._timer.take_s()
         more = self._ready() + self._discarded - made
         if is_waiting and self._is_waiting() and (num % self.cycle == 0 or len(self._latest) > self.cycle):
             more = 0
@@ -300,27 +300,14 @@ class Training:
         return batch
 
     def _train(self, batch: Any) -> None:
-        if self.device.type == "cuda":
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            begin.record()
-            returned = self.step(batch)
-            end.record()
-            self._events.append((begin, end))
-        else:
-            returned = self.step(batch)
+        begun = self._timer.begin()
+        returned = self.step(batch)
+        self._timer.end(begun)
         self.items += count_items(batch, returned)
         if returned is not None and not is_count(returned):
             self.result.step_returned = type(returned).__name__
         self.consumed += 1
         self._latest.append((time.perf_counter(), self.items, self.wait_s))
-
-    def _take_step_s(self) -> float | None:
-        """Seconds that the accelerator was inside steps since the last call; after a synchronize only."""
-        if self.device.type != "cuda":
-            return None
-        taken_s = float(sum(begin.elapsed_time(end) for begin, end in self._events)) / 1000
-        self._events.clear()
-        return taken_s
 
     def _ready(self) -> int:
         """Batches finished but not consumed; 0 where that cannot be seen."""
