@@ -100,6 +100,7 @@ def cluster(options: SearchOptions, num_gpus: int, folder: str | None = None) ->
         _forget_authentication()
         for name in ("ray", "ray.tune", "ray.train", "ray._private"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        stack.enter_context(_without_dumps())
         with _by_itself():
             if options.address is None:
                 ray_constants.ENABLE_RAY_CLUSTER = False  # as in _LOCAL, where ray was imported before
@@ -173,6 +174,16 @@ def _by_itself() -> Iterator[None]:
 
     popen = functools.partial(services.ConsolePopen, start_new_session=True)
     with _replaced(services, "ConsolePopen", popen), _replaced(utils, "set_sigterm_handler", lambda handler: None):
+        yield
+
+
+@contextmanager
+def _without_dumps() -> Iterator[None]:
+    """Keep the last lines of a raylet's log, which Ray 2.60 prints on the driver's standard output when a node is lost, out of the
+    user's log. What a lost node means for the search is in the record of the trial that ran there."""
+    from ray._private import worker
+
+    with _replaced(worker, "print_to_stdstream", lambda *given, **named: None):
         yield
 
 

@@ -47,6 +47,9 @@ try:
         except UsageError as error:
             facts["twice"] = str(error)
         facts["still_connected"] = ray.is_initialized()
+        from ray._private.utils import publish_error_to_driver
+        publish_error_to_driver("lost", "the last lines of a raylet's log", ray._private.worker.global_worker.gcs_client)
+        time.sleep(1)
         print(json.dumps(facts), flush=True)
         while not os.path.exists("stop"):
             time.sleep(0.05)
@@ -276,6 +279,11 @@ def test_workers_are_as_nice_as_the_users_own_program(local):
     assert (local.facts["nice"], local.facts["monitor_ms"]) == (os.nice(0), "0")
     assert local.facts["where"].endswith(f"CPU only, no GPU is used, {len(os.sched_getaffinity(0))} of "
                                          f"{len(os.sched_getaffinity(0))} CPUs")  # fmt: skip
+
+
+def test_what_ray_prints_of_lost_nodes_is_left_out(local):
+    """The last lines of a raylet's log belong to nobody's answer, and less to a program that reads it."""
+    assert "raylet" not in local.stdout + local.stderr
 
 
 def test_a_second_ray_in_one_process_is_refused(local):
