@@ -103,6 +103,21 @@ def add_json(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(FLAG, action="store_true", help="print one JSON object and nothing else; progress goes to standard error (docs/json.md)")
 
 
+API_ADDRESS = "the cluster's Jobs API, such as http://localhost:8265 (default: RAY_API_SERVER_ADDRESS, or RAY_ADDRESS where that is a URL)"
+
+
+def api_address() -> str | None:
+    """Return the Jobs API that the environment names, as Ray's own commands do."""
+    named = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or ""
+    return named if named.startswith(("http://", "https://")) else None
+
+
+def ray_address() -> str | None:
+    """Return the cluster that ray.init would join by its environment; None where that is a Jobs API, or nothing."""
+    named = os.environ.get("RAY_ADDRESS") or None
+    return None if named is not None and "://" in named else named
+
+
 REQUIRE_TOKEN = "FEEDRATE_REQUIRE_TOKEN"
 """Environment variable that stands for --require-token."""
 

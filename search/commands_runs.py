@@ -102,7 +102,9 @@ class Runs:
     def prepare(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("pattern", nargs="?", default="feedrate-runs/*", metavar="PATTERN", help="of run folders, or the folder that holds them (default feedrate-runs/*)")
         arguments.add_json(parser)
-        parser.add_argument("--address", metavar="URL", help="list the searches on a cluster instead, by its Jobs API, such as http://localhost:8265")
+        parser.add_argument(
+            "--address", nargs="?", const="", metavar="URL", help=f"list the searches that were submitted to a cluster instead: {arguments.API_ADDRESS}"
+        )
         arguments.add_require_token(parser)
         room = parser.add_argument_group("making room")
         room.add_argument("--prune", action="store_true", help="list what can be removed: Ray Tune's state in finished runs, which takes most of the space")

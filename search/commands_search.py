@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from feedrate.analysis.remote import is_url
 from feedrate.analysis.run_folder import RunFolder
-from feedrate.search import arguments
+from feedrate.search import arguments, job_environment
 from feedrate.search.machine_output import answer, records
 from feedrate.search.options import SAMPLERS, SHARES, NothingFound, SearchOptions, UsageError
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from feedrate.analysis.load import Run
     from feedrate.search.result import SearchResult
 
+LOCAL = "local"
+"""What --address names for a Ray that the command starts and stops, where RAY_ADDRESS names another one."""
 NO_COMPARISON = 1
 """Exit code of a search that has an answer, but could not measure the user's own setting on any host."""
 DRIVER_SHOWN = "Ray shows the command line of a driver to everybody on the cluster, as ps does on this machine"
@@ -34,7 +38,9 @@ class Search:
       feedrate search my_project.train:workload --address auto --num-workers 0..24
     """
 
-    address_help = "a running Ray cluster, such as auto or HOST:6379 (default: a local Ray, started and stopped by the command)"
+    address_help = (
+        "a running Ray cluster, such as auto or HOST:6379 (default: RAY_ADDRESS, else local: a Ray that the command starts and stops)"
+    )
 
     def prepare(self, parser: argparse.ArgumentParser) -> None:
         arguments.add_workload(parser)
@@ -146,6 +152,7 @@ class Search:
         )
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
+        args.address = None if args.address == LOCAL else args.address or arguments.ray_address()
         options, space = options_of(args)
         if args.address is not None:
             arguments.refuse_password(args.storage, DRIVER_SHOWN, "here")
@@ -221,17 +228,22 @@ class Resume:
         )
         parser.add_argument("--confirm", action="store_true", help="measure the best settings again in rounds, also in a run that was begun with --no-confirm")
         parser.add_argument("--storage", metavar="URL", help="the run's database again, where its URL holds a password")
-        parser.add_argument("--address", metavar="URL", help="of the cluster that the search was submitted to: http://localhost:8265")
+        parser.add_argument("--address", metavar="URL", help=f"of the cluster that the search was submitted to: {arguments.API_ADDRESS}")
         arguments.add_require_token(parser)
+        job_environment.add_to(parser)
         parser.add_argument("-f", "--follow", action="store_true", help="with --address: print its log until it ends, and exit with its exit code")
         parser.add_argument("--quiet", action="store_true", help="print only the answer")
         arguments.add_json(parser)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
+        if args.address is None and not is_url(args.run) and not Path(args.run).exists():
+            args.address = arguments.api_address()
         if args.address is not None:
             from feedrate.search.commands_service import resume_there
 
             return resume_there(args, argv)
+        if args.env or args.pip:
+            raise UsageError("--env and --pip are for a submitted search, with --address URL: a search here has this shell's environment")
         if args.follow:
             raise UsageError("--follow is for a submitted search, with --address URL: a search here is followed anyway")
         from feedrate.search.mirror import bring

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import os
 import re
 import shlex
@@ -15,11 +16,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from feedrate.search import arguments
+from feedrate.search import arguments, job_environment
 from feedrate.search.commands_search import Search, options_of
 from feedrate.search.job_facts import FAILED, ended_by, exit_code, status_facts, summary
 from feedrate.search.machine_output import FLAG, answer
 from feedrate.search.options import UsageError
+from feedrate.search.submission import VARIABLE as SUBMISSION
+from feedrate.search.submission import Submission, owner_here
 
 if TYPE_CHECKING:
     from feedrate.search.jobs import Jobs
@@ -28,15 +31,22 @@ if TYPE_CHECKING:
 def add_cluster(parser: argparse.ArgumentParser) -> None:
     """Which cluster, and which search on it."""
     parser.add_argument("id", metavar="ID", help="of the search, as submit printed it (feedrate runs --address URL lists them)")
-    parser.add_argument("--address", required=True, metavar="URL", help="the cluster's Jobs API, such as http://localhost:8265")
+    parser.add_argument("--address", metavar="URL", help=arguments.API_ADDRESS)
     arguments.add_require_token(parser)
 
 
 def connect(args: argparse.Namespace) -> Jobs:
-    """The cluster that was named, with what the user should know of it said."""
+    """The cluster that was named, with what the user should know of it said.
+
+    Raises:
+        UsageError: none was named, neither here nor in the environment.
+    """
     from feedrate.search.jobs import Jobs
 
-    jobs = Jobs(args.address, require_token=args.require_token)
+    address = args.address or arguments.api_address()
+    if not address:
+        raise UsageError("name the cluster's Jobs API: --address URL, such as http://localhost:8265, or RAY_API_SERVER_ADDRESS in the environment")
+    jobs = Jobs(address, require_token=args.require_token)
     for note in jobs.notes:
         print(f"note: {note}", file=sys.stderr)
     return jobs
@@ -51,17 +61,16 @@ class Submit(Search):
       feedrate submit train.py:workload --address http://localhost:8265 --time-budget 10m
     """
 
-    address_help = "the cluster's Jobs API, such as http://localhost:8265"
+    address_help = arguments.API_ADDRESS
 
     def prepare(self, parser: argparse.ArgumentParser) -> None:
         super().prepare(parser)
         parser.add_argument("--submission-id", metavar="ID", help="a name for the search (default: the workload's and a number)")
+        job_environment.add_to(parser)
         add_follow(parser)
         parser.add_argument("--dry-run", action="store_true", help="list what would be sent, and what would not and why; send nothing")
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
-        if args.address is None and not args.dry_run:
-            raise UsageError("submit needs --address URL, the cluster's Jobs API, such as http://localhost:8265")
         if args.out is not None or args.force:
             raise UsageError("submit has no --out and no --force: the run folder is made on the cluster's head, and `feedrate fetch ID -o DIR` brings it here")
         if args.warm_start is not None:
@@ -78,16 +87,18 @@ class Submit(Search):
         if args.dry_run:
             list_contents(folder, args.json)
             return None
+        env, pip = job_environment.variables(args.env), job_environment.requirements(args.pip)
         jobs = connect(args)
         if args.hardware is not None:
             _check_hardware(jobs, args.hardware)
         command = shlex.join(["feedrate", "search", *words])
         metadata = {"feedrate": version("feedrate"), "kind": "search", "run": submission_id, "workload": target, "command": command}
-        return send(args, jobs, ["search", submission_id, *words], submission_id, folder, metadata)
+        return send(args, jobs, ["search", submission_id, *words], submission_id, folder, metadata | {"owner": owner_here()}, env, pip)
 
 
 OF_SUBMIT = (
     "--address", "--submission-id", "--debug", "--require-token", "--allow-unauthenticated", FLAG, "--follow", "-f", "--dry-run",
+    "--env", "--pip",
 )  # fmt: skip
 """Flags that are for submit itself, not for the search."""
 
@@ -118,10 +129,28 @@ def list_contents(folder: str | None, as_json: bool) -> None:
         print(f"not sent: {entry.path} ({entry.why})")
 
 
-def send(args: argparse.Namespace, jobs: Jobs, words: Sequence[str], submission_id: str, folder: str | None, metadata: dict[str, str]) -> int | None:
+def send(
+    args: argparse.Namespace,
+    jobs: Jobs,
+    words: Sequence[str],
+    submission_id: str,
+    folder: str | None,
+    metadata: dict[str, str],
+    env: dict[str, str],
+    pip: Sequence[str],
+) -> int | None:
     """Submit a job, say how to go on, and follow it where that was asked for; gives the exit code."""
     print(f"sending {folder or 'feedrate'} to {jobs.address}", file=sys.stderr, flush=True)
-    sent = jobs.submit(words, submission_id=submission_id, folder=folder, metadata=metadata)
+    submission = Submission(
+        owner=metadata["owner"],
+        workload=metadata["workload"],
+        command=metadata["command"],
+        way_on=jobs.command("resume", metadata["run"]),
+        env=tuple(sorted(env)),
+        pip=tuple(pip),
+    )
+    env = env | {SUBMISSION: json.dumps(submission.to_json())}
+    sent = jobs.submit(words, submission_id=submission_id, folder=folder, metadata=metadata, env=env, pip=pip)
     for note in filter(None, [sent.said()]):
         print(f"note: {note}", file=sys.stderr)
     commands = say_how_to_go_on(jobs, submission_id)
@@ -136,6 +165,7 @@ def send(args: argparse.Namespace, jobs: Jobs, words: Sequence[str], submission_
         "num_bytes": 0 if found is None else found.num_bytes,
         "left_out": [] if found is None else [asdict(entry) for entry in found.missed()],
         "commands": commands,
+        "dashboard": dashboard(jobs, submission_id),
         "search": None,
     }
     answer("submit", facts)
@@ -151,9 +181,15 @@ def say_how_to_go_on(jobs: Jobs, submission_id: str) -> dict[str, str]:
     print(submission_id, flush=True)
     commands = {}
     for verb, *flag in (["status"], ["logs", "-f"], ["stop"], ["fetch"]):
-        commands[verb] = shlex.join(["feedrate", verb, submission_id, *flag, "--address", jobs.address])
+        commands[verb] = jobs.command(verb, submission_id, *flag)
         print(f"  {commands[verb]}", file=sys.stderr)
+    print(f"Ray's dashboard: {dashboard(jobs, submission_id)}", file=sys.stderr)
     return commands
+
+
+def dashboard(jobs: Jobs, submission_id: str) -> str:
+    """Return the address of the page that Ray shows of a job."""
+    return f"{jobs.address}/#/jobs/{submission_id}"
 
 
 def follow(jobs: Jobs, submission_id: str) -> int:
@@ -176,15 +212,18 @@ def resume_there(args: argparse.Namespace, argv: Sequence[str]) -> int | None:
     jobs = connect(args)
     before = jobs.job(args.run)
     if not before.status.is_terminal():
-        raise UsageError(f"{args.run} is still under way: feedrate stop {args.run} first")
+        raise UsageError(f"{args.run} is still under way. Stop it first: {jobs.command('stop', args.run)}")
     for other in jobs.continued(before):
         if not other.status.is_terminal():
-            raise UsageError(f"{args.run} is carried on by {other.submission_id} already: feedrate stop {other.submission_id} first")
+            stop = jobs.command("stop", other.submission_id)
+            raise UsageError(f"{args.run} is carried on by {other.submission_id} already. Stop it first: {stop}")
+    env, pip = job_environment.kept(before, args.env, args.pip)
     words = [word for word in arguments.without(argv[1:], *OF_SUBMIT) if word != args.run]
     submission_id = f"{args.run}-again-{os.urandom(2).hex()}"
-    metadata = before.metadata | {"feedrate": version("feedrate"), "command": shlex.join(["feedrate", *argv])}
+    command = shlex.join(["feedrate", "resume", before.metadata["run"], *words])
+    metadata = before.metadata | {"feedrate": version("feedrate"), "command": command, "owner": owner_here()}
     folder = os.getcwd() if ":" in before.metadata["workload"] else None
-    return send(args, jobs, ["resume", before.metadata["run"], *words], submission_id, folder, metadata)
+    return send(args, jobs, ["resume", before.metadata["run"], *words], submission_id, folder, metadata, env, pip)
 
 
 class Status:
@@ -214,6 +253,8 @@ class Status:
             print(f"  carried on by {other['id']}: {other['status']}")
         for line in facts["last_lines"]:
             print(f"  | {line}")
+        if facts["resume"] and not facts["carried_on_by"]:
+            print(f"  carry on with: {facts['resume']}")
 
 
 class Logs:
@@ -285,15 +326,20 @@ class Fetch:
 
 def print_searches(args: argparse.Namespace) -> None:
     """`feedrate runs --address URL`."""
-    found = [summary(job) for job in connect(args).searches()]
-    answer("searches", {"address": args.address, "searches": found})
+    jobs = connect(args)
+    try:
+        found = [summary(job) for job in jobs.searches()]
+    except UsageError as error:
+        print(f"note: only the searches that Ray knows: {error}", file=sys.stderr)
+        found = [summary(job) for job in jobs.known()]
+    answer("searches", {"address": jobs.address, "searches": found})
     if args.json:
         return
     if not found:
         print("no search was submitted to this cluster yet")
     for facts in found:
         since = time.strftime("%Y-%m-%d %H:%M", time.localtime(facts["started_unix_s"])) if facts["started_unix_s"] else "not started"
-        print(f"{facts['id']}  {facts['status']}  {since}  {facts['took_s'] or 0:.0f} s  {facts['command']}")
+        print(f"{facts['id']}  {facts['status']}  {since}  {facts['took_s'] or 0:.0f} s  {facts['owner'] or '-'}  {facts['command']}")
 
 
 def _check_hardware(jobs: Jobs, name: str) -> None:

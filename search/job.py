@@ -1,4 +1,4 @@
-"""What runs on a cluster's head for the cluster commands: python -m feedrate.search.job search|resume|pack|hardware ID ...
+"""What runs on a cluster's head for the cluster commands: python -m feedrate.search.job search|resume|pack|log|hardware ID ..., or list.
 
 A search whose run folder is there already, by the same command, is carried on.
 
@@ -17,17 +17,23 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from feedrate.search.folder_job import described
 from feedrate.search.job_display import VARIABLE
+from feedrate.search.job_log import copied, log_of
 from feedrate.search.jobs import CLASSES, packed
 
 PARTS = ("search.json", "trials.jsonl", "best.json", "report.html", "study.journal")
 """Of a run folder; Tune's own state stays."""
 
 
+def parent_here() -> Path:
+    """Return the folder that holds the run folders on this head."""
+    return Path(os.environ.get("FEEDRATE_RUNS_DIR") or "~/feedrate-runs").expanduser()
+
+
 def folder_of(submission_id: str) -> Path:
     """The run folder of a search on this head."""
-    parent = os.environ.get("FEEDRATE_RUNS_DIR") or "~/feedrate-runs"
-    return Path(parent).expanduser() / submission_id
+    return parent_here() / submission_id
 
 
 def pack(folder: Path) -> str:
@@ -46,6 +52,8 @@ def pack(folder: Path) -> str:
             info = tarfile.TarInfo(str(path.relative_to(folder)))
             info.size, info.mtime = len(data), int(path.stat().st_mtime)
             archive.addfile(info, io.BytesIO(data))
+        if log_of(folder).is_file():
+            archive.add(log_of(folder), "search.log")
     return packed(stream.getvalue())
 
 
@@ -62,9 +70,9 @@ def hardware_classes() -> list[str]:
 
 def main(argv: Sequence[str]) -> int:
     """Do what the words ask for; gives the exit code."""
-    what, submission_id, *words = argv
-    if what == "pack":
-        print(pack(folder_of(submission_id)), flush=True)
+    what, submission_id, *words = [*argv, ""] if len(argv) == 1 else argv
+    if what in ("pack", "log", "list"):
+        print(_told(what, submission_id), flush=True)
         return 0
     if what == "hardware":
         print(CLASSES + json.dumps(hardware_classes()), flush=True)
@@ -73,12 +81,27 @@ def main(argv: Sequence[str]) -> int:
 
     # Ray starts jobs with SIGINT blocked, and stops them with SIGTERM, which the command line makes an interrupt
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    folder = str(folder_of(submission_id))
+    folder = folder_of(submission_id)
     os.environ[VARIABLE] = submission_id
-    if what == "resume":
-        return command(["resume", folder, *words])
-    words = ["search", *words, "--address", "auto", "--out", folder]
-    return command(["resume", folder] if _began(Path(folder), words) else words)
+    with copied(folder):
+        if what == "resume":
+            return command(["resume", str(folder), *words])
+        words = ["search", *words, "--address", "auto", "--out", str(folder)]
+        return command(["resume", str(folder)] if _began(folder, words) else words)
+
+
+def _told(what: str, submission_id: str) -> str:
+    """What a client asks the head for, as lines of a log.
+
+    Raises:
+        SystemExit: there is nothing; the message says so.
+    """
+    if what == "pack":
+        return pack(folder_of(submission_id))
+    if what == "list":
+        return packed(json.dumps(list(described(parent_here()))).encode())
+    log = log_of(folder_of(submission_id))
+    return packed(log.read_bytes() if log.is_file() else b"")
 
 
 def _began(folder: Path, words: Sequence[str]) -> bool:

@@ -6,6 +6,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any
 
+from feedrate.search.folder_job import LOST, FolderJob
 from feedrate.search.job_display import split_log
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def summary(job: Any) -> dict[str, Any]:
         "id": job.submission_id,
         "status": str(job.status.value),
         "search_exit_code": exit_code(job),
+        "owner": job.metadata.get("owner") or None,
         "workload": job.metadata.get("workload"),
         "command": job.metadata.get("command"),
         "feedrate": job.metadata.get("feedrate"),
@@ -41,7 +43,8 @@ def status_facts(jobs: Jobs, submission_id: str) -> dict[str, Any]:
 
     Returns:
         `summary` and: the sentence it ended with, who carried it on, the run folder on the head, how far it is and its best
-        setting so far (by hardware class where it runs on several), and the end of its log.
+        setting so far (by hardware class where it runs on several), the end of its log, and the command that carries it on if Ray
+        has forgotten it.
     """
     job = jobs.job(submission_id)
     log, told = split_log(jobs.raw_log(submission_id))
@@ -56,6 +59,7 @@ def status_facts(jobs: Jobs, submission_id: str) -> dict[str, Any]:
         "progress": alone,
         "by_hardware": {name: facts for name, facts in told.items() if name is not None},
         "last_lines": lines[-8:],
+        "resume": jobs.command("resume", submission_id) if isinstance(job, FolderJob) and exit_code(job) else None,
     }
 
 
@@ -72,6 +76,8 @@ def exit_code(job: Any) -> int | None:
 def ended_by(job: Any) -> str:
     """What ended the search: its exit code or a signal, in words."""
     code = exit_code(job)
+    if job.message == LOST:
+        return LOST
     if job.status.value == "STOPPED":
         return "stopped on request"
     if code is None or (code == FAILED and job.driver_exit_code is None):

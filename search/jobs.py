@@ -20,14 +20,22 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from feedrate.search.engine import AUTHENTICATE, WRONG_TOKEN, without_token
+from feedrate.search.folder_job import FolderJob
 from feedrate.search.job_display import split_log
 from feedrate.search.options import UsageError
+from feedrate.search.paste import pasted
 from feedrate.search.shipping import Shipment, shipment
+
+
+class UnknownSearch(UsageError):
+    """The cluster has no job of this id."""
+
 
 OURS = "feedrate"
 """Key of a job's metadata that tells our jobs from others; its value is our version."""
@@ -61,7 +69,7 @@ class Jobs:
             from ray.job_submission import JobSubmissionClient
         except ImportError as error:
             raise UsageError(f"{error.name} is not installed: pip install 'feedrate[cluster]'") from None
-        self.address = address.rstrip("/")
+        self.address, self.require_token = address.rstrip("/"), require_token
         if urlsplit(address).scheme not in ("http", "https"):
             raise UsageError(f"--address {address}: name the cluster's Jobs API, such as http://localhost:8265 (ray dashboard opens a tunnel to it)")
         self.notes: list[str] = []
@@ -104,10 +112,23 @@ class Jobs:
             lines = [line for line in str(error).splitlines() if line.strip(" .")] or [type(error).__name__]
             reason = lines[-1] if "Traceback" in lines[0] else lines[0]  # of a server's traceback the end tells
             if "404" in reason or "does not exist" in reason:
-                raise UsageError(f"the cluster at {self.address} has no such search: feedrate runs --address {self.address} lists them") from None
+                raise UnknownSearch(f"the cluster at {self.address} has no such search: {self.command('runs')} lists them") from None
             raise UsageError(f"the cluster at --address {self.address} refused: {reason}") from None
 
-    def submit(self, words: Sequence[str], *, submission_id: str, folder: str | None, metadata: Mapping[str, str]) -> Shipment:
+    def command(self, *words: str) -> str:
+        """Return a feedrate command on this cluster, for people to paste."""
+        return pasted(*words, "--address", self.address, *(["--require-token"] if self.require_token else []))
+
+    def submit(
+        self,
+        words: Sequence[str],
+        *,
+        submission_id: str,
+        folder: str | None,
+        metadata: Mapping[str, str],
+        env: Mapping[str, str] | None = None,
+        pip: Sequence[str] = (),
+    ) -> Shipment:
         """Have the cluster run `python -m feedrate.search.job` with these words; gives what was sent.
 
         Args:
@@ -115,39 +136,86 @@ class Jobs:
             submission_id: of the job, unique on the cluster.
             folder: the user's, which is sent; None sends feedrate alone.
             metadata: to find the job by.
+            env: environment variables of the job and of its trials. Ray shows them to everybody who may use the cluster.
+            pip: requirements that Ray installs for the job and for its trials.
         """
         with shipment(folder) as sent:
-            env = sent.runtime_env | {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}}
+            runtime_env = sent.runtime_env | {"env_vars": {**(env or {}), "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}}
+            if pip:
+                runtime_env["pip"] = list(pip)
             self._call(
                 self.client.submit_job,
                 # Ray hands it to a shell on the head: every word is quoted
                 entrypoint=shlex.join(["python", "-m", "feedrate.search.job", *words]),
                 submission_id=submission_id,
-                runtime_env=env,
+                runtime_env=runtime_env,
                 metadata=dict(metadata),
             )
             return sent
 
     def job(self, submission_id: str) -> Any:
-        """Ray's details of one of our searches."""
-        found = self._call(self.client.get_job_info, submission_id)
+        """Ray's details of one of our searches; a `FolderJob` where Ray has forgotten it and its run folder is on the head."""
+        try:
+            found = self._call(self.client.get_job_info, submission_id)
+        except UnknownSearch:
+            if submission_id in self.folder_jobs:
+                return self.folder_jobs[submission_id]
+            raise
         if OURS not in (found.metadata or {}):
-            raise UsageError(f"{submission_id} is a job of somebody else's: feedrate runs --address {self.address} lists searches")
+            raise UsageError(f"{submission_id} is a job of somebody else's: {self.command('runs')} lists searches")
         return found
 
-    def searches(self) -> list[Any]:
-        """Ray's details of our searches, the oldest first."""
+    def known(self) -> list[Any]:
+        """Ray's details of the searches that it knows, the oldest first."""
         ours = [job for job in self._call(self.client.list_jobs) if (job.metadata or {}).get("kind") == "search" and OURS in job.metadata]
         return sorted(ours, key=lambda job: job.start_time or 0)
+
+    def searches(self) -> list[Any]:
+        """The searches that Ray knows, and those that it has forgotten, the oldest first."""
+        found = self.known()
+        runs = {job.metadata.get("run") for job in found}
+        found += [job for name, job in self.folder_jobs.items() if name not in runs]
+        return sorted(found, key=lambda job: job.start_time or 0)
+
+    @cached_property
+    def folder_jobs(self) -> dict[str, FolderJob]:
+        """The searches whose run folders are on the head, by their ids; asking takes seconds."""
+        facts = json.loads(self._ask("list", "", "the list of run folders on the cluster's head"))
+        return {each["id"]: FolderJob.from_json(each) for each in facts}
 
     def continued(self, job: Any) -> list[Any]:
         """The later searches that carried one on, the oldest first."""
         run = job.metadata.get("run")
-        return [other for other in self.searches() if other.metadata.get("run") == run and (other.start_time or 0) > (job.start_time or 0)]
+        return [other for other in self.known() if other.metadata.get("run") == run and (other.start_time or 0) > (job.start_time or 0)]
 
     def raw_log(self, submission_id: str) -> str:
-        """The log as Ray has it, with the lines for programs (job_display.py)."""
-        return str(self._call(self.client.get_job_logs, submission_id))
+        """The log as Ray has it, with the lines for programs (job_display.py); the copy beside the run folder where Ray has none."""
+        try:
+            return str(self._call(self.client.get_job_logs, submission_id))
+        except UnknownSearch:
+            return self._ask("log", submission_id, f"the log of {submission_id}").decode(errors="replace")
+
+    def _ask(self, what: str, submission_id: str, name: str) -> bytes:
+        """Have the head print something, packed, in a job of its own: the Jobs API is the only way in that a client needs.
+
+        Args:
+            what: pack, log or list (job.py).
+            submission_id: of the search.
+            name: of what is asked for, for people.
+
+        Raises:
+            UsageError: the head has nothing of the kind, or does not answer in time.
+        """
+        asking = f"feedrate-{what}-{os.urandom(4).hex()}"
+        self.submit([what, submission_id], submission_id=asking, folder=None, metadata={OURS: "", "kind": what})
+        deadline = time.monotonic() + PACK_S
+        while not self._call(self.client.get_job_status, asking).is_terminal():
+            if time.monotonic() > deadline:
+                raise UsageError(f"the cluster did not give {name} within {PACK_S:.0f} s: is its head busy? Try again")
+            time.sleep(0.5)
+        found = unpacked(str(self._call(self.client.get_job_logs, asking)), name)
+        self._call(self.client.delete_job, asking)
+        return found
 
     def log(self, submission_id: str) -> str:
         """What the search has printed so far."""
@@ -216,8 +284,6 @@ class Jobs:
     def fetch(self, submission_id: str, to: Path, *, force: bool = False) -> None:
         """Bring a search's run folder here, as it is now; `to` appears whole or not at all.
 
-        A second job on the head prints the folder, packed: the Jobs API is the only way in that a client needs.
-
         Args:
             submission_id: of the search.
             to: where to.
@@ -231,11 +297,7 @@ class Jobs:
             raise UsageError(f"{to} exists: name another folder with --out, or fetch it anew with --force")
         if to.exists() and not any(to.rglob("search.json")):
             raise UsageError(f"{to} is no run folder, and is not replaced: name another one with --out")
-        packing = f"{submission_id}-pack-{os.urandom(3).hex()}"
-        self.submit(["pack", run], submission_id=packing, folder=None, metadata={OURS: "", "kind": "pack"})
-        self._wait_for(packing, PACK_S, "did not pack the run folder")
-        files = unpacked(self.raw_log(packing), submission_id)
-        self._call(self.client.delete_job, packing)
+        files = self._ask("pack", run, f"the run folder of {submission_id}")
         to.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{to.name}-", dir=to.parent))
         with tarfile.open(fileobj=io.BytesIO(files), mode="r:gz") as archive:
@@ -266,12 +328,12 @@ def unpacked(log: str, what: str) -> bytes:
     body, ended, _ = rest.partition(END)
     if not begun or not ended:
         lines = [line for line in log.splitlines() if line.strip()]
-        raise UsageError(f"the run folder of {what} could not be fetched: {lines[-1] if lines else 'the cluster said nothing'}")
+        raise UsageError(f"{what} could not be fetched: {lines[-1] if lines else 'the cluster said nothing'}")
     digest, _, text = body.partition("\n")
     try:
         files = base64.b64decode(text)
     except binascii.Error:
         files = b""
     if hashlib.sha256(files).hexdigest() != digest:
-        raise UsageError(f"the run folder of {what} did not come whole: try again")
+        raise UsageError(f"{what} did not come whole: try again")
     return files

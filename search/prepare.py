@@ -18,6 +18,8 @@ from typing import Any
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.search.engine import JOB
 from feedrate.search.options import UsageError, refusal
+from feedrate.search.paste import pasted
+from feedrate.search.submission import Submission
 from feedrate.search.versions import untested
 from feedrate.trainables.resolve import WorkloadRef
 from feedrate.trainables.supervise import Template
@@ -113,7 +115,11 @@ def clear(folder: RunFolder, force: bool) -> None:
 
 
 def resume_command(folder: RunFolder) -> str:
-    """What carries a search on; of a submitted one, whose folder is on the head, from where it was submitted."""
-    if JOB in os.environ:
+    """Return the command that carries a search on; of a submitted one, whose folder is on the head, from where it was submitted."""
+    submission = Submission.from_environment()
+    if submission is not None:
+        return submission.way_on
+    if JOB in os.environ:  # of somebody else's making, who knows the address
         return f"{shlex.join(['feedrate', 'resume', folder.path.name])} --address URL"
-    return shlex.join(["feedrate", "resume", str(folder.path)])
+    words = ("resume", str(folder.path))
+    return pasted(*words) if folder.read_search()["options"].get("address") is not None else shlex.join(["feedrate", *words])

@@ -54,6 +54,7 @@ from feedrate.search.shipping import moved
 from feedrate.search.space import SearchSpace
 from feedrate.search.storage import BrainError, check_address
 from feedrate.search.study import Brain
+from feedrate.search.submission import Submission, owner_here
 from feedrate.search.versions import changed
 from feedrate.search.warm_start import check_run, remembered
 from feedrate.trainables.config import LoaderConfig
@@ -136,6 +137,7 @@ def run_search(
         space_ = search_space(given, described, placement, epoch_samples)
         for text in epoch_remarks(given, space_):
             _say(console, quiet, f"note: {text}")
+        submission = Submission.from_environment()
         search = {
             "schema": SEARCH_SCHEMA,
             "study": f"{folder.path.name}-{os.urandom(4).hex()}",
@@ -151,6 +153,8 @@ def run_search(
             if argv
             else "run_search(...)",
             "created_unix_s": time.time(),
+            "owner": owner_here() if submission is None else submission.owner,
+            "submission": None if submission is None else submission.to_json(),
             "mirror": mirror,
             "finished": False,
             "versions": versions(described),

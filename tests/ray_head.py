@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -23,12 +24,13 @@ def free_port():
 class Head:
     """Started when made, ended with everything that it started by `end`."""
 
-    def __init__(self, folder, *, num_cpus=2, port=None):
+    def __init__(self, folder, *, num_cpus=2, port=None, dashboard=None, home=None, token=True):
         self.folder = Path(tempfile.mkdtemp(prefix="feedrate-head-", dir="/tmp"))  # a socket's path is short
-        self.home = folder / "head-home"
-        self.home.mkdir()
+        self.home = home or folder / "head-home"
+        self.home.mkdir(exist_ok=True)
         self.runs = self.home / "feedrate-runs"
-        self.port, dashboard = port or free_port(), free_port()
+        self.port, dashboard = port or free_port(), dashboard or free_port()
+        self.token = token
         self.url = f"http://127.0.0.1:{dashboard}"
         python = Path(sys.executable)
         arguments = ["--head", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1", f"--port={self.port}"]
@@ -42,8 +44,7 @@ class Head:
             program=[python.with_name("ray")],
             PATH=f"{python.parent}{os.pathsep}{os.environ['PATH']}",
             RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
-            RAY_AUTH_MODE="token",
-            RAY_AUTH_TOKEN=TOKEN,
+            **({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN} if token else {"RAY_AUTH_MODE": "disabled"}),
         )
         self.command.until(self._answers, within_s=120)
 
@@ -52,10 +53,18 @@ class Head:
             urllib.request.urlopen(f"{self.url}/api/jobs/", timeout=2).close()
         except urllib.error.HTTPError as error:
             error.close()
-            return error.code == 401
+            return error.code == 401 and self.token
         except OSError:
             return False
         return True
+
+    def kill(self):
+        """Kill all its processes at once, as a crash of the machine does."""
+        for pid in self.command.alive():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
 
     def end(self):
         self.command.process.terminate()

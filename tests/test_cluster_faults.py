@@ -1,8 +1,9 @@
 """What happens to a search on a cluster when the database is away, or the head dies."""
 
+import getpass
 import json
-import os
-import signal
+import shlex
+import socket
 import time
 
 import pytest
@@ -72,15 +73,60 @@ def test_a_head_that_is_lost(head, start, tmp_path):
     first, run = head(port=free_port()), tmp_path / "run"
     search = start(*SEARCH, "--max-trials", "8", "--address", f"127.0.0.1:{first.port}", "--out", run, **WITH_TOKEN)
     search.until(lambda: len(records(run)) >= 3, within_s=120)
-    for pid in first.command.alive():
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    first.kill()
     assert search.wait(240) not in (0, None), search.stderr
-    assert f"should the cluster's head be lost, carry on with: feedrate resume {run}" in search.stderr
+    assert f"should the cluster's head be lost, carry on with: RAY_AUTH_MODE=token feedrate resume {run}" in search.stderr
     assert not json.loads((run / "search.json").read_text())["finished"]
     head(port=first.port)
     resumed = start("resume", run, **WITH_TOKEN)
     assert resumed.wait(300) == 0, resumed.stderr
     accounted(run, 8)
+
+
+def test_a_submitted_search_whose_head_is_lost(head, feedrate, tmp_path):
+    """Ray's list of jobs dies with its head. With a new one at the same address, every cluster command finds the search by its run
+    folder, and what the commands print can be pasted. Takes minutes: two heads, and three jobs."""
+    first = head(port=free_port())
+    dashboard = int(first.url.rpartition(":")[2])
+    with_token = {name: value for name, value in WITH_TOKEN.items() if name != "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
+
+    def there(*arguments, **more):
+        return feedrate(*arguments, "--address", first.url, **with_token | more)
+
+    def pasted(command):
+        words = shlex.split(command)
+        assert words[:2] == ["RAY_AUTH_MODE=token", "feedrate"], command
+        return feedrate(*words[2:], RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN, timeout_s=300)
+
+    sent = there("submit", *SEARCH[1:], "--max-trials", "6", "--submission-id", "mine", "--env", "WHO=ann")
+    assert sent.code == 0, sent.stderr
+    first.command.until(lambda: len(records(first.runs / "mine")) >= 2, within_s=200)
+    first.kill()
+    first.command.wait()
+    head(port=first.port, dashboard=dashboard, home=first.home)
+    listed = there("runs")
+    assert listed.stdout.startswith("mine  FAILED  "), listed.stdout + listed.stderr
+    status = there("status", "mine")
+    assert status.code == 1
+    lines = status.stdout.splitlines()
+    assert "unfinished, and Ray has forgotten it" in lines[0]
+    assert any("trial" in line for line in lines), lines
+    way_on = lines[-1].removeprefix("  carry on with: ")
+    assert there("logs", "mine").stdout.count("yours: b16 w0") == 1
+    assert there("stop", "mine").stdout == "mine had ended already: FAILED\n"
+    assert there("fetch", "mine", "-o", tmp_path / "early").code == 0
+    assert len(load_run(tmp_path / "early").trials) >= 2
+    assert "yours: b16 w0" in (tmp_path / "early" / "search.log").read_text()
+    assert "WHO, whose values are gone with Ray's head: give them again" in pasted(way_on).stderr
+    again = pasted(f"{way_on} --env WHO=ann --follow")
+    assert again.code == 0, again.stderr
+    accounted(first.runs / "mine", 6)
+    later = again.stdout.splitlines()[0]
+    for command in [line.strip() for line in again.stderr.splitlines() if line.startswith("  RAY_AUTH_MODE")]:
+        assert pasted(command).code == 0, command
+    status = there("status", "mine")
+    assert f"  carried on by {later}: SUCCEEDED" in status.stdout
+    assert "carry on with" not in status.stdout
+    best = json.loads((first.runs / "mine" / "search.json").read_text())
+    assert best["owner"] == best["submission"]["owner"] == f"{getpass.getuser()}@{socket.gethostname()}"
+    assert "ann" not in (first.runs / "mine" / "search.json").read_text().replace(best["owner"], "")

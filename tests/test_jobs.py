@@ -142,7 +142,7 @@ def test_a_search_is_stopped_and_carried_on(there, head, project):
     head.command.until(lambda: len(records(run)) >= 2, within_s=200)
     soon = there("resume", "long")
     assert soon.code == 2
-    assert "long is still under way: feedrate stop long first" in soon.stderr
+    assert f"long is still under way. Stop it first: RAY_AUTH_MODE=token feedrate stop long --address {head.url}" in soon.stderr
     early = there("fetch", "long", "-o", project / "early")
     assert early.code == 0, early.stderr
     assert len(load_run(project / "early").trials) >= 2
@@ -158,7 +158,7 @@ def test_a_search_is_stopped_and_carried_on(there, head, project):
     assert again.code == 0, again.stderr
     twice = there("resume", "long")
     assert twice.code == 2
-    assert f"long is carried on by {again.stdout.strip()} already: feedrate stop {again.stdout.strip()} first" in twice.stderr
+    assert f"long is carried on by {again.stdout.strip()} already. Stop it first: " in twice.stderr
     log = followed(there, again.stdout.strip())
     assert f"{kept + 2} settings were tried (--max-trials)" in log
     assert f"carrying on after {kept} settings" in log
@@ -367,7 +367,7 @@ def test_a_packed_folder_comes_whole_or_not_at_all():
     """Lines of a log, perhaps with others around them; what is cut or changed is told."""
     files = bytes(range(256)) * 100
     log = f"Running entrypoint\n{packed(files)}over\n"
-    assert unpacked(log, "x") == files
+    assert unpacked(log, "the run folder of x") == files
     for broken in (log[:500], log.replace("AAEC", "AAED", 1), "no module named feedrate\n"):
         with pytest.raises(UsageError, match="the run folder of x"):
-            unpacked(broken, "x")
+            unpacked(broken, "the run folder of x")

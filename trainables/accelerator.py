@@ -39,8 +39,8 @@ def device_name(device: torch.device) -> str:
     """Return the accelerator's model, or the processor's."""
     if device.type == "cpu":
         return host.cpu_model()
-    module = getattr(torch, device.type, None)
-    return str(module.get_device_name(device)) if hasattr(module, "get_device_name") else str(device)
+    named = getattr(getattr(torch, device.type, None), "get_device_name", None)
+    return str(device) if named is None else str(named(device))
 
 
 def synchronize(device: torch.device) -> None:
