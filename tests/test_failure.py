@@ -186,10 +186,10 @@ def test_a_batch_too_large_is_named():
 
 def test_the_users_traceback_starts_at_their_frame():
     """What feedrate's own frames did before the user's code was called is left out."""
-    with pytest.raises(ValueError, match="sample 5") as raised:
+    with pytest.raises(TrialFailed, match="sample 5") as raised:
         list(measure(short(Broken()), LoaderConfig(batch_size=8), MeasureOptions(measure_step=False)))
     assert "trainables/measuring.py" in "".join(str(entry.path) for entry in raised.traceback)
-    text = user_traceback(raised.value.with_traceback(raised.traceback[1]._rawentry))
+    text = raised.value.failure.traceback
     assert text.splitlines()[0] == "Traceback (most recent call last):"
     assert "in broken_row" in text
     assert "trainables/" not in text
