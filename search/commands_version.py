@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
+
+from feedrate.search import arguments
+from feedrate.search.machine_output import answer
 
 
 class Version:
@@ -15,14 +17,14 @@ class Version:
     """
 
     def prepare(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--json", action="store_true", help="print one JSON object")
+        arguments.add_json(parser)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         from feedrate.search.versions import everything
 
         facts = everything()
+        answer("version", facts)
         if args.json:
-            print(json.dumps(facts))
             return None
         system = facts["os"]
         rows = {

@@ -13,7 +13,6 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
-SCHEMA = "feedrate/version/1"
 TESTED = {"torch": ("2.6", "2.13"), "ray": ("2.54", "2.60")}
 """Package -> the oldest and the newest release that feedrate was tested with (docs/versions.md)."""
 LOADING = ("torchvision", "torchaudio", "torchcodec", "opencv-python-headless", "opencv-python", "datasets", "webdataset", "lightning", "transformers", "accelerate")
@@ -75,7 +74,6 @@ def everything() -> dict[str, Any]:
     """Return the object that `feedrate version --json` prints."""
     libc = " ".join(filter(None, platform.libc_ver()))
     return {
-        "schema": SCHEMA,
         "feedrate": version("feedrate"),
         "python": platform.python_version(),
         "implementation": platform.python_implementation(),

@@ -115,9 +115,10 @@ def test_a_search_goes_on_when_the_client_is_gone(there, head, project, tmp_path
 
 def test_a_shell_script_drives_a_search_by_json_alone(start, head, project, home):
     """Submitted, waited for, fetched and exported, with what the script prints as the only source. Takes over 10 s for the search."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     script = start(
         "train.py:workload", head.url, *QUICK, "--wait", "0", "--max-trials", "1", "--submission-id", "driven",
-        program=[DRIVE], cwd=project, PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", **WITH_TOKEN,
+        program=[DRIVE], cwd=project, PATH=path, **WITH_TOKEN,
     )  # fmt: skip
     assert script.wait(300) == 0, script.stderr
     dataloader, rate = map(json.loads, script.stdout.splitlines())
@@ -125,9 +126,10 @@ def test_a_shell_script_drives_a_search_by_json_alone(start, head, project, home
     assert rate == json.loads((head.runs / "driven" / "best.json").read_text())["throughput"]["samples_per_second"]
     assert "RUNNING: null" in script.stderr
     assert "SUCCEEDED: {" in script.stderr
-    failing = start("train.py:workload", head.url, "--hardware", "absent", program=[DRIVE], cwd=project, PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", **WITH_TOKEN)
+    (project / "train.py").write_text("def workload():\n    raise OSError('no disk')\n")
+    failing = start("train.py:workload", head.url, program=[DRIVE], cwd=project, PATH=path, **WITH_TOKEN)
     assert failing.wait(300) == 1
-    assert failing.stderr.endswith("exit code 2: wrong usage\n")
+    assert failing.stderr.endswith("exit code 1: nothing that works was found\n")
     assert failing.stdout == ""
 
 
