@@ -4,11 +4,12 @@ INSTALLED := .venv/installed
 
 OLDEST_PYTHON ?= $(shell command -v python3.11 || echo $(PYTHON))
 OLDEST_BIN := .venv-oldest/bin
-# What differs between versions: tables and pages (pandas, pyarrow, plotly, rich), studies (Optuna), trials (torch, psutil), and
-# one search and every command (Ray).
-OLDEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,every_command versions install laptop load page questions rounds summary \
-  export best two_runs runs schema result storage study reconcile sampler pruner observed expectation domains config loading step \
-  measuring failure process machine template isolated images estimate verdict progress))
+# What the oldest versions change: tables and pages (pandas, pyarrow, plotly, rich), studies (Optuna), processes (psutil), images
+# (Pillow), and every command with one search (Ray). Other versions of torch and Python change trials too.
+OLDEST_TESTS := every_command versions install laptop load page questions rounds summary export best two_runs runs schema result \
+  storage study reconcile sampler pruner observed expectation domains process machine images estimate verdict progress
+VERSIONS_TESTS := $(OLDEST_TESTS) config loading step measuring failure template isolated kept accelerator
+test_files = $(addprefix tests/test_,$(addsuffix .py,$(1)))
 
 .PHONY: help venv search test test-oldest test-versions lint types soak wheel clean
 
@@ -25,16 +26,16 @@ test: $(INSTALLED)        ## run the tests (ARGS="-k space" adds options)
 	$(BIN)/pytest -m "not soak and not oldest" $(ARGS)
 
 test-oldest: .venv-oldest/installed  ## run the commands and the fast tests with the oldest versions, in .venv-oldest
-	$(OLDEST_BIN)/pytest -m "not soak" $(OLDEST_TESTS) $(ARGS)
+	$(OLDEST_BIN)/pytest -m "not soak" $(call test_files,$(OLDEST_TESTS)) $(ARGS)
 
-test-versions:    ## run the same with VERSIONS="torch==2.6.0" and PYTHON=python3.12, in .venv-versions (docs/versions.md)
+test-versions:    ## run these and the tests of trials with VERSIONS="torch==2.6.0" and PYTHON=python3.12, in .venv-versions (docs/versions.md)
 	@$(call check_python)
 	rm -rf .venv-versions
 	$(PYTHON) -m venv .venv-versions
 	.venv-versions/bin/python -m pip install --quiet --disable-pip-version-check $(if $(VERSIONS),,-c constraints.txt) \
 	  $(VERSIONS) -e '.[cluster,postgresql]' pytest pytest-timeout build setuptools wheel
 	.venv-versions/bin/feedrate version
-	.venv-versions/bin/pytest -m "not soak" $(OLDEST_TESTS) $(ARGS)
+	.venv-versions/bin/pytest -m "not soak" $(call test_files,$(VERSIONS_TESTS)) $(ARGS)
 
 soak: $(INSTALLED)        ## run the tests that take minutes
 	$(BIN)/pytest -m soak --timeout=3600 $(ARGS)

@@ -71,7 +71,7 @@ def untested() -> list[str]:
 
 
 def everything() -> dict[str, Any]:
-    """Return the object that `feedrate version --json` prints."""
+    """Return the fields of the object that `feedrate version --json` prints (docs/json.md)."""
     libc = " ".join(filter(None, platform.libc_ver()))
     return {
         "feedrate": version("feedrate"),

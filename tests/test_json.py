@@ -33,6 +33,7 @@ os.write(1, b"written to descriptor 1\\n")
         ("export RUN", "export"),
         ("export RUN -o best.json", "export"),
         ("workloads", "workloads"),
+        ("version", "version"),
         ("submit images --dry-run", "submit-dry-run"),
         ("submit mine.py:workload --dry-run", "submit-dry-run"),
         ("runs --prune RUN", "prune"),
