@@ -261,8 +261,6 @@ def read_more(best: Mapping[str, Any], ranked: pd.DataFrame) -> str | None:
     """Why the setting that read most is not the answer; None where nothing read more."""
     complete = ranked[ranked["status"] == "complete"]
     complete = complete[Disqualified.of(best["search"]).allowed(complete)]
-    if best["confirmed"]:  # readings that rounds did not repeat say little
-        complete = complete[complete["num_rounds"] >= MIN_ROUNDS]
     complete = complete[~(complete["gpu_headroom_fraction"] < LEAST_HEADROOM_FRACTION)]
     rate = best["throughput"]
     more = complete[complete["throughput_sps"] > rate["samples_per_second"] * (1 + TIED_FRACTION)]

@@ -267,16 +267,20 @@ class Resume:
 
 
 SEARCH_FIELDS = (
-    "run", "best", "best_path", "report_path", "stop_reason", "num_trials", "num_failed", "failures", "by_hardware",
+    "run", "best", "best_path", "report_path", "stop_reason", "open", "settle_command", "num_trials", "num_failed", "failures",
+    "by_hardware",
 )  # fmt: skip
 
 
 def _facts(result: SearchResult, run: Run) -> dict[str, Any]:
     """What search and resume print with --json."""
+    from feedrate.search.wording import settling
+
     folder = result.folder.absolute()
+    is_open = result.best["search"]["open"] if result.best is not None else []
     failures = result.failures[["config", "hostname", "failure_kind", "failure_phase", "failure_message"]]
     values = (
-        folder, result.best, folder / "best.json", folder / "report.html", result.stop_reason,
+        folder, result.best, folder / "best.json", folder / "report.html", result.stop_reason, is_open, settling(result),
         int((run.latest["kind"] != "confirm").sum()), len(result.failures), records(failures), None,
     )  # fmt: skip
     return dict(zip(SEARCH_FIELDS, values, strict=True))

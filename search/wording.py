@@ -149,8 +149,10 @@ def _conclusion(result: SearchResult, left_out: bool) -> list[str]:
     elif is_yours:
         rivals = ranked[(ranked["status"] == "complete") & same(ranked["batch_size"], best["dataloader"].get("batch_size"))]
         some = (rivals["throughput_sps"] > best["throughput"]["samples_per_second"] * (1 + TIED_FRACTION)).any()
-        if settle is None:
-            lines.append(f"Nothing {'significantly ' if some else ''}faster than yours was found: keep it.")
+        if settle is None and some:
+            lines.append("What read more than yours did not do so significantly: keep yours.")
+        elif settle is None:
+            lines.append("Nothing faster than yours was found: keep it.")
         else:
             lines.append("Nothing was shown to be faster than yours, which is not certain: keep yours until that is settled.")
     elif yours and yours["speedup_ci95"][0] <= 1:
@@ -158,8 +160,16 @@ def _conclusion(result: SearchResult, left_out: bool) -> list[str]:
     if best["search"]["open"] and not ranked["is_baseline"].all():
         lines.append(f"Open: {'; '.join(best['search']['open'])}.")
         where = " (when the machine is quiet)" if settle == QUIET else ""
-        lines.append(f"To settle it{where}: {settle_command(settle, _search_json(result), load_run(result.folder).latest, resume)}")
+        lines.append(f"To settle it{where}: {settling(result)}")
     return lines
+
+
+def settling(result: SearchResult) -> str | None:
+    """The whole command that settles what is open about an answer; None where nothing is."""
+    settle = result.best["search"]["settle"] if result.best is not None else None
+    if settle is None:
+        return None
+    return settle_command(settle, _search_json(result), load_run(result.folder).latest, resume_command(RunFolder(result.folder)))
 
 
 def _search_json(result: SearchResult) -> dict[str, Any]:
