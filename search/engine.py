@@ -254,7 +254,7 @@ def _join(address: str, notes: list[str], folder: str | None, *, require_token: 
     from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, GcsClient, get_authentication_mode  # type: ignore[attr-defined]
 
     if address == "local":
-        raise UsageError("--address local: leave it out, a local Ray is then started and stopped by the command")
+        raise UsageError("address 'local': pass None, and a local Ray is started and stopped for the search")
     if address.startswith("ray://"):
         raise UsageError(
             f"--address {address}: Ray Client would run the search elsewhere; run feedrate on a node of the cluster, with --address auto"
@@ -274,13 +274,15 @@ def _join(address: str, notes: list[str], folder: str | None, *, require_token: 
             raise UsageError(f"{text} (--require-token). {AUTHENTICATE}")
         GcsClient(address=f"{host}:{port}")  # tries once, where ray.init tries for 20 s and does not say why
         with shipment(folder) if JOB not in os.environ else nullcontext(Shipment({}, None)) as sent, quiet_ray_init():
-            ray.init(
+            context = ray.init(
                 address,
                 log_to_driver=False,
                 logging_level=logging.CRITICAL,
                 runtime_env={"env_vars": _WORKERS, **sent.runtime_env},
             )
-        if not with_token and JOB not in os.environ:  # submit has said it
+        if context.dashboard_url and JOB not in os.environ:  # submit has said both
+            notes.append(f"Ray's dashboard: http://{context.dashboard_url}")
+        if not with_token and JOB not in os.environ:
             notes.append(without_token(f"the Ray cluster at --address {address}"))
         notes += filter(None, [sent.said()])
     except ray.exceptions.AuthenticationError:
@@ -290,7 +292,7 @@ def _join(address: str, notes: list[str], folder: str | None, *, require_token: 
     except (OSError, ValueError, RuntimeError, subprocess.SubprocessError, ray.exceptions.RayError) as error:
         reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(
-            f"no Ray cluster answers at --address {address} ({reason}): start one there with `ray start --head`, or leave --address out for a local one"
+            f"no Ray cluster answers at --address {address} ({reason}): start one there with `ray start --head`, or search on this machine alone with --address local"
         ) from None
 
 

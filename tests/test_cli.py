@@ -192,7 +192,7 @@ def test_an_address_without_ray_is_refused_soon(feedrate, tmp_path):
             assert command.code == 2
             assert complaint(command.stderr) == (
                 f"no Ray cluster answers at --address 127.0.0.1:{port} ({reason}): start one there with "
-                "`ray start --head`, or leave --address out for a local one"
+                "`ray start --head`, or search on this machine alone with --address local"
             )
     assert not (tmp_path / "feedrate-runs").exists()
 

@@ -1,8 +1,10 @@
 """submit, status, logs, stop, fetch, resume and runs on a real `ray start --head` with a token."""
 
+import getpass
 import json
 import os
 import re
+import socket
 import sys
 import threading
 import urllib.request
@@ -19,7 +21,7 @@ from feedrate.search.commands_service import defines
 from feedrate.search.jobs import packed, unpacked
 from feedrate.search.options import UsageError
 
-SEES = "import os, sys\nprint('sees', *sorted(os.listdir('.')), file=sys.stderr)\nimport helper\n"
+SEES = "import os, sys\nprint('sees', *sorted(os.listdir('.')), os.environ.get('WHO'), file=sys.stderr)\nimport helper\n"
 DRIVE = Path(__file__).with_name("drive.sh")
 WITH_TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
 
@@ -69,16 +71,17 @@ def followed(there, submission_id, code=0):
 
 def test_a_search_goes_on_when_the_client_is_gone(there, head, project, tmp_path):
     """It sees the user's code, neither secrets nor large files; its run folder is fetched, and read as one made here."""
-    sent = there("submit", "train.py:workload", *QUICK, "--wait", "0", "--max-trials", "3", "--submission-id", "mine")
+    sent = there("submit", "train.py:workload", *QUICK, "--wait", "0", "--max-trials", "3", "--submission-id", "mine", "--env", "WHO=of-nobodys-business")
     assert sent.code == 0, sent.stderr
     assert sent.stdout == "mine\n"
     assert "note: not sent to the cluster: .env (may hold a secret), large.bin (over 10 MiB); .feedrateignore adds" in sent.stderr
-    assert f"feedrate logs mine -f --address {head.url}" in sent.stderr
+    assert f"  RAY_AUTH_MODE=token feedrate logs mine -f --address {head.url}\n" in sent.stderr
+    assert f"Ray's dashboard: {head.url}/#/jobs/mine\n" in sent.stderr
     assert "INFO" not in sent.stderr
     for path in project.iterdir():
         path.unlink()
     log = followed(there, "mine")
-    assert "sees helper.py train.py\n" in log
+    assert "sees helper.py train.py of-nobodys-business\n" in log
     assert "3 settings were tried (--max-trials)" in log
     state = there("status", "mine")
     assert state.stdout.startswith("mine: SUCCEEDED, ")
@@ -89,7 +92,10 @@ def test_a_search_goes_on_when_the_client_is_gone(there, head, project, tmp_path
     assert facts["progress"]["run"] == str(head.runs / "mine")
     assert facts["progress"]["num_complete"] + facts["progress"]["num_pruned"] + facts["progress"]["num_failed"] == 3
     assert facts["progress"]["best"]["samples_per_second"] > 0
-    assert there("runs").stdout.count("mine  SUCCEEDED") == 1
+    listed = there("runs", RAY_API_SERVER_ADDRESS="http://127.0.0.1:9").stdout
+    assert listed.count("mine  SUCCEEDED") == 1
+    assert f"  {getpass.getuser()}@{socket.gethostname()}  feedrate search train.py:workload" in listed
+    assert "of-nobodys-business" not in listed + sent.stdout + sent.stderr
     facts = answer(there("runs", "--json").stdout, "searches")
     assert [each["status"] for each in facts["searches"] if each["id"] == "mine"] == ["SUCCEEDED"]
     fetched = there("fetch", "mine", "--json")
@@ -98,7 +104,9 @@ def test_a_search_goes_on_when_the_client_is_gone(there, head, project, tmp_path
     assert len(run.trials) == 3
     assert (project / "feedrate-runs" / "mine" / "best.json").read_bytes() == (head.runs / "mine" / "best.json").read_bytes()
     assert (project / "feedrate-runs" / "mine" / "report.html").exists()
-    assert TOKEN not in "".join(path.read_text() for path in (head.runs / "mine").iterdir() if path.is_file())
+    written = "".join(path.read_text() for path in (head.runs / "mine").iterdir() if path.is_file())
+    assert TOKEN not in written
+    assert "of-nobodys-business" not in written
     again = there("fetch", "mine")
     assert again.code == 2
     assert "feedrate-runs/mine exists: name another folder with --out, or fetch it anew with --force" in again.stderr
@@ -289,7 +297,7 @@ def test_an_address_where_nothing_or_something_else_is(feedrate, there, project)
     assert "--address auto: name the cluster's Jobs API" in no_url.stderr
     unknown = there("logs", "never")
     assert unknown.code == 2
-    assert "has no such search: feedrate runs --address" in unknown.stderr
+    assert "has no such search: RAY_AUTH_MODE=token feedrate runs --address" in unknown.stderr
 
 
 class Open(BaseHTTPRequestHandler):
@@ -317,7 +325,7 @@ def test_a_cluster_without_tokens_is_used_with_a_warning(feedrate, project):
         server.shutdown()
     assert warned.code == 0, warned.stderr
     assert warned.stdout == "no search was submitted to this cluster yet\n"
-    old, warning = warned.stderr.splitlines()
+    old, warning, _ = warned.stderr.splitlines()  # the last one: its run folders cannot be asked for
     assert old.startswith("note: --allow-unauthenticated does nothing any more")
     assert warning == f"note: the Jobs API at {url} asks nobody for a token: anyone who can reach it can run code on the cluster"
     for each in refused:

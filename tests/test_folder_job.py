@@ -1,0 +1,116 @@
+"""folder_job.py, job_log.py, submission.py, paste.py: what is left of a submitted search when Ray has forgotten it."""
+
+import fcntl
+import json
+import os
+import sys
+
+import pytest
+
+from feedrate.analysis.run_folder import RunFolder
+from feedrate.search import arguments
+from feedrate.search.folder_job import LOST, FolderJob, described
+from feedrate.search.job_facts import ended_by, exit_code, summary
+from feedrate.search.job_log import copied, log_of
+from feedrate.search.paste import pasted
+from feedrate.search.submission import VARIABLE, Submission
+
+SUBMISSION = Submission(
+    owner="ann@laptop", workload="train.py:workload", command="feedrate search train.py:workload", way_on="feedrate resume a", env=("A",), pip=("lz4",)
+)
+SEARCH = {
+    "workload": {"target": "/tmp/ray/x/train.py:workload"}, "command": "feedrate search --address auto", "versions": {"feedrate": "0.1.0"},
+    "created_unix_s": 1000.0, "finished": False, "owner": "ann@laptop", "submission": SUBMISSION.to_json(),
+}  # fmt: skip
+
+
+def run(parent, name, **more):
+    folder = parent / name
+    folder.mkdir(parents=True)
+    (folder / "search.json").write_text(json.dumps(SEARCH | more))
+    return folder
+
+
+def test_searches_are_found_by_their_folders(tmp_path):
+    """Finished, unfinished and under way ones, one of several hardware classes too; what cannot be read is skipped."""
+    run(tmp_path, "done", finished=True)
+    run(tmp_path, "lost")
+    run(tmp_path / "classes", "a10g")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "search.json").write_text("{")
+    (tmp_path / "old").mkdir()
+    running = run(tmp_path, "running", submission=None, owner=None)
+    with RunFolder(running).lock.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        jobs = {each["id"]: FolderJob.from_json(each) for each in json.loads(json.dumps(list(described(tmp_path))))}
+    assert {name: job.status.value for name, job in jobs.items()} == {
+        "done": "SUCCEEDED", "lost": "FAILED", "classes": "FAILED", "running": "RUNNING",
+    }  # fmt: skip
+    lost, done = jobs["lost"], jobs["done"]
+    assert (exit_code(lost), ended_by(lost), exit_code(done), exit_code(jobs["running"])) == (1, LOST, 0, None)
+    facts = summary(lost)
+    assert (facts["owner"], facts["workload"], facts["command"]) == ("ann@laptop", "train.py:workload", "feedrate search train.py:workload")
+    assert facts["started_unix_s"] == 1000.0
+    assert (lost.metadata["run"], lost.runtime_env) == ("lost", {"pip": ["lz4"]})
+    assert jobs["running"].metadata["command"] == "feedrate search --address auto"
+
+
+def test_a_submission_travels_in_the_environment(monkeypatch):
+    monkeypatch.setenv(VARIABLE, json.dumps(SUBMISSION.to_json() | {"of a newer version": 1}))
+    assert Submission.from_environment() == SUBMISSION
+    monkeypatch.delenv(VARIABLE)
+    assert Submission.from_environment() is None
+
+
+def test_what_a_search_prints_is_copied(tmp_path, capsys):
+    """Of both streams, in order, after what an earlier driver printed; only its owner can read the copy."""
+    folder = tmp_path / "runs" / "mine"
+    for text in ("one", "two"):
+        with copied(folder):
+            print(text)
+            print(f"{text}!", file=sys.stderr)
+    assert log_of(folder).read_text() == "one\none!\ntwo\ntwo!\n"
+    assert capsys.readouterr() == ("one\ntwo\n", "one!\ntwo!\n")
+    assert (log_of(folder).stat().st_mode & 0o777, log_of(folder).parent.stat().st_mode & 0o777) == (0o600, 0o700)
+
+
+@pytest.mark.parametrize("obstacle", ["link", "file"])
+def test_a_copy_that_cannot_be_made_is_done_without(tmp_path, capsys, obstacle):
+    folder = tmp_path / "runs" / "mine"
+    if obstacle == "link":
+        log_of(folder).parent.mkdir(parents=True)
+        log_of(folder).symlink_to(tmp_path / "target")
+    else:
+        folder.parent.write_text("")
+    with copied(folder):
+        print("one")
+    assert capsys.readouterr().out == "one\n"
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_command_to_paste_has_what_it_needs(monkeypatch):
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    assert pasted("fetch", "a b") == "feedrate fetch 'a b'"
+    monkeypatch.setenv("RAY_AUTH_MODE", "TOKEN")
+    assert pasted("runs") == "RAY_AUTH_MODE=token feedrate runs"
+
+
+@pytest.mark.parametrize(
+    ("environment", "api", "cluster"),
+    [
+        ({}, None, None),
+        ({"RAY_ADDRESS": "auto"}, None, "auto"),
+        ({"RAY_ADDRESS": "10.0.0.1:6379"}, None, "10.0.0.1:6379"),
+        ({"RAY_ADDRESS": "http://head:8265"}, "http://head:8265", None),
+        ({"RAY_ADDRESS": "auto", "RAY_API_SERVER_ADDRESS": "https://head:8265"}, "https://head:8265", "auto"),
+        ({"RAY_ADDRESS": ""}, None, None),
+    ],
+)
+def test_addresses_of_the_environment(monkeypatch, environment, api, cluster):
+    """As Ray's own commands and ray.init take them."""
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert (arguments.api_address(), arguments.ray_address()) == (api, cluster)
+    assert os.environ.get("RAY_ADDRESS") == environment.get("RAY_ADDRESS")
