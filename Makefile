@@ -11,7 +11,7 @@ OLDEST_TESTS := every_command versions install laptop load page questions rounds
 VERSIONS_TESTS := $(OLDEST_TESTS) config loading step measuring failure template isolated kept accelerator
 test_files = $(addprefix tests/test_,$(addsuffix .py,$(1)))
 
-.PHONY: help venv search test test-oldest test-versions lint types soak wheel clean
+.PHONY: help venv search test test-slow test-oldest test-versions lint types soak wheel clean
 
 help:             ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 15
@@ -23,10 +23,13 @@ search: $(INSTALLED)      ## search settings for the bundled image workload (ARG
 
 # Not 'python -m pytest', which puts this folder on sys.path, where search/ is importable a second time, as 'search'.
 test: $(INSTALLED)        ## run the tests (ARGS="-k space" adds options)
-	$(BIN)/pytest -m "not soak and not oldest" $(ARGS)
+	$(BIN)/pytest -m "not soak and not slow and not oldest" $(ARGS)
+
+test-slow: $(INSTALLED)   ## run the tests on machines that share nothing: Linux namespaces, which need root
+	$(BIN)/pytest -m slow $(ARGS)
 
 test-oldest: .venv-oldest/installed  ## run the commands and the fast tests with the oldest versions, in .venv-oldest
-	$(OLDEST_BIN)/pytest -m "not soak" $(call test_files,$(OLDEST_TESTS)) $(ARGS)
+	$(OLDEST_BIN)/pytest -m "not soak and not slow" $(call test_files,$(OLDEST_TESTS)) $(ARGS)
 
 test-versions:    ## run these and the tests of trials with VERSIONS="torch==2.6.0" and PYTHON=python3.12, in .venv-versions (docs/versions.md)
 	@$(call check_python)
@@ -35,7 +38,7 @@ test-versions:    ## run these and the tests of trials with VERSIONS="torch==2.6
 	.venv-versions/bin/python -m pip install --quiet --disable-pip-version-check $(if $(VERSIONS),,-c constraints.txt) \
 	  $(VERSIONS) -e '.[cluster,postgresql]' pytest pytest-timeout build setuptools wheel
 	.venv-versions/bin/feedrate version
-	.venv-versions/bin/pytest -m "not soak" $(call test_files,$(VERSIONS_TESTS)) $(ARGS)
+	.venv-versions/bin/pytest -m "not soak and not slow" $(call test_files,$(VERSIONS_TESTS)) $(ARGS)
 
 soak: $(INSTALLED)        ## run the tests that take minutes
 	$(BIN)/pytest -m soak --timeout=3600 $(ARGS)

@@ -69,3 +69,14 @@ def quiet_ray_init() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Tip: In future versions of Ray", category=FutureWarning)
         yield
+
+
+def use_own_token() -> None:
+    """Turn token authentication on where this user has a token and RAY_AUTH_MODE is not set, as ray.init("auto") does.
+
+    Goes with Ray 2.60 as the oldest, before which ray.init does not: import the function at the top of engine.py then.
+    """
+    from ray._private.authentication import authentication_token_setup as setup
+
+    if hasattr(setup, "maybe_enable_token_auth_if_token_available"):
+        setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)

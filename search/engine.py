@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
-from feedrate.search.compat import quiet_ray_init
+from feedrate.search.compat import quiet_ray_init, use_own_token
 from feedrate.search.ending import at_the_latest
 from feedrate.search.options import SearchOptions, UsageError
 from feedrate.search.shipping import Shipment, shipment
@@ -249,7 +249,6 @@ def _small() -> Iterator[None]:
 
 def _join(address: str, notes: list[str], folder: str | None, *, require_token: bool) -> None:
     import ray
-    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
     from ray._private.services import canonicalize_bootstrap_address_or_die
     from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, GcsClient, get_authentication_mode  # type: ignore[attr-defined]
 
@@ -265,7 +264,7 @@ def _join(address: str, notes: list[str], folder: str | None, *, require_token: 
             raise ValueError(f"{port!r} is not a port")
         _probe(host.strip("[]"), int(port))
         if address == "auto":
-            maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # as ray.init does, which comes too late
+            use_own_token()  # as ray.init does, which comes too late
         with_token = get_authentication_mode() == AuthenticationMode.TOKEN
         if with_token and not AuthenticationTokenLoader.instance().has_token():
             raise UsageError(f"the Ray cluster at --address {address} {WRONG_TOKEN}")  # Ray's own code would abort
