@@ -10,7 +10,8 @@ is known (ceilings.py), and nothing is concluded from a rate that was still chan
                           part worth having, and more than waiting does
   loader-bound (CPU)      neither, and the processes that load use most of the CPU time they could have
   loader-bound (waiting)  neither, and they do not: they wait for storage or a network
-  too noisy to say        the rate was still changing; or the step does not wait, and G is not known; or the CPU time is not known
+  too noisy to say        the rate was still changing; or G is not known, and the step waits less than half of the time; or the CPU
+                          time is not known
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ NEAR_FRACTION = 0.8
 """Of the step alone: near enough for a step that is never kept waiting."""
 WAIT_FRACTION = 0.03
 """A step that waits less than this is not kept waiting."""
+MOSTLY_FRACTION = 0.5
+"""A step that waits more than this is limited by its loader, also where its own rate is not known."""
 BUSY_FRACTION = 0.85
 COPY_FRACTION = 0.1
 """A copy that takes less of the time than this is not worth naming."""
@@ -137,7 +140,7 @@ def _name(fraction: float | None, waits: float | None, busy: float | None, copyi
         at_ceiling = not kept_waiting and num_workers == 0 and waits is not None
     if at_ceiling:
         return "compute-bound"
-    # workers that take the trainer's CPUs slow a step down that then never waits: only a ceiling can tell
-    if busy is None or (fraction is None and not kept_waiting):
+    # where it does not mostly wait, the rest may be the step, or workers that take its CPUs: only a ceiling can tell
+    if busy is None or (fraction is None and (waits or 0.0) < MOSTLY_FRACTION):
         return NOISY
     return "loader-bound (CPU)" if busy >= BUSY_FRACTION else "loader-bound (waiting)"

@@ -39,7 +39,9 @@ def facts(fraction, wait, busy, copy_sps=None, **more):
         (None, 0.01, 0.99, "too noisy to say"),
         (0.6, 0.4, 0.95, "loader-bound (CPU)"),
         (0.6, 0.4, 0.30, "loader-bound (waiting)"),
-        (None, None, 0.30, "loader-bound (waiting)"),
+        (None, None, 0.30, "too noisy to say"),
+        (None, 0.2, 0.30, "too noisy to say"),
+        (None, 0.6, 0.30, "loader-bound (waiting)"),
         (0.6, 0.4, None, "too noisy to say"),
     ],
 )
@@ -95,13 +97,13 @@ def test_a_ceiling_of_other_trials_counts():
     """The step alone is measured once a batch size: its rate is passed in, and the trial's own counts for nothing."""
     assert judge(facts(None, 0.5, 0.3) | {"steady_sps": 500.0}, 510.0).name == "compute-bound"
     assert judge(facts(0.5, 0.5, 0.3), 510.0).name == "compute-bound"
-    assert judge(facts(0.97, 0.5, 0.3), None, "nobody timed it").name == "loader-bound (waiting)"
+    assert judge(facts(0.97, 0.2, 0.3), None, "nobody timed it").name == "too noisy to say"
 
 
 def test_a_trainer_without_workers_that_does_not_wait_needs_no_ceiling():
     """Loading is a part of its own time: 1 % of it is the most that any setting gains."""
     assert judge(facts(None, 0.01, 0.9, num_workers=0), None).name == "compute-bound"
-    assert judge(facts(None, 0.3, 0.3, num_workers=0), None).name == "loader-bound (waiting)"
+    assert judge(facts(None, 0.6, 0.3, num_workers=0), None).name == "loader-bound (waiting)"
 
 
 def test_nothing_is_concluded_from_a_rate_that_still_changes():
