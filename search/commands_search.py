@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from feedrate.analysis.remote import is_url
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.search import arguments, job_environment
 from feedrate.search.machine_output import answer, records
@@ -236,6 +235,8 @@ class Resume:
         arguments.add_json(parser)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
+        from feedrate.analysis.remote import is_url  # imports pyarrow, which --help does without
+
         if args.address is None and not is_url(args.run) and not Path(args.run).exists():
             args.address = arguments.api_address()
         if args.address is not None:

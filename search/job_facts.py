@@ -7,7 +7,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from feedrate.search.folder_job import LOST, FolderJob
-from feedrate.search.job_display import split_log
 
 if TYPE_CHECKING:
     from feedrate.search.jobs import Jobs
@@ -46,6 +45,8 @@ def status_facts(jobs: Jobs, submission_id: str) -> dict[str, Any]:
         setting so far (by hardware class where it runs on several), the end of its log, and the command that carries it on if Ray
         has forgotten it.
     """
+    from feedrate.search.job_display import split_log  # imports pandas, which --help does without
+
     job = jobs.job(submission_id)
     log, told = split_log(jobs.raw_log(submission_id))
     alone = told.get(None)

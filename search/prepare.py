@@ -122,4 +122,4 @@ def resume_command(folder: RunFolder) -> str:
     if JOB in os.environ:  # of somebody else's making, who knows the address
         return f"{shlex.join(['feedrate', 'resume', folder.path.name])} --address URL"
     words = ("resume", str(folder.path))
-    return pasted(*words) if folder.read_search()["options"].get("address") is not None else shlex.join(["feedrate", *words])
+    return pasted(*words) if folder.read_search().get("options", {}).get("address") is not None else shlex.join(["feedrate", *words])
