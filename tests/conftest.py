@@ -46,6 +46,14 @@ CONFIRMED = ["--batch-size", "16", "--num-workers", "0..8", "--max-trial-s", "2"
 QUICK = [*CONFIRMED, "--no-confirm"]
 
 
+def pytest_configure(config):
+    """Let SIGINT and SIGHUP do what they usually do: a runner in the background ignores them, and every command would inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Command:
     """A feedrate command under way.
 
