@@ -60,7 +60,7 @@ def test_markdown_has_the_answer_first(tmp_path: Path) -> None:
     assert "```sh\nfeedrate search toy.py:workload --num-workers 0..8\n```" in text
     assert r"4.46x \[4.31-4.62\] the baseline b64 w0 at 413 samples/s" in text
     assert "| b64 w0 (baseline) | 400 |" in text
-    assert "| 10 | b64 w8 p2 | worker_killed | loader | the worker was killed |" in text
+    assert "| 10 | b64 w8 p2 | node-1 | worker_killed | loader | the worker was killed |" in text
     assert "The search is not finished" not in text
 
 
