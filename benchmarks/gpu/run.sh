@@ -2,10 +2,10 @@
 # run.sh [--cpu] [--wheels DIR] [--out DIR] [--seconds N]
 #
 # Everything that is to be learned on a machine with one GPU, in under ten minutes and without a network.
-#   --cpu         rehearse on a machine without a GPU: small models, short times
+#   --cpu         rehearse on a machine without a GPU: small models and short times, with patience for a busy machine
 #   --wheels DIR  install these wheels into a temporary folder first (wheels.sh made them); without it feedrate is importable already
 #   --out DIR     where results go (default: $OUT, else gpu-results); at most 8 small files
-#   --seconds N   begin no step that would end later than this (default 570)
+#   --seconds N   begin no step that would end later than this (default 570, with --cpu 1800)
 #
 # Results are written as they come: results.jsonl (a line for each fact and for each step), log.txt (whatever was printed),
 # and the run folder's best.json, search.json and trials.jsonl. Exit code 1 where a step failed.
@@ -13,7 +13,7 @@ set -uo pipefail
 cd "$(dirname "$0")/../.."
 exec </dev/null
 
-rehearsal='' wheels='' out=${OUT:-gpu-results} total=570
+rehearsal='' wheels='' out=${OUT:-gpu-results} total='' patience=1
 while [ $# -gt 0 ]; do
   case $1 in
     --cpu) rehearsal=1 ;;
@@ -33,6 +33,8 @@ results=$out/results.jsonl log=$out/log.txt
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0
+if [ -n "$rehearsal" ]; then patience=4; fi
+total=${total:-$((patience > 1 ? 1800 : 570))}
 if [ -n "$rehearsal" ]; then export FEEDRATE_GPU_REHEARSAL=1 CUDA_VISIBLE_DEVICES=''; fi
 failed=0
 
@@ -41,7 +43,7 @@ note() { printf '{"ran": "%s", %s}\n' "$1" "$2" | tee -a "$results"; }
 
 # step NAME LEAST MOST COMMAND...: run it for MOST seconds at most, unless less than LEAST are left
 step() {
-  local name=$1 least=$2 most=$3 began=$SECONDS left=$((total - SECONDS)) code
+  local name=$1 least=$2 most=$(($3 * patience)) began=$SECONDS left=$((total - SECONDS)) code
   shift 3
   if [ "$left" -lt "$least" ]; then
     note "$name" "\"skipped\": \"only $left of $total s were left\""
@@ -77,7 +79,7 @@ if [ -n "$wheels" ]; then
   note install "\"exit_code\": 0, \"wall_s\": $SECONDS"
   export PYTHONPATH=$work/site${PYTHONPATH:+:$PYTHONPATH}
 fi
-feedrate=("$python" -m feedrate.search.cli)
+feedrate=("$python" -P -m feedrate.search.cli)
 if ! versions=$("${feedrate[@]}" version --json 2>>"$log"); then
   echo "run.sh: feedrate cannot be imported by $python; pass --wheels DIR, or PYTHON=.venv/bin/python" >&2
   exit 1
