@@ -24,7 +24,7 @@ from feedrate.search.commands_service import Fetch, Logs, Status, Stop, Submit
 from feedrate.search.commands_trial import Measure, Workloads
 from feedrate.search.commands_verify import Verify
 from feedrate.search.commands_version import Version
-from feedrate.search.ending import asked, at_the_latest, end_on_signals
+from feedrate.search.ending import asked, at_the_latest, end_on_signals, ignore_further_signals
 from feedrate.search.machine_output import FLAG, answer_error, is_answered, one_object, print_answer
 from feedrate.search.options import NothingFound, UsageError, WorkloadFailed
 
@@ -83,6 +83,7 @@ def _run(argv: Sequence[str]) -> int:
         return args.command.run(args, argv) or DONE
     except KeyboardInterrupt as interrupt:
         said = str(interrupt) or "interrupted"
+        ignore_further_signals()
         answer_error(said, "interrupted", **getattr(interrupt, "facts", {}))
         _say(said)
         return _interrupted()

@@ -38,6 +38,17 @@ def asked() -> int | None:
     return _asked
 
 
+def ignore_further_signals() -> None:
+    """Ignore SIGTERM and SIGHUP from now on, where one of them was heeded.
+
+    Python sets its handlers back to the default when it exits: the second signal of `timeout`, late on a busy machine, would
+    take the exit code away.
+    """
+    if _asked is not None and threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
 def end_on_signals() -> None:
     """Have SIGTERM and SIGHUP interrupt the main thread; a signal that somebody else handles or ignores is left alone."""
     global _is_watched

@@ -42,6 +42,13 @@ def signal_to_group(command, number):
     os.killpg(command.process.pid, number)
 
 
+def signal_to_group_twice(command, number):
+    """The second one late."""
+    signal_to_group(command, number)
+    command.until(lambda: "interrupted" in command.stderr)
+    os.killpg(command.process.pid, number)
+
+
 def signal_to_all(command, number):
     """As systemd and Slurm do: Ray's processes too, whatever session they are in."""
     for pid in command.alive():
@@ -85,7 +92,7 @@ def test_the_commands_without_ray_end_on_sigterm(start, temporary, arguments):
     name, *more = arguments
     command = start(name, "toy.py:workload", *more, TMPDIR=str(temporary))
     command.until(lambda: len(command.trial_processes()) >= 2)
-    signal_to_group(command, signal.SIGTERM)
+    signal_to_group_twice(command, signal.SIGTERM)
     check_ended(command, 143, temporary)
 
 

@@ -238,10 +238,11 @@ class Template:
                 cwd=self.ref.cwd if self.ref.cwd and os.path.isdir(self.ref.cwd) else None,
                 start_new_session=True,  # Ctrl-C in the terminal is for the driver alone
             )
-        self._control.sendall(json.dumps(self._hello).encode() + b"\n")
+        self._temp = os.path.join(tempfile.gettempdir(), f"feedrate-{self._marker[:12]}")
+        self._control.sendall(json.dumps(self._hello | {"temp": self._temp}).encode() + b"\n")
         self._messages = b""
         ready = self._message(time.monotonic() + SETUP_TIMEOUT_S)
-        self._spare, self._temp, self.clean = {os.getpid(), *ready["spare"]}, ready["temp"], ready["clean"]
+        self._spare, self.clean = {os.getpid(), *ready["spare"]}, ready["clean"]
 
     def _message(self, deadline: float) -> dict[str, Any]:
         """The template's next message.

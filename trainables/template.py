@@ -23,7 +23,6 @@ import socket
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -61,10 +60,10 @@ def main(argv: list[str]) -> None:
     for number in TERMINATING:
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, signal.SIG_IGN)
-    hello["temp"] = tempfile.mkdtemp(prefix="feedrate-")
+    os.mkdir(hello["temp"], 0o700)  # by a name that the owner chose: it can remove the folder whenever it is interrupted
     _use_folder(hello["temp"])
     spare = {os.getpid(), *marked(os.environ[MARKER])}
-    ready = {"ready": True, "clean": clean, "temp": hello["temp"], "spare": sorted(spare)}
+    ready = {"ready": True, "clean": clean, "spare": sorted(spare)}
     control.sendall(json.dumps(ready).encode() + b"\n")
     while True:
         line, descriptors = _receive_request(control)
