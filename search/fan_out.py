@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, TextIO
 
 from feedrate.search.arguments import without
-from feedrate.search.ending import asked, at_the_latest
+from feedrate.search.ending import Interrupted, asked, at_the_latest
 
 
 def one_each(names: Sequence[str], argv: Sequence[str], out: Path, objects: dict[str, Any] | None = None) -> int:
@@ -63,7 +63,8 @@ def one_each(names: Sequence[str], argv: Sequence[str], out: Path, objects: dict
     for reader in readers:
         reader.join()
     if interrupted:
-        raise KeyboardInterrupt(f"interrupted; carry each on with feedrate resume: {', '.join(str(out / name) for name in names)}")
+        folders = ", ".join(str(out / name) for name in names)
+        raise Interrupted(f"interrupted; carry each on with feedrate resume: {folders}", run=out.absolute())
     return max(process.returncode if process.returncode >= 0 else 1 for process in searches)
 
 

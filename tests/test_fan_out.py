@@ -20,3 +20,17 @@ def test_the_worst_end_is_the_answer(tmp_path, monkeypatch, capfd, script, code)
     assert one_each(["large", "small"], ["search", "x", "--out", "elsewhere"], tmp_path / "run") == code
     said = capfd.readouterr().out.splitlines()
     assert sorted(said) == [f"[{name}] --hardware {name} --out {tmp_path}/run/{name}" for name in ("large", "small")]
+
+
+def test_the_objects_of_the_searches_are_collected(tmp_path, monkeypatch, capfd):
+    """With --json: nothing of them is printed here, and a search that printed none is left out."""
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\ncase \"$*\" in *small*) exit 1;; esac\necho '{\"exit_code\": 0}'\necho told >&2\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    objects = {}
+    assert one_each(["large", "small"], ["search", "x", "--json"], tmp_path / "run", objects) == 1
+    assert objects == {"large": {"exit_code": 0}}
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert "[large] told\n" in printed.err

@@ -141,7 +141,7 @@ def test_a_shell_script_drives_a_search_by_json_alone(start, head, project, home
     assert failing.stdout == ""
 
 
-def test_a_search_is_stopped_and_carried_on(there, head, project):
+def test_a_search_is_stopped_and_carried_on(there, start, head, project):
     """Stopping keeps what was measured, and ends its trial in order; from the same folder it goes on, with nothing twice."""
     sent = there("submit", "train.py:workload", *QUICK, "--wait", "0", "--submission-id", "long", "--json")
     facts = answer(sent.stdout, "submit")
@@ -149,7 +149,12 @@ def test_a_search_is_stopped_and_carried_on(there, head, project):
     assert {entry["path"]: entry["why"] for entry in facts["left_out"]} == {".env": "may hold a secret", "large.bin": "over 10 MiB"}
     assert facts["commands"]["logs"] == f"feedrate logs long -f --address {head.url}"
     run = head.runs / "long"
+    following = start("logs", "long", "-f", "--address", head.url, cwd=project, **WITH_TOKEN)
     head.command.until(lambda: len(records(run)) >= 2, within_s=200)
+    following.until(lambda: "trial 1" in following.stdout)
+    following.process.terminate()
+    assert following.wait() == 143
+    assert following.stderr.endswith("no longer following; the search goes on\n")
     soon = there("resume", "long")
     assert soon.code == 2
     assert f"long is still under way. Stop it first: RAY_AUTH_MODE=token feedrate stop long --address {head.url}" in soon.stderr
