@@ -127,7 +127,8 @@ class Session:
         """Return a trial that failed on one host and is tried on another one; None where no such trial waits."""
         while self._elsewhere:
             number, request = next(iter(self._elsewhere.items()))
-            if set(self.hosts()) <= self.avoided(request):
+            hosts = set(self.hosts())
+            if hosts and hosts <= self.avoided(request):  # with no host at all, one may come back
                 self.nowhere(request)
             elif self.seconds_left() <= 0 and request.origin != "baseline":
                 del self._elsewhere[number]

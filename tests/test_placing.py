@@ -141,6 +141,10 @@ def test_a_late_node_that_is_no_match():
     assert labelled.where_not(["a"]) == {"feedrate-hardware": "small", "ray.io/node-id": "!in(a)"}
     named = place(SearchOptions(hardware="a10g"), SMALL + LARGE)
     assert named.where_not(["late"]) == named.selector, "late nodes are not taken in any case"
+    first, *others = named.selector["ray.io/node-id"].removeprefix("in(").removesuffix(")").split(", ")
+    assert named.where_not([first]) == named.selector | {"ray.io/node-id": f"in({', '.join(others)})"}
+    assert named.where_not([first, *others]) == named.selector, "one of them may have to do"
+    assert [each.hostname for each in SMALL + LARGE if named.takes(each)] == ["a1", "a2"]
 
 
 def test_other_versions_are_refused_and_named():
