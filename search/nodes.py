@@ -163,6 +163,11 @@ def look() -> tuple[list[Host], list[str]]:
     return known, problems
 
 
+def left_out_of(hosts: Iterable[Host] | None) -> frozenset[str]:
+    """Return Ray's ids of the living nodes that `look` did not give; none where nobody looked (None)."""
+    return frozenset() if hosts is None else frozenset(host.node_id for host in living()) - {host.node_id for host in hosts}
+
+
 def check_versions(hosts: Iterable[Host], here: dict[str, str]) -> None:
     """Refuse nodes whose rates would be another program's.
 

@@ -42,6 +42,8 @@ class Placement:
     """Trials at once on a host, each on GPUs and CPUs of its own."""
     host_ids: dict[str, str] = field(default_factory=dict)
     """Ray's node id -> host id of the nodes that were looked at."""
+    left_out: frozenset[str] = frozenset()
+    """Ray's ids of the nodes that did not answer, or cannot run a task of ours."""
 
     def where_not(self, refused: Iterable[str]) -> dict[str, str]:
         """The labels that a node must have, when nodes of these ids take no more trials."""

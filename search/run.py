@@ -31,7 +31,7 @@ from feedrate.search.engine import JOB, cluster
 from feedrate.search.job_display import make_display
 from feedrate.search.machine_output import answer_error
 from feedrate.search.mirror import bring, check_url, mirrored
-from feedrate.search.nodes import Host, look, promised
+from feedrate.search.nodes import Host, left_out_of, look, promised
 from feedrate.search.options import HIDDEN, SearchOptions, UsageError, without_password
 from feedrate.search.placing import Placement, SeveralClasses, place
 from feedrate.search.prepare import choose_folder, clear, describe_workload, held, resume_command
@@ -129,7 +129,7 @@ def run_search(
     with _resumable(folder), cluster(options, local_gpus, _own_folder(ref)) as notes:
         hosts = _hosts(options, ref, notes)
         try:
-            placement = place(options, hosts)
+            placement = replace(place(options, hosts), left_out=left_out_of(hosts))
         except SeveralClasses as several:
             several.out = folder.path
             raise
@@ -251,7 +251,7 @@ def resume_search(
     with _resumable(folder), held(folder), cluster(options, described["facts"]["num_gpus"], _own_folder(ref)) as notes:
         hosts = _hosts(options, ref, notes)
         options = replace(options, hardware=options.hardware or (search["placement"].get("hardware") if hosts else None))
-        placement = place(options, hosts)
+        placement = replace(place(options, hosts), left_out=left_out_of(hosts))
         search["options"] = options.to_json()
         search["finished"] = False
         folder.write_search(search)

@@ -124,9 +124,13 @@ class SessionSearcher(Searcher):
         place = self._places.pop(trial_id, {})
         if request is None:
             return
-        if trial_id not in self._placed and not error:
-            self._nowhere(request)
-            return
+        if trial_id not in self._placed:
+            if not error:
+                self._nowhere(request)
+                return
+            if problems := self.slots.look_again():  # a supervisor could not be started somewhere
+                self._elsewhere(request, problems)
+                return
         self._placed.discard(trial_id)
         self._since = time.monotonic() if not self._placed else self._since
         if result is not None and result.get("refusal"):
@@ -152,13 +156,18 @@ class SessionSearcher(Searcher):
 
     def _refused(self, request: Request, result: dict[str, Any]) -> None:
         """A node that joined late is no match for this search: no more trials go there, and this one goes elsewhere."""
-        if result["node_id"] not in self.slots.refused:
-            self.slots.refused.add(result["node_id"])
-            self.session.display.say(f"note: {result['refusal']}: it takes no trials of this search")
+        is_news = result["node_id"] not in self.slots.refused
+        self.slots.refused.add(result["node_id"])
+        self._elsewhere(request, [f"{result['refusal']}: it takes no trials of this search"] if is_news else [])
+
+    def _elsewhere(self, request: Request, notes: list[str]) -> None:
+        """Say what is wrong with nodes, and have what was asked for measured on other ones."""
+        for note in notes:
+            self.session.display.say(f"note: {note}")
         if request.kind == "confirm":
             self._confirmation.over(request.number)
         else:
-            self.session.give_back(request.number, result["refusal"])
+            self.session.give_back(request.number, "; ".join(notes) or "its node takes no trials of this search")
 
     def starved(self) -> None:
         """Ray's memory monitor killed a supervisor, and Tune lost all its trials with it: which one is not known of several."""

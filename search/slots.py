@@ -14,7 +14,8 @@ from typing import Any
 import ray
 from ray.util import placement_group_table
 
-from feedrate.search.nodes import Host, living
+from feedrate.search.nodes import Host, left_out_of, living, look
+from feedrate.search.options import UsageError
 from feedrate.search.placing import Placement
 
 COUNT_AGAIN_S = 2.0
@@ -34,14 +35,26 @@ class Slots:
         self._counted_s = self._looked_s = -COUNT_AGAIN_S
         self._living: list[Host] = []
         self._at_once, self._num_searches = placement.num_slots, 1
-        self.refused: set[str] = set()
-        """Nodes, by Ray's id, that joined when the search was under way and are no match for it."""
+        self.refused = set(placement.left_out)
+        """Nodes, by Ray's id, that take no trials: they did not answer, or joined when the search was under way and are no match for it."""
         self.host_ids = dict(placement.host_ids)
         """Ray's node id -> host id, of the nodes that were asked at the start and of those that have reported since."""
 
     def hosts(self) -> set[str]:
         """Return the ids of the living hosts that can take a trial of this search; a node's own id while its host is not known."""
         return {self._host_of(host.node_id) for host in self._there()}
+
+    def look_again(self) -> list[str]:
+        """Ask every node again whether it can run a task of ours; refuse those that cannot, and return a sentence about each."""
+        if not self.placement.host_ids:  # a local Ray
+            return []
+        try:
+            hosts, problems = look()
+        except UsageError:  # no node can: there is nowhere else to go
+            return []
+        strangers = left_out_of(hosts) - self.refused
+        self.refused |= strangers
+        return problems if strangers else []
 
     def nodes_of(self, hosts: Collection[str]) -> set[str]:
         """Return the node ids of hosts."""
