@@ -155,7 +155,7 @@ def _conclusion(result: SearchResult, left_out: bool) -> list[str]:
             lines.append("Nothing faster than yours was found: keep it.")
         else:
             lines.append("Nothing was shown to be faster than yours, which is not certain: keep yours until that is settled.")
-    elif yours and yours["speedup_ci95"][0] <= 1:
+    elif yours and yours["speedup_ci95"][0] <= 1 and Disqualified.of(best["search"]).allowed(ranked[ranked["is_baseline"]]).all():
         lines.append("No significant gain over yours" + (", but it is cheaper." if _is_cheaper(result) else "."))
     if best["search"]["open"] and not ranked["is_baseline"].all():
         lines.append(f"Open: {'; '.join(best['search']['open'])}.")

@@ -46,7 +46,7 @@ MAX_EPOCH_SAMPLES = 32
 """Samples that are followed from epoch to epoch."""
 REPEATS = 32
 """Times that one index is fetched, to see what workers draw."""
-SHARE_OF_BUDGET = 12
+SHARE_OF_BUDGET = 20
 """An epoch of N samples is fetched about so many times."""
 FIRST_SAMPLE_S = 60.0
 """Time for the first sample, where the budget is not less."""
@@ -236,6 +236,7 @@ class _Checking:
         if shared is None:
             return []
         random = self._streams(loader, shared)
+        state = self._epochs(loader, alone)
         neutral = None
         if alone.neutral is not None:
             look = Look(num_workers=self.num_workers, num_samples=self.num_samples, epochs=1, neutral=True)
@@ -263,7 +264,6 @@ class _Checking:
         if random is not None and not (repeated and {*random.duplicated, *random.frozen} <= {SAMPLES}):  # the same fact
             findings += random_streams(random, self.survey.owned, iterable=self.survey.is_iterable)
         is_frozen = any(finding.name == "frozen-augmentation" for finding in findings)
-        state = self._epochs(loader, alone)
         return [*findings, *epoch_findings(state, iterable=self.survey.is_iterable, already_told=is_frozen)]
 
     def _map_style(
@@ -397,6 +397,9 @@ class _Failed(Exception):
         sentence = f"loading works with 0 workers and {'hangs' if failure.kind == 'hang' else 'fails'} with {name}: {failure.message}"
         if survey.left.threads:
             sentence += f". Making the dataset starts {threads_in_words(survey.left)}, which forked workers do not have"
+        elif survey.members or survey.left.shared:
+            what = f"dataset.{survey.members[0][0]}, {survey.members[0][1]}" if survey.members else survey.left.shared[0]
+            sentence += f". Forked workers share what was open before they started: {what}"
         self.finding = Finding(
             name="loading",
             level="error",
