@@ -33,12 +33,12 @@ LEAST_LIMIT_S = 3.0
 """Longest time of one look, where it should take less: starting workers takes a moment on a busy machine."""
 MOST_SAMPLES, LEAST_SAMPLES = 32, 8
 """Different samples that are compared, of each of two workers half of them."""
+MOST_OF_STREAM = 128
+"""Samples of each worker that are compared, for an iterable dataset."""
+FEW_ITEMS = 4
+"""Samples that are followed through three epochs where samples are slow."""
 NUM_NEEDED = 4
 """Looks that are taken even where each has to make the loader for itself, and that takes long."""
-MOST_OF_STREAM = 128
-"""The same of each worker for an iterable dataset."""
-FEW_ITEMS = 4
-"""The same where samples are slow and followed through three epochs."""
 NUM_DRAWS, LEAST_DRAWS = 16, 12
 """Times that one index is fetched to see what two workers draw."""
 
