@@ -85,9 +85,16 @@ def main(argv: Sequence[str]) -> int:
     os.environ[VARIABLE] = submission_id
     with copied(folder):
         if what == "resume":
-            return command(["resume", str(folder), *words])
+            return max(command(["resume", str(run), *words]) for run in _runs_in(folder))
         words = ["search", *words, "--address", "auto", "--out", str(folder)]
         return command(["resume", str(folder)] if _began(folder, words) else words)
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """Return the run folders to carry on: the folder itself, or of one for each hardware class those that are unfinished."""
+    found = {path.parent: path for path in sorted(folder.glob("*/search.json"))}
+    unfinished = [run for run, path in found.items() if not json.loads(path.read_text())["finished"]]
+    return [folder] if (folder / "search.json").exists() or not found else unfinished or list(found)
 
 
 def _told(what: str, submission_id: str) -> str:

@@ -171,14 +171,15 @@ class SessionSearcher(Searcher):
 
     def starved(self) -> None:
         """Ray's memory monitor killed a supervisor, and Tune lost all its trials with it: which one is not known of several."""
+        running = self.session.running
+        place = next(iter(self._places.values()), {}) if len(running) == 1 else {}
         for each in (self.requests, self._avoided, self._places, self._placed):
             each.clear()
-        running = self.session.running
         for request in running:
             if request.kind == "confirm":
                 self._confirmation.over(request.number, lost=True)
             else:
-                self.session.lost(request.number, MEMORY_MONITOR, starved=len(running) == 1)
+                self.session.lost(request.number, MEMORY_MONITOR, starved=len(running) == 1, place=place)
 
     def save(self, checkpoint_path: str) -> None:
         """Tune asks for a checkpoint now and then; ours is the run folder, this only names the trials."""

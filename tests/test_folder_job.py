@@ -10,6 +10,7 @@ import pytest
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.search import arguments
 from feedrate.search.folder_job import LOST, FolderJob, described
+from feedrate.search.job import _runs_in
 from feedrate.search.job_facts import ended_by, exit_code, summary
 from feedrate.search.job_log import copied, log_of
 from feedrate.search.paste import pasted
@@ -53,6 +54,17 @@ def test_searches_are_found_by_their_folders(tmp_path):
     assert facts["started_unix_s"] == 1000.0
     assert (lost.metadata["run"], lost.runtime_env) == ("lost", {"pip": ["lz4"]})
     assert jobs["running"].metadata["command"] == "feedrate search --address auto"
+
+
+def test_all_unfinished_runs_of_a_search_are_carried_on(tmp_path):
+    """One of several hardware classes has a run folder for each."""
+    alone = run(tmp_path, "alone")
+    small, large = run(tmp_path / "classes", "small"), run(tmp_path / "classes", "large", finished=True)
+    assert _runs_in(alone) == [alone]
+    assert _runs_in(tmp_path / "classes") == [small]
+    (small / "search.json").write_text(json.dumps(SEARCH | {"finished": True}))
+    assert _runs_in(tmp_path / "classes") == [large, small]
+    assert _runs_in(tmp_path / "absent") == [tmp_path / "absent"]
 
 
 def test_a_submission_travels_in_the_environment(monkeypatch):
