@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from feedrate.analysis.trend import Lasting, in_first_epoch, lasting, open_factor
+from feedrate.analysis.trend import Lasting, change_of, in_first_epoch, lasting, open_factor
 
 RUN_SD_FRACTION = 0.015
 """Prior for the run-to-run standard deviation of one setting, as a fraction of its rate: 1.1 % was measured between
@@ -241,12 +241,23 @@ def record_change(record: Mapping[str, Any], objective: str = "epoch") -> float 
         objective: "epoch" or "steady".
 
     Returns:
-        0 where the rate had stopped changing; None where too little was measured to say.
+        0 where the rate had stopped changing; None where too little was measured to say. Where workers end with the epoch and the rate
+        rose beyond it, only timed epochs tell what they keep: without any, the rate is as open as one that still changes.
     """
     durations, items = record.get("epoch_duration_s") or (), record.get("epoch_num_items") or ()
     if objective != "steady" and epochs_rate(durations, items, record.get("epoch_samples")) is not None:
         return lasting_windows(durations, items, items).change_fraction
-    return record_lasting(record).change_fraction
+    found = record_lasting(record)
+    if found.direction > 0 and objective != "steady" and _loses_with_epochs(record):
+        return change_of(_batch_rates(record["window_duration_s"], record["window_num_batches"], record["window_produced_batches"]))
+    return found.change_fraction
+
+
+def _loses_with_epochs(record: Mapping[str, Any]) -> bool:
+    """Whether workers end with an epoch, and take along what made the rate rise, while the windows went on beyond it and no epoch was timed."""
+    ends = bool(record.get("num_workers")) and not record.get("persistent_workers")
+    epoch_samples = record.get("epoch_samples")
+    return ends and record.get("boundary_from") == "estimated" and bool(epoch_samples) and sum(record["window_num_items"]) > (epoch_samples or 0)
 
 
 def record_steady(record: dict[str, Any]) -> Rate | None:

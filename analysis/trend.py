@@ -40,6 +40,8 @@ class Lasting:
     change_fraction: float | None
     """Rate of the last windows over that of the first ones, minus 1, where the rate was still changing when they ended; 0 where it
     was not; None where there are too few windows to say."""
+    direction: int = 0
+    """1 where the rate rose before it lasted or the windows ended, -1 where it fell, 0 where neither is known."""
 
 
 def lasting(rates: Sequence[float]) -> Lasting:
@@ -57,8 +59,8 @@ def lasting(rates: Sequence[float]) -> Lasting:
     for first in range(min(num // 2, num - MIN_WINDOWS) + 1):
         # once there is a trend, a single window of its beginning is too many
         if not direction(rates[first:], num_first=1 if first else END_WINDOWS):
-            return Lasting(first, 0.0)
-    return Lasting(num - END_WINDOWS, _change(rates))
+            return Lasting(first, 0.0, direction(rates))
+    return Lasting(num - END_WINDOWS, change_of(rates), direction(rates))
 
 
 def direction(rates: Sequence[float], num_first: int = END_WINDOWS) -> int:
@@ -70,7 +72,7 @@ def direction(rates: Sequence[float], num_first: int = END_WINDOWS) -> int:
     """
     if len(rates) < MIN_WINDOWS:
         return 0
-    change = _change(rates, num_first)
+    change = change_of(rates, num_first)
     if change >= CHANGE_FRACTION and _explained(rates) >= critical(len(rates)):
         return 1
     falls = change <= 1 / (1 + CHANGE_FRACTION) - 1
@@ -81,7 +83,7 @@ def open_factor(rates: Sequence[float]) -> float:
     """By what factor a rate that is still changing may change further: as much again as in its second half, at least CHANGE_FRACTION."""
     middle = len(rates) // 2
     half = statistics.median(rates[-END_WINDOWS:]) / max(statistics.median(rates[middle - 1 : middle + 2]), 1e-9)
-    return max(half, 1 + CHANGE_FRACTION) if _change(rates) > 0 else min(half, 1 / (1 + CHANGE_FRACTION))
+    return max(half, 1 + CHANGE_FRACTION) if change_of(rates) > 0 else min(half, 1 / (1 + CHANGE_FRACTION))
 
 
 def in_first_epoch(duration_s: Sequence[float], num_items: Sequence[int], epoch_samples: int | None) -> bool:
@@ -111,7 +113,7 @@ def critical(num_windows: int) -> float:
     return (1 - share) * _CRITICAL[below] + share * _CRITICAL[above]
 
 
-def _change(rates: Sequence[float], num_first: int = END_WINDOWS) -> float:
+def change_of(rates: Sequence[float], num_first: int = END_WINDOWS) -> float:
     """Median of the last windows over that of the first ones, minus 1; 0 where one of them is 0."""
     first, last = statistics.median(rates[:num_first]), statistics.median(rates[-END_WINDOWS:])
     return last / first - 1 if first > 0 and last > 0 else 0.0

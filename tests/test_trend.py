@@ -56,8 +56,8 @@ def test_few_windows_say_nothing():
 def test_a_cache_that_has_filled_leaves_the_windows_after_it():
     """Four windows of a first epoch at a hundredth of the rate, one between, nine after: only those count, and nothing changes any more."""
     rates = noisy([1.0] * 4 + [40.0] + [100.0] * 9, USUAL_SD, 1)
-    assert lasting(rates) == Lasting(5, 0.0)
-    assert lasting(noisy([100.0] * 3 + [60.0] * 9, USUAL_SD, 2)) == Lasting(3, 0.0)
+    assert lasting(rates) == Lasting(5, 0.0, 1)
+    assert lasting(noisy([100.0] * 3 + [60.0] * 9, USUAL_SD, 2)) == Lasting(3, 0.0, -1)
 
 
 @pytest.mark.parametrize("num", [13, 20, 40])
@@ -152,3 +152,13 @@ def test_windows_in_which_nothing_was_trained_are_not_all_that_counts():
     """The step skips every batch from some point on, which is faster: the rate is what was trained in the whole time."""
     made = windows([10.0] * 5 + [100.0] * 6) | {"window_num_items": [10] * 5 + [0] * 6}
     assert record_steady(made).sps == pytest.approx(50 / 11, rel=0.01)
+
+
+def test_a_warm_cache_that_ends_with_the_epoch_needs_timed_epochs():
+    """The windows went on beyond the epoch and became fast; workers that end with it start cold again, which nothing shows here."""
+    made = windows([100.0] * 4 + [9000.0] * 9, epoch_samples=400, boundary_from="estimated", num_workers=2)
+    assert record_change(made) == pytest.approx(89.0)
+    assert record_change(made, "steady") == 0.0
+    assert record_change(made | {"persistent_workers": True}) == 0.0
+    assert record_change(made | {"boundary_from": "measured"}) == 0.0
+    assert record_change(made | {"epoch_samples": 10**6}) == 0.0

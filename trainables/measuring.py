@@ -283,13 +283,13 @@ def _epochs_s(training: Training, options: MeasureOptions) -> float:
 
 
 def _measure_epochs(training: Training, options: MeasureOptions) -> None:
-    """Measure epoch boundaries where time allows; in all that is left where workers lose with the epoch what made the rate rise."""
-    windows, loader = training.result.windows, training.loader
-    loses = windows.lasting().first > 0 and loader.num_workers > 0 and not loader.persistent_workers
-    left_s = training.deadline - time.perf_counter()
-    budget_s = left_s if loses else EPOCHS_FRACTION * options.max_trial_s
-    if _epochs_s(training, options) < min(budget_s, left_s):
-        training.measure_epochs(_num_epoch_batches(training, options), budget_s)
+    """Measure epoch boundaries where time allows; five in what is left where workers lose with the epoch what made the rate rise."""
+    loader, left_s = training.loader, training.deadline - time.perf_counter()
+    loses = training.result.windows.lasting().direction > 0 and loader.num_workers > 0 and not loader.persistent_workers
+    budget_s = EPOCHS_FRACTION * options.max_trial_s
+    most_s = left_s if loses else budget_s
+    if _epochs_s(training, options) < min(most_s, left_s):
+        training.measure_epochs(_num_epoch_batches(training, options), budget_s, most_s)
 
 
 @dataclass(frozen=True, slots=True)

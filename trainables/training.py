@@ -224,12 +224,14 @@ class Training:
         ]
         return rates[1] > 0 and abs(rates[0] / rates[1] - 1) < 0.05
 
-    def measure_epochs(self, num_batches: int, budget_s: float) -> None:
+    def measure_epochs(self, num_batches: int, budget_s: float, most_s: float) -> None:
         """Let epochs of `num_batches` end and begin, and time each from its first batch to the next one's.
 
-        The loader must end its epochs when told. Stops after the budget, after MAX_EPOCHS of them, or when five of them agree.
+        The loader must end its epochs when told. Stops after MAX_EPOCHS of them, or when five of them agree; after the budget
+        where there are five, and after `most_s` in any case.
         """
-        until = min(time.perf_counter() + budget_s, self.deadline)
+        enough = time.perf_counter() + budget_s
+        until = min(time.perf_counter() + most_s, self.deadline)
         durations_s: list[float] = []
         num_items: list[int] = []
         self.watch.set_epoch_batches(num_batches)
@@ -242,7 +244,8 @@ class Training:
             durations_s.append(time.perf_counter() - begin)
             num_items.append(self.items - items)
             spread = max(durations_s) - min(durations_s)
-            if len(durations_s) >= MIN_WINDOWS and spread < 0.03 * durations_s[-1]:
+            agree = spread < 0.03 * durations_s[-1]
+            if len(durations_s) >= MIN_WINDOWS and (agree or time.perf_counter() > enough):
                 break
         if durations_s:
             rate = self.result.windows.rate().sps
