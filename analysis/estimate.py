@@ -24,6 +24,9 @@ BOUNDARY_SD_FRACTION = 0.1
 """The same for what an epoch boundary costs, which is starting processes: plain loops over epochs of 12 batches, of which
 boundaries took 60 %, differed by 11 % from one fresh start to the next (docs/benchmarks.md, 2026-11-22)."""
 
+ENOUGH_EPOCHS, FEW_EPOCHS = 5, 3
+"""Whole epochs that tell their own rate; and where the steady rate says little of it."""
+
 FEW_WINDOWS = 5
 """Of fewer windows the spread is not known from themselves alone."""
 WINDOW_SD_FRACTION = 0.15
@@ -191,18 +194,25 @@ def epochs_rate(
     num_items: Sequence[int] | None,
     epoch_samples: int | None,
     run_sd_fraction: float = 0.0,
+    steady_sps: float = math.inf,
 ) -> Rate | None:
-    """Rate over whole epochs that were timed one by one; None where fewer than 5 were, or they were cut short.
+    """Rate over whole epochs that were timed one by one; None where they were cut short, or too few.
+
+    Five are enough, and three where their ends take more than half of them: the steady rate then says less than they do.
 
     Args:
         duration_s: from the first batch of one epoch to that of the next, shape (epochs,).
         num_items: items trained in each, shape (epochs,).
         epoch_samples: items of a whole epoch.
         run_sd_fraction: run-to-run standard deviation to add to the interval.
+        steady_sps: rate between the ends of epochs.
     """
-    if duration_s is None or num_items is None or len(duration_s) < 5 or not epoch_samples:
+    if not duration_s or not num_items or not epoch_samples:
         return None
     if min(num_items) <= 0 or np.mean(num_items) < 0.99 * epoch_samples:
+        return None
+    is_mostly_ends = 2 * sum(num_items) < steady_sps * sum(duration_s) < math.inf
+    if len(duration_s) < (FEW_EPOCHS if is_mostly_ends else ENOUGH_EPOCHS):
         return None
     return lasting_rate(duration_s, num_items, num_items, num_items, run_sd_fraction=run_sd_fraction)
 
@@ -217,7 +227,7 @@ def epoch_rate(
     run_sd_fraction: float = 0.0,
 ) -> Rate:
     """Rate over an epoch: of whole epochs where they were timed (`epochs_rate`), else the steady one with its boundary."""
-    whole = epochs_rate(duration_s, num_items, epoch_samples, run_sd_fraction)
+    whole = epochs_rate(duration_s, num_items, epoch_samples, run_sd_fraction, steady.sps)
     return whole or steady.scaled(epoch_factor(steady.sps, boundary_s, epoch_samples))
 
 
@@ -245,7 +255,9 @@ def record_change(record: Mapping[str, Any], objective: str = "epoch") -> float 
         rose beyond it, only timed epochs tell what they keep: without any, the rate is as open as one that still changes.
     """
     durations, items = record.get("epoch_duration_s") or (), record.get("epoch_num_items") or ()
-    if objective != "steady" and epochs_rate(durations, items, record.get("epoch_samples")) is not None:
+    steady = record_steady(dict(record))
+    steady_sps = math.inf if steady is None else steady.sps
+    if objective != "steady" and epochs_rate(durations, items, record.get("epoch_samples"), 0.0, steady_sps) is not None:
         return lasting_windows(durations, items, items).change_fraction
     found = record_lasting(record)
     if found.direction > 0 and objective != "steady" and _loses_with_epochs(record):

@@ -161,7 +161,16 @@ def test_an_epoch_of_boundaries_is_less_sure():
 
 def test_whole_epochs_count_where_they_were_timed():
     """Five whole epochs are the rate over an epoch; fewer, or some that were cut short, are only a boundary."""
-    whole = {"epoch_duration_s": [0.2] * 5, "epoch_num_items": [100] * 5, "epoch_samples": 100, "boundary_s": 0.05}
-    assert record_rate(record(0, rate_sps=1000.0, **whole)).sps == pytest.approx(500.0)
-    for less in ({"epoch_num_items": [50] * 5}, {"epoch_duration_s": [0.2] * 4, "epoch_num_items": [100] * 4}):
+    whole = {"epoch_duration_s": [0.19] * 5, "epoch_num_items": [100] * 5, "epoch_samples": 100, "boundary_s": 0.05}
+    assert record_rate(record(0, rate_sps=1000.0, **whole)).sps == pytest.approx(100 / 0.19)
+    for less in ({"epoch_num_items": [50] * 5}, {"epoch_duration_s": [0.19] * 4, "epoch_num_items": [100] * 4}):
         assert record_rate(record(0, rate_sps=1000.0, **(whole | less))).sps == pytest.approx(100 / 0.15, rel=0.01)
+
+
+def test_three_epochs_count_where_their_ends_take_most_of_them():
+    """A steady rate of 1,000/s, known badly, says less of epochs at 180/s than three of those do, which agree."""
+    ends = {"epoch_duration_s": [1.1, 1.15, 1.08], "epoch_num_items": [200] * 3, "epoch_samples": 200, "boundary_s": 0.91}
+    badly = record(0, rate_sps=1000.0, noise_fraction=0.6)
+    rate = record_rate(badly | ends)
+    assert rate.sps == pytest.approx(600 / 3.33)
+    assert rate.half_width_fraction < record_rate(badly | ends | {"epoch_duration_s": [1.1, 1.15], "epoch_num_items": [200] * 2}).half_width_fraction

