@@ -139,7 +139,10 @@ def test_short_epochs_are_measured(dataset, setting, fixed, epoch, boundary_from
 
 
 def test_short_epochs_are_timed_whole():
-    """Of epochs that are over in no time, what counts is seen: whole epochs, whose workers start again and again."""
+    """Of epochs that are over in no time, what counts is seen: whole epochs, whose workers start again and again.
+
+    It takes up to 20 s: two trials, each with time for five starts of its workers on a busy machine too.
+    """
     setting = LoaderConfig(batch_size=4, num_workers=2)
     kept = dataclasses.replace(setting, persistent_workers=True)
     workload = short(Rows(24, 0.001))
@@ -150,7 +153,10 @@ def test_short_epochs_are_timed_whole():
 
 
 def test_long_epochs_are_cut_short():
-    """Of an epoch that takes longer than a trial only the boundary is measured, between two short ones."""
+    """Of an epoch that takes longer than a trial only the boundary is measured, between two short ones.
+
+    It takes up to 16 s: two trials, with time for the ends of epochs on a busy machine too.
+    """
     workload = short(Rows(4000, 0.001))
     setting = LoaderConfig(batch_size=4, num_workers=2, multiprocessing_context="fork")
     result = run(workload, setting, max_trial_s=10)
