@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import uuid
@@ -190,6 +191,19 @@ def test_a_template_ends_with_its_owner(tag, tmp_path, lines):
             assert "described\n" in iter(owner.stdout.readline, "")
         owner.kill()
     assert eventually(lambda: not tagged(own)), tagged(own)
+
+
+def test_an_owner_that_dies_right_after_its_request_leaves_nothing(made, tag):
+    """The first message to it fails, and that ends everything as well, what the module started too."""
+    template = made("subprocess.Popen(['sleep', '1000'])")
+    template._start()
+    ours, theirs = socket.socketpair()
+    request = json.dumps({"op": "describe", "workload": template.ref.to_json()}).encode() + b"\n"
+    with ours, theirs:
+        socket.send_fds(template._control, [request], [theirs.fileno()])
+        template._control.close()
+        template._process.wait(30)
+    assert eventually(lambda: not tagged(tag)), tagged(tag)
 
 
 def test_a_spawned_worker_imports_little():

@@ -28,7 +28,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from feedrate.trainables import stacks
 from feedrate.trainables.leaving import EXIT_S, forget_inherited_exits, leave, leave_on_sigterm
@@ -106,25 +106,39 @@ def _serve(control: socket.socket, request: dict[str, Any], pipe: int, hello: di
     os.close(pipe)
     watch = os.pidfd_open(pid)
     try:
-        control.sendall(json.dumps({"started": pid}).encode() + b"\n")
+        _tell(control, {"started": pid}, hello, pid, watch)
         poll = select.poll()
         poll.register(watch, select.POLLIN)
         poll.register(control, select.POLLRDHUP)
         while True:
             ready = dict(poll.poll())
             if control.fileno() in ready:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)  # it runs its exit functions
-                select.select([watch], [], [], EXIT_S)
-                _last_sweep(hello, group=pid)
-                os.waitpid(pid, 0)
-                leave()
+                _end_without_owner(hello, pid, watch)
             if watch in ready:
                 _, status = os.waitpid(pid, 0)
-                control.sendall(json.dumps({"ended": status}).encode() + b"\n")
+                _tell(control, {"ended": status}, hello, pid, watch)
                 return
     finally:
         os.close(watch)
+
+
+def _tell(control: socket.socket, message: dict[str, Any], hello: dict[str, Any], pid: int, watch: int) -> None:
+    """Send a message; where the owner died meanwhile, end everything as if its end had been noticed first."""
+    try:
+        control.sendall(json.dumps(message).encode() + b"\n")
+    except (BrokenPipeError, ConnectionResetError):
+        _end_without_owner(hello, pid, watch)
+
+
+def _end_without_owner(hello: dict[str, Any], pid: int, watch: int) -> NoReturn:
+    """Let the child run its exit functions, end everything that came from this process, and then itself."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(watch, signal.SIGTERM)
+    select.select([watch], [], [], EXIT_S)
+    _last_sweep(hello, group=pid)
+    with contextlib.suppress(ChildProcessError):  # it may have been waited for already
+        os.waitpid(pid, 0)
+    leave()
 
 
 def _fork(control: socket.socket, request: dict[str, Any], pipe: int, hello: dict[str, Any]) -> int:
