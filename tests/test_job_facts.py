@@ -63,7 +63,7 @@ def test_progress_is_read_back_from_the_log(log):
     assert facts[None] | {"run": "/runs/mine", "max_trials": 5, "num_complete": 1, "num_failed": 0, "round": 0, "unit": "samples"} == facts[None]
     assert facts[None]["best"] == {
         "config": "b16 w2 p2",
-        "dataloader": {"batch_size": 16, "num_workers": 2, "pin_memory": False, "prefetch_factor": 2},
+        "dataloader": LoaderConfig(num_workers=2, batch_size=16, prefetch_factor=2).to_kwargs(),
         "samples_per_second": 100.0,
         "ci95": [90.0, 110.0],
     }
