@@ -7,7 +7,7 @@ import machines
 import pytest
 from census import eventually
 from conftest import TOY, records
-from machines import HOME, Lan
+from machines import Lan
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 URL = "http://localhost:8265"
@@ -117,14 +117,12 @@ def test_a_baseline_that_no_host_manages_is_an_error(lan, cluster):
 
 
 def test_a_submitted_search_survives_its_head(lan, cluster):
-    """From another machine, through a tunnel: the folder is on neither the head nor its nodes. The head's Ray is killed and started
-    anew; what the commands print is pasted as it stands."""
+    """Ray is killed on both machines and started anew; what the commands print is pasted as it stands. Takes minutes: two clusters."""
     first = lan["first"]
     (first.project / "train.py").write_text(TOY)
 
     def paste(command):
-        done = first.run(command, program=["bash", "-c"], timeout_s=280)
-        return done
+        return first.run(command, program=["bash", "-c"], timeout_s=280)
 
     sent = cluster("submit", "train.py:workload", *SEARCH, "--max-trials", "8", "--keep-going", "--submission-id", "mine", "--address", URL)
     assert sent.code == 0, sent.stderr
@@ -144,6 +142,4 @@ def test_a_submitted_search_survives_its_head(lan, cluster):
     numbers = [record["number"] for record in records(run) if not record.get("retried")]
     assert sorted(set(numbers)) == sorted(numbers)
     assert len(numbers) == 8
-    fetched = cluster("fetch", "mine", "--address", URL, "--force", cwd=HOME)
-    assert fetched.code in (0, 2)
     assert "root@first" in cluster("runs", "--address", URL).stdout
