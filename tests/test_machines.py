@@ -143,3 +143,15 @@ def test_a_submitted_search_survives_its_head(lan, cluster):
     assert sorted(set(numbers)) == sorted(numbers)
     assert len(numbers) == 8
     assert "root@first" in cluster("runs", "--address", URL).stdout
+
+
+def test_a_node_that_cannot_run_a_task_is_left_out(lan, cluster):
+    """Its disk is full, so that neither feedrate nor the folder can be unpacked there; it gets no trials, and is named with the reason."""
+    first, second = lan["first"], lan["second"]
+    (first.project / "train.py").write_text(TOY + "\n# another package than that of the tests before\n")
+    second.shell("mount -t tmpfs -o size=16k tmpfs $(readlink -f /tmp/ray/session_latest)/runtime_resources")
+    done = cluster("search", "train.py:workload", *SEARCH, "--max-trials", "3", "--address", "auto", "--out", "full")
+    second.shell("umount -l $(readlink -f /tmp/ray/session_latest)/runtime_resources")
+    assert done.code == 0, done.stderr
+    assert "note: second is left out: OSError: [Errno 28] No space left on device" in done.stderr
+    assert by_host(first.project / "full") == {"first": {None}}
