@@ -52,8 +52,9 @@ def test_what_is_there_is_neither_fetched_nor_followed(wheels, tmp_path, monkeyp
     made = {name: wheel(tmp_path / "index", name, *more) for name, *more in (("a", "torch>=2", "b"), ("b", "a", "pandas"), ("c",))}
     monkeypatch.setattr(wheels, "download", lambda name, number, folder: made[name])
     monkeypatch.setattr(wheels, "WANTED", ("c",))
-    found = wheels.collect(made["a"], tmp_path / "all", wheels.present(), {})
+    found, relied_on = wheels.collect(made["a"], tmp_path / "all", wheels.present(), {})
     assert sorted(path.name[0] for path in found) == ["a", "b", "c"]
+    assert relied_on == ["pandas", "torch"]
 
 
 def test_the_machine_has_what_is_left_out(wheels):

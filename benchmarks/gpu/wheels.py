@@ -69,21 +69,25 @@ def download(name: str, number: str | None, folder: Path) -> Path:
     return wheel
 
 
-def collect(ours: Path, folder: Path, there: set[str], numbers: dict[str, str]) -> list[Path]:
-    """Our wheel and everything that it needs and is not there."""
+def collect(ours: Path, folder: Path, there: set[str], numbers: dict[str, str]) -> tuple[list[Path], list[str]]:
+    """Our wheel and everything that it needs and is not there; and the names of what it needs and is."""
     found = {canonicalize_name(ours.name.partition("-")[0]): Path(shutil.copy(ours, folder))}
     seen: set[tuple[str, frozenset[str]]] = set()
+    relied_on: set[str] = set()
     waiting = [*requirements(ours, ()), *map(Requirement, WANTED)]
     while waiting:
         wanted = waiting.pop()
         name = canonicalize_name(wanted.name)
-        if name in there or (name, frozenset(wanted.extras)) in seen:
+        if name in there:
+            relied_on.add(name)
+            continue
+        if (name, frozenset(wanted.extras)) in seen:
             continue
         seen.add((name, frozenset(wanted.extras)))
         if name not in found:
             found[name] = download(name, numbers.get(name), folder)
         waiting += requirements(found[name], wanted.extras)
-    return list(found.values())
+    return list(found.values()), sorted(relied_on)
 
 
 def parts(wheels: Iterable[Path], folder: Path, most_bytes: int = PART_BYTES) -> int:
@@ -112,12 +116,13 @@ def main() -> None:
     ours, folder = Path(sys.argv[1]), Path(sys.argv[2])
     downloads = folder / "all"
     downloads.mkdir(parents=True)
-    wheels = collect(ours, downloads, present(), pins())
+    wheels, relied_on = collect(ours, downloads, present(), pins())
     number = parts(wheels, folder)
     for part in range(1, number + 1):
         names = sorted(path.name for path in (folder / str(part)).iterdir())
         size = sum(path.stat().st_size for path in (folder / str(part)).iterdir())
         print(f"{folder / str(part)}: {size / 2**20:.1f} MiB: {', '.join(names)}")
+    print(f"taken as installed there: {' '.join(relied_on)}")
     shutil.rmtree(downloads)
 
 
