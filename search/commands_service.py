@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import json
 import os
 import re
 import shlex
@@ -21,7 +20,6 @@ from feedrate.search.commands_search import Search, options_of
 from feedrate.search.job_facts import FAILED, ended_by, exit_code, status_facts, summary
 from feedrate.search.machine_output import FLAG, answer
 from feedrate.search.options import UsageError
-from feedrate.search.submission import VARIABLE as SUBMISSION
 from feedrate.search.submission import Submission, owner_here
 
 if TYPE_CHECKING:
@@ -145,12 +143,11 @@ def send(
         owner=metadata["owner"],
         workload=metadata["workload"],
         command=metadata["command"],
-        way_on=jobs.command("resume", metadata["run"]),
+        way_on=jobs.command("resume", metadata["run"], *(word for name in sorted(env) for word in ("--env", name))),
         env=tuple(sorted(env)),
         pip=tuple(pip),
     )
-    env = env | {SUBMISSION: json.dumps(submission.to_json())}
-    sent = jobs.submit(words, submission_id=submission_id, folder=folder, metadata=metadata, env=env, pip=pip)
+    sent = jobs.submit(words, submission_id=submission_id, folder=folder, metadata=metadata, submission=submission, env=env, pip=pip)
     for note in filter(None, [sent.said()]):
         print(f"note: {note}", file=sys.stderr)
     commands = say_how_to_go_on(jobs, submission_id)

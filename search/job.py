@@ -19,6 +19,7 @@ from pathlib import Path
 
 from feedrate.search.folder_job import described
 from feedrate.search.job_display import VARIABLE
+from feedrate.search.job_environment import unpacked
 from feedrate.search.job_log import copied, log_of
 from feedrate.search.jobs import CLASSES, packed
 
@@ -83,6 +84,7 @@ def main(argv: Sequence[str]) -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     folder = folder_of(submission_id)
     os.environ[VARIABLE] = submission_id
+    os.environ.update(unpacked())
     with copied(folder):
         if what == "resume":
             return max(command(["resume", str(run), *words]) for run in _runs_in(folder))

@@ -1,16 +1,27 @@
-"""What a submitted search and its trials find on the cluster beside the folder that is sent: --env and --pip."""
+"""What a submitted search and its trials find on the cluster beside the folder that is sent: --env and --pip.
+
+The values of --env travel as a module, which Ray unpacks on each node, in a file that only the user that Ray runs as can read. As
+`env_vars` of a runtime environment they would stand in the list of jobs and in world-readable logs of every node (Ray 2.60:
+raylet.out, runtime_env_agent.log, debug_state.txt).
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from feedrate.search.options import UsageError
 from feedrate.search.submission import VARIABLE as SUBMISSION
+from feedrate.search.submission import Submission
+
+MODULE = "feedrate_job_environment"
+VALUES = "values.json"
 
 
 def add_to(parser: argparse.ArgumentParser) -> None:
@@ -18,8 +29,8 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("environment of a submitted search")
     group.add_argument(
         "--env", action="append", default=[], metavar="NAME[=VALUE]",
-        help="set an environment variable for the search and its trials; NAME alone takes the value from here. feedrate never prints the value, but "
-        "Ray shows it to everybody who may use the cluster, and in its logs on the nodes: put a secret into the nodes' own environment instead",
+        help="set an environment variable for the search and its trials; NAME alone takes the value from here. The value is in no log, list or run "
+        "folder; it travels in a file that Ray unpacks on each node, and whoever may run jobs on the cluster can read that",
     )  # fmt: skip
     group.add_argument(
         "--pip", action="append", default=[], metavar="REQUIREMENT|FILE.txt",
@@ -46,6 +57,28 @@ def variables(given: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def packed(env: Mapping[str, str], parent: Path) -> list[str]:
+    """Write the module that holds variables into a folder; return its path, or nothing where there are no variables."""
+    if not env:
+        return []
+    module = parent / MODULE
+    module.mkdir(mode=0o700)
+    (module / "__init__.py").write_text('"""The variables of feedrate submit --env."""\n')
+    descriptor = os.open(module / VALUES, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "w") as stream:
+        json.dump(dict(env), stream)
+    return [str(module)]
+
+
+def unpacked() -> dict[str, str]:
+    """Return the variables of the job that this process belongs to; empty without --env, and outside of a job."""
+    found = importlib.util.find_spec(MODULE)
+    if found is None or found.origin is None:
+        return {}
+    values: dict[str, str] = json.loads(Path(found.origin).with_name(VALUES).read_text())
+    return values
+
+
 def requirements(given: Sequence[str]) -> list[str]:
     """Return the requirements of --pip, those in files one by one.
 
@@ -66,22 +99,23 @@ def requirements(given: Sequence[str]) -> list[str]:
 
 
 def kept(before: Any, given_env: Sequence[str], given_pip: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Return the variables and requirements of a search that is carried on: the earlier ones, and what is given now.
+    """Return the variables and requirements of a search that is carried on.
 
     Args:
         before: Ray's details of the search, or a `FolderJob`.
-        given_env: of --env.
+        given_env: of --env; all variables that the search was submitted with have to be among them.
         given_pip: of --pip; replaces the earlier requirements where it is given.
 
     Raises:
-        UsageError: values of the earlier --env are gone with Ray's head, and were not given again.
+        UsageError: an earlier variable was not given again. Its value is kept nowhere.
     """
     earlier = before.runtime_env or {}
-    hidden = {SUBMISSION, "RAY_JOB_STOP_WAIT_TIME_S"}
-    env = {name: value for name, value in earlier.get("env_vars", {}).items() if name not in hidden} | variables(given_env)
+    text = earlier.get("env_vars", {}).get(SUBMISSION)
+    submission = Submission.from_json(json.loads(text)) if text else getattr(before, "submission", None)
+    env = variables(given_env)
+    if missing := sorted(set(submission.env) - env.keys()) if submission is not None else []:
+        again = " ".join(f"--env {name}" for name in missing)
+        raise UsageError(f"the search was submitted with {again}, whose values are kept nowhere: give them again")
     pip = earlier.get("pip") or []
     pip = pip.get("packages", []) if isinstance(pip, dict) else pip
-    submission = getattr(before, "submission", None)
-    if missing := sorted(set(submission.env) - env.keys()) if submission is not None else []:
-        raise UsageError(f"the search was submitted with --env {', '.join(missing)}, whose values are gone with Ray's head: give them again")
     return env, requirements(given_pip) or list(pip)

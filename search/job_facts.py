@@ -60,8 +60,16 @@ def status_facts(jobs: Jobs, submission_id: str) -> dict[str, Any]:
         "progress": alone,
         "by_hardware": {name: facts for name, facts in told.items() if name is not None},
         "last_lines": lines[-8:],
-        "resume": jobs.command("resume", submission_id) if isinstance(job, FolderJob) and exit_code(job) else None,
+        "resume": _way_on(jobs, job),
     }
+
+
+def _way_on(jobs: Jobs, job: Any) -> str | None:
+    """The command that carries on an unfinished search that Ray has forgotten; None for others."""
+    if not isinstance(job, FolderJob) or not exit_code(job):
+        return None
+    names = job.submission.env if job.submission is not None else ()
+    return jobs.command("resume", job.submission_id, *(word for name in names for word in ("--env", name)))
 
 
 def exit_code(job: Any) -> int | None:

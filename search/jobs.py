@@ -31,6 +31,7 @@ from feedrate.search.job_display import split_log
 from feedrate.search.options import UsageError
 from feedrate.search.paste import pasted
 from feedrate.search.shipping import Shipment, shipment
+from feedrate.search.submission import VARIABLE, Submission
 
 
 class UnknownSearch(UsageError):
@@ -126,6 +127,7 @@ class Jobs:
         submission_id: str,
         folder: str | None,
         metadata: Mapping[str, str],
+        submission: Submission | None = None,
         env: Mapping[str, str] | None = None,
         pip: Sequence[str] = (),
     ) -> Shipment:
@@ -136,11 +138,15 @@ class Jobs:
             submission_id: of the job, unique on the cluster.
             folder: the user's, which is sent; None sends feedrate alone.
             metadata: to find the job by.
-            env: environment variables of the job and of its trials. Ray shows them to everybody who may use the cluster.
+            submission: what the driver is to know; None for a job that is no search.
+            env: environment variables of the search and its trials.
             pip: requirements that Ray installs for the job and for its trials.
         """
-        with shipment(folder) as sent:
-            runtime_env = sent.runtime_env | {"env_vars": {**(env or {}), "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}}
+        with shipment(folder, env) as sent:
+            shown = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
+            if submission is not None:
+                shown[VARIABLE] = json.dumps(submission.to_json())
+            runtime_env = sent.runtime_env | {"env_vars": shown}
             if pip:
                 runtime_env["pip"] = list(pip)
             self._call(

@@ -12,7 +12,7 @@ import importlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import distribution
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from feedrate.search.folder_contents import OWN_IGNORE_FILE, FolderContents, contents
+from feedrate.search.job_environment import packed
 from feedrate.trainables.resolve import BUNDLED, WorkloadRef
 
 PACKAGES = ("search", "trainables", "analysis")
@@ -45,15 +46,19 @@ class Shipment:
 
 
 @contextmanager
-def shipment(folder: str | os.PathLike[str] | None) -> Iterator[Shipment]:
+def shipment(folder: str | os.PathLike[str] | None, env: Mapping[str, str] | None = None) -> Iterator[Shipment]:
     """What a search that was started in this folder sends to a cluster; feedrate alone for None.
+
+    Args:
+        folder: the user's.
+        env: variables that the search and its trials have there (job_environment.py).
 
     Raises:
         UsageError: the folder holds more files than a project does.
     """
     found = contents(folder) if folder is not None else None
     with tempfile.TemporaryDirectory(prefix="feedrate-shipping-") as parent:
-        sent: dict[str, Any] = {"py_modules": _ourselves(Path(parent))}
+        sent: dict[str, Any] = {"py_modules": [*_ourselves(Path(parent)), *packed(env or {}, Path(parent))]}
         if found is not None:
             copy = Path(parent, "folder")
             found.copy(copy)

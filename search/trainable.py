@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from feedrate.search.job_environment import unpacked
 from feedrate.search.nodes import here, why_not
 from feedrate.search.options import LOOKS
 from feedrate.search.shipping import on_this_node
@@ -96,7 +97,7 @@ class Supervisor(tune.Trainable):
                 on_this_node(WorkloadRef(**self._request["workload"]), **self._request["shipped"]),
                 cpus=share_of_cpus(self._gpus, here().num_gpus, num_cpus) if self._gpus else _affinity(num_cpus),
                 threads=self._request["threads"],
-                environment=_user_environment(self._request["environment"], self._request["gpus_per_trial"]),
+                environment=_user_environment(unpacked() | self._request["environment"], self._request["gpus_per_trial"]),
             )
         self._is_round = self._request["kind"] == "confirm"
         self._measure()

@@ -93,10 +93,10 @@ def test_a_submitted_search_whose_head_is_lost(head, feedrate, tmp_path):
     def there(*arguments, **more):
         return feedrate(*arguments, "--address", first.url, **with_token | more)
 
-    def pasted(command):
+    def pasted(command, **more):
         words = shlex.split(command)
         assert words[:2] == ["RAY_AUTH_MODE=token", "feedrate"], command
-        return feedrate(*words[2:], RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN, timeout_s=300)
+        return feedrate(*words[2:], RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN, timeout_s=300, **more)
 
     sent = there("submit", *SEARCH[1:], "--max-trials", "6", "--submission-id", "mine", "--env", "WHO=ann")
     assert sent.code == 0, sent.stderr
@@ -117,8 +117,9 @@ def test_a_submitted_search_whose_head_is_lost(head, feedrate, tmp_path):
     assert there("fetch", "mine", "-o", tmp_path / "early").code == 0
     assert len(load_run(tmp_path / "early").trials) >= 2
     assert "yours: b16 w0" in (tmp_path / "early" / "search.log").read_text()
-    assert "WHO, whose values are gone with Ray's head: give them again" in pasted(way_on).stderr
-    again = pasted(f"{way_on} --env WHO=ann --follow")
+    assert way_on.endswith(" --env WHO")
+    assert "--env WHO: it is not set here" in pasted(way_on).stderr
+    again = pasted(f"{way_on} --follow", WHO="ann")
     assert again.code == 0, again.stderr
     accounted(first.runs / "mine", 6)
     later = again.stdout.splitlines()[0]

@@ -1,6 +1,7 @@
 """job_environment.py: --env and --pip of a submitted search."""
 
 import argparse
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -37,22 +38,36 @@ def test_requirements_are_given_or_read_from_a_file(tmp_path):
         job_environment.requirements(["absent.txt"])
 
 
+SUBMISSION = Submission(owner="ann@pc", workload="t.py:w", command="feedrate search t.py:w", way_on="feedrate resume x", env=("A", "B"))
+
+
 @pytest.mark.parametrize("pip", [["lz4"], {"packages": ["lz4"], "pip_check": False}])
-def test_a_search_that_is_carried_on_keeps_its_environment(pip):
-    """As Ray knows it, in either form that Ray gives; what is given now comes first."""
-    before = SimpleNamespace(runtime_env={"env_vars": {"A": "1", "B": "2", VARIABLE: "{}"}, "pip": pip})
-    assert job_environment.kept(before, ["B=3"], []) == ({"A": "1", "B": "3"}, ["lz4"])
-    assert job_environment.kept(before, [], ["timm"]) == ({"A": "1", "B": "2"}, ["timm"])
+def test_a_search_that_is_carried_on_keeps_its_requirements(pip):
+    """As Ray knows them, in either form that Ray gives; what is given now comes first."""
+    before = SimpleNamespace(runtime_env={"pip": pip})
+    assert job_environment.kept(before, ["B=3"], []) == ({"B": "3"}, ["lz4"])
+    assert job_environment.kept(before, [], ["timm"]) == ({}, ["timm"])
     assert job_environment.kept(SimpleNamespace(runtime_env=None), [], []) == ({}, [])
 
 
-def test_values_that_are_gone_with_the_head_are_asked_for():
-    """The names are in the run folder, the values are not."""
-    submission = Submission(owner="ann@pc", workload="t.py:w", command="feedrate search t.py:w", way_on="feedrate resume x", env=("A", "B"), pip=())
-    before = SimpleNamespace(runtime_env={}, submission=submission)
-    with pytest.raises(UsageError, match="submitted with --env A, whose values are gone"):
+@pytest.mark.parametrize("knows", ["Ray", "the run folder"])
+def test_values_are_asked_for_again(knows):
+    """The names are known, the values are kept nowhere."""
+    of_ray = {"env_vars": {VARIABLE: json.dumps(SUBMISSION.to_json())}}
+    before = SimpleNamespace(runtime_env=of_ray) if knows == "Ray" else SimpleNamespace(runtime_env={}, submission=SUBMISSION)
+    with pytest.raises(UsageError, match="submitted with --env A, whose values are kept nowhere"):
         job_environment.kept(before, ["B=1"], [])
     assert job_environment.kept(before, ["B=1", "A=2"], [])[0] == {"A": "2", "B": "1"}
+
+
+def test_values_travel_in_a_file_of_the_users_own(tmp_path, monkeypatch):
+    assert job_environment.packed({}, tmp_path) == []
+    assert job_environment.unpacked() == {}
+    (module,) = job_environment.packed({"A": "1", "B": "ü\n"}, tmp_path)
+    file = tmp_path / job_environment.MODULE / job_environment.VALUES
+    assert (module, file.stat().st_mode & 0o777) == (str(file.parent), 0o600)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert job_environment.unpacked() == {"A": "1", "B": "ü\n"}
 
 
 def test_both_can_be_repeated():

@@ -232,7 +232,8 @@ def test_planted_secrets_are_nowhere(there, start, head, project):
         (project / name).write_text(planted(number))
     (project / "train.py").write_text("# harmless-5ec7e7\n" + (project / "train.py").read_text())
     once = [*QUICK, "--wait", "0", "--max-trials", "1"]
-    sent = there("submit", "train.py:workload", *once, "--submission-id", "planted", "--follow", timeout_s=300, **environment)
+    given = {"OF_ENV": planted(21)}
+    sent = there("submit", "train.py:workload", *once, "--submission-id", "planted", "--env", "OF_ENV", "--follow", timeout_s=300, **environment | given)
     assert sent.code == 0, sent.stderr
     address = ["--address", f"127.0.0.1:{head.port}"]
     joined = start("search", "train.py:workload", *once, *address, cwd=project, RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", **WITH_TOKEN, **environment)
@@ -242,9 +243,11 @@ def test_planted_secrets_are_nowhere(there, start, head, project):
         assert refused.wait() == 2
         assert planted(20) not in refused.stderr
     folders = [head.folder, head.home, project / "feedrate-runs"]
-    found = where(["harmless-5ec7e7", *map(planted, range(21))], folders, head)
+    found = where(["harmless-5ec7e7", *map(planted, range(22))], folders, head)
     packages = [path for path in found.pop("harmless-5ec7e7") if isinstance(path, Path)]
     assert {path.name for path in packages} == {"train.py"}, "what is sent is looked at, too"
+    of_env = found.pop(planted(21))  # --env needs it there, and nobody else may read it
+    assert {(path.name, path.stat().st_mode & 0o777) for path in of_env} == {("values.json", 0o600)}, of_env
     assert found == {}
     assert planted(0)[:8] not in sent.stdout + sent.stderr + joined.stdout + joined.stderr
 
