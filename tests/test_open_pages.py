@@ -18,7 +18,7 @@ QUIET = {"RAY_enable_metrics_collection": "0", "AUTOSCALER_METRIC_PORT": "-1", "
 
 def documented():
     """The variables that docs/cluster.md sets before `ray start`."""
-    (line,) = re.findall(r"^\$ export (RAY_AUTH_MODE=token .*)$", CLUSTER.read_text(), re.MULTILINE)
+    (line,) = re.findall(r"^\$ export (.*)\n\$ ray start", CLUSTER.read_text(), re.MULTILINE)
     return dict(word.split("=") for word in line.split())
 
 
