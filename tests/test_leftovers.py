@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import multiprocessing
 import os
 import socket
 import threading
@@ -77,3 +78,13 @@ def test_two_sets_of_leftovers_are_one(before):
     both = Leftovers(threads=("one",), shared=("/a",)) + Leftovers(threads=("two",), shared=("/a", "/b"))
     assert (both.threads, both.shared) == (("one", "two"), ("/a", "/b"))
     assert Leftovers().is_nothing
+
+
+def test_a_queue_that_feeds_workers_is_not_the_datasets_thread(before):
+    """A loader that starts its workers when it is made leaves such threads: a fork lacks them, but the dataset starts none."""
+    queue = multiprocessing.Queue()
+    queue.put(1)
+    left = Leftovers.since(before)
+    queue.close()
+    queue.join_thread()
+    assert (left.threads, left.num_other_threads) == ((), 1)

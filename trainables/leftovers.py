@@ -16,6 +16,8 @@ from pathlib import Path
 
 _HARMLESS_THREADS = ("tqdm",)
 """First part of the module of a thread's class: tqdm's monitor only redraws progress bars."""
+_FEEDER = "QueueFeederThread"
+"""Sends what this process puts into a queue, such as the indices for workers that the loader started when it was made: no dataset needs it."""
 _NOT_DATA = ("/dev/", "/proc/", "/sys/", "/memfd:")
 
 
@@ -48,7 +50,7 @@ class Leftovers:
     threads: tuple[str, ...] = ()
     """Names of Python's threads."""
     num_other_threads: int = 0
-    """Threads that a library started without Python."""
+    """Threads that a library started without Python, and those that feed a queue."""
     shared: tuple[str, ...] = ()
     """Open files, by their paths, and network connections: forked processes read them through one position."""
     others: tuple[str, ...] = ()
@@ -59,7 +61,8 @@ class Leftovers:
         """What there is now and was not there before; files that are only mapped into memory for reading are left out."""
         now = Snapshot.now()
         new = [thread for thread in threading.enumerate() if thread.ident not in before.threads]
-        threads = [thread for thread in new if type(thread).__module__.partition(".")[0] not in _HARMLESS_THREADS]
+        named = [thread.name for thread in new if type(thread).__module__.partition(".")[0] not in _HARMLESS_THREADS]
+        threads = [name for name in named if name != _FEEDER]
         shared, others = [], []
         mapped = _mapped()
         for descriptor, target in sorted(now.files.items()):
@@ -74,8 +77,8 @@ class Leftovers:
             elif _is_read(descriptor):  # what is only written, such as a log, changes nothing that is delivered
                 shared.append(target)
         return cls(
-            threads=tuple(thread.name for thread in threads),
-            num_other_threads=max(now.num_tasks - before.num_tasks - len(new), 0),
+            threads=tuple(threads),
+            num_other_threads=max(now.num_tasks - before.num_tasks - len(new), 0) + len(named) - len(threads),
             shared=tuple(dict.fromkeys(shared)),
             others=tuple(dict.fromkeys(others)),
         )
