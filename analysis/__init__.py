@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 _PUBLIC = {
-    "Run": "load", "load_run": "load", "load_runs": "runs", "runs_table": "runs", "load_best": "best",
+    "Run": "run", "load_run": "load", "load_runs": "runs", "runs_table": "runs", "load_best": "best",
     "ranking": "summary", "best_by_batch_size": "summary", "effects": "questions", "pareto": "questions",
     "time_shares": "questions", "noise": "questions", "failures_by_reason": "questions", "compare": "two_runs",
 }  # fmt: skip

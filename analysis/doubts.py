@@ -14,8 +14,8 @@ from typing import Any
 import pandas as pd
 
 from feedrate.analysis.command_line import without
-from feedrate.analysis.load import Run
 from feedrate.analysis.rounds import DISTURBED_FRACTION, MIN_ROUNDS, TIED_FRACTION
+from feedrate.analysis.run import Run
 from feedrate.analysis.summary import may_win, same
 from feedrate.analysis.verdict import changing
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet
 
 from feedrate.analysis import sections
-from feedrate.analysis.load import Run
+from feedrate.analysis.run import Run
 from feedrate.analysis.run_folder import RunError, write_atomic
 from feedrate.analysis.summary import ranking
 

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from feedrate.analysis.load import Run
+from feedrate.analysis.run import Run
 from feedrate.analysis.sections import number
 from feedrate.analysis.summary import same
 

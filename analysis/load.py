@@ -8,16 +8,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from feedrate.analysis.best import check_best
-from feedrate.analysis.ceilings import LOAD, Ceilings, is_disturbed
-from feedrate.analysis.clean import WINDOW_COLUMNS, clean, label, printable
+from feedrate.analysis.clean import clean, label, printable
 from feedrate.analysis.estimate import (
     Rate,
     copy_only_sps,
@@ -30,99 +28,14 @@ from feedrate.analysis.estimate import (
     wait_fraction,
 )
 from feedrate.analysis.remote import is_url, local_copy
+from feedrate.analysis.run import Run
 from feedrate.analysis.run_folder import RunError, RunFolder, read_object
-from feedrate.analysis.schema import COLUMN, COLUMNS, status
+from feedrate.analysis.schema import status
+from feedrate.analysis.summary import ranking
+from feedrate.analysis.tables import OF_A_WINDOW, TRIAL_DTYPES, WINDOW_DTYPES, WINDOW_KEY, frame
 
 SEARCH_SCHEMA = "feedrate/search/1"
 OBJECTIVES = ("epoch", "steady")
-_DTYPES = {"str": "str", "int": "Int64", "float": "float64", "bool": "boolean"}
-_DERIVED = {
-    "status": "str", "config": "str", "superseded": "bool",
-    "steady_sps": "float64", "steady_low_sps": "float64", "steady_high_sps": "float64", "naive_sps": "float64",
-    "throughput_sps": "float64", "throughput_low_sps": "float64", "throughput_high_sps": "float64",
-    "wait_fraction": "float64", "step_only_sps": "float64", "copy_only_sps": "float64",
-    "epoch_memory_bytes": "float64", "change_fraction": "float64",
-}  # fmt: skip
-TRIAL_DTYPES = {column.name: _DTYPES[column.dtype] for column in COLUMNS if column.dtype in _DTYPES} | _DERIVED
-_WINDOW = {name.removeprefix("window_"): _DTYPES[COLUMN[name].dtype[5:-1]] for name in WINDOW_COLUMNS}
-_WINDOW_KEY = ("study", "kind", "number", "attempt", "position", "config")
-WINDOW_DTYPES = {name: TRIAL_DTYPES[name] for name in _WINDOW_KEY} | {"window": "Int64"} | _WINDOW
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Run:
-    """What a run folder holds, as tables."""
-
-    path: Path
-    search: dict[str, Any]
-    """What was asked, on what: search.json."""
-    trials: pd.DataFrame
-    """One row a record: the scalar columns of analysis/schema.py and what is derived from its windows."""
-    windows: pd.DataFrame
-    """One row a timed window."""
-    best: dict[str, Any] | None
-    """best.json; None while there is none."""
-    problems: list[str]
-    """One sentence for everything that was left out."""
-
-    def __repr__(self) -> str:
-        return f"Run({str(self.path)!r}, {len(self.trials)} measurements{', unfinished' if self.unfinished else ''})"
-
-    @property
-    def latest(self) -> pd.DataFrame:
-        """The trials that count: where a trial was asked again, only its last attempt."""
-        return self.trials[~self.trials["superseded"]]
-
-    @property
-    def configs(self) -> pd.DataFrame:
-        """One row a setting, replicates pooled with their intervals, the fastest first: `summary.ranking` of this run."""
-        from feedrate.analysis.summary import ranking  # it imports this module
-
-        return ranking(self)
-
-    @property
-    def failures(self) -> pd.DataFrame:
-        """The rows of `trials` that failed, those of earlier attempts too."""
-        return self.trials[self.trials["status"] == "failed"]
-
-    @property
-    def ceilings(self) -> dict[int | None, float]:
-        """Batch size -> items per second of the training step alone, where they are known (ceilings.py)."""
-        return self.ceilings_found.known()
-
-    @property
-    def ceilings_found(self) -> Ceilings:
-        """What is known of the training step alone at each batch size, and why not where it is not."""
-        found = Ceilings()
-        names = ("batch_size", "step_only_sps", "steady_sps", "steady_low_sps", "steady_high_sps", "cached_batch_failure", *LOAD)
-        for row in self.latest[[*names]].astype(object).where(self.latest[[*names]].notna(), None).to_dict("records"):
-            size, sps, step_sps = row["batch_size"], row["steady_sps"], row["step_only_sps"]
-            rate = None if sps is None else Rate(sps=sps, low_sps=row["steady_low_sps"], high_sps=row["steady_high_sps"])
-            is_unread = row["cached_batch_failure"] is not None
-            found.learn(None if size is None else int(size), step_sps, rate, disturbed=is_disturbed(row), unread=is_unread)
-        return found
-
-    @property
-    def copies(self) -> dict[tuple[int | None, bool], float]:
-        """Batch size and pin_memory -> items per second of copying batches to the accelerator alone; the median."""
-        known = self.latest.dropna(subset=["copy_only_sps"])
-        rates = known.groupby(["batch_size", "pin_memory"], dropna=False)["copy_only_sps"].median().reset_index()
-        return {
-            (None if pd.isna(row["batch_size"]) else int(row["batch_size"]), bool(row["pin_memory"])): float(row["copy_only_sps"])
-            for _, row in rates.iterrows()
-        }
-
-    @property
-    def unit(self) -> str:
-        """What an item is, for people: samples, unless the workload counts something else."""
-        workload = self.search.get("workload")
-        unit = workload.get("unit") if isinstance(workload, dict) else None
-        return unit if isinstance(unit, str) and unit else "samples"
-
-    @property
-    def unfinished(self) -> bool:
-        """True while more may come: the search has not said that it is done, and there is no best.json."""
-        return self.best is None and self.search.get("finished") is not True
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
@@ -171,6 +84,7 @@ def _load(folder: RunFolder) -> Run:
         windows=frame((window for row in rows for window in _windows(row)), WINDOW_DTYPES),
         best=_best(folder, problems),
         problems=problems,
+        rank=ranking,
     )
 
 
@@ -243,9 +157,9 @@ def _rate_columns(name: str, rate: Rate | None) -> dict[str, float]:
 
 
 def _windows(row: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    key = {name: row[name] for name in _WINDOW_KEY}
+    key = {name: row[name] for name in WINDOW_KEY}
     for window in range(len(row["window_duration_s"] or ())):
-        values = {name: row[f"window_{name}"] for name in _WINDOW}
+        values = {name: row[f"window_{name}"] for name in OF_A_WINDOW}
         yield key | {"window": window} | {name: value[window] if value else None for name, value in values.items()}
 
 
@@ -259,10 +173,3 @@ def _best(folder: RunFolder, problems: list[str]) -> dict[str, Any] | None:
         problems.append(f"best.json was left out: {error}")
         return None
     return dict(printable(best))
-
-
-def frame(rows: Iterable[Mapping[str, Any]], dtypes: Mapping[str, str]) -> pd.DataFrame:
-    """A table with exactly these columns and dtypes; what a row lacks is missing."""
-    held = list(rows)
-    columns = dtypes.items()
-    return pd.DataFrame({name: pd.Series([row.get(name) for row in held], dtype=dtype) for name, dtype in columns})

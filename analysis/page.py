@@ -21,9 +21,9 @@ import plotly.io
 
 from feedrate.analysis import sections
 from feedrate.analysis.figures import batch_size_figure, heat_figure, pareto_figure, throughput_figure, timeline_figure
-from feedrate.analysis.load import Run
 from feedrate.analysis.question_sections import effects_section, noise_section, time_section
 from feedrate.analysis.questions import pareto
+from feedrate.analysis.run import Run
 from feedrate.analysis.run_folder import RunError, write_atomic
 from feedrate.analysis.summary import best_by_batch_size, knee, ranking
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from feedrate.analysis.load import Run
 from feedrate.analysis.questions import NOISY, effects, failures_by_reason, noise, pareto, time_shares
+from feedrate.analysis.run import Run
 from feedrate.analysis.sections import Section, number, ranking_section, size
 from feedrate.analysis.summary import best_by_batch_size, ranking
 from feedrate.analysis.two_runs import Compared

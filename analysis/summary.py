@@ -13,8 +13,9 @@ import pandas as pd
 from feedrate.analysis.ceilings import load_fraction
 from feedrate.analysis.disqualified import Disqualified
 from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION, Rate, gpu_headroom_fraction
-from feedrate.analysis.load import TRIAL_DTYPES, Run, frame
 from feedrate.analysis.rounds import MIN_ROUNDS, SOON_ROUNDS, Comparison, Finalist, Standing, rounds_of, standing
+from feedrate.analysis.run import Run
+from feedrate.analysis.tables import TRIAL_DTYPES, frame
 
 SETTING = (
     "batch_size", "num_workers", "prefetch_factor", "pin_memory", "persistent_workers", "multiprocessing_context",

@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 
 from feedrate.analysis.estimate import Rate
-from feedrate.analysis.load import Run, frame
+from feedrate.analysis.run import Run
 from feedrate.analysis.run_folder import RunError
 from feedrate.analysis.summary import ranking
+from feedrate.analysis.tables import frame
 
 _DTYPES = {
     "config": "str", "first_sps": "float64", "second_sps": "float64", "ratio": "float64", "ratio_low": "float64",

@@ -17,7 +17,7 @@ from feedrate.search.machine_output import answer, records
 from feedrate.search.options import UsageError
 
 if TYPE_CHECKING:
-    from feedrate.analysis.load import Run
+    from feedrate.analysis.run import Run
     from feedrate.analysis.two_runs import Compared
 
 

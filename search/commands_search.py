@@ -16,7 +16,7 @@ from feedrate.search.options import SAMPLERS, SHARES, NothingFound, SearchOption
 if TYPE_CHECKING:
     import pandas as pd
 
-    from feedrate.analysis.load import Run
+    from feedrate.analysis.run import Run
     from feedrate.search.result import SearchResult
 
 LOCAL = "local"

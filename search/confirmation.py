@@ -6,22 +6,53 @@ under way, except what it had recorded; a resumed search goes on with the next r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Protocol
 
 from feedrate.analysis.estimate import record_change, record_rate
 from feedrate.analysis.rounds import MIN_ROUNDS, Comparison, rounds_of
+from feedrate.search.budget import Budget
 from feedrate.search.finalists import Candidate, next_round
-from feedrate.search.host_health import LOST
+from feedrate.search.host_health import LOST, HostHealth
+from feedrate.search.options import SearchOptions
 from feedrate.search.past import Request
+from feedrate.search.progress import Display
+from feedrate.search.study import Brain
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import Failure
 
-if TYPE_CHECKING:
-    from feedrate.search.session import Session
-
 LOST_ROUNDS = 2
 """Rounds whose supervisor died before no more are begun."""
+
+
+class Bookkeeping(Protocol):
+    """What a confirmation uses of the session that it belongs to (session.py)."""
+
+    brain: Brain
+    options: SearchOptions
+    display: Display
+    budget: Budget
+    health: HostHealth
+    records: list[dict[str, Any]]
+    clock: Callable[[], float]
+    hosts: Callable[[], Collection[str]]
+
+    def seconds_left(self) -> float: ...
+
+    def has_ceiling(self, batch_size: int | None) -> bool: ...
+
+    def learn_host(
+        self, config: LoaderConfig, columns: dict[str, Any], failure: dict[str, Any] | None, *, is_baseline: bool
+    ) -> frozenset[str] | None: ...
+
+    def write(
+        self,
+        request: Request,
+        config: LoaderConfig,
+        columns: dict[str, Any],
+        failure: dict[str, Any] | None,
+        **more: Any,
+    ) -> dict[str, Any]: ...
 
 
 class Confirmation:
@@ -32,7 +63,7 @@ class Confirmation:
         finalists: as `finalists.choose` gives them; empty confirms nothing.
     """
 
-    def __init__(self, session: Session, finalists: Sequence[Candidate]) -> None:
+    def __init__(self, session: Bookkeeping, finalists: Sequence[Candidate]) -> None:
         self.session, self.finalists = session, list(finalists)
         self._round = max((record.get("round") or 0 for record in session.records), default=0)
         self._before = self._round

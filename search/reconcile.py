@@ -11,7 +11,7 @@ A crash inside reconcile leaves work that the next one finishes; doing it twice 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from optuna.trial import TrialState
 
@@ -21,17 +21,15 @@ from feedrate.analysis.schema import status
 from feedrate.search.observed import CHANGING, CPU_ITEM, NUM_CPUS, STEP_ONLY
 from feedrate.search.past import Reconciled
 from feedrate.search.pruner import LOW
+from feedrate.search.study import Brain
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import INFEASIBLE
-
-if TYPE_CHECKING:
-    from feedrate.search.study import Brain
 
 BLAMELESS = ("supervisor-died",)
 """Failure kinds that are the machine's fault, not the setting's."""
 
 
-def reconcile(brain: Brain, records: Iterable[Mapping[str, Any]], objective: str) -> Reconciled:
+def reconcile(brain: Brain, records: Iterable[Mapping[str, Any]], objective: str = "epoch") -> Reconciled:
     """Tell the study what it does not know; see the module's first lines.
 
     Args:

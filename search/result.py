@@ -12,8 +12,9 @@ from feedrate.analysis.best import BEST_SCHEMA, write_best
 from feedrate.analysis.compat import median
 from feedrate.analysis.disqualified import Disqualified
 from feedrate.analysis.doubts import doubts, what_settles
-from feedrate.analysis.load import Run, load_run
+from feedrate.analysis.load import load_run
 from feedrate.analysis.rounds import DISTURBED_FRACTION, TIED_FRACTION, Standing
+from feedrate.analysis.run import Run
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.summary import COST, best_by_batch_size, counted, may_win, ranking, same, standing_of
 from feedrate.analysis.verdict import COMPUTE_BOUND_FRACTION, SHARED_FRACTION, judge

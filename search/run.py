@@ -35,6 +35,7 @@ from feedrate.search.nodes import Host, left_out_of, look, promised
 from feedrate.search.options import HIDDEN, SearchOptions, UsageError, without_password
 from feedrate.search.placing import Placement, SeveralClasses, place
 from feedrate.search.prepare import choose_folder, clear, describe_workload, held, resume_command
+from feedrate.search.reconcile import reconcile
 from feedrate.search.request import (
     baseline_configs,
     baseline_of,
@@ -330,7 +331,7 @@ def _search(
         raise UsageError(str(error)) from None
     brain.disqualified = Disqualified.of(search)
     records, problems = folder.records()
-    again = brain.reconcile(records, options.objective).requeued
+    again = reconcile(brain, records, options.objective).requeued
     display = make_display(
         folder.path,
         console,

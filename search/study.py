@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from copy import copy
 from functools import partial
@@ -31,15 +31,14 @@ from feedrate.search.domains import to_optuna
 from feedrate.search.expectation import Expectation
 from feedrate.search.ledger import Ledger
 from feedrate.search.options import LOOKS
-from feedrate.search.past import Ask, Counts, Past, Reconciled
+from feedrate.search.past import Ask, Counts, Past
 from feedrate.search.pruner import HALF_WIDTH, ConfidencePruner
-from feedrate.search.reconcile import reconcile
 from feedrate.search.sampler import SnappingSampler
 from feedrate.search.space import SearchSpace
 from feedrate.search.storage import BrainError, close_storage, open_storage, open_study, with_retry
 from feedrate.trainables.config import LoaderConfig
 
-__all__ = ["Ask", "Brain", "BrainError", "Counts", "Past", "Reconciled"]
+__all__ = ["Ask", "Brain", "BrainError", "Counts", "Past"]
 
 KIND = "search"
 FITS = "fits"
@@ -210,10 +209,6 @@ class Brain:
         while past.requeue_of is not None:
             past = self._trials[past.requeue_of]
         return past.number
-
-    def reconcile(self, records: Iterable[Mapping[str, Any]], objective: str = "epoch") -> Reconciled:
-        """Bring the study up to the records of `trials.jsonl`, and enqueue anew what was running and has none."""
-        return reconcile(self, records, objective)
 
     def counts(self) -> Counts:
         """How many trials are in which state."""

@@ -9,7 +9,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from feedrate.analysis.load import Run, load_run
+from feedrate.analysis.load import load_run
+from feedrate.analysis.run import Run
 from feedrate.analysis.run_folder import RunError
 from feedrate.analysis.summary import may_win, ranking
 from feedrate.search.options import UsageError

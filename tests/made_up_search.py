@@ -8,6 +8,7 @@ from synthetic import record
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.search.options import SearchOptions
 from feedrate.search.progress import Display
+from feedrate.search.reconcile import reconcile
 from feedrate.search.request import baseline_configs
 from feedrate.search.session import Session
 from feedrate.search.space import Choice, Range, SearchSpace
@@ -73,7 +74,7 @@ class Search:
             storage, self.folder.journal, study_name="s", space=space, seed=seed, sampler=asked.sampler
         )
         records, _ = self.folder.records()
-        self.reconciled = self.brain.reconcile(records)
+        self.reconciled = reconcile(self.brain, records)
         console = Console(file=text or io.StringIO(), width=200)
         self.session = Session(
             brain=self.brain,

@@ -190,7 +190,7 @@ def measured(template, name, setting=None, options=None):
     }
     *_, event = template.run(request, max_s=request["options"]["max_trial_s"])
     tag = os.environ["FEEDRATE_HOST_ID"].removeprefix("test-")
-    assert not tagged(tag) - {template._process.pid} - template._spare
+    assert not tagged(tag) - {template._process.pid} - template._channel.spare
     assert not {path for path in files() - before if path.name.startswith("torch_")}
     return event
 

@@ -57,7 +57,7 @@ def test_a_child_is_kept_for_settings_that_need_the_same_step(template, tag):
     """The model is made once; loader and workers are new every time, and only the child is left between two trials."""
     first, pid = run(template)
     assert first["setup_s"] > 1.4
-    assert tagged(tag) - template._spare == {pid}
+    assert tagged(tag) - template._channel.spare == {pid}
     second, again = run(template, SETTING | {"num_workers": 3, "prefetch_factor": 4})
     assert again == pid
     assert second["window_num_batches"][0] > 0
@@ -66,7 +66,7 @@ def test_a_child_is_kept_for_settings_that_need_the_same_step(template, tag):
     lock.release()
     _, other = run(template, SETTING | {"batch_size": 8})
     assert other != pid
-    assert eventually(lambda: tagged(tag) - template._spare == {other})
+    assert eventually(lambda: tagged(tag) - template._channel.spare == {other})
 
 
 def test_a_child_is_not_kept_where_something_may_be_left(template, tag):
@@ -74,7 +74,7 @@ def test_a_child_is_not_kept_where_something_may_be_left(template, tag):
     for setting, more in ((SETTING, {"keep": False}), (SETTING | {"num_workers": 0}, {}), (SETTING | {"trainer_cpus": 1}, {})):
         columns, pid = run(template, setting, **more)
         assert (columns["setup_s"] > 1.4, pid) == (True, None)
-        assert not tagged(tag) - template._spare
+        assert not tagged(tag) - template._channel.spare
 
 
 def test_a_trial_that_is_stopped_early_keeps_its_child(template, tag):
@@ -83,7 +83,7 @@ def test_a_trial_that_is_stopped_early_keeps_its_child(template, tag):
     assert any(event["event"] == "progress" for event in events)
     events.close()
     pid = kept_pid(template)
-    assert tagged(tag) - template._spare == {pid}
+    assert tagged(tag) - template._channel.spare == {pid}
     _columns, again = run(template)
     assert again == pid
 
@@ -105,7 +105,7 @@ def test_a_failed_setting_ends_its_child(template, tag):
     *_, event = template.run(request)
     assert event["event"] == "failure"
     assert template._kept is None
-    assert not tagged(tag) - template._spare
+    assert not tagged(tag) - template._channel.spare
 
 
 def test_cheap_set_up_is_not_kept(tag):

@@ -13,9 +13,10 @@ from synthetic import DESIGN_BEST, dtypes_here, record, small_run, write_run
 
 import feedrate.analysis
 from feedrate.analysis import load_run
-from feedrate.analysis.load import TRIAL_DTYPES, WINDOW_DTYPES, config_text
+from feedrate.analysis.load import config_text
 from feedrate.analysis.run_folder import RunError
 from feedrate.analysis.schema import COLUMNS
+from feedrate.analysis.tables import TRIAL_DTYPES, WINDOW_DTYPES
 from feedrate.trainables.config import LoaderConfig
 
 

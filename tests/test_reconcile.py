@@ -6,6 +6,7 @@ from optuna.trial import TrialState
 from feedrate.analysis.estimate import record_rate
 from feedrate.analysis.schema import SCHEMA, check_record
 from feedrate.search.compat import constraints
+from feedrate.search.reconcile import reconcile
 from feedrate.search.space import Choice, Range, SearchSpace
 from feedrate.search.study import Counts
 from feedrate.trainables.config import LoaderConfig
@@ -42,7 +43,7 @@ def test_records_are_told(opened):
         record(3, asks[3].config, **unmeasured, failure_kind="shm-full", failure_message="too small"),
     ]
     brain = opened()
-    result = brain.reconcile(records)
+    result = reconcile(brain, records)
     assert (result.num_told, result.requeued) == (4, [])
     assert brain.counts() == Counts(complete=1, pruned=1, failed=2)
     trials = opened().study.trials
@@ -51,7 +52,7 @@ def test_records_are_told(opened):
     assert trials[1].intermediate_values == {3: 50.0}
     assert trials[2].user_attrs["failure"] == "it raised"
     assert constraints(trials[3]) == {"fits": 1.0}
-    assert opened().reconcile(records).num_told == 0
+    assert reconcile(opened(), records).num_told == 0
 
 
 def test_settings_of_the_process_survive_a_resume(opened):
@@ -65,7 +66,7 @@ def test_settings_of_the_process_survive_a_resume(opened):
     assert brain.enqueue(placed, "seed")
     brain.ask()
     again = opened(space=space)
-    assert again.reconcile([record(0, placed, 200), older]).num_told == 2
+    assert reconcile(again, [record(0, placed, 200), older]).num_told == 2
     assert [past.config for past in again.history()] == [placed, LoaderConfig(num_workers=2, batch_size=32)]
     assert opened(space=space).study.trials[0].params["trainer_cpus"] == 1
     assert placed in again.tried()
@@ -77,9 +78,9 @@ def test_running_without_record_is_measured_anew(opened):
     brain.enqueue(BASELINE, "baseline")
     brain.ask()
     brain = opened()
-    assert brain.reconcile([]).requeued == [BASELINE]
+    assert reconcile(brain, []).requeued == [BASELINE]
     assert brain.counts() == Counts(lost=1, waiting=1)
-    assert opened().reconcile([]).requeued == []
+    assert reconcile(opened(), []).requeued == []
     ask = opened().ask()
     assert (ask.number, ask.config, ask.origin) == (1, BASELINE, "baseline")
 
@@ -90,13 +91,13 @@ def test_a_told_trial_whose_record_was_lost(opened):
     brain.enqueue(BASELINE, "baseline")
     brain.tell_complete(brain.ask().number, 10.0)
     brain = opened()
-    brain.reconcile([])
+    reconcile(brain, [])
     assert brain.counts() == Counts(lost=1, waiting=1)
     ask = brain.ask()
     assert (ask.number, ask.config, ask.origin) == (1, BASELINE, "baseline")
     brain.tell_complete(1, 11.0)
     brain = opened()
-    brain.reconcile([record(1, BASELINE)])
+    reconcile(brain, [record(1, BASELINE)])
     assert brain.counts() == Counts(lost=1, complete=1)
 
 
@@ -106,10 +107,10 @@ def test_crash_inside_reconcile(opened):
     config = brain.ask().config
     brain.tell_failed = lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
-        brain.reconcile([])
+        reconcile(brain, [])
     brain = opened()
     assert brain.counts() == Counts(running=1, waiting=1)
-    assert brain.reconcile([]).requeued == []
+    assert reconcile(brain, []).requeued == []
     assert brain.counts() == Counts(lost=1, waiting=1)
     assert brain.tried() == {config}
 
@@ -118,7 +119,7 @@ def test_trials_of_another_run_are_left_alone(opened):
     """Running trials that carry another run id are not ours to end."""
     opened(run_id="theirs").ask()
     brain = opened(run_id="ours")
-    assert brain.reconcile([]).requeued == []
+    assert reconcile(brain, []).requeued == []
     assert brain.counts().running == 1
 
 
@@ -133,7 +134,7 @@ def test_lost_study_is_rebuilt(opened):
         record(2, configs[9], 1, kind="confirm", round=1, position=0),
     ]
     brain = opened()
-    assert brain.reconcile(records).num_told == 3
+    assert reconcile(brain, records).num_told == 3
     assert brain.counts() == Counts(complete=2, pruned=1, lost=1)
     assert [past.config for past in brain.history()] == [configs[5], configs[7], None, configs[900]]
     assert brain.history()[3].origin == "seed"
@@ -146,7 +147,7 @@ def test_last_attempt_counts(opened):
     """Of several records of one trial the last one is the truth."""
     config = opened().ask().config
     brain = opened()
-    brain.reconcile([record(0, config, 100), record(0, config, 150, attempt=2)])
+    reconcile(brain, [record(0, config, 100), record(0, config, 150, attempt=2)])
     assert best_value(brain) == 150.0
 
 
@@ -154,6 +155,6 @@ def test_told_after_reconcile(opened):
     """A straggler that tells a trial which reconcile already marked changes nothing."""
     opened().ask()
     brain = opened()
-    brain.reconcile([])
+    reconcile(brain, [])
     brain.tell_complete(0, 5.0)
     assert brain.counts() == Counts(lost=1, waiting=1)

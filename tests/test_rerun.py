@@ -14,9 +14,10 @@ from fault_workloads import BAD, At, Endless, Holds, broken
 from torch.utils.data import DataLoader, Dataset
 from workloads import Rows
 
-from feedrate.trainables.doubt import Rerun, resolve
 from feedrate.trainables.failure import Failure, TrialFailed
+from feedrate.trainables.reloaded import Reloaded
 from feedrate.trainables.rerun import explain, rerun
+from feedrate.trainables.settling import settle
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
@@ -54,7 +55,7 @@ def explained(loader, batches=(BATCH,)):
         )  # a circle that holds the loader, whose workers take 5 s each to end
         if failed.doubt is None:
             return failed.failure
-        return resolve(failed.failure, failed.doubt, rerun(loader, failed.doubt, lambda doing: None))
+        return settle(failed.failure, failed.doubt, rerun(loader, failed.doubt, lambda doing: None))
     pytest.fail("the loader works")
 
 
@@ -148,8 +149,8 @@ def test_a_killed_worker_is_told_with_its_batch():
     failed = raised(over(At(lambda: os.kill(os.getpid(), signal.SIGSEGV)), num_workers=1))
     assert failed.failure.kind == "worker-killed"
     assert failed.failure.message.endswith("SIGSEGV (the loader waited for samples 38, 39, 40, 41)")
-    again = Rerun("died", "sample 40", "SIGSEGV")
-    assert resolve(failed.failure, failed.doubt, again).message == (
+    again = Reloaded("died", "sample 40", "SIGSEGV")
+    assert settle(failed.failure, failed.doubt, again).message == (
         "a loader worker was killed by SIGSEGV (the loader waited for samples 38, 39, 40, 41; "
         "sample 40 ends the process with 0 workers too: SIGSEGV)"
     )
@@ -163,9 +164,9 @@ def test_a_silent_loader_is_looked_into():
     failed = raised(over(At(lambda: time.sleep(8)), num_workers=1, timeout=1))
     assert failed.failure.kind == "hang"
     assert failed.failure.message.startswith("no batch came for 1 s")
-    again = resolve(failed.failure, failed.doubt, Rerun("hangs", "sample 40"))
+    again = settle(failed.failure, failed.doubt, Reloaded("hangs", "sample 40"))
     assert again.message.endswith("; sample 40 hangs with 0 workers too")
-    again = resolve(failed.failure, failed.doubt, Rerun("passed"))
+    again = settle(failed.failure, failed.doubt, Reloaded("passed"))
     assert again.message.endswith("; with 0 workers they pass; raise --max-trial-s if it is only slow")
     failure = explained(over(Rows(), num_workers=1, timeout=1, collate_fn=collate_with_lock))
     assert failure.kind == "unpicklable"
@@ -184,11 +185,11 @@ def test_only_the_same_exception_names_the_sample():
         list(loader)
     failed = explain(caught.value, loader, [BATCH], "measure")
     traceback.clear_frames(caught.value.__traceback__)
-    other = resolve(failed.failure, failed.doubt, Rerun("raised", "sample 39", "ValueError: another header is broken"))
+    other = settle(failed.failure, failed.doubt, Reloaded("raised", "sample 39", "ValueError: another header is broken"))
     assert other.message.endswith(
         "(raised for samples 38, 39, 40, 41; with 0 workers ValueError: another header is broken is raised for sample 39)"
     )
-    unmade = resolve(failed.failure, failed.doubt, Rerun("unmade", error="FileExistsError: taken"))
+    unmade = settle(failed.failure, failed.doubt, Reloaded("unmade", error="FileExistsError: taken"))
     assert unmade.message.endswith(
         "(raised for samples 38, 39, 40, 41; they could not be tried with 0 workers: FileExistsError: taken)"
     )

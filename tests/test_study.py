@@ -14,6 +14,7 @@ import pytest
 
 from feedrate.search.compat import constraints
 from feedrate.search.pruner import LOW
+from feedrate.search.reconcile import reconcile
 from feedrate.search.space import Choice, Range, SearchSpace
 from feedrate.search.study import Brain, BrainError, Counts
 from feedrate.trainables.config import LoaderConfig
@@ -163,12 +164,13 @@ def test_unusable_storage(tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
+from feedrate.search.reconcile import reconcile
 from feedrate.search.space import SearchSpace
 from feedrate.search.study import Brain
 url, journal, seed = sys.argv[1] or None, sys.argv[2], int(sys.argv[3])
 space = SearchSpace.default(num_cpus=8, has_accelerator=True)
 brain = Brain.open(url, journal, study_name="s", space=space, seed=seed)
-brain.reconcile([{"study": "s", "kind": "search", "number": past.number} for past in brain.history() if not past.is_open])
+reconcile(brain, [{"study": "s", "kind": "search", "number": past.number} for past in brain.history() if not past.is_open])
 print("ready", flush=True)
 while True:
     ask = brain.ask()
@@ -190,7 +192,7 @@ def test_killed_at_random_moments(tmp_path, storage_url):
             process.send_signal(signal.SIGKILL)
             told |= {int(line) for line in process.stdout.read().splitlines() if line}
     brain = Brain.open(storage_url, journal, study_name="s", space=SPACE)
-    brain.reconcile([{"study": "s", "kind": "search", "number": past.number} for past in brain.history() if not past.is_open])
+    reconcile(brain, [{"study": "s", "kind": "search", "number": past.number} for past in brain.history() if not past.is_open])
     counts = brain.counts()
     assert counts.running == 0
     assert counts.lost <= 4

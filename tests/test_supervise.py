@@ -43,7 +43,7 @@ def nothing_is_left(request, tag):
     yield
     if "template" in request.fixturenames:
         made = request.getfixturevalue("template")
-        own = {made._process.pid} | made._spare if made._process is not None else set()
+        own = {made._process.pid} | made._channel.spare if made._process is not None else set()
         assert eventually(lambda: not tagged(tag) - own), tagged(tag) - own
 
 
@@ -223,9 +223,9 @@ def test_closing_early_leaves_nothing(template, tag, name):
     events = run(template, name, "measure", options={"max_trial_s": 30.0})
     until_phase(events, "loader" if name == "hangs" else "measure")
     expected = {"rows": 3, "escapes": 5, "hangs": 3}[name]
-    assert eventually(lambda: len(tagged(tag) - template._spare) >= expected), tagged(tag)
+    assert eventually(lambda: len(tagged(tag) - template._channel.spare) >= expected), tagged(tag)
     events.close()
-    assert not tagged(tag) - template._spare
+    assert not tagged(tag) - template._channel.spare
 
 
 def test_closing_before_the_first_event_leaves_nothing(template):
@@ -267,7 +267,7 @@ def test_a_killed_template_is_replaced(template, tag):
     events = run(template, "hangs", "measure")
     until_phase(events, "loader")
     before = template._process.pid
-    assert eventually(lambda: len(tagged(tag) - template._spare) >= 3)
+    assert eventually(lambda: len(tagged(tag) - template._channel.spare) >= 3)
     os.kill(before, signal.SIGKILL)
     failure = last(events)
     assert failure["failure_kind"] == "trainer-killed"

@@ -15,7 +15,7 @@ from census import TAG, eventually, leaves_nothing, tagged
 from feedrate.trainables import supervise
 from feedrate.trainables.resolve import make_ref
 from feedrate.trainables.supervise import Template
-from feedrate.trainables.template import MARKER, marked, sweep
+from feedrate.trainables.sweeping import MARKER, marked, sweep
 
 MODULE = """
 import sys
@@ -96,9 +96,9 @@ def test_a_module_that_starts_a_thread_gets_new_interpreters(made, tag):
         assert event["event"] != "failure", event
         if event["event"] == "progress":
             break
-    assert len(tagged(tag) - template._spare) >= 3
+    assert len(tagged(tag) - template._channel.spare) >= 3
     events.close()
-    assert not tagged(tag) - template._spare
+    assert not tagged(tag) - template._channel.spare
 
 
 @pytest.mark.parametrize(
@@ -200,8 +200,8 @@ def test_an_owner_that_dies_right_after_its_request_leaves_nothing(made, tag):
     ours, theirs = socket.socketpair()
     request = json.dumps({"op": "describe", "workload": template.ref.to_json()}).encode() + b"\n"
     with ours, theirs:
-        socket.send_fds(template._control, [request], [theirs.fileno()])
-        template._control.close()
+        socket.send_fds(template._channel.control, [request], [theirs.fileno()])
+        template._channel.control.close()
         template._process.wait(30)
     assert eventually(lambda: not tagged(tag)), tagged(tag)
 

@@ -45,7 +45,7 @@ from feedrate.trainables.process import tree_pids
 from feedrate.trainables.rerun import rerun
 from feedrate.trainables.resolve import UnknownWorkload, WorkloadRef, load, preload
 from feedrate.trainables.step import Step
-from feedrate.trainables.template import remove_batches
+from feedrate.trainables.sweeping import remove_batches
 from feedrate.trainables.workload import Workload, WorkloadError, WorkloadRaised
 
 Send = Callable[[dict[str, Any]], None]

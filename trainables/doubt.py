@@ -2,34 +2,14 @@
 
 The trial's own process is no place to find out: it is not as the user's program is after workers were forked from it,
 and its files, locks and connections are still in use. So the trial reports a `Doubt` with its failure, the supervisor
-ends the trial, a fresh process loads the batch again without workers (rerun.py), and `resolve` completes the sentence.
+ends the trial, a fresh process loads the batch again without workers (rerun.py), and settling.py completes the sentence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
-
-from feedrate.trainables.failure import Failure
-from feedrate.trainables.hang import no_batch_because
-
-BATCH, COLLATE, PICKLE = "the batch", "collate_fn", "pickling"
-"""What a rerun is doing, beside `sample 17`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rerun:
-    """What became of a batch that was loaded again."""
-
-    outcome: str
-    """passed, raised, died, hangs, slow, or unmade: the workload or its loader could not be made."""
-    doing: str = ""
-    """`sample 17`, the batch (a dataset with __getitems__), collate_fn or pickling."""
-    error: str = ""
-    """What was raised, or the signal that the process died of."""
-    reportable: bool = True
-    """False for an exception that a worker cannot send."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,72 +41,3 @@ class Doubt:
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `Doubt(**...)` takes back."""
         return asdict(self)
-
-
-def resolve(failure: Failure, doubt: Doubt, again: Rerun | None) -> Failure:
-    """Return the failure with its whole sentence; `again` is None where nothing was loaded again."""
-    if doubt.about == "silent":
-        return _silent(failure, doubt, again)
-    if doubt.about == "killed":
-        return replace(failure, message=f"{doubt.message} (the loader waited for {doubt.samples}{_trouble(again)})")
-    return replace(failure, message=f"{doubt.message} ({_raised(doubt, again)})")
-
-
-def _raised(doubt: Doubt, again: Rerun | None) -> str:
-    """Where an exception of the dataset's or collate_fn's came from."""
-    samples = doubt.samples
-    if again is None:
-        return f"raised for {samples}"
-    source = {COLLATE: f"by collate_fn for {samples}", BATCH: f"for {samples}"}.get(again.doing, f"for {again.doing}")
-    if again.outcome == "raised" and _plain(again.error) == _plain(doubt.message):
-        return f"raised {source}; {'with 0 workers too' if doubt.num_workers else 'each time'}"
-    if again.outcome == "raised":
-        where = "with 0 workers" if doubt.num_workers else "the second time"
-        return f"raised for {samples}; {where} {again.error} is raised {source}"
-    if again.outcome == "passed":
-        why = "with 0 workers they pass: look for what a worker has not" if doubt.num_workers else "not each time"
-        return f"raised for {samples}; {why}"
-    return f"raised for {samples}{_trouble(again)}"
-
-
-def _silent(failure: Failure, doubt: Doubt, again: Rerun | None) -> Failure:
-    """Why no batch came until the loader's timeout."""
-    waited = doubt.message
-    if again is not None and again.outcome == "raised" and not again.reportable:
-        message = f"{again.error} (raised for {again.doing}; {waited}, because the exception itself cannot be pickled)"
-        return replace(failure, kind="user-code", message=message)
-    is_pickling = again is not None and again.outcome == "raised" and again.doing == PICKLE
-    why = again.error if again is not None and is_pickling else doubt.dropped
-    if why:
-        kind, message = no_batch_because(why)
-        return replace(failure, kind=kind, message=message)
-    if doubt.waits_for is None:
-        message = f"{waited}, and no loader worker is at work on one{_trouble(again)}"
-    else:
-        message = f"{waited}: {doubt.waits_for}{_trouble(again)}"
-        if doubt.threads and again is not None and again.outcome == "passed":
-            names = ", ".join(doubt.threads)
-            return replace(failure, message=f"{message}: forked workers lack the thread {names}, which was started before them")
-        if again is None or again.outcome not in ("hangs", "died"):
-            message += "; raise --max-trial-s if it is only slow"
-    return replace(failure, message=message)
-
-
-def _trouble(again: Rerun | None) -> str:
-    if again is None:
-        return ""
-    if again.outcome == "died":
-        return f"; {again.doing} ends the process with 0 workers too: {again.error}"
-    if again.outcome == "hangs":
-        return f"; {again.doing} hangs with 0 workers too"
-    if again.outcome == "passed":
-        return "; with 0 workers they pass"
-    if again.outcome == "unmade":
-        return f"; they could not be tried with 0 workers: {again.error}"
-    return ""
-
-
-def _plain(text: str) -> str:
-    """An exception in words without its module: torch's copy of a traceback has the module, `sentence` has not."""
-    kind, colon, rest = text.partition(":")
-    return kind.rpartition(".")[2] + colon + rest

@@ -12,10 +12,9 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from feedrate.trainables.doubt import Doubt
+from feedrate.trainables.doubt import Doubt
 
 _OURS = str(Path(__file__).parent) + os.sep
 _WRAPPERS = re.compile(rf'  File "{re.escape(_OURS)}(?:epochs|loader_watch|placement|page_cache)\.py", line .*\n(?:    .*\n)*')

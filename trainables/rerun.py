@@ -18,11 +18,13 @@ from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, IterableDataset
 
 from feedrate.trainables import stacks
-from feedrate.trainables.doubt import BATCH, COLLATE, PICKLE, Doubt, Rerun, resolve
+from feedrate.trainables.doubt import Doubt
 from feedrate.trainables.failure import Failure, TrialFailed, chain, classify, sentence
 from feedrate.trainables.hang import dropped, workers_hang
 from feedrate.trainables.loading import start_method
 from feedrate.trainables.process import tree_pids
+from feedrate.trainables.reloaded import BATCH, COLLATE, PICKLE, Reloaded
+from feedrate.trainables.settling import settle
 
 
 def explain(error: BaseException, loader: DataLoader[Any], batches: Sequence[list[Any]], phase: str) -> TrialFailed:
@@ -50,14 +52,14 @@ def explain(error: BaseException, loader: DataLoader[Any], batches: Sequence[lis
         message = f"no batch came for {loader.timeout:.0f} s"
         more = {"waits_for": workers_hang(found), "dropped": dropped(_output()), "threads": _threads(loader)}
         doubt = _doubt("silent", message, loader, batches, **more)
-        return TrialFailed(resolve(failure, doubt, None), doubt)
+        return TrialFailed(settle(failure, doubt, None), doubt)
     about = "killed" if failure.kind == "worker-killed" else "raised" if _where(error) == "fetch" else None
     if about is None or not batches or failure.kind not in ("worker-killed", "user-code"):
         return TrialFailed(failure)
     doubt = _doubt(about, failure.message, loader, batches)
     # memory may have run out, and loading the batch again would let it run out again
     is_tried = not (about == "killed" and "SIGKILL" in failure.message)
-    return TrialFailed(resolve(failure, doubt, None), doubt if is_tried else None)
+    return TrialFailed(settle(failure, doubt, None), doubt if is_tried else None)
 
 
 def _doubt(about: str, message: str, loader: DataLoader[Any], batches: Sequence[list[Any]], **more: Any) -> Doubt:
@@ -129,7 +131,7 @@ def _unpicklable(failure: Failure, loader: DataLoader[Any]) -> Failure:
     return replace(failure, message=message)
 
 
-def rerun(loader: DataLoader[Any], doubt: Doubt, tell: Callable[[str], None]) -> Rerun:
+def rerun(loader: DataLoader[Any], doubt: Doubt, tell: Callable[[str], None]) -> Reloaded:
     """Load the batches of a doubt again in this process, without workers, up to the first that does not pass.
 
     Nothing bounds the time and nothing survives a crash of user code: the caller runs this in a process of its own.
@@ -159,8 +161,8 @@ def rerun(loader: DataLoader[Any], doubt: Doubt, tell: Callable[[str], None]) ->
             check_pickling(ExceptionWrapper(where="in a rerun"))  # type: ignore[no-untyped-call]
         except Exception:
             reportable = False
-        return Rerun("raised", doing, sentence(error), reportable)
-    return Rerun("passed")
+        return Reloaded("raised", doing, sentence(error), reportable)
+    return Reloaded("passed")
 
 
 def _fetched(loader: DataLoader[Any], batches: Sequence[list[Any]], note: Callable[[str], None]) -> Iterator[Any]:

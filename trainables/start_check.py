@@ -16,14 +16,16 @@ import torch
 from torch.utils.data import DataLoader
 
 from feedrate.trainables.config import START_METHODS
-from feedrate.trainables.doubt import Doubt, Rerun, resolve
+from feedrate.trainables.doubt import Doubt
 from feedrate.trainables.failure import Failure, sentence
 from feedrate.trainables.finding import Finding
 from feedrate.trainables.fresh import FreshLoader
 from feedrate.trainables.isolated import OutOfTime
 from feedrate.trainables.loader_watch import LoaderWatch
 from feedrate.trainables.probe import Parts
+from feedrate.trainables.reloaded import Reloaded
 from feedrate.trainables.rerun import explain, rerun
+from feedrate.trainables.settling import settle
 from feedrate.trainables.static_check import members
 
 T = TypeVar("T")
@@ -156,7 +158,7 @@ def first_batch_s(parts: Parts, *, method: str, timeout_s: float) -> float | NoB
     return time.monotonic() - begin
 
 
-def load_again(parts: Parts, *, doubt: Doubt) -> Rerun:
+def load_again(parts: Parts, *, doubt: Doubt) -> Reloaded:
     """Load what a worker failed to load once more, without workers."""
     size = doubt.batch_size or (None if parts.batch_sampler is None else 1)
     loader: DataLoader[Any] = DataLoader(parts.dataset, collate_fn=parts.collate_fn, batch_size=size)
@@ -215,8 +217,8 @@ def _whole(loader: FreshLoader, none: NoBatch) -> Failure:
         return none.failure
     again = _in_time(loader, partial(load_again, doubt=none.doubt), EXPLAIN_S)
     if isinstance(again, Failure):
-        again = Rerun("hangs" if again.kind == "hang" else "died", "loading it", again.message)
-    return resolve(none.failure, none.doubt, again)
+        again = Reloaded("hangs" if again.kind == "hang" else "died", "loading it", again.message)
+    return settle(none.failure, none.doubt, again)
 
 
 def _in_time(loader: FreshLoader, work: Callable[[Parts], T], limit_s: float) -> T | Failure:

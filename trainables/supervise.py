@@ -6,7 +6,6 @@ its socket, the child dies with the template, and what escaped is found by the m
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -17,19 +16,21 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 from feedrate.trainables import stacks
-from feedrate.trainables.doubt import Doubt, Rerun, resolve
+from feedrate.trainables.channel import Channel
+from feedrate.trainables.doubt import Doubt
 from feedrate.trainables.failure import Failure
 from feedrate.trainables.guard import MemoryGuard
 from feedrate.trainables.hang import INTERPRETERS_S
 from feedrate.trainables.host_lock import OTHERS_WAIT_S
 from feedrate.trainables.leaving import EXIT_S
+from feedrate.trainables.reloaded import Reloaded
 from feedrate.trainables.resolve import WorkloadRef
-from feedrate.trainables.template import MARKER, marked, sweep
+from feedrate.trainables.settling import settle
+from feedrate.trainables.sweeping import MARKER, marked, sweep
 from feedrate.trainables.watched import SETUP_TIMEOUT_S, Child, failure_event, how_ended
 
 RERUN_S = 20.0
@@ -63,8 +64,6 @@ class Template:
         self._environment = dict(environment or {})
         self._show_output = show_output
         self._process: subprocess.Popen[bytes] | None = None
-        self._marker = ""
-        self._spare: set[int] = set()
         self._temp: str | None = None
         self._kept: Child | None = None
         self.lock_wait_s = OTHERS_WAIT_S
@@ -95,14 +94,13 @@ class Template:
         except ValueError as error:
             yield failure_event("internal", "setup", str(error))
             return
-        os.ftruncate(self._log.fileno(), 0)
-        os.ftruncate(self._stacks.fileno(), 0)
+        self._channel.begin_request()
         if request.get("config", {}).get("multiprocessing_context") in ("spawn", "forkserver"):
             max_s += INTERPRETERS_S
         request = {"lock_wait_s": self.lock_wait_s, **request, "workload": self.ref.to_json()}
         child = self._kept_for(request)
         if child is not None and not child.again(request, max_s, guard):
-            child.end()
+            self._end(child)
             child = None
         if child is not None:
             failure = yield from self._until_failure(child)
@@ -114,7 +112,7 @@ class Template:
                 return
         child = self._fork(request, max_s, guard)
         if child is None:
-            lost = failure_event("trainer-killed", "setup", f"the trial's template process was killed{self._tail()}")
+            lost = failure_event("trainer-killed", "setup", f"the trial's template process was killed{self._channel.tail()}")
             self.close()
             yield lost
             return
@@ -128,40 +126,42 @@ class Template:
             for event in child.events():
                 if event["event"] == "failure":
                     return event
+                if event.get("without_lock"):
+                    self.lock_wait_s = 0.0  # the next trial is not to wait for the same user again
                 yield event
         finally:
             child.stop()
             if child.kept:
                 self._kept = child
             else:
-                child.end()
+                self._end(child)
         return None
 
     def _without_doubt(self, request: dict[str, Any], failure: dict[str, Any], guard: MemoryGuard) -> dict[str, Any]:
         """The failure with its whole sentence: what the trial could not know, a fresh child finds out without workers."""
         asked = failure.pop("doubt", None)
-        if asked is None:
+        if asked is None or self._process is None:  # the template died with the trial
             return failure
         doubt = Doubt(**asked)
-        os.ftruncate(self._log.fileno(), 0)
+        self._channel.begin_request()
         child = self._fork({**request, "op": "rerun", "doubt": asked, "keep": False}, 0.0, guard)
         if child is None:
             return failure
-        doing, again, until = "", Rerun("slow"), math.inf
+        doing, again, until = "", Reloaded("slow"), math.inf
         try:
             for event in child.events():
                 if event["event"] == "phase" and event["phase"] == "rerun":
                     until = time.monotonic() + RERUN_S
                 doing = event.get("doing", doing)
                 if event["event"] == "rerun":
-                    again = Rerun(event["outcome"], event["doing"], event["error"], event["reportable"])
+                    again = Reloaded(event["outcome"], event["doing"], event["error"], event["reportable"])
                 elif event["event"] == "failure":
                     again = _failed_again(event, doing)
                 if time.monotonic() > until:
                     break
         finally:
-            child.end()
-        return {**failure, **resolve(Failure.from_columns(failure), doubt, again).columns()}
+            self._end(child)
+        return {**failure, **settle(Failure.from_columns(failure), doubt, again).columns()}
 
     def _fork(self, request: dict[str, Any], max_s: float, guard: MemoryGuard) -> Child | None:
         """A fresh child; None when the template has died."""
@@ -169,11 +169,11 @@ class Template:
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                socket.send_fds(self._control, [json.dumps(request).encode() + b"\n"], [theirs.fileno()])
+                socket.send_fds(self._channel.control, [json.dumps(request).encode() + b"\n"], [theirs.fileno()])
             except OSError:
                 ours.close()
                 return None
-        return Child(self, ours, request, max_s, guard)
+        return Child(self._channel, ours, request, max_s, guard)
 
     def _kept_for(self, request: dict[str, Any]) -> Child | None:
         """The child that was kept, where it has what this request needs."""
@@ -182,29 +182,32 @@ class Template:
             return None
         if request.get("keep") and needs(child.request) == needs(request):
             return child
-        child.end()
+        self._end(child)
         return None
+
+    def _end(self, child: Child) -> None:
+        if not child.end():
+            self.close()
 
     def _end_kept(self) -> None:
         child, self._kept = self._kept, None
         if child is not None:
-            child.end()
+            self._end(child)
 
     def close(self) -> None:
         """End the template and every process that came from it."""
         self._end_kept()
         if self._process is None:
             return
-        self._control.close()  # at which the template ends its children, runs its exit functions and ends
+        self._channel.control.close()  # at which the template ends its children, runs its exit functions and ends
         try:
             self._process.wait(2 * EXIT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        sweep(self._marker, spare={os.getpid()})
+        sweep(self._channel.marker, spare={os.getpid()})
         self._process = None
-        self._log.close()
-        self._stacks.close()
+        self._channel.close()
         if self._temp is not None:
             shutil.rmtree(self._temp, ignore_errors=True)
             self._temp = None
@@ -213,20 +216,17 @@ class Template:
         if self._process is not None and self._process.poll() is None:
             return
         self.close()
-        self._marker = uuid.uuid4().hex
+        self._channel = channel = Channel(show_output=self._show_output)
         # Ray's token opens the cluster to whoever has it: user code does not need it
         environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")}
         for key, value in self._environment.items():
             environment.pop(key, None)
             if value is not None:
                 environment[key] = value
-        environment[MARKER] = self._marker
-        self._log, self._stacks = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115 - live as long as the template
-        fcntl.fcntl(self._log, fcntl.F_SETFL, os.O_APPEND)  # emptied for every request
-        environment[stacks.VARIABLE] = self._stacks_path = f"/proc/{os.getpid()}/fd/{self._stacks.fileno()}"
-        output = None if self._show_output else self._log
-        self._control, theirs = socket.socketpair()
-        with theirs:
+        environment[MARKER] = channel.marker
+        environment[stacks.VARIABLE] = channel.stacks_path
+        output = None if self._show_output else channel.log
+        with channel.theirs as theirs:
             self._process = subprocess.Popen(
                 # -P: a folder named feedrate where the user works, perhaps a clone of ours, is not imported instead
                 [sys.executable, "-P", "-m", "feedrate.trainables.template", str(theirs.fileno())],
@@ -238,63 +238,34 @@ class Template:
                 cwd=self.ref.cwd if self.ref.cwd and os.path.isdir(self.ref.cwd) else None,
                 start_new_session=True,  # Ctrl-C in the terminal is for the driver alone
             )
-        self._temp = os.path.join(tempfile.gettempdir(), f"feedrate-{self._marker[:12]}")
-        self._control.sendall(json.dumps(self._hello | {"temp": self._temp}).encode() + b"\n")
-        self._messages = b""
-        ready = self._message(time.monotonic() + SETUP_TIMEOUT_S)
-        self._spare, self.clean = {os.getpid(), *ready["spare"]}, ready["clean"]
-
-    def _message(self, deadline: float) -> dict[str, Any]:
-        """The template's next message.
-
-        Raises:
-            EOFError: the template died. TimeoutError (an OSError): it stayed silent.
-        """
-        while b"\n" not in self._messages:
-            self._control.settimeout(max(deadline - time.monotonic(), 0.001))
-            data = self._control.recv(4096)
-            if not data:
-                raise EOFError
-            self._messages += data
-        line, _, self._messages = self._messages.partition(b"\n")
-        message: dict[str, Any] = json.loads(line)
-        return message
+        self._temp = os.path.join(tempfile.gettempdir(), f"feedrate-{channel.marker[:12]}")
+        channel.control.sendall(json.dumps(self._hello | {"temp": self._temp}).encode() + b"\n")
+        ready = channel.message(time.monotonic() + SETUP_TIMEOUT_S)
+        channel.spare, self.clean = {os.getpid(), *ready["spare"]}, ready["clean"]
 
     def _not_started(self, error: Exception) -> dict[str, Any]:
         """Why there is no template: it imports torch and the workload's module."""
         if isinstance(error, TimeoutError):
             message = f"importing the workload's module took more than {SETUP_TIMEOUT_S:.0f} s"
             pid = self._process.pid if self._process is not None else 0
-            found = stacks.read(marked(self._marker), trainer=pid, path=self._stacks_path)
+            found = stacks.read(marked(self._channel.marker), trainer=pid, path=self._channel.stacks_path)
             place = next((stack.place() for stack in found if stack.pid == pid), None)
             message += f": it hangs in {place}" if place is not None else ""
-            return failure_event("hang", "setup", message + self._tail(), stacks.text_of(found))
+            return failure_event("hang", "setup", message + self._channel.tail(), stacks.text_of(found))
         if isinstance(error, EOFError) and self._process is not None:
             message = how_ended(self._process.wait(), "while the workload's module was imported")
-            return failure_event("trainer-killed", "setup", message + self._tail())
-        return failure_event("internal", "setup", f"the trial's template process did not start: {error}{self._tail()}")
-
-    def _tail(self) -> str:
-        """The last lines of this request's output, for a failure's sentence."""
-        text = self._output(1500).strip()
-        return f"; its last output: {text}" if text else ""
-
-    def _output(self, num_bytes: int) -> str:
-        """The end of this request's output; empty where it goes to our stderr."""
-        if self._show_output or self._process is None:
-            return ""
-        log = self._log.fileno()
-        return os.pread(log, num_bytes, max(os.fstat(log).st_size - num_bytes, 0)).decode(errors="replace")
+            return failure_event("trainer-killed", "setup", message + self._channel.tail())
+        return failure_event("internal", "setup", f"the trial's template process did not start: {error}{self._channel.tail()}")
 
 
-def _failed_again(event: dict[str, Any], doing: str) -> Rerun:
+def _failed_again(event: dict[str, Any], doing: str) -> Reloaded:
     """What became of a rerun that ended without a word of its own."""
     if event["failure_phase"] != "rerun":
-        return Rerun("unmade", error=event["failure_message"])
+        return Reloaded("unmade", error=event["failure_message"])
     if event["failure_kind"] == "hang":
-        return Rerun("hangs", doing)
+        return Reloaded("hangs", doing)
     how = re.search(r"SIG\w+|exit status \d+", event["failure_message"])
-    return Rerun("died", doing, how[0] if how else event["failure_message"])
+    return Reloaded("died", doing, how[0] if how else event["failure_message"])
 
 
 def needs(request: dict[str, Any]) -> tuple[Any, ...]:

@@ -23,20 +23,14 @@ import socket
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
-from pathlib import Path
 from typing import Any, NoReturn
 
 from feedrate.trainables import stacks
 from feedrate.trainables.leaving import EXIT_S, forget_inherited_exits, leave, leave_on_sigterm
+from feedrate.trainables.sweeping import MARKER, marked, sweep
 
-MARKER = "FEEDRATE_TEMPLATE"
-"""Environment variable that every process of a trial inherits from its template: how strays are found."""
-HELPERS = (b"multiprocessing.resource_tracker", b"torch_shm_manager")
-"""Words in the command lines of processes that clean up after killed ones and then end by themselves."""
 TERMINATING = (signal.SIGTERM, signal.SIGHUP)
 """Signals that the template ignores: it ends with its owner. systemd and Slurm send SIGTERM to every process, and a template
 that died of it would leave its folder behind."""
@@ -271,65 +265,6 @@ def _receive_request(control: socket.socket) -> tuple[bytes, list[int]]:
     if not data:
         return b"", []
     return data + _receive_line(control), list(descriptors)
-
-
-def kill_group(pid: int) -> None:
-    """SIGKILL a process group; one that is gone already is fine."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
-
-
-def marked(marker: str) -> dict[int, bool]:
-    """Every process whose environment carries this marker, and whether it is one of `HELPERS`.
-
-    Finds processes that left the trial's process group; the marker was in the environment that the template was
-    executed with, so forked and executed descendants have it.
-    """
-    wanted = f"{MARKER}={marker}".encode()
-    found = {}
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        try:
-            if wanted in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0"):
-                command = Path(f"/proc/{entry}/cmdline").read_bytes()
-                found[int(entry)] = any(word in command for word in HELPERS)
-        except OSError:
-            continue
-    return found
-
-
-def sweep(marker: str, *, spare: set[int], group: int | None = None, helpers_s: float = 4.0) -> None:
-    """SIGKILL a process group and every process with this marker, and wait until they are gone (5 s at most).
-
-    Helpers get `helpers_s` to end by themselves; 0 leaves them to do so later. A loader worker killed while it makes
-    a batch leaves the batch's file in /dev/shm: it is found by the worker's pid.
-    """
-    killed = set(marked(marker)) - spare if group is not None else set()
-    if group is not None:
-        kill_group(group)
-    begin = time.monotonic()
-    while time.monotonic() < begin + 5:
-        found = {pid: helper for pid, helper in marked(marker).items() if pid not in spare}
-        if not helpers_s:
-            found = {pid: helper for pid, helper in found.items() if not helper}
-        if not found:
-            break
-        for pid, helper in found.items():
-            if not helper or time.monotonic() > begin + helpers_s:
-                with contextlib.suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
-        killed |= found.keys()
-        time.sleep(0.01)
-    remove_batches(killed)
-
-
-def remove_batches(pids: Iterable[int]) -> None:
-    """Remove the files of shared memory that torch made for these processes, which have ended."""
-    for pid in pids:
-        for path in Path("/dev/shm").glob(f"torch_{pid}_*"):
-            with contextlib.suppress(OSError):
-                path.unlink()
 
 
 if __name__ == "__mp_main__":  # a loader worker that was spawned: whatever it does next, it can be asked where it is

@@ -15,17 +15,15 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from feedrate.trainables import stacks
+from feedrate.trainables.channel import Channel
 from feedrate.trainables.failure import Failure
 from feedrate.trainables.guard import PERIOD_S, MemoryGuard
 from feedrate.trainables.hang import LOST, dropped, no_batch_because, what_hangs
 from feedrate.trainables.leaving import EXIT_S
-from feedrate.trainables.template import kill_group, marked, remove_batches, sweep
-
-if TYPE_CHECKING:
-    from feedrate.trainables.supervise import Template
+from feedrate.trainables.sweeping import kill_group, remove_batches, sweep
 
 SETUP_TIMEOUT_S = 300.0
 """Longest silence before a trial's timed part: making the dataset and the model, first CUDA use."""
@@ -48,17 +46,17 @@ class Child:
     """A process that was forked for a request, and may be kept for further ones.
 
     Args:
-        template: what forked it.
-        channel: our end: events come out of it, further requests and "stop" go in.
+        channel: to the template that forked it.
+        events: our end of a socket: events come out of it, further requests and "stop" go in.
         request: the first one.
         max_s: how long the timed part may stay silent.
         guard: watches its memory.
     """
 
     def __init__(
-        self, template: Template, channel: socket.socket, request: dict[str, Any], max_s: float, guard: MemoryGuard
+        self, channel: Channel, events: socket.socket, request: dict[str, Any], max_s: float, guard: MemoryGuard
     ) -> None:
-        self.template, self.channel = template, channel
+        self.channel, self.socket = channel, events
         self.pid: int | None = None
         self.ended = False
         self.buffer = b""
@@ -77,13 +75,13 @@ class Child:
         """Give a kept child another request; False when it has died meanwhile."""
         self._begin(request, max_s, guard)
         try:
-            self.channel.sendall(json.dumps(request).encode() + b"\n")
-            self.channel.settimeout(ANSWER_TIMEOUT_S)
-            return bool(self.channel.recv(1, socket.MSG_PEEK))
+            self.socket.sendall(json.dumps(request).encode() + b"\n")
+            self.socket.settimeout(ANSWER_TIMEOUT_S)
+            return bool(self.socket.recv(1, socket.MSG_PEEK))
         except OSError:
             return False
         finally:
-            self.channel.settimeout(None)
+            self.socket.settimeout(None)
 
     def stop(self) -> None:
         """Let a child that can be kept end what it measures; `kept` says whether it did, in bounded time."""
@@ -91,10 +89,10 @@ class Child:
             return
         deadline = time.monotonic() + STOP_TIMEOUT_S
         try:
-            self.channel.sendall(b"stop\n")
+            self.socket.sendall(b"stop\n")
             while not self.kept and (left_s := deadline - time.monotonic()) > 0:
-                self.channel.settimeout(left_s)
-                data = self.channel.recv(1 << 16)
+                self.socket.settimeout(left_s)
+                data = self.socket.recv(1 << 16)
                 events = list(self._split(data))
                 if not data or any(event["event"] == "failure" for event in events):
                     return
@@ -104,12 +102,12 @@ class Child:
         except OSError:
             return
         finally:
-            self.channel.settimeout(None)
+            self.socket.settimeout(None)
 
     def events(self) -> Iterator[dict[str, Any]]:
-        control = self.template._control
+        control = self.channel.control
         poll = select.poll()
-        reading = self.channel.fileno()
+        reading = self.socket.fileno()
         poll.register(reading, select.POLLIN)
         poll.register(control, select.POLLIN)
         deadline = _deadline(self.allowed_s)
@@ -119,7 +117,7 @@ class Child:
             ready = {number for number, _ in poll.poll(max(min(deadline, look_s) - time.monotonic(), 0) * 1000)}
             if time.monotonic() >= look_s:
                 look_s = time.monotonic() + PERIOD_S
-                if reason := self.guard.crossed(self._pids()):
+                if reason := self.guard.crossed(self.channel.pids()):
                     yield self._or_result(failure_event("out-of-memory", self.phase, reason))
                     return
             if time.monotonic() >= tell_s:
@@ -146,9 +144,9 @@ class Child:
                         return
                 continue  # events first: the end of the child may be known before its last words are read
             try:
-                message = self.template._message(time.monotonic() + 5)
+                message = self.channel.message(time.monotonic() + 5)
             except (OSError, EOFError):
-                text = f"the trial's template process was killed{self.template._tail()}"
+                text = f"the trial's template process was killed{self.channel.tail()}"
                 yield self._or_result(failure_event("trainer-killed", self.phase, text))
                 return
             if "started" in message:
@@ -156,7 +154,7 @@ class Child:
             elif "ended" in message:
                 self.ended = True
                 text = how_ended(os.waitstatus_to_exitcode(message["ended"]), f"in phase {self.phase}")
-                yield self._or_result(failure_event("trainer-killed", self.phase, text + self.template._tail()))
+                yield self._or_result(failure_event("trainer-killed", self.phase, text + self.channel.tail()))
                 return
 
     def _learn(self, event: dict[str, Any]) -> None:
@@ -167,8 +165,6 @@ class Child:
             self.columns = event["columns"]
         if event["event"] == "waiting":
             self.allowed_s = None  # waiting for the host's lock may take as long as another search
-            if event.get("without_lock"):
-                self.template.lock_wait_s = 0.0  # the next trial is not to wait for the same user again
         elif self.phase in ("setup", "warm"):
             self.allowed_s = SETUP_TIMEOUT_S
         elif self.phase == "rerun":
@@ -182,23 +178,19 @@ class Child:
             return {"event": "result", "columns": self.columns}
         return failure
 
-    def _pids(self) -> Iterator[int]:
-        """The trial's processes; those that live as long as the template are not of them."""
-        yield from (pid for pid in marked(self.template._marker) if pid not in self.template._spare)
-
     def _hang(self) -> dict[str, Any]:
         """Where the trial hangs, asked while it still does."""
-        found = stacks.read(self._pids(), trainer=self.pid, path=self.template._stacks_path)
+        found = stacks.read(self.channel.pids(), trainer=self.pid, path=self.channel.stacks_path)
         what = what_hangs(found, self.phase)
-        if what == LOST and (why := dropped(self.template._output(1 << 16))):
+        if what == LOST and (why := dropped(self.channel.output(1 << 16))):
             kind, message = no_batch_because(why)
             return failure_event(kind, self.phase, message, stacks.text_of(found))
         message = f"{what}: nothing happened in phase {self.phase} for {self.allowed_s:.0f} s, and the trial was ended"
-        return failure_event("hang", self.phase, message + self.template._tail(), stacks.text_of(found))
+        return failure_event("hang", self.phase, message + self.channel.tail(), stacks.text_of(found))
 
     def _received(self) -> bytes:
         try:
-            return self.channel.recv(1 << 16)
+            return self.socket.recv(1 << 16)
         except ConnectionResetError:  # it died with something of ours unread
             return b""
 
@@ -208,26 +200,26 @@ class Child:
             line, _, self.buffer = self.buffer.partition(b"\n")
             yield json.loads(line)
 
-    def end(self) -> None:
-        """Let the child run its exit functions, kill it and all that came from it, and wait until it is gone."""
-        template = self.template
-        self.channel.close()
-        if template._process is None:
-            return
+    def end(self) -> bool:
+        """Let the child run its exit functions, kill it and all that came from it, and wait until it is gone.
+
+        Returns False where the template has died, and is to be closed.
+        """
+        self.socket.close()
         try:
             while self.pid is None:
-                self.pid = template._message(time.monotonic() + 10).get("started")
-            members = set(marked(template._marker)) - template._spare
+                self.pid = self.channel.message(time.monotonic() + 10).get("started")
+            members = self.channel.pids()
             self._let_leave(self.pid)
-            sweep(template._marker, group=self.pid, spare=template._spare)
+            sweep(self.channel.marker, group=self.pid, spare=self.channel.spare)
             remove_batches(members)  # of workers that ended with the child, in the middle of a batch
             while not self.ended:
-                self.ended = "ended" in template._message(time.monotonic() + 10)
+                self.ended = "ended" in self.channel.message(time.monotonic() + 10)
         except (OSError, EOFError):
             if self.pid is not None:
                 kill_group(self.pid)
-            template.close()
-
+            return False
+        return True
 
     def _let_leave(self, pid: int) -> None:
         """Wait EXIT_S for the child to end by itself; one that was not about to is asked to by SIGTERM."""
@@ -237,7 +229,7 @@ class Child:
         until = time.monotonic() + EXIT_S
         with contextlib.suppress(TimeoutError):
             while not self.ended:
-                self.ended = "ended" in self.template._message(until)
+                self.ended = "ended" in self.channel.message(until)
 
 
 def how_ended(code: int, when: str) -> str:

@@ -1,0 +1,89 @@
+"""`Run`: what a run folder holds, as pandas tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from feedrate.analysis.ceilings import LOAD, Ceilings, is_disturbed
+from feedrate.analysis.estimate import Rate
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Run:
+    """What a run folder holds, as tables."""
+
+    path: Path
+    search: dict[str, Any]
+    """What was asked, on what: search.json."""
+    trials: pd.DataFrame
+    """One row a record: the scalar columns of analysis/schema.py and what is derived from its windows."""
+    windows: pd.DataFrame
+    """One row a timed window."""
+    best: dict[str, Any] | None
+    """best.json; None while there is none."""
+    problems: list[str]
+    """One sentence for everything that was left out."""
+    rank: Callable[[Run], pd.DataFrame]
+    """Makes `configs`: `summary.ranking`, which needs this class."""
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, {len(self.trials)} measurements{', unfinished' if self.unfinished else ''})"
+
+    @property
+    def latest(self) -> pd.DataFrame:
+        """The trials that count: where a trial was asked again, only its last attempt."""
+        return self.trials[~self.trials["superseded"]]
+
+    @property
+    def configs(self) -> pd.DataFrame:
+        """One row a setting, replicates pooled with their intervals, the fastest first: `summary.ranking` of this run."""
+        return self.rank(self)
+
+    @property
+    def failures(self) -> pd.DataFrame:
+        """The rows of `trials` that failed, those of earlier attempts too."""
+        return self.trials[self.trials["status"] == "failed"]
+
+    @property
+    def ceilings(self) -> dict[int | None, float]:
+        """Batch size -> items per second of the training step alone, where they are known (ceilings.py)."""
+        return self.ceilings_found.known()
+
+    @property
+    def ceilings_found(self) -> Ceilings:
+        """What is known of the training step alone at each batch size, and why not where it is not."""
+        found = Ceilings()
+        names = ("batch_size", "step_only_sps", "steady_sps", "steady_low_sps", "steady_high_sps", "cached_batch_failure", *LOAD)
+        for row in self.latest[[*names]].astype(object).where(self.latest[[*names]].notna(), None).to_dict("records"):
+            size, sps, step_sps = row["batch_size"], row["steady_sps"], row["step_only_sps"]
+            rate = None if sps is None else Rate(sps=sps, low_sps=row["steady_low_sps"], high_sps=row["steady_high_sps"])
+            is_unread = row["cached_batch_failure"] is not None
+            found.learn(None if size is None else int(size), step_sps, rate, disturbed=is_disturbed(row), unread=is_unread)
+        return found
+
+    @property
+    def copies(self) -> dict[tuple[int | None, bool], float]:
+        """Batch size and pin_memory -> items per second of copying batches to the accelerator alone; the median."""
+        known = self.latest.dropna(subset=["copy_only_sps"])
+        rates = known.groupby(["batch_size", "pin_memory"], dropna=False)["copy_only_sps"].median().reset_index()
+        return {
+            (None if pd.isna(row["batch_size"]) else int(row["batch_size"]), bool(row["pin_memory"])): float(row["copy_only_sps"])
+            for _, row in rates.iterrows()
+        }
+
+    @property
+    def unit(self) -> str:
+        """What an item is, for people: samples, unless the workload counts something else."""
+        workload = self.search.get("workload")
+        unit = workload.get("unit") if isinstance(workload, dict) else None
+        return unit if isinstance(unit, str) and unit else "samples"
+
+    @property
+    def unfinished(self) -> bool:
+        """True while more may come: the search has not said that it is done, and there is no best.json."""
+        return self.best is None and self.search.get("finished") is not True
