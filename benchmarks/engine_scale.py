@@ -30,12 +30,12 @@ from feedrate.search import tuning
 from feedrate.search.domains import to_tune
 from feedrate.search.engine import _QUIET, _WORKERS
 from feedrate.search.options import SearchOptions
-from feedrate.search.past import Request
 from feedrate.search.placing import Placement
 from feedrate.search.progress import Display
 from feedrate.search.session import Session
 from feedrate.search.space import Choice, Range, SearchSpace
 from feedrate.search.study import Brain
+from feedrate.search.trial_request import TrialRequest
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.resolve import make_ref
 
@@ -158,7 +158,7 @@ def without_engine(folder: Path, num_trials: int) -> None:
         _complete(session, request)
 
 
-def _complete(session: Session, request: Request) -> None:
+def _complete(session: Session, request: TrialRequest) -> None:
     session.completed(request.number, columns_of(request.config.to_dict(), request.number), None)
 
 

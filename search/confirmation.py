@@ -15,9 +15,9 @@ from feedrate.search.budget import Budget
 from feedrate.search.finalists import Candidate, next_round
 from feedrate.search.host_health import LOST, HostHealth
 from feedrate.search.options import SearchOptions
-from feedrate.search.past import Request
 from feedrate.search.progress import Display
 from feedrate.search.study import Brain
+from feedrate.search.trial_request import TrialRequest
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import Failure
 
@@ -47,7 +47,7 @@ class Bookkeeping(Protocol):
 
     def write(
         self,
-        request: Request,
+        request: TrialRequest,
         config: LoaderConfig,
         columns: dict[str, Any],
         failure: dict[str, Any] | None,
@@ -67,7 +67,7 @@ class Confirmation:
         self.session, self.finalists = session, list(finalists)
         self._round = max((record.get("round") or 0 for record in session.records), default=0)
         self._before = self._round
-        self._running: dict[int, Request] = {}
+        self._running: dict[int, TrialRequest] = {}
         self._since_unix_s: dict[int, float] = {}
         self._num_measured: dict[int, int] = {}
         self._lost = 0
@@ -76,7 +76,7 @@ class Confirmation:
             session.display.confirming([each.config for each in finalists])
 
     @property
-    def running(self) -> list[Request]:
+    def running(self) -> list[TrialRequest]:
         """Rounds asked for and not ended."""
         return list(self._running.values())
 
@@ -85,7 +85,7 @@ class Confirmation:
         """Rounds that are needed at least, those under way included."""
         return 0 if self.is_over else max(MIN_ROUNDS - (self._round - self._before), 0) + len(self._running)
 
-    def next(self) -> Request | None:
+    def next(self) -> TrialRequest | None:
         """The next round; None where there is none now, and once `is_over` there will be none."""
         if self.is_over:
             return None
@@ -102,7 +102,7 @@ class Confirmation:
             self.is_over = True
             return None
         self._round += 1
-        request = Request(
+        request = TrialRequest(
             kind="confirm",
             number=self._round,
             configs=tuple(configs),

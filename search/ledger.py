@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 
-from feedrate.search.past import Counts, Past
+from feedrate.search.trials import Counts, KnownTrial
 from feedrate.trainables.config import LoaderConfig
 
 
@@ -23,28 +23,28 @@ class Ledger:
 
     def __init__(self, fold: Callable[[LoaderConfig], LoaderConfig] = lambda config: config) -> None:
         self._fold = fold
-        self._trials: list[Past] = []
+        self._trials: list[KnownTrial] = []
         self._states: Counter[str] = Counter()
-        self._waiting: dict[int, Past] = {}
+        self._waiting: dict[int, KnownTrial] = {}
         self._uses: Counter[LoaderConfig] = Counter()
         self._tried: set[LoaderConfig] = set()
 
     def __len__(self) -> int:
         return len(self._trials)
 
-    def __getitem__(self, number: int) -> Past:
+    def __getitem__(self, number: int) -> KnownTrial:
         return self._trials[number]
 
-    def all(self) -> list[Past]:
+    def all(self) -> list[KnownTrial]:
         """Every trial, in order of its number."""
         return list(self._trials)
 
-    def append(self, past: Past) -> None:
+    def append(self, past: KnownTrial) -> None:
         """A trial more; its number is the ledger's length."""
         self._trials.append(past)
         self._enter(past, 1)
 
-    def move(self, past: Past, state: str, *, is_blameless: bool | None = None) -> None:
+    def move(self, past: KnownTrial, state: str, *, is_blameless: bool | None = None) -> None:
         """Put a trial into another state."""
         self._enter(past, -1)
         past.state = state
@@ -60,11 +60,11 @@ class Ledger:
         """Settings that are not drawn again: waiting, running and told ones. Not a copy."""
         return self._tried
 
-    def waiting(self) -> list[Past]:
+    def waiting(self) -> list[KnownTrial]:
         """The trials that nobody measures yet, in order of their numbers."""
         return [self._waiting[number] for number in sorted(self._waiting)]
 
-    def _enter(self, past: Past, sign: int) -> None:
+    def _enter(self, past: KnownTrial, sign: int) -> None:
         self._states[past.state] += sign
         if past.state == "waiting" and sign > 0:
             self._waiting[past.number] = past

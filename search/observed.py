@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from feedrate.analysis.ceilings import Ceilings
 from feedrate.analysis.estimate import RUN_SD_FRACTION, Rate
-from feedrate.search.compat import constraints
+from feedrate.search.optuna_compat import constraints
 from feedrate.search.pruner import HALF_WIDTH, LOW
 from feedrate.trainables.config import LoaderConfig
 

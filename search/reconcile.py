@@ -19,9 +19,9 @@ from feedrate.analysis.ceilings import is_disturbed
 from feedrate.analysis.estimate import record_change, record_rate, record_steady, step_only_sps, wait_fraction
 from feedrate.analysis.schema import status
 from feedrate.search.observed import CHANGING, CPU_ITEM, NUM_CPUS, STEP_ONLY
-from feedrate.search.past import Reconciled
 from feedrate.search.pruner import LOW
 from feedrate.search.study import Brain
+from feedrate.search.trials import Reconciled
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import INFEASIBLE
 

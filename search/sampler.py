@@ -23,10 +23,10 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from feedrate.analysis.disqualified import NOTHING
-from feedrate.search.compat import tpe_sampler
 from feedrate.search.domains import to_optuna
 from feedrate.search.expectation import LEAST_TO_DRAW, Expectation, most_promising, predicted_sps
 from feedrate.search.observed import Observed
+from feedrate.search.optuna_compat import tpe_sampler
 from feedrate.search.space import ALWAYS, NAMES, SearchSpace, applicable
 from feedrate.trainables.config import LoaderConfig
 

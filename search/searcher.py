@@ -16,9 +16,9 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from feedrate.search.confirmation import Confirmation
-from feedrate.search.past import Request
 from feedrate.search.session import Session
 from feedrate.search.slots import Slots
+from feedrate.search.trial_request import TrialRequest
 
 METRIC = "throughput_sps"
 SLOT_S = 10.0
@@ -35,11 +35,11 @@ class SessionSearcher(Searcher):
         slots: how many trials can run at once now, and where not.
     """
 
-    def __init__(self, session: Session, to_config: Callable[[Request, set[str]], dict[str, Any]], slots: Slots) -> None:
+    def __init__(self, session: Session, to_config: Callable[[TrialRequest, set[str]], dict[str, Any]], slots: Slots) -> None:
         super().__init__(metric=METRIC, mode="max")
         self.session, self.to_config, self.slots = session, to_config, slots
         session.hosts = slots.hosts
-        self.requests: dict[str, Request] = {}
+        self.requests: dict[str, TrialRequest] = {}
         """What Tune's trial of this id measures, while it runs."""
         self._placed: set[str] = set()
         self._avoided: dict[str, set[str]] = {}
@@ -145,7 +145,7 @@ class SessionSearcher(Searcher):
             assert result is not None
             self.session.completed(request.number, self._columns(result), json.loads(result["failure"]))
 
-    def _nowhere(self, request: Request) -> None:
+    def _nowhere(self, request: TrialRequest) -> None:
         """The trial was stranded (see `stranded`): its failure counts, or it is asked for anew."""
         if request.kind == "confirm":
             self._confirmation.over(request.number)
@@ -154,13 +154,13 @@ class SessionSearcher(Searcher):
         else:
             self.session.give_back(request.number, "no host is left that may run it")
 
-    def _refused(self, request: Request, result: dict[str, Any]) -> None:
+    def _refused(self, request: TrialRequest, result: dict[str, Any]) -> None:
         """A node that joined late is no match for this search: no more trials go there, and this one goes elsewhere."""
         is_news = result["node_id"] not in self.slots.refused
         self.slots.refused.add(result["node_id"])
         self._elsewhere(request, [f"{result['refusal']}: it takes no trials of this search"] if is_news else [])
 
-    def _elsewhere(self, request: Request, notes: list[str]) -> None:
+    def _elsewhere(self, request: TrialRequest, notes: list[str]) -> None:
         """Say what is wrong with nodes, and have what was asked for measured on other ones."""
         for note in notes:
             self.session.display.say(f"note: {note}")

@@ -22,11 +22,11 @@ from feedrate.search.finalists import Candidate, able, candidate_of, choose, for
 from feedrate.search.host_health import HostHealth
 from feedrate.search.opening import Opening
 from feedrate.search.options import SearchOptions, counted_anyway
-from feedrate.search.past import Request
 from feedrate.search.progress import Display
 from feedrate.search.reconcile import tell_record
 from feedrate.search.stopping import EXHAUSTED, LEAST_TOLD, at_ceiling, nothing_to_gain, same_failures
 from feedrate.search.study import Brain
+from feedrate.search.trial_request import TrialRequest
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import Failure
 
@@ -79,8 +79,8 @@ class Session:
         self._num_replayed = 0
         self.confirmation: Confirmation | None = None
         """The rounds at the end; None until they begin."""
-        self._running: dict[int, Request] = {}
-        self._elsewhere: dict[int, Request] = {}
+        self._running: dict[int, TrialRequest] = {}
+        self._elsewhere: dict[int, TrialRequest] = {}
         """Trial number -> the trial that failed and waits for another host."""
         self._failures: dict[int, dict[str, Any]] = {}
         """Trial number -> the last record of a trial that failed and that another host is to try."""
@@ -101,7 +101,7 @@ class Session:
             self.display.learn(record, record_rate(record, self.options.objective))
         self._num_replayed = len(self.records)
 
-    def next(self) -> Request | None:
+    def next(self) -> TrialRequest | None:
         """The next trial; None where there is none now, and once `stop_reason` is set none will come."""
         request = self._next_elsewhere()
         if request is None and self.search_reason is None and not self._all_closed():
@@ -123,7 +123,7 @@ class Session:
         hosts = set(self.hosts())
         return bool(hosts) and hosts <= self.health.closed and bool(self._running or self._elsewhere)
 
-    def _next_elsewhere(self) -> Request | None:
+    def _next_elsewhere(self) -> TrialRequest | None:
         """Return a trial that failed on one host and is tried on another one; None where no such trial waits."""
         while self._elsewhere:
             number, request = next(iter(self._elsewhere.items()))
@@ -140,11 +140,11 @@ class Session:
                 return request
         return None
 
-    def avoided(self, request: Request) -> set[str]:
+    def avoided(self, request: TrialRequest) -> set[str]:
         """Return the ids of the hosts that must not measure this trial."""
         return self.health.set_aside.keys() | (request.avoid or self.health.closed)
 
-    def nowhere(self, request: Request) -> None:
+    def nowhere(self, request: TrialRequest) -> None:
         """Count the failure of a trial that was to be tried on another host: no other host is left."""
         self._elsewhere.pop(request.number, None)
         if self._running.pop(request.number, None) is not None:
@@ -152,12 +152,12 @@ class Session:
         self.health.forget(request.config)
         tell_record(self.brain, self._failures.pop(request.number), self.options.objective)
 
-    def _begin(self, request: Request) -> None:
+    def _begin(self, request: TrialRequest) -> None:
         self._running[request.number] = request
         self.budget.asked(request.key)
         self.display.started(request.number, request.config, request.origin)
 
-    def _next_setting(self) -> Request | None:
+    def _next_setting(self) -> TrialRequest | None:
         self._opening.review(self.measured(), self.brain.predict, self.display.say, self._rates)
         if yours := self._yours_without_rounds():
             self.brain.enqueue(yours, "baseline")
@@ -169,7 +169,7 @@ class Session:
         if ask is None:
             self.search_reason = self.search_reason or EXHAUSTED
             return None
-        request = Request(
+        request = TrialRequest(
             kind="search",
             number=ask.number,
             configs=(ask.config,),
@@ -181,7 +181,7 @@ class Session:
         self._begin(request)
         return request
 
-    def _next_round(self) -> Request | None:
+    def _next_round(self) -> TrialRequest | None:
         if self._running or self._elsewhere:
             return None  # what it gives may be a finalist
         if self.confirmation is None:
@@ -240,7 +240,7 @@ class Session:
 
     def write(
         self,
-        request: Request,
+        request: TrialRequest,
         config: LoaderConfig,
         columns: dict[str, Any],
         failure: dict[str, Any] | None,
@@ -331,7 +331,7 @@ class Session:
         self.brain.give_up(number, reason)
 
     @property
-    def running(self) -> list[Request]:
+    def running(self) -> list[TrialRequest]:
         """Measurements asked for and not ended."""
         return [*self._running.values(), *(self.confirmation.running if self.confirmation else [])]
 
@@ -347,7 +347,7 @@ class Session:
         """Of the time budget."""
         return self.budget.seconds_left()
 
-    def _what_fitted(self, request: Request, failure: dict[str, Any]) -> str:
+    def _what_fitted(self, request: TrialRequest, failure: dict[str, Any]) -> str:
         """What to add to a failure for want of memory: the largest smaller batch that was trained."""
         asked = request.config.batch_size
         if failure["failure_kind"] not in ("cuda-out-of-memory", "out-of-memory") or asked is None:

@@ -26,19 +26,19 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from feedrate.analysis.disqualified import Disqualified
-from feedrate.search.compat import constraints, set_constraint
 from feedrate.search.domains import to_optuna
 from feedrate.search.expectation import Expectation
 from feedrate.search.ledger import Ledger
 from feedrate.search.options import LOOKS
-from feedrate.search.past import Ask, Counts, Past
+from feedrate.search.optuna_compat import constraints, set_constraint
 from feedrate.search.pruner import HALF_WIDTH, ConfidencePruner
 from feedrate.search.sampler import SnappingSampler
 from feedrate.search.space import SearchSpace
 from feedrate.search.storage import BrainError, close_storage, open_storage, open_study, with_retry
+from feedrate.search.trials import Ask, Counts, KnownTrial
 from feedrate.trainables.config import LoaderConfig
 
-__all__ = ["Ask", "Brain", "BrainError", "Counts", "Past"]
+__all__ = ["Ask", "Brain", "BrainError", "Counts", "KnownTrial"]
 
 KIND = "search"
 FITS = "fits"
@@ -204,7 +204,7 @@ class Brain:
         self.tell_failed(number, reason, lost=True)
         return requeued
 
-    def _place(self, past: Past) -> int:
+    def _place(self, past: KnownTrial) -> int:
         """The number under which a setting was first asked for: what was interrupted is not put at the end."""
         while past.requeue_of is not None:
             past = self._trials[past.requeue_of]
@@ -214,7 +214,7 @@ class Brain:
         """How many trials are in which state."""
         return self._trials.counts()
 
-    def history(self) -> list[Past]:
+    def history(self) -> list[KnownTrial]:
         """Every trial, in order of its number."""
         return self._trials.all()
 
@@ -226,13 +226,13 @@ class Brain:
         """Settings that are not drawn again: waiting, running and told ones. It changes with the study."""
         return self._trials.tried
 
-    def forget(self, past: Past) -> None:
+    def forget(self, past: KnownTrial) -> None:
         """Nobody knows any more how a told trial ended: it is not counted, and its setting may be drawn again."""
         self._trials.move(past, "lost")
 
     def add(
         self, state: TrialState, config: LoaderConfig | None, origin: str, attrs: Mapping[str, Any] | None = None
-    ) -> Past:
+    ) -> KnownTrial:
         """Make a trial by one write; values outside the space are left out of its parameters, not of its config."""
         known: dict[str, Any] = {"origin": origin, "kind": KIND, "run_id": self.run_id}
         distributions = self._sampler.distributions(config) if config else {}
@@ -251,9 +251,9 @@ class Brain:
                 self._remember(frozen)
         return self._remember(made)
 
-    def _remember(self, frozen: FrozenTrial) -> Past:
+    def _remember(self, frozen: FrozenTrial) -> KnownTrial:
         attrs, last_step = frozen.user_attrs, frozen.last_step
-        past = Past(
+        past = KnownTrial(
             number=frozen.number,
             trial_id=frozen._trial_id,
             config=LoaderConfig.from_dict(attrs["config"]) if "config" in attrs else None,
@@ -268,7 +268,7 @@ class Brain:
         self._trials.append(past)
         return past
 
-    def _open(self, number: int) -> Past | None:
+    def _open(self, number: int) -> KnownTrial | None:
         """The trial, running, when it is not told yet."""
         if not 0 <= number < len(self._trials):
             raise BrainError(f"the study {self.study.study_name} has no trial {number}")
@@ -279,17 +279,17 @@ class Brain:
             self._start(past)
         return past
 
-    def _start(self, past: Past) -> None:
+    def _start(self, past: KnownTrial) -> None:
         with_retry(lambda: self._storage.set_trial_state_values(past.trial_id, TrialState.RUNNING))
         self._trials.move(past, "running")
 
-    def _set_attrs(self, past: Past, attrs: Mapping[str, Any] | None) -> None:
+    def _set_attrs(self, past: KnownTrial, attrs: Mapping[str, Any] | None) -> None:
         for name, value in (attrs or {}).items():
             with_retry(partial(self._storage.set_trial_user_attr, past.trial_id, name, value))
 
     def _finish(
         self,
-        past: Past,
+        past: KnownTrial,
         state: TrialState,
         name: str,
         attrs: Mapping[str, Any] | None,

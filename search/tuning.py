@@ -15,7 +15,6 @@ from ray.tune.execution import class_cache
 
 from feedrate.search.nodes import place_of, versions_here
 from feedrate.search.options import SearchOptions
-from feedrate.search.past import Request
 from feedrate.search.placing import Placement
 from feedrate.search.scheduler import PruningScheduler
 from feedrate.search.searcher import SessionSearcher
@@ -23,6 +22,7 @@ from feedrate.search.session import Session
 from feedrate.search.shipping import digest_of
 from feedrate.search.slots import Slots
 from feedrate.search.trainable import Supervisor
+from feedrate.search.trial_request import TrialRequest
 from feedrate.trainables.failure import chain
 from feedrate.trainables.resolve import WorkloadRef
 
@@ -144,14 +144,14 @@ def _resources(bundle: dict[str, float], config: dict[str, Any]) -> tune.Placeme
 
 def _to_config(
     placement: Placement, ref: WorkloadRef, options: SearchOptions, root: str | None, command: str
-) -> Callable[[Request, set[str]], dict[str, Any]]:
+) -> Callable[[TrialRequest, set[str]], dict[str, Any]]:
     shipped = {"root": root, "digest": digest_of(ref) if root is not None else None}
     environment = {name: os.environ.get(name) for name in USER_THREADS}
     expects = None  # a local Ray has one node, this one
     if options.address is not None:
         expects = {"versions": versions_here(), "hardware": placement.hardware if placement.host_ids else ""}
 
-    def to_config(request: Request, refused: set[str]) -> dict[str, Any]:
+    def to_config(request: TrialRequest, refused: set[str]) -> dict[str, Any]:
         body = {
             "workload": ref.to_json(),
             "shipped": shipped,

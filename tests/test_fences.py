@@ -28,7 +28,7 @@ RAY_FILES = {
     "search/tuning.py",
 }
 OPTUNA_FILES = {
-    "search/compat.py",
+    "search/optuna_compat.py",
     "search/domains.py",
     "search/observed.py",
     "search/pruner.py",
@@ -37,8 +37,8 @@ OPTUNA_FILES = {
     "search/storage.py",
     "search/study.py",
 }
-# domains.py translates Tune's domains into Optuna's distributions, compat.py knows what differs between versions of both
-RAY_AND_OPTUNA_FILES = {"search/compat.py", "search/domains.py"}
+# domains.py translates Tune's domains into Optuna's distributions
+RAY_AND_OPTUNA_FILES = {"search/domains.py"}
 
 # What each part never imports.
 BANNED = {

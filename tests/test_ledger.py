@@ -4,7 +4,7 @@ import random
 from collections import Counter
 
 from feedrate.search.ledger import Ledger
-from feedrate.search.past import Counts, Past
+from feedrate.search.trials import Counts, KnownTrial
 from feedrate.trainables.config import LoaderConfig
 
 CONFIGS = [LoaderConfig(num_workers=number, batch_size=32) for number in range(6)]
@@ -30,7 +30,7 @@ def test_random_histories():
             if step < 3 or rng.random() < 0.4:
                 config = rng.choice([*CONFIGS, None])
                 state = rng.choice(("waiting", "running", "complete"))
-                ledger.append(Past(number=len(ledger), trial_id=step, config=config, origin="sampler", run_id="s", state=state))
+                ledger.append(KnownTrial(number=len(ledger), trial_id=step, config=config, origin="sampler", run_id="s", state=state))
             else:
                 past = ledger[rng.randrange(len(ledger))]
                 state = rng.choice(("running", "complete", "pruned", "failed", "lost"))
@@ -44,7 +44,7 @@ def test_a_setting_failed_by_the_machine_may_be_drawn_once_more():
     ledger = Ledger()
     for number in (0, 1):
         assert CONFIGS[0] not in ledger.tried
-        ledger.append(Past(number=number, trial_id=number, config=CONFIGS[0], origin="sampler", run_id="s", state="running"))
+        ledger.append(KnownTrial(number=number, trial_id=number, config=CONFIGS[0], origin="sampler", run_id="s", state="running"))
         assert CONFIGS[0] in ledger.tried  # while it runs
         ledger.move(ledger[number], "failed", is_blameless=True)
     assert CONFIGS[0] in ledger.tried
@@ -53,7 +53,7 @@ def test_a_setting_failed_by_the_machine_may_be_drawn_once_more():
 def test_a_setting_and_the_one_it_folds_to_are_tried_together():
     """Prefetching beyond the epoch means the same as less: neither is drawn after the other was measured."""
     ledger = Ledger(lambda config: config if config.num_workers < 3 else CONFIGS[2])
-    past = Past(number=0, trial_id=0, config=CONFIGS[5], origin="baseline", run_id="", state="running")
+    past = KnownTrial(number=0, trial_id=0, config=CONFIGS[5], origin="baseline", run_id="", state="running")
     ledger.append(past)
     assert ledger.tried == {CONFIGS[2], CONFIGS[5]}
     ledger.move(past, "lost")

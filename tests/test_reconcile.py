@@ -5,7 +5,7 @@ from optuna.trial import TrialState
 
 from feedrate.analysis.estimate import record_rate
 from feedrate.analysis.schema import SCHEMA, check_record
-from feedrate.search.compat import constraints
+from feedrate.search.optuna_compat import constraints
 from feedrate.search.reconcile import reconcile
 from feedrate.search.space import Choice, Range, SearchSpace
 from feedrate.search.study import Counts

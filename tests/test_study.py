@@ -12,7 +12,7 @@ import numpy as np
 import optuna
 import pytest
 
-from feedrate.search.compat import constraints
+from feedrate.search.optuna_compat import constraints
 from feedrate.search.pruner import LOW
 from feedrate.search.reconcile import reconcile
 from feedrate.search.space import Choice, Range, SearchSpace
