@@ -26,7 +26,7 @@ DIMENSIONS = {
 }
 
 
-SWITCHES = ("--debug", "--require-token", "--allow-unauthenticated", FLAG, "--follow", "--wait", "-f", "--dry-run")
+SWITCHES = ("--debug", "--require-token", "--allow-unauthenticated", FLAG, "--follow", "-f", "--dry-run")
 """Flags without a value that `without` takes out."""
 
 

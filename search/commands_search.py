@@ -230,7 +230,7 @@ class Resume:
         parser.add_argument("--address", metavar="URL", help=f"of the cluster that the search was submitted to: {arguments.API_ADDRESS}")
         arguments.add_require_token(parser)
         job_environment.add_to(parser)
-        parser.add_argument("-f", "--follow", "--wait", action="store_true", help="with --address: print its log until it ends, and exit with its exit code")
+        parser.add_argument("-f", "--follow", action="store_true", help="with --address: print its log until it ends, and exit with its exit code")
         parser.add_argument("--quiet", action="store_true", help="print only the answer")
         arguments.add_json(parser)
 

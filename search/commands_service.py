@@ -95,7 +95,7 @@ class Submit(Search):
 
 
 OF_SUBMIT = (
-    "--address", "--submission-id", "--debug", "--require-token", "--allow-unauthenticated", FLAG, "--follow", "--wait", "-f", "--dry-run",
+    "--address", "--submission-id", "--debug", "--require-token", "--allow-unauthenticated", FLAG, "--follow", "-f", "--dry-run",
     "--env", "--pip",
 )  # fmt: skip
 """Flags that are for submit itself, not for the search."""
@@ -104,7 +104,7 @@ OF_SUBMIT = (
 def add_follow(parser: argparse.ArgumentParser) -> None:
     """The switch that waits."""
     parser.add_argument(
-        "-f", "--follow", "--wait", action="store_true", help="print the search's log until it ends, and exit with its exit code; Ctrl-C leaves the search alone"
+        "-f", "--follow", action="store_true", help="print the search's log until it ends, and exit with its exit code; Ctrl-C leaves the search alone"
     )
 
 

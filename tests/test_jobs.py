@@ -255,7 +255,7 @@ def test_planted_secrets_are_nowhere(there, start, head, project):
 def test_a_search_that_finds_nothing_says_so(there):
     """Ray's word for it, and ours."""
     sentence = "--cpus-per-trial 999: the largest node has 2 CPUs"
-    sent = there("submit", "train.py:workload", "--cpus-per-trial", "999", "--submission-id", "wrong", "--wait", timeout_s=300)
+    sent = there("submit", "train.py:workload", "--cpus-per-trial", "999", "--submission-id", "wrong", "--follow", timeout_s=300)
     assert sent.code == 2, sent.stderr
     assert sent.stdout.startswith("wrong\n")
     assert sentence in sent.stdout
