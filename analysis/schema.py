@@ -55,7 +55,12 @@ COLUMNS: tuple[Column, ...] = (
     _C("trainer_cpus", "int", "", "CPUs kept for the training process alone; null lets workers run on all of them"),
     # outcome
     _C("stopped_early", "bool", "", "ended by the scheduler because it could not win", True),
-    _C("retried", "bool", "", "failed, perhaps by its host's fault, and was tried again on another host: it does not count"),
+    _C(
+        "retried",
+        "bool",
+        "",
+        "failed, possibly because of its host, and was retried on another host; this attempt does not count as a failure of the setting",
+    ),
     _C("failure_kind", "str", "", "null when the setting was measured; else a kind of trainables/failure.py"),
     _C("failure_phase", "str", "", "what was going on: setup, warm, loader, measure, teardown"),
     _C("failure_message", "str", "", "one sentence for people"),
@@ -84,7 +89,7 @@ COLUMNS: tuple[Column, ...] = (
     _C("epoch_samples", "int", "items", "items in the user's real epoch; null when unknown"),
     _C("unit", "str", "", "what an item is: samples, or what the user's step counts"),
     _C("cached_batch_failure", "str", "", "why no batch could be read before the trial, so that the step was not timed alone; null otherwise"),
-    _C("step_returned", "str", "", "type of what the step returned where that is no number of items, so that samples count; else null"),
+    _C("step_returned", "str", "", "the type of step's return value, if it was not a number of items (feedrate then counted samples); otherwise null"),
     _C("step_only_num_items", "list[int]", "items", "items trained on a cached batch, no loading, in each block of steps"),
     _C("step_only_duration_s", "list[float]", "s", "time of each block; null when the step alone was not measured"),
     _C("copy_only_num_items", "list[int]", "items", "items copied to the accelerator alone, in each block of copies"),

@@ -174,7 +174,7 @@ class Export:
                 print("note: the search is not finished, this is its best so far, not confirmed", file=sys.stderr)
             found = conclude(folder, None).best
             if found is None:
-                raise NothingFound(f"{folder.path} has no setting that worked; feedrate report {folder.path} shows why", folder.path)
+                raise NothingFound(f"no setting worked in the search in {folder.path}. To see why, run: feedrate report {folder.path}", folder.path)
             best = found
         text = json.dumps(best, indent=2) + "\n" if args.format == "json" else python_snippet(best) + "\n"
         answer("export", {"run": args.run, "best": best, "python": python_snippet(best), "output": args.output})

@@ -145,10 +145,11 @@ class _Lines:
         """What it comes to."""
         facts = self.facts
         if facts["interference_fraction"] is not None:
-            how = "the slower of step and loader" if self.num_workers else "step and loader taking turns"
+            expected = "the slower of step and loader" if self.num_workers else "step and loader taking turns"
             self._say(
-                f"data stall {facts['data_stall_fraction']:.0%} (1 - both together / step alone), interference "
-                f"{facts['interference_fraction']:.0%} (below {how})"
+                f"data stall {facts['data_stall_fraction']:.0%} (1 - rate of both together / rate of the step alone), "
+                "interference between step and loader "
+                f"{facts['interference_fraction']:.0%} (1 - rate of both together / rate of {expected})"
             )
         self._say(f"{facts['verdict']}: {'; '.join(facts['verdict_evidence'])}" + (f"; {self.advice}" if self.advice else ""))
         if facts["max_gain"] is not None:

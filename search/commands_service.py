@@ -351,7 +351,8 @@ def _check_hardware(jobs: Jobs, name: str) -> None:
     try:
         kinds = jobs.hardware()
     except UsageError as error:
-        print(f"note: {error}; the search itself will refuse an unknown --hardware, in its log", file=sys.stderr)
+        anyway = f"The search is submitted anyway; if the cluster has no hardware class {name}, it fails, and its log says so"
+        print(f"note: {error}. {anyway}", file=sys.stderr)
         return
     class_named(name, kinds)
 

@@ -53,8 +53,9 @@ class NothingFound(Exception):
 def counted_anyway(step_returned: str) -> str:
     """What a reader should know of a step that returned something else than a number of items; takes the name of its type."""
     return (
-        f"step(batch) returned a {step_returned}, which is no number of items: the samples of each batch are counted. Return an int "
-        "to count something else, or nothing"
+        f"step(batch) returned a {step_returned}, not a number of items, so feedrate counts samples instead (the first dimension of the "
+        "first tensor in the batch). To count something else, return the number of items trained as an int; to count samples without "
+        "this note, return None"
     )
 
 

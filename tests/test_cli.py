@@ -318,7 +318,7 @@ def test_export_of_a_run_that_goes_on_or_found_nothing(says, copied, capfd):
     assert not (copied / "best.json").exists()
     (copied / "trials.jsonl").unlink()
     assert main(["export", str(copied)]) == 1
-    assert "has no setting that worked; feedrate report " in capfd.readouterr().err
+    assert "no setting worked in the search in " in capfd.readouterr().err
 
 
 def test_resume_refuses_a_run_of_another_version(refused, copied):

@@ -125,8 +125,9 @@ def test_shares_come_from_the_rates(capsys):
     assert [line.split("  ")[0] for line in said[:4]] == ["step alone", "both together", "loader alone", "loader alone"]
     assert said[2].endswith("625.0 samples/s  page cache mixed: a part came from storage")
     assert said[3].endswith("125.0 samples/s  page cache cold: fetching takes 80% of the time, preparing 20%")
-    stall = "data stall 50% (1 - both together / step alone), interference 20% (below the slower of step and loader)"
-    assert said[4] == stall
+    stall = "data stall 50% (1 - rate of both together / rate of the step alone)"
+    interference = "interference between step and loader 20% (1 - rate of both together / rate of the slower of step and loader)"
+    assert said[4] == f"{stall}, {interference}"
     assert said[5].startswith("loader-bound (waiting): 50% of the ceiling (1,000/s without loading)")
     assert "loading and training used 20% of the time of 4 CPUs" in said[5]
     assert said[6] == "at most 2.00x to gain"

@@ -186,7 +186,7 @@ def test_workers_that_deliver_the_same_for_different_indices_are_for_one_worker(
     """Whatever the mechanism: content that belongs to the index differs."""
     found = disqualified(lambda: short(lambda: make(tmp_path / "lines")))
     assert found.max_num_workers == 1
-    assert "every worker delivers the same samples: a sample does not depend on its index" in found.reason
+    assert "every worker delivers the same samples: the dataset chooses samples from its own state" in found.reason
 
 
 def test_a_generator_that_nobody_sees_counts_where_draws_repeat():

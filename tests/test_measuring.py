@@ -270,7 +270,7 @@ def test_a_loader_that_reads_another_one_as_it_was_is_refused():
     def make_loader(**overrides):
         return Around(DataLoader(Rows(40), batch_size=2), **overrides)
 
-    with pytest.raises(TrialFailed, match=r"ignored num_workers=2: the loader it built shows that, and reads another .* num_workers=0"):
+    with pytest.raises(TrialFailed, match=r"did not apply num_workers=2: the loader it returned reports that value, .* another .* num_workers=0"):
         run(general(make_loader, lambda batch: None), LoaderConfig(batch_size=2, num_workers=2))
 
 
@@ -353,7 +353,7 @@ def test_a_step_that_trains_nothing_is_told_so(num_workers):
     """Not an endless loop, not a division by zero: one sentence with the number of batches, within the trial's time."""
     workload = general(lambda **overrides: DataLoader(Rows(), **overrides), lambda batch: 0)
     setting = LoaderConfig(batch_size=4, num_workers=num_workers)
-    with pytest.raises(TrialFailed, match=r"the step trained no item in any of [\d,]+ batches: step\(batch\) returned 0") as raised:
+    with pytest.raises(TrialFailed, match=r"the step trained no items in any of [\d,]+ batches: step\(batch\) returned 0") as raised:
         run(workload, setting, max_trial_s=1.0, measure_step=True)
     assert (raised.value.failure.kind, raised.value.failure.phase) == ("user-code", "measure")
 

@@ -16,7 +16,7 @@ from feedrate.trainables.epoch_look import epoch_state
 from feedrate.trainables.failure import Failure, TrialFailed
 from feedrate.trainables.fresh import CannotBeMade, FreshLoader
 from feedrate.trainables.isolated import OutOfTime
-from feedrate.trainables.order_check import repeats
+from feedrate.trainables.order_check import OWN_STATE, repeats
 from feedrate.trainables.probe import Epoch, Look, Pace, Parts, deliver, pace, samples_of
 from feedrate.trainables.random_check import SAMPLES, streams
 from feedrate.trainables.survey import Make
@@ -144,7 +144,7 @@ class _Looking:
                 what = (
                     "the iterable dataset is not divided among workers (get_worker_info())"
                     if self.iterable
-                    else "a sample does not depend on its index, and every worker has its own copy of what it depends on"
+                    else OWN_STATE
                 )
                 return f"every worker delivers the same samples: {what}"
             num_different = len({seen.digest for seen in samples_of(alone)})

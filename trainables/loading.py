@@ -127,8 +127,8 @@ def check_overrides(loader: DataLoader[Any], config: LoaderConfig) -> None:
             shown = shown.get_start_method() if shown is not None else None
         if shown != asked:
             message = (
-                f"make_loader ignored {name}={asked!r}: the loader it built has {name}={shown!r}. "
-                f"Pass **overrides on to DataLoader, or fix {name} with --{name.replace('_', '-')} {shown}"
+                f"make_loader did not apply {name}={asked!r}: the loader it returned has {name}={shown!r}. "
+                f"Pass **overrides on to DataLoader, or keep {name} fixed with --{name.replace('_', '-')} {shown}"
             )
             raise TrialFailed(Failure(kind="override-ignored", phase="loader", message=message))
 

@@ -19,6 +19,10 @@ SHARD = """def __iter__(self):
     info = torch.utils.data.get_worker_info()
     first, step = (0, 1) if info is None else (info.id, info.num_workers)
     yield from itertools.islice(self.all_samples(), first, None, step)  # each worker its own part"""
+OWN_STATE = (
+    "the dataset chooses samples from its own state (an iterator, a file position, a random generator) rather than from the index, "
+    "and every worker has its own copy of that state"
+)
 SAME_ORDER = """sampler = torch.utils.data.RandomSampler(dataset, generator=torch.Generator().manual_seed(0))
 DataLoader(dataset, sampler=sampler, generator=torch.Generator().manual_seed(1), ...)  # without shuffle=True"""
 
@@ -162,10 +166,10 @@ def repeated_indices(found: Repeats, num_workers: int) -> Finding | None:
     return Finding(
         name="order",
         level="error",
-        sentence=f"the {num_workers} workers deliver the same samples for different indices ({found.num_repeated} of "
-        f"{found.num_compared} samples of one worker, another one delivers too, {found.num_alike} with 0 workers): a sample does "
-        "not depend on its index, and every worker has its own copy of what it depends on",
-        fix="make a sample from its index alone; to read a stream, use an IterableDataset that divides it among workers",
+        sentence=f"the {num_workers} workers deliver the same samples for different indices: of {found.num_compared} samples that one "
+        f"worker delivered, another worker delivered {found.num_repeated} too. Without workers, the same indices give "
+        f"{found.num_alike} repeated samples. {OWN_STATE[0].upper()}{OWN_STATE[1:]}",
+        fix="choose each sample by its index alone; to read a stream, use an IterableDataset that divides it among workers",
         evidence={"num_repeated": found.num_repeated, "num_compared": found.num_compared, "num_alike": found.num_alike},
     )
 
@@ -177,8 +181,8 @@ def repeated_stream(found: Repeats, num_workers: int) -> Finding | None:
     return Finding(
         name="order",
         level="error",
-        sentence=f"{found.num_repeated} of {found.num_compared} samples of one of the {num_workers} workers, another one delivers "
-        "too: the iterable dataset is not divided among workers",
+        sentence=f"of {found.num_compared} samples that one of the {num_workers} workers delivered, another worker delivered "
+        f"{found.num_repeated} too: the iterable dataset is not divided among workers",
         fix=SHARD,
         evidence={"num_repeated": found.num_repeated, "num_compared": found.num_compared, "num_alike": found.num_alike},
     )
@@ -217,7 +221,7 @@ def stream_order(
     if share > OVERLAP_FRACTION and num_different > 1:
         if share == 1.0:
             return duplicated
-        return _changed(duplicated, f"{share:.0%} of what one worker delivers, another one delivers too")
+        return _changed(duplicated, f"{share:.0%} of the samples that one worker delivers are delivered by another worker too")
     if ends and ends_alone and (lacking := before - after) and not (is_random and len(one) <= len(many)):
         return _changed(duplicated, f"{lacking.total()} of {len(one):,} samples are missing with {num_workers} workers")
     if ends and ends_alone and len(many) != len(one):

@@ -130,15 +130,15 @@ def count_items(batch: Any, returned: Any) -> int:
     if is_count(returned):
         if returned < 0:
             raise Refused(
-                f"the step returned {returned}, which is no number of items: let step(batch) return how many items it "
-                "trained, or nothing"
+                f"step(batch) returned {returned}, which is not a valid number of items: return the number of items that it trained "
+                "(an int, 0 or more)"
             )
         return int(returned)
     if next(tensors(batch), None) is not None:
         return count_samples(batch)
     if batch is None or (isinstance(batch, (Mapping, list, tuple)) and not batch):
         return 0
-    raise Refused("the batch holds no tensor to count items by: let step(batch) return how many items it trained, as an int")
+    raise Refused("the batch has no tensor whose samples could be counted: return from step(batch) the number of items that it trained, as an int")
 
 
 def count_samples(batch: Any) -> int:
