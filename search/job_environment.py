@@ -29,12 +29,12 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("environment of a submitted search")
     group.add_argument(
         "--env", action="append", default=[], metavar="NAME[=VALUE]",
-        help="set an environment variable for the search and its trials; NAME alone takes the value from here. The value is in no log, list or run "
-        "folder; it travels in a file that Ray unpacks on each node, and whoever may run jobs on the cluster can read that",
+        help="set an environment variable for the search and its trials; NAME alone takes the value from this shell. No log, list or run folder "
+        "contains the value, but Ray unpacks it in a file on each node, which anyone who can run jobs on the cluster can read",
     )  # fmt: skip
     group.add_argument(
         "--pip", action="append", default=[], metavar="REQUIREMENT|FILE.txt",
-        help="have Ray install a package for the search and its trials, on each node, before they start; repeat it for more",
+        help="have Ray install a package on each node before the search and its trials start; may be given several times",
     )  # fmt: skip
 
 

@@ -13,11 +13,11 @@ OBJECTIVES = ("epoch", "steady")
 SAMPLERS = ("gp", "tpe", "random")
 PRECISIONS = ("bf16",)
 SHARES = ("host",)
-OWN_STEP = "is for the short form of a workload: in a step of your own (from_loader) it belongs to make_step"
-ANY_ORDER = "--in-order false: batches come as they are ready, no longer in the order of the sampler, and each run sees another order"
+OWN_STEP = "is only for the short form of a workload. This workload builds its own step (from_loader), so do it in make_step"
+ANY_ORDER = "--in-order false: batches arrive as soon as they are ready, not in the sampler's order, so every run sees a different order"
 OWN_BATCHES = (
-    "the workload's loader has batch_size=None, so that its sampler or dataset makes the batches and DataLoader has no batch size to "
-    "set. Leave --batch-size out, or write a workload function for each batch size and search each"
+    "the workload's loader has batch_size=None, so its sampler or dataset makes the batches, and DataLoader has no batch size to "
+    "set. Leave --batch-size out, or write one workload function per batch size and search each of them"
 )
 LOOKS = (5, 8, 13, 20)
 """Numbers of windows after which a trial may be stopped; few looks keep its confidence honest (MEASURING.md 3.1)."""

@@ -116,7 +116,7 @@ def says(capfd):
         ("search mine.py:workload --cpu-count 4", "unknown argument --cpu-count (see feedrate search --help)"),
         (
             "search mine.py:workload --address auto --storage postgresql://ann:pw@host/db",
-            "--storage holds a password, and Ray shows the command line of a driver to everybody on the cluster, as ps does on this machine: put it",
+            "--storage contains a password, and Ray shows the command line of a driver to everybody on the cluster, as ps does on this machine. Put the password",
         ),
         ("search", "the following arguments are required: WORKLOAD"),
         ("sarch images", "argument COMMAND: invalid choice: 'sarch' (choose from"),
@@ -349,4 +349,4 @@ def test_resume_takes_no_password_where_others_would_see_it(refused, copied):
     search = json.loads((copied / "search.json").read_text())
     search["options"] |= {"storage": "postgresql://ann:***@host/db", "address": "auto"}
     (copied / "search.json").write_text(json.dumps(search))
-    assert refused("resume", copied, "--storage", "postgresql://ann:pw@host/db").startswith("--storage holds a password, and Ray shows")
+    assert refused("resume", copied, "--storage", "postgresql://ann:pw@host/db").startswith("--storage contains a password, and Ray shows")
