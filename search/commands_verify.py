@@ -63,7 +63,7 @@ class Verify:
             say(f"differs: {difference}")
         rounds, most, failure = _rounds(args, best)
         if failure is not None:
-            text = f"it does not work here: {failure['failure_message']}"
+            text = f"the answer does not work here: {failure['failure_message']}"
             if args.json:
                 answer("verify", NOT_MEASURED | {"holds": False, "sentence": text, "differences": differs})
             else:
@@ -82,7 +82,7 @@ class Verify:
         else:
             rate = found.throughput
             unit = best.throughput.get("unit", "samples")
-            print(f"{rate.sps:,.0f} {unit}/s here [{rate.low_sps:,.0f}-{rate.high_sps:,.0f}], {recorded:,.0f} where it was measured")
+            print(f"{rate.sps:,.0f} {unit}/s here [{rate.low_sps:,.0f}-{rate.high_sps:,.0f}], {recorded:,.0f} in the search")
             if most >= DISTURBED_FRACTION:
                 print(f"note: other processes used up to {most:.0%} of the CPUs meanwhile; the rates would differ on a quiet machine")
             print(f"{found.sentence[0].upper()}{found.sentence[1:]}.")

@@ -152,4 +152,4 @@ def test_an_answer_that_does_not_hold(verify):
     """A setting that does not work at all: exit code 1. Slower ones are in test_verify.py."""
     code, out, _ = verify(2, 0, text=TOY.replace("time.sleep(self.sleep_s)", "raise OSError('disk gone')"))
     assert code == 1
-    assert "it does not work here: b16 w2 p2 pers: OSError: disk gone" in out
+    assert "the answer does not work here: b16 w2 p2 pers: OSError: disk gone" in out

@@ -229,7 +229,7 @@ def test_samples_too_slow_for_a_quick_look_are_noted(monkeypatch):
     found = disqualified(short(Rows(1000, sleep_s=0.1)))
     assert (found.max_num_workers, found.persistent_workers) == (None, None)
     assert found.notes[0].startswith("a sample takes ")
-    assert "it was not seen before the search whether workers repeat samples" in found.notes[0]
+    assert "there was no time to check whether workers repeat samples" in found.notes[0]
     assert "feedrate check" in found.notes[0]
 
 

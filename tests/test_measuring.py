@@ -282,7 +282,7 @@ def test_an_iterator_that_ends_in_the_step_is_told_so():
         run(workload, LoaderConfig(batch_size=2))
     failure = classify(raised.value, "measure")
     assert failure.kind == "user-code"
-    assert failure.message.startswith("StopIteration: an iterator that is read with next() is at its end")
+    assert failure.message.startswith("StopIteration: your code called next() on an iterator that has no more items")
     assert "trainables/" not in failure.traceback
 
 
@@ -300,7 +300,7 @@ class Itself(DataLoader):
 def test_a_loader_that_does_not_begin_again_is_told_so():
     """Rates where its one epoch lasts; else one sentence."""
     workload = general(lambda **overrides: Itself(Rows(8), **overrides), lambda batch: None)
-    with pytest.raises(TrialFailed, match="gave 4 batches and then empty epochs: it must start again") as raised:
+    with pytest.raises(TrialFailed, match="delivered 4 batches and then empty epochs: every iter") as raised:
         run(workload, LoaderConfig(batch_size=2))
     assert raised.value.failure.kind == "user-code"
 
@@ -324,7 +324,7 @@ def test_a_loader_that_never_ends_is_measured():
 def test_what_cannot_be_asked_of_workers_that_run_is_refused():
     """CPUs of its own for the trainer, where the workers are started by make_loader: one sentence, no silent neglect."""
     workload = general(lambda **overrides: Ready(Rows(), **overrides), lambda batch: None)
-    with pytest.raises(TrialFailed, match=r"make_loader of 'mine' starts the loader's workers itself.*leave --trainer-cpus"):
+    with pytest.raises(TrialFailed, match=r"make_loader of 'mine' starts the loader's workers itself.*leave out --trainer-cpus"):
         run(workload, LoaderConfig(batch_size=4, num_workers=1, sharing_strategy="file_system"))
 
 

@@ -212,5 +212,5 @@ def test_a_loss_with_weights_moves_too():
 def test_a_batch_that_is_no_pair_is_named(batch, said):
     """The short form trains on (input, target); anything else is told what it is and where it belongs."""
     step = short_step(lambda: nn.Linear(3, 2), nn.CrossEntropyLoss(), lambda parameters: torch.optim.SGD(parameters, lr=0.1))
-    with pytest.raises(Refused, match=f"batches \\(input, target\\), and this one is {said}.*Workload.from_loader"):
+    with pytest.raises(Refused, match=f"pairs \\(input, target\\), but this batch is {said}.*Workload.from_loader"):
         step(StepContext(device=torch.device("cpu"), batch_size=5))(batch)

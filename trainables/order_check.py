@@ -68,7 +68,7 @@ def map_order(looks: dict[str, list[Epoch]], *, whole: bool, torchs_own: bool) -
             name="order",
             level="error",
             sentence=f"{name}: {count} samples of an epoch are {verdict}, compared with {reference_name}",
-            fix="build the sampler without looking at num_workers: torch draws it in the training process",
+            fix="build the sampler independently of num_workers: torch runs it in the training process",
             evidence={"orders": orders},
         )
     if verdict == "permuted":
@@ -76,9 +76,9 @@ def map_order(looks: dict[str, list[Epoch]], *, whole: bool, torchs_own: bool) -
         return Finding(
             name="order",
             level="note",
-            sentence=f"every sample comes once in every epoch, but in another order with {', '.join(changed)}. It is not "
-            "different data: loaders and random order draw from torch's same random numbers, and in_order=False hands "
-            "batches out as they are ready",
+            sentence=f"every sample comes once in every epoch, but in another order with {', '.join(changed)}. This is not "
+            "different data: the loader and the random order draw from the same torch generator, and in_order=False delivers "
+            "batches as soon as they are ready",
             fix=SAME_ORDER,
             evidence={"orders": orders},
         )
@@ -229,20 +229,20 @@ def stream_order(
         return _changed(duplicated, words)
     if ends and ends_alone and is_random and num_different > 1 and not owns_generators:
         unknown = (after - before).total()
-        words = f"{unknown} of {len(many):,} samples have other bytes with {num_workers} workers than with 0"
+        words = f"{unknown} of {len(many):,} samples have different bytes with {num_workers} workers than with 0"
         return Finding(name="order", level="warning", sentence=words, evidence=evidence)
     if num_different < 2:
         return Finding(
             name="order",
             level="note",
-            sentence="all samples that were looked at are alike: whether workers repeat each other cannot be told",
+            sentence="all samples that were checked are alike, so feedrate cannot tell whether workers repeat each other",
             evidence=evidence,
         )
     same = [seen.key for seen in samples_of(natural)] == [seen.key for seen in samples_of(natural_alone)]
     what = (
         "in the same order"
         if same
-        else "in an order that depends on the number of workers, which is not different data"
+        else "in an order that depends on the number of workers; this is not different data"
     )
     seen_all = "every sample comes once" if ends and ends_alone else "no sample came from two workers"
     return Finding(name="order", level="ok" if same else "note", sentence=f"{seen_all}, {what}", evidence=evidence)
@@ -268,8 +268,8 @@ def determinism(pairs: dict[str, tuple[list[Epoch], list[Epoch]]]) -> Finding:
     return Finding(
         name="determinism",
         level="note",
-        sentence=f"the same setting with the same seed gives other bytes the second time ({', '.join(different)}): something "
+        sentence=f"the same setting with the same seed gives different bytes the second time ({', '.join(different)}): something "
         "random is not seeded (default_rng() without a seed, os.urandom, time, the order of a set or of a directory)",
-        fix="draw from random, numpy.random or torch, which torch seeds in workers, and sort what the file system lists",
+        fix="draw from random, numpy.random or torch, which torch seeds in workers, and sort lists of files",
         evidence={"settings": different},
     )

@@ -55,7 +55,7 @@ def make_ref(text: str, options: Mapping[str, Any] | None = None, cwd: Path | No
         return WorkloadRef(target=text, options=dict(options or {}), cwd=str(cwd))
     place, colon, function = text.rpartition(":")
     if not colon and text.endswith(".py") and (cwd / text).is_file():
-        raise UnknownWorkload(f"{text} holds functions: name the one that returns the workload, as in {text}:workload")
+        raise UnknownWorkload(f"{text} is only the file: add the name of the function that returns the workload, as in {text}:workload")
     if not colon or not place or not function.isidentifier():
         known = ", ".join(BUNDLED)
         raise UnknownWorkload(

@@ -75,8 +75,8 @@ def _pair(batch: Any) -> tuple[Any, Any]:
         return batch[0], batch[1]
     size = f" of {len(batch)}" if isinstance(batch, (list, tuple, Mapping)) else ""
     raise Refused(
-        f"the short form of a workload trains on batches (input, target), and this one is a {type(batch).__name__}{size}: "
-        "let collate_fn return a pair, or bring your own step with Workload.from_loader"
+        f"the short form of a workload needs batches that are pairs (input, target), but this batch is a {type(batch).__name__}{size}: "
+        "return a pair from collate_fn, or write your own step with Workload.from_loader"
     )
 
 
