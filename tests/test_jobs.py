@@ -362,7 +362,7 @@ def test_a_cluster_without_tokens_is_used_with_a_warning(feedrate, project):
         (["train.py:workload", "--max-trials", "0"], "must be 1 or more"),
         (["../toy.py:workload"], "is outside of"),
         (["absent.py:workload"], "does not exist"),
-        (["train.py:absent"], "train.py defines no absent: name a function at its top level, as in train.py:workload"),
+        (["train.py:absent"], "train.py does not define absent: name a function at its top level, as in train.py:workload"),
     ],
 )
 def test_what_cannot_be_submitted_is_said_before_anything_is_sent(feedrate, project, arguments, reason):
