@@ -93,7 +93,7 @@ class _Lines:
             "verdict_evidence": list(verdict.evidence),
         }
         if step is None:
-            self._say(f"step alone    not known, as {known.why_not(size)}")
+            self._say(f"step alone    not known, because {known.why_not(size)}")
         self._rate("step alone", step, "on a batch that is on the device already")
         self._rate("copy alone", self.facts["copy_only_sps"], f"of a batch to {columns['device']}")
         if columns.get("step_returned") is not None:
@@ -115,7 +115,7 @@ class _Lines:
             expected = min(step, rate.sps) if self.num_workers else alternating_sps(step, rate.sps)
             interference = max(1 - self.facts["together_sps"] / expected, 0.0)
         self.facts |= {"loader_only_sps": rate.sps, "cache_state": state, "interference_fraction": interference}
-        told = {"warm": "page cache warm", "mixed": "page cache mixed: a part came from storage"}
+        told = {"warm": "page cache warm", "mixed": "page cache mixed: some data came from storage"}
         note = f", {changing(change)}" if change else ""
         self._rate("loader alone", rate.sps, told.get(state, "page cache not known") + note)
 
@@ -130,9 +130,9 @@ class _Lines:
         elif columns.get("cold_refused"):
             self.facts["cold_refused"] = columns["cold_refused"]
         elif columns.get("cache_state") == "mixed":
-            self.facts["cold_refused"] = "only a part of what was read came from storage"
+            self.facts["cold_refused"] = "only some of the data came from storage"
         elif rate is None or columns.get("cache_state") != "cold":
-            self.facts["cold_refused"] = "nothing came from storage that this machine's kernel counts"
+            self.facts["cold_refused"] = "this machine's kernel counted no reads from storage"
         if rate is None or self.facts["cold_refused"]:
             self._say(f"no rate from a cold page cache: {self.facts['cold_refused']}")
             return

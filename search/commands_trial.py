@@ -86,7 +86,7 @@ def _settled(settled: bool, change_fraction: float | None) -> str:
 def _ceiling(ceilings: Ceilings, batch_size: int | None, unit: str) -> str:
     """The rate of the step alone, or why it is not known."""
     sps = ceilings.at(batch_size)
-    return f"not known, as {ceilings.why_not(batch_size)}" if sps is None else f"{sps:,.1f} {unit}/s"
+    return f"not known, because {ceilings.why_not(batch_size)}" if sps is None else f"{sps:,.1f} {unit}/s"
 
 
 def _remarks(columns: dict[str, Any], steady_sps: float) -> list[str]:

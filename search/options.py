@@ -133,14 +133,14 @@ class SearchOptions:
             if value is not None and value < least:
                 raise ValueError(f"--{_flag(name)} must be {least} or more, not {value}")
         if self.exclusive and self.address is None:
-            raise ValueError("--exclusive is for a cluster (--address): a local Ray has the whole machine")
+            raise ValueError("--exclusive is only for a cluster (--address): a local Ray has the whole machine")
         if self.share not in (None, *SHARES):
             raise ValueError(f"--share must be {' or '.join(SHARES)}, not {self.share!r}")
         if self.share is not None and (self.exclusive or not self.pin_cpus):
             other = "--exclusive" if self.exclusive else "--cpus-per-trial all"
-            raise ValueError(f"--share {self.share} gives several trials a part of the host each, {other} gives one the whole: leave one of them out")
+            raise ValueError(f"--share {self.share} gives each of several trials a part of the host, but {other} gives one trial the whole host: leave one of them out")
         if self.share is not None and self.gpus_per_trial == 0:
-            raise ValueError(f"--share {self.share} divides a host by its GPUs, so that --gpus-per-trial must be 1 or more")
+            raise ValueError(f"--share {self.share} divides a host by its GPUs, so --gpus-per-trial must be 1 or more")
         if self.amp not in (None, *PRECISIONS):
             raise ValueError(f"--amp must be one of {', '.join(PRECISIONS)}, not {self.amp!r}")
         if self.objective not in OBJECTIVES:

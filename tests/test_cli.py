@@ -192,7 +192,7 @@ def test_an_address_without_ray_is_refused_soon(feedrate, tmp_path):
             assert command.code == 2
             assert complaint(command.stderr) == (
                 f"no Ray cluster answers at --address 127.0.0.1:{port} ({reason}): start one there with "
-                "`ray start --head`, or search on this machine alone with --address local"
+                "`ray start --head`, or search on this machine only with --address local"
             )
     assert not (tmp_path / "feedrate-runs").exists()
 
@@ -331,7 +331,7 @@ def test_resume_refuses_a_run_of_another_version(refused, copied):
 def test_resume_says_that_there_is_nothing_to_do(refused, copied):
     """A finished run whose settings were all tried is not begun again; the way out is a larger number."""
     said = refused("resume", copied, "--max-trials", "3")
-    assert said.startswith(f"4 settings were tried in {copied} already, and --max-trials counts them too: ask for more than 4")
+    assert said.startswith(f"4 settings were already tried in {copied}, and --max-trials counts them too: ask for more than 4")
 
 
 def test_resume_asks_for_a_password_that_was_not_stored(refused, copied):

@@ -123,7 +123,7 @@ def test_shares_come_from_the_rates(capsys):
     lines.cold(measured(125.0, cache_state="cold"), None)
     said = told(capsys, lines)
     assert [line.split("  ")[0] for line in said[:4]] == ["step alone", "both together", "loader alone", "loader alone"]
-    assert said[2].endswith("625.0 samples/s  page cache mixed: a part came from storage")
+    assert said[2].endswith("625.0 samples/s  page cache mixed: some data came from storage")
     assert said[3].endswith("125.0 samples/s  page cache cold: fetching takes 80% of the time, preparing 20%")
     stall = "data stall 50% (1 - rate of both together / rate of the step alone)"
     interference = "interference between step and loader 20% (1 - rate of both together / rate of the slower of step and loader)"
@@ -138,9 +138,9 @@ def test_shares_come_from_the_rates(capsys):
 @pytest.mark.parametrize(
     ("columns", "why"),
     [
-        ({"step_only_sps": 272.0}, "the step alone read 272/s, less than training with loading (398/s): something slowed it down"),
+        ({"step_only_sps": 272.0}, "the step alone was measured at 272/s, less than training with loading (398/s), so something slowed it down"),
         ({"step_only_sps": 2720.0, "foreign_cpu_fraction": 0.4}, "other processes used the machine while the step was timed"),
-        ({"cached_batch_failure": "KeyError: 1"}, "no batch could be read before the trial to time the training step on"),
+        ({"cached_batch_failure": "KeyError: 1"}, "before the trial, no batch could be read on which to time the training step"),
     ],
 )
 def test_a_ceiling_that_is_not_known_is_not_printed(capsys, columns, why):
@@ -149,8 +149,8 @@ def test_a_ceiling_that_is_not_known_is_not_printed(capsys, columns, why):
     lines.together(measured(398.0, **columns))
     lines.warm(measured(625.0, cache_state="warm"))
     said = told(capsys, lines)
-    assert said[0] == f"step alone    not known, as {why}"
-    assert f"the ceiling is not known, as {why}" in said[3]
+    assert said[0] == f"step alone    not known, because {why}"
+    assert f"the ceiling is not known, because {why}" in said[3]
     assert said[3].endswith("; measure again on a quiet machine") == ("cached_batch_failure" not in columns)
     assert len(said) == 4
     assert [lines.facts[name] for name in ("step_only_sps", "max_gain", "data_stall_fraction", "interference_fraction")] == [None] * 4
@@ -188,9 +188,9 @@ def test_without_workers_step_and_loader_take_turns(capsys):
     [
         ({}, {"failure_message": "the disk is gone"}, "the disk is gone"),
         ({"cold_refused": "100% of the pages stay", "cache_state": "warm"}, None, "100% of the pages stay"),
-        ({"cache_state": "warm"}, None, "nothing came from storage that this machine's kernel counts"),
-        ({"cache_state": "mixed"}, None, "only a part of what was read came from storage"),
-        ({"cache_state": None}, None, "nothing came from storage that this machine's kernel counts"),
+        ({"cache_state": "warm"}, None, "this machine's kernel counted no reads from storage"),
+        ({"cache_state": "mixed"}, None, "only some of the data came from storage"),
+        ({"cache_state": None}, None, "this machine's kernel counted no reads from storage"),
     ],
 )
 def test_what_was_not_cold_is_not_called_cold(capsys, columns, failure, why):

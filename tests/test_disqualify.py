@@ -287,7 +287,7 @@ def test_nothing_changes_without_a_finding_or_when_told_so():
     assert restricted(given, disqualification(described(FOUND), allow)) == given
     assert remarks(NOTHING, described(NOTHING), SearchOptions()) == []
     assert "has no effect" in remarks(NOTHING, described(NOTHING), allow)[0]
-    assert "rates count what is repeated" in remarks(NOTHING, described(FOUND), allow)[0]
+    assert "rates count the repeated samples" in remarks(NOTHING, described(FOUND), allow)[0]
 
 
 def test_a_baseline_that_repeats_data_is_announced():

@@ -109,7 +109,7 @@ def test_a_search_goes_on_when_the_client_is_gone(there, head, project, tmp_path
     assert "of-nobodys-business" not in written
     again = there("fetch", "mine")
     assert again.code == 2
-    assert "feedrate-runs/mine exists: name another folder with --out, or fetch it anew with --force" in again.stderr
+    assert "feedrate-runs/mine exists: name another folder with --out, or fetch it again with --force" in again.stderr
     (project / "feedrate-runs" / "mine" / "report.html").write_text("old")
     assert there("fetch", "mine", "--force").code == 0
     assert (project / "feedrate-runs" / "mine" / "report.html").read_text() != "old"
@@ -345,10 +345,10 @@ def test_a_cluster_without_tokens_is_used_with_a_warning(feedrate, project):
     assert warned.stdout == "no search was submitted to this cluster yet\n"
     old, warning, _ = warned.stderr.splitlines()  # the last one: its run folders cannot be asked for
     assert old.startswith("note: --allow-unauthenticated no longer has any effect")
-    assert warning == f"note: the Jobs API at {url} asks nobody for a token: anyone who can reach it can run code on the cluster"
+    assert warning == f"note: the Jobs API at {url} does not ask for a token: anyone who can reach it can run code on the cluster"
     for each in refused:
         assert each.code == 2
-        assert "asks nobody for a token: anyone who can reach it can run code on the cluster (--require-token). Start it with one" in each.stderr
+        assert "does not ask for a token: anyone who can reach it can run code on the cluster (--require-token). Start the cluster with a token" in each.stderr
 
 
 @pytest.mark.parametrize(

@@ -101,8 +101,8 @@ def test_a_sick_node_does_not_eat_the_search(lan, cluster, sick):
     assert {record["hostname"] for record in failed} == {"second"}
     assert len(failed) <= 2
     assert "failed on second: " in done.stderr
-    assert "note: second gets no more trials of this search: b16 w" in done.stderr
-    assert "Set aside: second, as b16 w" in done.stdout
+    assert "note: no more trials of this search run on second: b16 w" in done.stderr
+    assert "Set aside: second, because b16 w" in done.stdout
     assert json.loads((first.project / sick / "search.json").read_text())["set_aside"][0]["hostname"] == "second"
 
 

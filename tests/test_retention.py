@@ -58,7 +58,7 @@ def test_tunes_state_of_finished_runs_is_listed_and_then_removed(runs, pruned, c
     assert (names(listed["removed"]), listed["done"]) == (["done"], False)
     assert listed["removed"][0]["what"] == "Ray Tune's state"
     assert 100_000 <= listed["num_bytes"] < 200_000
-    assert listed["kept"] == [{"path": "feedrate-runs/interrupted", "why": "not finished: --older-than TIME takes unfinished runs too"}]
+    assert listed["kept"] == [{"path": "feedrate-runs/interrupted", "why": "not finished: --older-than TIME includes unfinished runs"}]
     assert (done / "tune" / "deep" / "state.pkl").exists()
     assert main(["runs", "--prune", "--yes"]) == 0
     assert "removed Ray Tune's state of feedrate-runs/done: 0.1 MB" in capfd.readouterr().out
