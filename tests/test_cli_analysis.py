@@ -74,7 +74,7 @@ def test_runs_lists_what_was_searched(run, capfd):
     assert [each["config"] for each in answer(out, "runs")["runs"]] == ["b64 w6 p4 pin pers"]
     code, _, err = said(capfd, "runs", run / "*")
     assert code == 2
-    assert "names no run" in err
+    assert "matches no run" in err
 
 
 def test_a_report_of_an_address_needs_a_folder(run, tmp_path, capfd):

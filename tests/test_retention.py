@@ -111,7 +111,7 @@ def test_what_is_in_use_or_a_link_or_no_run_is_left_alone(runs, pruned, tmp_path
     ("arguments", "sentence"),
     [
         (["--prune", "--keep", "typo"], "--keep typo matches none of these runs, so nothing was removed"),
-        (["--prune", "elsewhere"], "elsewhere names no run here"),
+        (["--prune", "elsewhere"], "elsewhere matches no run here"),
         (["--prune", "s3://bucket/runs"], "--prune is only for run folders on this machine"),
         (["--yes"], "--whole, --older-than, --keep and --yes belong to --prune"),
         (["--prune", "--older-than", "soon"], "argument --older-than: 'soon' is not a duration"),
