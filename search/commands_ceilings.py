@@ -15,13 +15,13 @@ Columns = dict[str, Any]
 
 
 class Ceilings:
-    """How fast the training step and the loader are each alone, and which of them is the limit. Without Ray.
+    """Measure how fast the training step and the loader each are alone, and which of them is the limit. Without Ray.
 
     feedrate ceilings train.py:workload
 
-    The loader is timed with what it reads in the page cache, and where that can be done without it, once more with
-    every file dropped from the cache before it is read. Each line is printed as soon as it is known; the step alone counts only
-    beside the rate of training, which it must not be below.
+    The loader is timed with its files in the page cache and, if possible, once more with every file dropped from the
+    cache before it is read. Each line is printed as soon as it is known. The rate of the step alone counts only if it is
+    not below the rate of training with loading.
     """
 
     def prepare(self, parser: argparse.ArgumentParser) -> None:

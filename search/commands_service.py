@@ -365,7 +365,7 @@ def _check_storage(storage: str | None) -> None:
     """
     arguments.refuse_password(storage, "everybody on the cluster can see a job's command line", "on the head")
     if storage is not None and re.match(r"sqlite:///(?!/)", storage):
-        raise UsageError("--storage names a file in the job's folder, which Ray removes after the job: give an absolute path on the head, sqlite:////FOLDER/FILE")
+        raise UsageError("--storage names a file in the job's folder, which does not outlive the job: give an absolute path on the head, sqlite:////FOLDER/FILE")
 
 
 def defines(path: Path, name: str) -> bool:

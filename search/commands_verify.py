@@ -28,8 +28,8 @@ class Verify:
     feedrate verify best.json train.py:workload
     feedrate verify feedrate-runs/images-1 images --time-budget 2m
 
-    Its setting and its baseline are measured in turn, each in a fresh process. Exit code 0: it holds; 1: it does not,
-    or it fails here.
+    Its setting and its baseline are measured in turn, each in a fresh process. Exit code 0 if the answer still holds,
+    1 if it does not or if it fails here.
     """
 
     def prepare(self, parser: argparse.ArgumentParser) -> None:

@@ -306,7 +306,7 @@ class Session:
         request = self._running.get(number)
         if request is None:
             return
-        kind, message = "supervisor-died", "the process that watches the trial was killed, or its node was lost"
+        kind, message = "supervisor-died", "the process that supervises the trial was killed, or its node was lost"
         if starved:
             kind = "out-of-memory"
             message = (

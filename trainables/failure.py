@@ -36,7 +36,7 @@ KINDS = {
     "cuda-out-of-memory": "the accelerator's memory was exhausted",
     "too-few-cpus": "the setting leaves its workers no CPU",
     "override-ignored": "make_loader did not apply a setting",
-    "supervisor-died": "the process that watches the trial ended (killed, or its node was lost)",
+    "supervisor-died": "the process that supervises the trial ended (killed, or its node was lost)",
     "internal": "a defect of feedrate",
 }
 INFEASIBLE = ("shm-full", "too-many-files", "too-few-cpus", "out-of-memory", "cuda-out-of-memory")
