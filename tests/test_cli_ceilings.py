@@ -66,7 +66,7 @@ def test_ceilings_say_what_is_the_limit(ceilings):
     assert together.endswith("/s  with b8 w0")
     assert warm.startswith("loader alone ")
     assert warm.endswith("page cache warm")
-    assert cold == "no rate from a cold page cache: the dataset opened no file that Python can see, so nothing was dropped from the page cache"
+    assert cold == "no rate from a cold page cache: the dataset opened no file that Python can see"
     (verdict,) = [line for line in lines if "the step waits " in line]
     assert "of the time of 1 CPU" in verdict
     assert any(line.startswith("at most ") for line in lines) == ("not known" not in step)
@@ -95,7 +95,7 @@ def test_ceilings_print_one_object(ceilings):
     assert facts["loader_only_sps"] > 0
     assert facts["verdict_evidence"]
     assert facts["loader_only_cold_sps"] is None
-    assert facts["cold_refused"] == "the dataset opened no file that Python can see, so nothing was dropped from the page cache"
+    assert facts["cold_refused"] == "the dataset opened no file that Python can see"
     shares = [facts["data_stall_fraction"], facts["interference_fraction"]]
     assert all((share is None) == (facts["step_only_sps"] is None) for share in shares)
     failed = answer(ceilings("hopeless", "--json", code=1), "failure")

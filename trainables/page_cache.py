@@ -112,7 +112,7 @@ class ColdCache:
         """None where the cache really was cold, else a clause that says why not."""
         stayed = self.stayed_fraction()
         if stayed is None:
-            return "the dataset opened no file that Python can see, so nothing was dropped from the page cache"
+            return "the dataset opened no file that Python can see"
         if stayed >= STAYED_FRACTION:
             return (
                 f"{stayed:.0%} of the pages stay in the cache: they are not yet written to storage, are mapped by a process, or belong to "
