@@ -92,7 +92,7 @@ def says(capfd):
         ("ceilings imagse", "unknown workload 'imagse': name a bundled one"),
         ("search mine.py:workload --num-workers -1", "--num-workers '-1': must be 0 or more, not -1: 0 loads"),
         ("search mine.py:workload --prefetch-factor 0", "--prefetch-factor '0': must be 1 or more, not 0: torch fails"),
-        ("search mine.py:workload --batch-size 0", "--batch-size '0': must be 1 or more, not 0: a batch holds"),
+        ("search mine.py:workload --batch-size 0", "--batch-size '0': must be 1 or more, not 0: a batch has"),
         ("search mine.py:workload --num-workers 8..2", "--num-workers '8..2': the range 8..2 is backwards; write 2..8"),
         ("search mine.py:workload --batch-size ''", "--batch-size '': the list is empty; name at least one value"),
         ("search mine.py:workload --num-workers ,", "--num-workers ',': the list is empty; name at least one value"),
