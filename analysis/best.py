@@ -102,7 +102,7 @@ def load_best(path: str | os.PathLike[str]) -> BestConfig:
             best = read_object(file)
         check_best(best)
     except (FileNotFoundError, NotADirectoryError):
-        way_out = "A search writes best.json when it ends; feedrate resume carries an interrupted one on"
+        way_out = "A search writes best.json when it ends; feedrate resume continues an interrupted search"
         raise RunError(f"{file} does not exist. {way_out}") from None
     except ValueError as error:
         raise RunError(f"{file} cannot be used: {error}") from None
@@ -127,7 +127,7 @@ def check_best(best: Mapping[str, Any]) -> None:
     """
     if best.get("schema") != BEST_SCHEMA:
         way_out = "use the feedrate that wrote it"
-        raise ValueError(f"it has schema {best.get('schema')!r} where {BEST_SCHEMA!r} is read; {way_out}")
+        raise ValueError(f"it has schema {best.get('schema')!r}, but this feedrate reads {BEST_SCHEMA!r}; {way_out}")
     for path, kind in _FIELDS.items():
         parent, _, name = path.rpartition(".")
         holder = best[parent] if parent else best

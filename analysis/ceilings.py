@@ -19,7 +19,7 @@ LOAD = ("foreign_cpu_fraction", "foreign_gpu_fraction", "steal_fraction")
 IMPOSSIBLE_FRACTION = 1.1
 """A rate this far above the training step alone contradicts it, however wide the interval of the rate is."""
 NOT_TIMED = "no trial timed the training step alone"
-UNREAD = "no batch could be read before the trial to time the training step on"
+UNREAD = "before the trial, no batch could be read on which to time the training step"
 DISTURBED = "other processes used the machine while the step was timed"
 
 
@@ -89,7 +89,7 @@ class Ceilings:
         if step_sps is None:
             return DISTURBED if batch_size in self._disturbed else UNREAD if batch_size in self._unread else NOT_TIMED
         if self._low_sps.get(batch_size, 0.0) > step_sps or sps > IMPOSSIBLE_FRACTION * step_sps:
-            return f"the step alone read {step_sps:,.0f}/s, less than training with loading ({sps:,.0f}/s): something slowed it down"
+            return f"the step alone was measured at {step_sps:,.0f}/s, less than training with loading ({sps:,.0f}/s), so something slowed it down"
         return None
 
     @property

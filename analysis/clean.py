@@ -31,7 +31,7 @@ def clean(record: dict[str, Any], position: int, problems: list[str]) -> dict[st
         problems.append(f"{name}: unknown columns were ignored: {', '.join(map(printable, unknown))}")
     windows = {column: kept[column] for column in WINDOW_COLUMNS if column not in _OPTIONAL or kept[column]}
     if len({len(values or ()) for values in windows.values()}) > 1:
-        problems.append(f"{name}: its windows do not fit together and were left out")
+        problems.append(f"{name}: its windows contradict each other and were left out")
         kept |= dict.fromkeys(WINDOW_COLUMNS)
     return kept
 

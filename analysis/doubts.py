@@ -72,9 +72,9 @@ def doubts(run: Run, ranked: pd.DataFrame, chosen: pd.Series[Any], *, confirmed:
 def _changing(rows: pd.DataFrame) -> list[Doubt]:
     """Rates that had not stopped changing when their trials ended."""
     changed = rows[rows["change_fraction"].fillna(0.0) != 0]
-    names = [f"{row['config']} was {changing(row['change_fraction'])}" for _, row in changed.head(MOST_NAMED).iterrows()]
+    names = [f"the rate of {row['config']} was {changing(row['change_fraction'])}" for _, row in changed.head(MOST_NAMED).iterrows()]
     when = "its trial" if len(names) == 1 else "their trials"
-    return [Doubt(f"{', '.join(names)} at the end of {when}", LONGER_TRIALS)] if names else []
+    return [Doubt(f"{' and '.join(names)} at the end of {when}", LONGER_TRIALS)] if names else []
 
 
 def _busy(rows: pd.DataFrame) -> list[Doubt]:
@@ -82,14 +82,14 @@ def _busy(rows: pd.DataFrame) -> list[Doubt]:
     most = rows["load_fraction"].max()
     if pd.isna(most) or most < BUSY_FRACTION:
         return []
-    return [Doubt(f"other processes took up to {most:.0%} of the machine while the settings were measured", QUIET)]
+    return [Doubt(f"other processes used up to {most:.0%} of the machine while the settings were measured", QUIET)]
 
 
 def _wide(rows: pd.DataFrame) -> list[Doubt]:
     """Rates that are badly known."""
     half = (rows["throughput_high_sps"] - rows["throughput_low_sps"]) / 2 / rows["throughput_sps"]
-    wide = [f"{config} to ±{min(each, 9.99):.0%}" for config, each in zip(rows["config"], half, strict=True) if each >= WIDE_FRACTION]
-    return [Doubt(f"rates are badly known ({', '.join(wide[:MOST_NAMED])})", ROUNDS)] if wide else []
+    wide = [f"{config} by ±{min(each, 9.99):.0%}" for config, each in zip(rows["config"], half, strict=True) if each >= WIDE_FRACTION]
+    return [Doubt(f"rates are uncertain ({', '.join(wide[:MOST_NAMED])})", ROUNDS)] if wide else []
 
 
 def _faster(rivals: pd.DataFrame, chosen: pd.Series[Any], *, confirmed: bool) -> list[Doubt]:
@@ -98,8 +98,8 @@ def _faster(rivals: pd.DataFrame, chosen: pd.Series[Any], *, confirmed: bool) ->
     surely = rivals[few & (rivals["throughput_low_sps"] > chosen["throughput_high_sps"])].head(MOST_NAMED)
     if surely.empty:
         return []
-    read = ", ".join(f"{row['config']} read {row['throughput_sps']:,.0f}/s" for _, row in surely.iterrows())
-    return [Doubt(f"{read} in one trial, in no round yet", ROUNDS)]
+    rates = " and ".join(f"{row['config']} ({row['throughput_sps']:,.0f}/s)" for _, row in surely.iterrows())
+    return [Doubt(f"{rates} looked faster in one trial, but {'is' if len(surely) == 1 else 'are'} not confirmed in rounds", ROUNDS)]
 
 
 def what_settles(found: Sequence[Doubt]) -> str | None:

@@ -102,7 +102,7 @@ def steady_rate(
     produced = min(produced, batches, key=np.sum) * items_per_batch
     mean = float(produced.sum() / duration.sum())
     if mean <= 0:
-        raise ValueError("the loader finished no batch inside the windows")
+        raise ValueError("the loader finished no batch during the windows")
     # ratio estimator: the standard error of sum(produced)/sum(duration)
     residual = (produced - mean * duration) / duration.mean() / mean
     half = math.hypot(within_fraction(float((residual**2).sum()), duration.size), 1.96 * run_sd_fraction) * mean

@@ -126,7 +126,7 @@ def pareto_figure(run: Run, ranked: pd.DataFrame, front: pd.DataFrame) -> go.Fig
         return None
     figure = _figure("memory of trainer and workers, GB", f"{run.unit}/s", key="setting")
     inside = known[~known["config"].isin(front["config"])]
-    for shown, name, symbol, mode in ((inside, "another is better in both", "circle-open", "markers"), (front, "nothing is better in both", "circle", "lines+markers")):
+    for shown, name, symbol, mode in ((inside, "another setting is better in both", "circle-open", "markers"), (front, "no setting is better in both", "circle", "lines+markers")):
         if shown.empty:
             continue
         figure.add_scatter(

@@ -68,7 +68,7 @@ def _load(folder: RunFolder) -> Run:
     raw, problems = folder.records()
     objective = search.get("objective", "epoch")
     if objective not in OBJECTIVES:
-        problems.append(f"search.json names the unknown objective {objective!r}; epoch is used")
+        problems.append(f"search.json has the unknown objective {objective!r}; epoch is used instead")
         objective = "epoch"
     cleaned = (clean(record, position, problems) for position, record in enumerate(raw, start=1))
     records = [record for record in cleaned if record is not None]
@@ -119,7 +119,7 @@ def _current(records: list[dict[str, Any]], problems: list[str]) -> set[int]:
         trial = (record["study"], record["kind"], record["number"])
         key = (*trial, record["attempt"], record["round"], record["position"])
         if key in last:
-            problems.append(f"{label(record)} was recorded twice; the last record counts")
+            problems.append(f"{label(record)} was recorded twice; the last record is used")
         if record["attempt"] == highest[trial]:
             last[key] = index
     return set(last.values())

@@ -55,7 +55,7 @@ def render_page(run: Run) -> str:
         refresh = f'<meta http-equiv="refresh" content="{REFRESH_S}">'
         note = (
             f'<p class="note" role="status">The search is not finished. This page reloads itself every {REFRESH_S} s; '
-            "feedrate report writes it anew. Should the search have been interrupted, feedrate resume carries it on.</p>"
+            "feedrate report writes it again. If the search was interrupted, feedrate resume continues it.</p>"
         )
     template = Template(resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     return template.substitute(
@@ -84,7 +84,7 @@ def _plots(run: Run, ranked: pd.DataFrame, by_batch_size: pd.DataFrame) -> list[
     parts: list[str] = []
     if throughput is None and timeline is None:
         return parts
-    parts.append("<noscript><p>The plots need JavaScript; the tables below hold the same numbers.</p></noscript>")
+    parts.append("<noscript><p>The plots need JavaScript; the tables below have the same numbers.</p></noscript>")
     if throughput is not None:
         first = ranked.iloc[0]
         alt = (
@@ -95,8 +95,8 @@ def _plots(run: Run, ranked: pd.DataFrame, by_batch_size: pd.DataFrame) -> list[
         parts += _plot("throughput", "Throughput by number of workers", throughput, alt, caption, with_script=True)
     if heat is not None:
         filled = sum(value is not None for row in heat.data[0].z for value in row)
-        alt = f"The best rate for each number of workers and prefetch factor, {sections.plural(filled, 'cell')} filled; the ranking holds the numbers."
-        caption = "At the fastest setting's batch size. Empty cells were not tried, or stopped early."
+        alt = f"The best rate for each number of workers and prefetch factor, {sections.plural(filled, 'cell')} filled; the ranking has the numbers."
+        caption = "At the fastest setting's batch size. Settings of empty cells were not tried, or stopped early."
         parts += _plot("heat", "Workers and prefetching", heat, alt, caption, with_script=False)
     if sizes is not None:
         told = "; ".join(
@@ -119,7 +119,7 @@ def _plots(run: Run, ranked: pd.DataFrame, by_batch_size: pd.DataFrame) -> list[
             f"{row['config']}, {sections.size(row['tree_pss_bytes'])}, {sections.number(row['throughput_sps'])} {run.unit}/s"
             for row in front.head(10).to_dict("records")
         )
-        caption = "The line joins the settings that no other beats in both: what more memory buys."
+        caption = "The line joins the settings for which no other is better in both: it shows the rate that more memory buys."
         parts += _plot("memory", "Throughput against memory", memory, alt, caption, with_script=False)
     return parts
 

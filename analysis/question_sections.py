@@ -39,7 +39,7 @@ def effects_section(run: Run) -> Section:
     ]
     numeric = ("Of the best", "Settings", "Differs in")
     return Section(
-        caption="The best that was found with each value, compared with the answer, at its batch size; a value that few settings were tried with is known less well",
+        caption="The best setting with each value, compared with the answer at its batch size. If few settings were tried with a value, its rate is less certain",
         headers=("Dimension", "Value", "Best setting with it", f"{run.unit}/s", *numeric),
         rows=rows,
         numeric=frozenset(numeric),
@@ -53,7 +53,7 @@ def pareto_section(run: Run) -> Section:
         for row in pareto(run).to_dict("records")
     ]
     numeric = ("RAM", f"{run.unit}/s", "95 % interval")
-    caption = "Settings that no other beats in both memory and throughput"
+    caption = "Settings for which no other setting is better in both memory and throughput"
     return Section(caption=caption, headers=("Setting", *numeric), rows=rows, numeric=frozenset(numeric))
 
 
@@ -66,8 +66,8 @@ def time_section(run: Run) -> Section:
     ]
     numeric = ("Waits", "Step alone", "Copy alone", "Slowed", "Epoch start", "First batch", "Set-up")
     caption = (
-        "Shares of the time in an epoch: waiting for data, what step and copy take alone, and what they lose to each other and to loading; "
-        "then the share of a whole epoch that its start costs, and seconds before the first step"
+        "Shares of the time in an epoch: waiting for data, the step alone, the copy alone, and the time that step and copy lose because they slow "
+        "each other down or loading slows them down. Then the share of a whole epoch that its start costs, and the seconds before the first step"
     )
     return Section(caption=caption, headers=("Setting", *numeric), rows=rows, numeric=frozenset(numeric))
 
@@ -88,9 +88,10 @@ def noise_section(run: Run) -> Section:
     ]
     numeric = ("Measured", "Disturbed", "Windows", "Starts", "Clock", *(_SAID[name] for name in NOISY))
     caption = (
-        "How many measurements, and during how many other processes took a tenth of the CPUs; standard deviations between the windows of one "
-        "trial and between fresh starts of one setting; how far the host's clock is from the driver's, whose times count; median and maximum of: CPU time of other processes, periods throttled by a quota, "
-        "time taken by the hypervisor, time somebody waited for storage"
+        "Number of measurements, and number of those during which other processes took a tenth of the CPUs; standard deviation between the "
+        "windows of one trial, and between fresh starts of one setting; difference between the host's clock and the driver's, whose times are used; "
+        "median and maximum of: CPU time of other processes, periods throttled by a quota, time taken by the hypervisor, time in which a "
+        "process waited for storage"
     )
     return Section(caption=caption, headers=("Host", *numeric), rows=rows, numeric=frozenset(numeric))
 

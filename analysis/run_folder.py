@@ -138,7 +138,7 @@ def parse_object(data: bytes, name: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise RunError(f"{name} cannot be read: {error}") from None
     if not isinstance(loaded, dict):
-        raise RunError(f"{name} does not hold a JSON object")
+        raise RunError(f"{name} does not contain a JSON object")
     return loaded
 
 

@@ -49,11 +49,11 @@ def load_runs(pattern: str) -> list[Run]:
         except RunError as error:
             broken.append(error)
     if not runs and broken:
-        raise RunError(f"{pattern} names no run that can be read: {broken[0]}")
+        raise RunError(f"{pattern} matches no run that can be read: {broken[0]}")
     for each in broken:
         warnings.warn(f"left out: {each}", stacklevel=2)
     if not runs:
-        raise RunError(f"{pattern} names no run. A search writes feedrate-runs/NAME, or the folder of --out")
+        raise RunError(f"{pattern} matches no run. A search writes to feedrate-runs/NAME, or to the folder of --out")
     return sorted(runs, key=lambda run: (_number(run.search.get("created_unix_s")) or 0.0, str(run.path)))
 
 
@@ -86,7 +86,7 @@ def run_folders(pattern: str) -> list[Path]:
         if parent.is_dir() and not parent.is_symlink() and not (parent / "search.json").exists():
             found += sorted(path for path in parent.iterdir() if (path / "search.json").is_file())
     if not found:
-        raise RunError(f"{pattern} names no run here. A search writes feedrate-runs/NAME, or the folder of --out")
+        raise RunError(f"{pattern} matches no run here. A search writes to feedrate-runs/NAME, or to the folder of --out")
     return list(dict.fromkeys(found))
 
 

@@ -51,7 +51,7 @@ def headline(run: Run, ranked: pd.DataFrame) -> str:
             if ranked.empty or bool(ranked["is_baseline"].all()):
                 return text + ": only the baseline was measured"
             is_sure = not run.best["search"].get("open")
-            return text + (": the baseline is the best" if is_sure else ": nothing was shown to be faster than the baseline, which is not certain")
+            return text + (": the baseline is the best" if is_sure else ": no setting was shown to be faster than the baseline, but this is not certain")
         gain = f"{baseline['speedup']:.2f}x the baseline"
         return f"{text}, {gain}" if baseline["speedup_ci95"][0] > 1 else f"{text}: no significant gain ({gain})"
     if not ranked.empty:
@@ -100,7 +100,7 @@ def answer(run: Run, ranked: pd.DataFrame) -> Section:
     if isinstance(reason := run.search.get("stop_reason"), str):
         rows.append(("Ended because", reason))
     if (ranked["num_hosts"] > 1).any():
-        rows.append(("Hosts", "settings are pooled over different machines; the ranking counts them"))
+        rows.append(("Hosts", "rates are pooled over different machines; the ranking counts them in its column Hosts"))
     return Section(caption="The answer", headers=("", "Value"), rows=rows)
 
 
@@ -244,18 +244,18 @@ def shared_host(facts: Mapping[str, Any]) -> str:
     """How much other processes took meanwhile; `facts` is `search` of a best.json with `num_disturbed`."""
     return (
         f"during {facts['num_disturbed']} of {facts['num_measurements']} measurements other processes took "
-        f"{DISTURBED_FRACTION:.0%} of the CPUs or more (up to {facts['most_foreign_cpu_fraction']:.0%}); on a quiet one the rates differ"
+        f"{DISTURBED_FRACTION:.0%} of the CPUs or more (up to {facts['most_foreign_cpu_fraction']:.0%}); the rates would differ on a quiet host"
     )
 
 
 def shared_gpu(facts: Mapping[str, Any]) -> str:
     """How much others used the GPUs; `facts` is `search` of a best.json."""
-    return f"just before a measurement others used up to {facts['most_foreign_gpu_fraction']:.0%} of its GPU's time; on a free one the rates differ"
+    return f"just before a measurement, other processes used up to {facts['most_foreign_gpu_fraction']:.0%} of its GPU's time; the rates would differ on a free GPU"
 
 
 def sharing_host(trials_per_host: int) -> str:
     """What several trials at once on a host have of their own, and what not (--share host)."""
-    return f"{trials_per_host} trials at once on a host, each on GPUs and CPUs of its own: disk and memory bandwidth were shared"
+    return f"{trials_per_host} trials at once per host, each on its own GPUs and CPUs: they shared disk and memory bandwidth"
 
 
 def read_more(best: Mapping[str, Any], ranked: pd.DataFrame) -> str | None:
@@ -270,17 +270,17 @@ def read_more(best: Mapping[str, Any], ranked: pd.DataFrame) -> str | None:
     first = more.sort_values("throughput_sps", ascending=False).iloc[0]
     size = best["dataloader"].get("batch_size")
     other_size = "" if pd.isna(first["batch_size"]) or first["batch_size"] == size else " at another batch size"
-    what = f"{first['config']} read more{other_size}, {first['throughput_sps']:,.0f}/s"
+    what = f"{first['config']} was measured faster{other_size}, at {first['throughput_sps']:,.0f}/s"
     low, best_low = first["throughput_low_sps"], rate["ci95"][0]
     if best["confirmed"] and first["num_rounds"] < MIN_ROUNDS:
-        return f"{what}, in one trial and in too few rounds to count: a single reading may be a lucky one."
+        return f"{what}, but in one trial and in too few rounds to count: a single measurement may be lucky."
     is_yours = best["baseline"] and setting_text(best["baseline"]) == setting_text(best)
     if is_yours and not other_size:  # not left for what may be noise
-        return f"{what}, but not significantly more than the baseline."
+        return f"{what}, but not significantly faster than the baseline."
     if low < best_low:
-        why = f"its interval begins at {low:,.0f}, that of the best at {best_low:,.0f}"
-        return f"{what}, and less surely: {why}. The higher beginning counts, or the luckiest reading would win."
-    return f"{what}. The answer was compared at its own batch size: search with --batch-size {first['batch_size']} for that one."
+        why = f"its interval begins at {low:,.0f}, that of the best setting at {best_low:,.0f}"
+        return f"{what}, but is less certain: {why}. The answer is the setting whose interval begins higher, so that no lucky measurement wins."
+    return f"{what}. The answer was compared at its own batch size: to search at the other one, use --batch-size {first['batch_size']}."
 
 
 def duration(seconds: float) -> str:

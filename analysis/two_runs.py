@@ -75,12 +75,12 @@ def _refuse_other_workload(first: Run, second: Run) -> None:
     one, two = (_part(run, "workload") for run in (first, second))
     for name in ("name", "options", "unit"):
         if one.get(name) != two.get(name):
-            told = f"{first.path} has {name} {one.get(name)!r}, {second.path} has {two.get(name)!r}"
+            told = f"{first.path} has {name} {one.get(name)!r}, but {second.path} has {two.get(name)!r}"
             raise RunError(f"these are runs of different workloads: {told}. Compare runs of one workload")
     objectives = [run.search.get("objective", "epoch") for run in (first, second)]
     if objectives[0] != objectives[1]:
         raise RunError(
-            f"{first.path} counts {objectives[0]} rates and {second.path} {objectives[1]} rates: search one of them again with --objective"
+            f"{first.path} has {objectives[0]} rates, but {second.path} has {objectives[1]} rates: search one of them again with --objective"
         )
 
 
@@ -126,7 +126,7 @@ def _differences(first: Run, second: Run) -> list[str]:
             if name not in _IGNORED and one.get(name) != two.get(name):
                 found.append(f"{what} {name.replace('_', ' ')}: {one.get(name)} and {two.get(name)}")
     if first.search.get("baseline") != second.search.get("baseline"):
-        found.append("the baselines differ, so that speed-ups are over different settings")
+        found.append("the baselines differ, so the speed-ups compare with different settings")
     epochs = [_part(run, "workload").get("epoch_samples") for run in (first, second)]
     if epochs[0] != epochs[1]:
         found.append(f"items in an epoch: {epochs[0]} and {epochs[1]}")

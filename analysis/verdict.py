@@ -75,7 +75,7 @@ def judge(facts: Mapping[str, Any], ceiling_sps: float | None, why_not: str | No
     if fraction is not None and ceiling_sps is not None:
         evidence.append(f"{fraction:.0%} of the ceiling ({ceiling_sps:,.0f}/s without loading)")
     elif why_not is not None:
-        evidence.append(f"the ceiling is not known, as {why_not}")
+        evidence.append(f"the ceiling is not known, because {why_not}")
     if waits is not None:
         evidence.append(f"the step waits {waits:.0%} of the time")
     if copying is not None and copying >= COPY_FRACTION:
@@ -118,7 +118,7 @@ def changing(change_fraction: float) -> str:
     """How a rate was still changing, for people."""
     times = 1 + change_fraction
     which = "rising" if change_fraction > 0 else "falling"
-    return f"still {which} ({f'{times:,.0f}' if times >= 10 else f'{times:.2g}'} times that of its first windows)"
+    return f"still {which} ({f'{times:,.0f}' if times >= 10 else f'{times:.2g}'} times the rate of its first windows)"
 
 
 def alternating_sps(*rates_sps: float) -> float:

@@ -15,18 +15,18 @@ from feedrate.search.options import PRECISIONS, UsageError, parse_config, parse_
 WORKLOAD_HELP = "a bundled name (see `feedrate workloads`), package.module:function, or path/to/file.py:function"
 DIMENSIONS = {
     "num_workers": ("0..32", "loader processes"),
-    "batch_size": ("32,64,128", "items in a batch; one value fixes it"),
-    "pin_memory": ("true,false", "page-locked batches; only with a GPU"),
-    "prefetch_factor": ("1,2,4,8", "batches in flight per worker"),
-    "persistent_workers": ("true,false", "workers survive the epoch"),
-    "multiprocessing_context": ("fork,forkserver,spawn", "how workers start; searched only when given"),
-    "in_order": ("true,false", "false: batches as they are ready, in no order; searched only when given"),
-    "sharing_strategy": ("file_descriptor,file_system", "how workers hand tensors over; searched only when given"),
-    "trainer_cpus": ("none,1,2", "CPUs kept for the trainer alone; searched only when given"),
+    "batch_size": ("32,64,128", "items per batch; one value fixes it"),
+    "pin_memory": ("true,false", "copy batches into page-locked memory; only with a GPU"),
+    "prefetch_factor": ("1,2,4,8", "batches that each worker loads ahead"),
+    "persistent_workers": ("true,false", "keep workers alive from one epoch to the next"),
+    "multiprocessing_context": ("fork,forkserver,spawn", "how workers start; searched only if given"),
+    "in_order": ("true,false", "false: deliver batches as soon as they are ready, in any order; searched only if given"),
+    "sharing_strategy": ("file_descriptor,file_system", "how workers pass tensors to the training process; searched only if given"),
+    "trainer_cpus": ("none,1,2", "CPUs reserved for the training process; searched only if given"),
 }
 
 
-SWITCHES = ("--debug", "--require-token", "--allow-unauthenticated", FLAG, "--follow", "--wait", "-f", "--dry-run")
+SWITCHES = ("--debug", "--require-token", "--allow-unauthenticated", FLAG, "--follow", "-f", "--dry-run")
 """Flags without a value that `without` takes out."""
 
 
@@ -95,7 +95,7 @@ def refuse_password(storage: str | None, shown: str, there: str) -> None:
         UsageError: it holds a password; the message names the ways in which nobody else sees it.
     """
     if storage is not None and without_password(storage) != storage:
-        raise UsageError(f"--storage holds a password, and {shown}: put it into PGPASSWORD or ~/.pgpass {there}, and leave it out of the URL")
+        raise UsageError(f"--storage contains a password, and {shown}. Put the password into PGPASSWORD or ~/.pgpass {there}, and leave it out of the URL")
 
 
 def add_json(parser: argparse._ActionsContainer) -> None:
@@ -103,7 +103,7 @@ def add_json(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(FLAG, action="store_true", help="print one JSON object and nothing else; progress goes to standard error (docs/json.md)")
 
 
-API_ADDRESS = "the cluster's Jobs API, such as http://localhost:8265 (default: RAY_API_SERVER_ADDRESS, or RAY_ADDRESS where that is a URL)"
+API_ADDRESS = "URL of the cluster's Jobs API, such as http://localhost:8265 (default: RAY_API_SERVER_ADDRESS, or RAY_ADDRESS if that is a URL)"
 
 
 def api_address() -> str | None:
@@ -140,7 +140,7 @@ class _NoLongerNeeded(argparse.Action):
         super().__init__(nargs=0, default=argparse.SUPPRESS, **given)
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
-        print(f"note: {option} does nothing any more, and the next release refuses it: leave it out", file=sys.stderr)
+        print(f"note: {option} no longer has any effect, and the next release will refuse it: leave it out", file=sys.stderr)
 
 
 def add_workload(parser: argparse.ArgumentParser) -> None:
@@ -150,16 +150,17 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--data",
         metavar="DIR|URL",
-        help="images: a folder of JPEG files, a class per sub-folder; objects: a URL with an index.txt (default: a set made once in your cache folder)",
+        help="images: a folder of JPEG files with one sub-folder per class; objects: the URL of a folder with an index.txt "
+        "(default: data that feedrate makes once in your cache folder)",
     )
-    group.add_argument("--image-size", type=whole(8), metavar="PX", help="images, objects: side of the training crop")
-    group.add_argument("--model", metavar="NAME", help="images, objects: resnet18, resnet50 or small")
+    group.add_argument("--image-size", type=whole(8), metavar="PX", help="images, objects: width and height of the training crop")
+    group.add_argument("--model", metavar="NAME", help="images, objects: the model, one of resnet18, resnet50 and small")
     group.add_argument(
         "--latency",
         dest="latency_s",
         type=duration_s,
         metavar="TIME",
-        help="objects: the local server answers after this long (default 40ms)",
+        help="objects: how long the local server waits before each answer (default 40ms)",
     )
 
 
@@ -176,26 +177,26 @@ def add_trial(parser: argparse.ArgumentParser) -> None:
         type=checked(_positive),
         default=20.0,
         metavar="S",
-        help="wall time at most for one setting, set-up apart (default 20)",
+        help="time limit in seconds for measuring one setting, not counting its set-up (default 20)",
     )
     parser.add_argument(
-        "--epoch-samples", type=whole(1), metavar="N", help="items in your real epoch (default: the dataset's length)"
+        "--epoch-samples", type=whole(1), metavar="N", help="items in one epoch of your training (default: the dataset's length)"
     )
     parser.add_argument(
         "--objective",
         choices=("epoch", "steady"),
         default="epoch",
-        help="rate over a whole epoch with its start-up, or between epoch boundaries (default epoch)",
+        help="which rate to compare: epoch (a whole epoch with its start-up) or steady (between epoch boundaries) (default epoch)",
     )
     parser.add_argument(
         "--threads",
         type=whole(1),
         metavar="N",
-        help="torch's threads in the trainer (default: what plain Python would have)",
+        help="torch's intra-op threads in the training process (default: as many as in plain Python)",
     )
-    group = parser.add_argument_group("the training step of the short form (a step of your own has its own)")
-    group.add_argument("--amp", choices=PRECISIONS, help="forward and loss under autocast (default: the model's own)")
-    group.add_argument("--compile", action="store_true", help="torch.compile the model; compiling is not timed")
+    group = parser.add_argument_group("the training step, for a workload in the short form (a workload from from_loader brings its own step)")
+    group.add_argument("--amp", choices=PRECISIONS, help="run the forward pass and the loss under torch.autocast (default: the model's own precision)")
+    group.add_argument("--compile", action="store_true", help="compile the model with torch.compile; the compilation itself is not timed")
 
 
 def _positive(text: str) -> float:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("html", "csv", "parquet", "markdown")
 QUESTIONS = ("ranking", "batch-size", "effects", "pareto", "time", "failures", "noise")
-RUN = "the run folder, or an address that pyarrow or fsspec opens (s3://bucket/run)"
+RUN = "the run folder, or an address that pyarrow or fsspec can open (s3://bucket/run)"
 
 
 def terminal() -> Console:
@@ -53,7 +53,7 @@ def print_section(console: Console, section: Section, heading: str, most_rows: i
 
 
 class Report:
-    """Write the report page and tables of a run, also while it is going on.
+    """Write the report page and tables of a run, even while it is still running.
 
     feedrate report feedrate-runs/images-1
     feedrate report feedrate-runs/images-1 --format csv,parquet,markdown
@@ -79,7 +79,7 @@ class Report:
             raise UsageError(f"--format takes any of {', '.join(FORMATS)}, not {args.format!r}")
         run = load_run(args.run)
         if args.output is None and is_url(args.run):
-            raise UsageError(f"{args.run} is an address: say with -o DIR where to write")
+            raise UsageError(f"{args.run} is an address: give the folder to write to with -o DIR")
         if args.output is not None and is_url(args.output):
             raise UsageError(f"-o takes a folder, not the address {args.output}")
         folder = Path(args.output) if args.output else run.path
@@ -100,7 +100,7 @@ class Report:
 
 
 class Show:
-    """Print tables of a run: what is best, what matters, where the time goes. Also while it is going on.
+    """Print tables of a run: what is best, what matters, where the time goes. Works while the run is still going on, too.
 
     feedrate show feedrate-runs/images-1
     feedrate show feedrate-runs/images-1 --table time,noise
@@ -112,7 +112,7 @@ class Show:
             "--table", default="all", metavar="LIST",
             help=f"any of {', '.join(QUESTIONS)} (default all); see docs/analyse.md",
         )  # fmt: skip
-        parser.add_argument("--rows", type=int, default=20, metavar="N", help="at most so many rows of each (default 20); --json has all of them")
+        parser.add_argument("--rows", type=int, default=20, metavar="N", help="maximum number of rows per table (default 20); --json has all of them")
         arguments.add_json(parser)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
@@ -171,10 +171,10 @@ class Export:
             best = _kept(folder)
         else:
             if not search.get("finished"):
-                print("note: the search is not finished, this is its best so far, not confirmed", file=sys.stderr)
+                print("note: the search is not finished; this is its best setting so far, which is not confirmed", file=sys.stderr)
             found = conclude(folder, None).best
             if found is None:
-                raise NothingFound(f"{folder.path} has no setting that worked; feedrate report {folder.path} shows why", folder.path)
+                raise NothingFound(f"no setting worked in the search in {folder.path}. To see why, run: feedrate report {folder.path}", folder.path)
             best = found
         text = json.dumps(best, indent=2) + "\n" if args.format == "json" else python_snippet(best) + "\n"
         answer("export", {"run": args.run, "best": best, "python": python_snippet(best), "output": args.output})
@@ -200,4 +200,4 @@ def _kept(folder: RunFolder) -> dict[str, Any]:
     try:
         return load_best(folder.best).raw
     except RunError as error:
-        raise UsageError(f"{error}. Move the file away, and export computes the answer anew from trials.jsonl") from None
+        raise UsageError(f"{error}. Move the file away; export then computes the answer again from trials.jsonl") from None

@@ -15,13 +15,13 @@ Columns = dict[str, Any]
 
 
 class Ceilings:
-    """How fast the training step and the loader are each alone, and which of them is the limit. Without Ray.
+    """Measure how fast the training step and the loader each are alone, and which of them is the limit. Without Ray.
 
     feedrate ceilings train.py:workload
 
-    The loader is timed with what it reads in the page cache, and where that can be done without it, once more with
-    every file dropped from the cache before it is read. Each line is printed as soon as it is known; the step alone counts only
-    beside the rate of training, which it must not be below.
+    The loader is timed with its files in the page cache and, if possible, once more with every file dropped from the
+    cache before it is read. Each line is printed as soon as it is known. The rate of the step alone counts only if it is
+    not below the rate of training with loading.
     """
 
     def prepare(self, parser: argparse.ArgumentParser) -> None:
@@ -93,7 +93,7 @@ class _Lines:
             "verdict_evidence": list(verdict.evidence),
         }
         if step is None:
-            self._say(f"step alone    not known, as {known.why_not(size)}")
+            self._say(f"step alone    not known, because {known.why_not(size)}")
         self._rate("step alone", step, "on a batch that is on the device already")
         self._rate("copy alone", self.facts["copy_only_sps"], f"of a batch to {columns['device']}")
         if columns.get("step_returned") is not None:
@@ -115,7 +115,7 @@ class _Lines:
             expected = min(step, rate.sps) if self.num_workers else alternating_sps(step, rate.sps)
             interference = max(1 - self.facts["together_sps"] / expected, 0.0)
         self.facts |= {"loader_only_sps": rate.sps, "cache_state": state, "interference_fraction": interference}
-        told = {"warm": "page cache warm", "mixed": "page cache mixed: a part came from storage"}
+        told = {"warm": "page cache warm", "mixed": "page cache mixed: some data came from storage"}
         note = f", {changing(change)}" if change else ""
         self._rate("loader alone", rate.sps, told.get(state, "page cache not known") + note)
 
@@ -130,9 +130,9 @@ class _Lines:
         elif columns.get("cold_refused"):
             self.facts["cold_refused"] = columns["cold_refused"]
         elif columns.get("cache_state") == "mixed":
-            self.facts["cold_refused"] = "only a part of what was read came from storage"
+            self.facts["cold_refused"] = "only some of the data came from storage"
         elif rate is None or columns.get("cache_state") != "cold":
-            self.facts["cold_refused"] = "nothing came from storage that this machine's kernel counts"
+            self.facts["cold_refused"] = "this machine's kernel counted no reads from storage"
         if rate is None or self.facts["cold_refused"]:
             self._say(f"no rate from a cold page cache: {self.facts['cold_refused']}")
             return
@@ -145,10 +145,11 @@ class _Lines:
         """What it comes to."""
         facts = self.facts
         if facts["interference_fraction"] is not None:
-            how = "the slower of step and loader" if self.num_workers else "step and loader taking turns"
+            expected = "the slower of step and loader" if self.num_workers else "step and loader taking turns"
             self._say(
-                f"data stall {facts['data_stall_fraction']:.0%} (1 - both together / step alone), interference "
-                f"{facts['interference_fraction']:.0%} (below {how})"
+                f"data stall {facts['data_stall_fraction']:.0%} (1 - rate of both together / rate of the step alone), "
+                "interference between step and loader "
+                f"{facts['interference_fraction']:.0%} (1 - rate of both together / rate of {expected})"
             )
         self._say(f"{facts['verdict']}: {'; '.join(facts['verdict_evidence'])}" + (f"; {self.advice}" if self.advice else ""))
         if facts["max_gain"] is not None:

@@ -17,10 +17,10 @@ WORDS = {"error": "ERROR", "warning": "warning", "note": "note", "ok": "ok"}
 
 
 class Check:
-    """See whether changing the loader changes the data: order, duplicates, random streams, pickling, fork-safety.
+    """Check whether changing the loader changes the data: order, duplicates, random streams, pickling, fork-safety.
 
-    Compares what the loader delivers with 0 workers and with some: every sample once, the same bytes, different random
-    numbers in every worker. Exit code 1 when a setting would train on different data.
+    Compares the data that the loader delivers without workers and with workers: every sample once, the same bytes,
+    different random numbers in every worker. Exit code 1 if a setting would train on different data.
 
       feedrate check train.py:workload
       feedrate check train.py:workload --num-workers 4 --json
@@ -29,7 +29,7 @@ class Check:
     def prepare(self, parser: argparse.ArgumentParser) -> None:
         arguments.add_workload(parser)
         parser.add_argument(
-            "--num-workers", type=arguments.whole(2), default=2, metavar="N", help="compared with 0 (default 2)"
+            "--num-workers", type=arguments.whole(2), default=2, metavar="N", help="number of workers to compare with 0 workers (default 2)"
         )
         parser.add_argument(
             "--time-budget",
@@ -37,7 +37,7 @@ class Check:
             type=arguments.positive_s,
             default=30.0,
             metavar="TIME",
-            help="about how long to take; slow samples are looked at in smaller numbers (default 30s)",
+            help="approximate time for the check; if samples are slow, fewer of them are checked (default 30s)",
         )
         arguments.add_json(parser)
 
@@ -94,6 +94,6 @@ def _summary(report: dict[str, Any]) -> str:
     names = [finding["name"] for finding in report["findings"] if finding["level"] == "error"]
     if names:
         if names == ["loading"]:
-            return "The loader does not work with workers: loading. What it would deliver is not known."
+            return "The loader does not work with workers: loading. The data that it would deliver is not known."
         return f"Changing the loader changes the data: {', '.join(names)}. docs/check.md explains each."
     return "Changing the loader does not change the data, as far as these samples tell."

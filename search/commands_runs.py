@@ -29,8 +29,8 @@ class Compare:
 
     def prepare(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("first", metavar="A", help=RUN)
-        parser.add_argument("second", metavar="B", help="the run that is divided by A")
-        parser.add_argument("--rows", type=int, default=20, metavar="N", help="at most so many settings (default 20); --json has all of them")
+        parser.add_argument("second", metavar="B", help="the second run; ratios are B divided by A")
+        parser.add_argument("--rows", type=int, default=20, metavar="N", help="maximum number of settings to print (default 20); --json has all of them")
         arguments.add_json(parser)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
@@ -58,14 +58,15 @@ class Compare:
         say("")
         if compared.overall is not None:
             ratio = compared.overall
-            say(f"Over all {len(compared.settings)}: B is {ratio.sps:.3f} times A, 95 % interval {ratio.low_sps:.3f}-{ratio.high_sps:.3f}.")
+            over = f"Over all {len(compared.settings)} settings"
+            say(f"{over}: the rate of B is {ratio.sps:.3f} times that of A (95 % interval {ratio.low_sps:.3f}-{ratio.high_sps:.3f}).")
             if compared.same_host:
-                say("Same host. A machine that was slower all through one of the runs is in that figure, and in no speed-up.")
+                say("Both runs used the same host. If it was slower during one whole run, that is part of this ratio, but not of the speed-ups.")
         for name, run in (("A", first), ("B", second)):
             if run.configs.empty:
                 say(f"{name} measured nothing that could be compared.")
         if not compared.same_host and not compared.settings.empty:
-            say("Not the same host: the rates differ by the machines too; compare the speed-ups.")
+            say("The runs used different hosts, so the rates also differ because of the machines: compare the speed-ups.")
         for difference in compared.differences:
             say(f"Differs: {difference}")
         for run in (first, second):
@@ -89,7 +90,7 @@ def _facts(compared: Compared, first: Run, second: Run) -> dict[str, Any]:
 
 
 class Runs:
-    """List runs with their workload, date, host and best setting, or make room.
+    """List runs with their workload, date, host and best setting, or free disk space.
 
     feedrate runs
     feedrate runs elsewhere
@@ -100,20 +101,20 @@ class Runs:
     """
 
     def prepare(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("pattern", nargs="?", default="feedrate-runs/*", metavar="PATTERN", help="of run folders, or the folder that holds them (default feedrate-runs/*)")
+        parser.add_argument("pattern", nargs="?", default="feedrate-runs/*", metavar="PATTERN", help="a pattern of run folders, or the folder that contains them (default feedrate-runs/*)")
         arguments.add_json(parser)
         parser.add_argument(
             "--address", nargs="?", const="", metavar="URL", help=f"list the searches that were submitted to a cluster instead: {arguments.API_ADDRESS}"
         )
         arguments.add_require_token(parser)
-        room = parser.add_argument_group("making room")
+        room = parser.add_argument_group("freeing disk space")
         room.add_argument("--prune", action="store_true", help="list what can be removed: Ray Tune's state in finished runs, which takes most of the space")
         room.add_argument("--whole", action="store_true", help="remove whole runs instead")
         room.add_argument(
             "--older-than", dest="older_than_s", type=arguments.positive_s, metavar="TIME",
-            help="only runs that were not written to for so long, such as 30d, unfinished ones too (default: finished ones of any age)",
+            help="only runs that nothing was written to for this long, such as 30d, including unfinished runs (default: finished runs of any age)",
         )  # fmt: skip
-        room.add_argument("--keep", action="append", default=[], metavar="RUN", help="a run that stays, by name, path or pattern; may be given several times")
+        room.add_argument("--keep", action="append", default=[], metavar="RUN", help="a run to keep, by name, path or pattern; may be given several times")
         room.add_argument("--yes", action="store_true", help="remove what is listed")
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
@@ -148,11 +149,11 @@ def _prune(args: argparse.Namespace) -> int | None:
     from feedrate.search.retention import Policy, prune
 
     if args.address is not None or is_url(args.pattern):
-        raise UsageError("--prune is for run folders on this machine: on a cluster's head, run it there")
+        raise UsageError("--prune is only for run folders on this machine. For those on a cluster's head, run the command there")
     folders = run_folders(args.pattern)
     for pattern in args.keep:
         if not any(fnmatch.fnmatch(name, pattern) for folder in folders for name in (folder.name, str(folder))):
-            raise UsageError(f"--keep {pattern} names none of these runs, and nothing was removed")
+            raise UsageError(f"--keep {pattern} matches none of these runs, so nothing was removed")
     policy = Policy(whole=args.whole, older_than_s=args.older_than_s, keep=args.keep)
     removed, kept = prune(folders, policy, now_unix_s=time.time(), remove=args.yes)
     num_bytes = sum(removal.num_bytes for removal in removed)

@@ -52,55 +52,55 @@ class Search:
             metavar="DIR|URL",
             help="run folder (default: the next free feedrate-runs/NAME-N); an address such as s3://bucket/NAME keeps a copy there",
         )
-        run.add_argument("--force", action="store_true", help="replace a run that is in --out already")
+        run.add_argument("--force", action="store_true", help="replace a run that is already in --out")
         run.add_argument(
             "--time-budget",
             dest="time_budget_s",
             type=arguments.positive_s,
             default=300.0,
             metavar="TIME",
-            help="such as 90s, 5m, 1h (default 5m)",
+            help="time for the search, such as 90s, 5m or 1h (default 5m)",
         )
-        run.add_argument("--max-trials", type=arguments.whole(1), metavar="N", help="settings tried at most")
+        run.add_argument("--max-trials", type=arguments.whole(1), metavar="N", help="maximum number of settings to try")
         run.add_argument(
             "--baseline",
             type=arguments.setting,
             metavar="NAME=VALUE,...",
-            help="compare with this setting (default: your loader's, else torch's default)",
+            help="the setting to compare with (default: your loader's, else torch's default)",
         )
         run.add_argument(
             "--sampler",
             choices=SAMPLERS,
             default="gp",
-            help="who proposes settings: gp goes by a model of loading, tpe and random are Optuna's (default gp)",
+            help="how settings are proposed: gp uses a model of data loading, tpe and random are Optuna's (default gp)",
         )
         run.add_argument(
             "--seed",
             type=arguments.whole(0),
             default=0,
             metavar="N",
-            help="of the sampler, the data order and the model (default 0)",
+            help="seed of the sampler, the data order and the model (default 0)",
         )
         run.add_argument(
             "--allow-duplicates",
             action="store_true",
-            help="search settings that repeat data, too (see feedrate check); their rates count what is repeated",
+            help="also search settings that repeat data (see feedrate check); their rates count the repeated samples",
         )
         run.add_argument(
             "--warm-start",
             metavar="RUN",
-            help="try the best settings of an earlier run of the same workload on the same hardware early (default: none)",
+            help="first try the best settings of an earlier run of the same workload on the same hardware (default: none)",
         )
         run.add_argument(
             "--keep-going",
             action="store_true",
-            help="go on to --max-trials or the end of --time-budget, also when nothing more is expected to be gained",
+            help="continue to --max-trials or the end of --time-budget, even if no further gain is expected",
         )
         run.add_argument(
             "--no-confirm",
             dest="confirm",
             action="store_false",
-            help="answer from one measurement a setting (default: the best and yours are measured again in rounds)",
+            help="answer from one measurement per setting (default: measure the best settings and your own again in rounds)",
         )
         run.add_argument("--quiet", action="store_true", help="print only the answer")
         arguments.add_json(run)
@@ -115,34 +115,34 @@ class Search:
         place.add_argument(
             "--hardware",
             metavar="NAME",
-            help="machines of this kind alone, by its name or a part of it (default: one answer for each kind of the cluster)",
+            help="use only nodes whose hardware class contains NAME (default: one answer for each class in the cluster)",
         )
         place.add_argument(
-            "--gpus-per-trial", type=arguments.whole(0), metavar="N", help="default 1 where there is any, else 0"
+            "--gpus-per-trial", type=arguments.whole(0), metavar="N", help="GPUs per trial (default 1 if there is any, else 0)"
         )
         place.add_argument(
             "--cpus-per-trial",
             type=arguments.cpus,
             metavar="N|all",
-            help="default: the node's CPUs, or their share for the GPUs asked; all: the share is reserved, and every CPU used",
+            help="CPUs per trial (default: the node's CPUs, or the share of them that goes with the trial's GPUs); all: reserve that share, but use every CPU",
         )
         place.add_argument(
             "--exclusive",
             action="store_true",
-            help="reserve whole nodes of a cluster, so that nothing else that Ray places runs beside a trial",
+            help="reserve whole nodes of a cluster, so that Ray runs nothing else beside a trial",
         )
         place.add_argument(
             "--share",
             choices=SHARES,
-            help="host: a trial on each GPU of a host at once, each on CPUs of its own; they share disk and memory bandwidth, so that rates are "
-            "those of such a host (default: one trial a host at a time)",
+            help="host: run as many trials at once on a host as its GPUs allow, each on its own GPUs and CPUs. They share disk and memory "
+            "bandwidth, so the rates are those of a shared host (default: one trial per host at a time)",
         )
         place.add_argument(
             "--wait",
             dest="wait_s",
             type=arguments.duration_s,
             metavar="TIME",
-            help="wait so long for a host that other processes use, then measure, and say so (default 10m with --address, else 0)",
+            help="how long to wait for a busy host before measuring anyway; the report notes it (default 10m with --address, else 0)",
         )
         place.add_argument(
             "--storage",
@@ -204,7 +204,7 @@ def options_of(args: argparse.Namespace) -> tuple[SearchOptions, dict[str, Any]]
 
 
 class Resume:
-    """Carry an interrupted search on, or extend a finished one.
+    """Continue an interrupted search, or extend a finished one.
 
     feedrate resume feedrate-runs/images-1 --time-budget 5m
     feedrate resume images-3fa9c1 --address http://localhost:8265     a submitted one, from the same folder
@@ -217,20 +217,20 @@ class Resume:
             dest="time_budget_s",
             type=arguments.positive_s,
             metavar="TIME",
-            help="from now on (default: the run's own budget again)",
+            help="time from now on (default: the run's own budget again)",
         )
         parser.add_argument(
             "--max-trials",
             type=arguments.whole(1),
             metavar="N",
-            help="settings in total, those of before included, also where nothing more is expected to be gained",
+            help="total number of settings, including those already tried; continues even if no further gain is expected",
         )
-        parser.add_argument("--confirm", action="store_true", help="measure the best settings again in rounds, also in a run that was begun with --no-confirm")
-        parser.add_argument("--storage", metavar="URL", help="the run's database again, where its URL holds a password")
-        parser.add_argument("--address", metavar="URL", help=f"of the cluster that the search was submitted to: {arguments.API_ADDRESS}")
+        parser.add_argument("--confirm", action="store_true", help="measure the best settings again in rounds, even if the run was started with --no-confirm")
+        parser.add_argument("--storage", metavar="URL", help="the URL of the run's database, if it contains a password (which is not stored)")
+        parser.add_argument("--address", metavar="URL", help=f"the cluster that the search was submitted to: {arguments.API_ADDRESS}")
         arguments.add_require_token(parser)
         job_environment.add_to(parser)
-        parser.add_argument("-f", "--follow", "--wait", action="store_true", help="with --address: print its log until it ends, and exit with its exit code")
+        parser.add_argument("-f", "--follow", action="store_true", help="with --address: print the search's log until it ends, and exit with its exit code")
         parser.add_argument("--quiet", action="store_true", help="print only the answer")
         arguments.add_json(parser)
 
@@ -244,9 +244,9 @@ class Resume:
 
             return resume_there(args, argv)
         if args.env or args.pip:
-            raise UsageError("--env and --pip are for a submitted search, with --address URL: a search here has this shell's environment")
+            raise UsageError("--env and --pip are only for a submitted search (--address URL): a search on this machine has this shell's environment")
         if args.follow:
-            raise UsageError("--follow is for a submitted search, with --address URL: a search here is followed anyway")
+            raise UsageError("--follow is only for a submitted search (--address URL): a search on this machine is followed anyway")
         from feedrate.search.mirror import bring
         from feedrate.search.run import resume_search
 
@@ -317,7 +317,7 @@ def _finish(search: Any, command: str, as_json: bool) -> int | None:
     code = None
     if not result.baseline_failures.empty:
         reasons = _reasons(result.baseline_failures)
-        print(f"feedrate: your own setting failed, so that the answer is compared with nothing: {reasons}", file=sys.stderr, flush=True)
+        print(f"feedrate: your own setting failed, so there is nothing to compare the answer with: {reasons}", file=sys.stderr, flush=True)
         code = NO_COMPARISON
     if as_json:
         answer(command, _facts(result, run))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def add_cluster(parser: argparse.ArgumentParser) -> None:
     """Which cluster, and which search on it."""
-    parser.add_argument("id", metavar="ID", help="of the search, as submit printed it (feedrate runs --address URL lists them)")
+    parser.add_argument("id", metavar="ID", help="ID of the search, as printed by submit (feedrate runs --address URL lists them)")
     parser.add_argument("--address", metavar="URL", help=arguments.API_ADDRESS)
     arguments.add_require_token(parser)
 
@@ -54,7 +54,7 @@ class Submit(Search):
     """Run a search on a cluster, and come back for it later.
 
     Sends the current folder (without .git, secrets and large files) and feedrate to the cluster; data must be reachable
-    from its nodes. Takes what `feedrate search` takes. The run folder is made on the cluster's head; `fetch` brings it.
+    from its nodes. Takes the options of `feedrate search`. The run folder is made on the cluster's head; `fetch` copies it here.
 
       feedrate submit train.py:workload --address http://localhost:8265 --time-budget 10m
     """
@@ -63,16 +63,16 @@ class Submit(Search):
 
     def prepare(self, parser: argparse.ArgumentParser) -> None:
         super().prepare(parser)
-        parser.add_argument("--submission-id", metavar="ID", help="a name for the search (default: the workload's and a number)")
+        parser.add_argument("--submission-id", metavar="ID", help="ID of the search (default: the workload's name and a random suffix)")
         job_environment.add_to(parser)
         add_follow(parser)
-        parser.add_argument("--dry-run", action="store_true", help="list what would be sent, and what would not and why; send nothing")
+        parser.add_argument("--dry-run", action="store_true", help="list what would be sent, and what would not (and why), but send nothing")
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         if args.out is not None or args.force:
-            raise UsageError("submit has no --out and no --force: the run folder is made on the cluster's head, and `feedrate fetch ID -o DIR` brings it here")
+            raise UsageError("submit has no --out and no --force: the run folder is made on the cluster's head, and `feedrate fetch ID -o DIR` copies it here")
         if args.warm_start is not None:
-            raise UsageError("--warm-start names a folder here, which is not on the cluster: leave it out")
+            raise UsageError("--warm-start names a folder on this machine, which the cluster does not have: leave it out")
         _check_storage(args.storage)
         options_of(args)
         target = _inside(args.workload, arguments.workload_options(args))
@@ -95,7 +95,7 @@ class Submit(Search):
 
 
 OF_SUBMIT = (
-    "--address", "--submission-id", "--debug", "--require-token", "--allow-unauthenticated", FLAG, "--follow", "--wait", "-f", "--dry-run",
+    "--address", "--submission-id", "--debug", "--require-token", "--allow-unauthenticated", FLAG, "--follow", "-f", "--dry-run",
     "--env", "--pip",
 )  # fmt: skip
 """Flags that are for submit itself, not for the search."""
@@ -104,7 +104,7 @@ OF_SUBMIT = (
 def add_follow(parser: argparse.ArgumentParser) -> None:
     """The switch that waits."""
     parser.add_argument(
-        "-f", "--follow", "--wait", action="store_true", help="print the search's log until it ends, and exit with its exit code; Ctrl-C leaves the search alone"
+        "-f", "--follow", action="store_true", help="print the search's log until it ends, and exit with its exit code; Ctrl-C stops the printing, not the search"
     )
 
 
@@ -196,7 +196,7 @@ def follow(jobs: Jobs, submission_id: str) -> int:
             print(piece, end="", flush=True)
         job = jobs.job(submission_id)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("no longer following; the search goes on") from None
+        raise KeyboardInterrupt("no longer printing the log; the search goes on") from None
     code = exit_code(job)
     if code:
         print(f"{submission_id}: {job.status.value}, {ended_by(job)}", file=sys.stderr)
@@ -224,7 +224,7 @@ def resume_there(args: argparse.Namespace, argv: Sequence[str]) -> int | None:
 
 
 class Status:
-    """How far a submitted search is. Exit code 1 for a search that failed.
+    """Show the state of a submitted search. Exit code 1 if the search failed.
 
     feedrate status images-3fa9c1 --address http://localhost:8265
     """
@@ -255,7 +255,7 @@ class Status:
 
 
 class Logs:
-    """What a submitted search has printed.
+    """Print the log of a submitted search.
 
     feedrate logs images-3fa9c1 -f --address http://localhost:8265
     """
@@ -263,7 +263,7 @@ class Logs:
     def prepare(self, parser: argparse.ArgumentParser) -> None:
         add_cluster(parser)
         parser.add_argument(
-            "-f", "--follow", action="store_true", help="go on until the search ends, and exit with 1 if it failed; Ctrl-C leaves the search alone"
+            "-f", "--follow", action="store_true", help="continue until the search ends, and exit with 1 if it failed; Ctrl-C stops the printing, not the search"
         )
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
@@ -277,7 +277,7 @@ class Logs:
 
 
 class Stop:
-    """End a submitted search; what it measured is kept, and `fetch` brings it.
+    """Stop a submitted search. Its measurements are kept; `fetch` copies them here.
 
     feedrate stop images-3fa9c1 --address http://localhost:8265
     """
@@ -301,15 +301,15 @@ class Stop:
 
 
 class Fetch:
-    """Bring the run folder of a submitted search here, finished or not.
+    """Copy the run folder of a submitted search to this machine, finished or not.
 
     feedrate fetch images-3fa9c1 --address http://localhost:8265
     """
 
     def prepare(self, parser: argparse.ArgumentParser) -> None:
         add_cluster(parser)
-        parser.add_argument("-o", "--out", metavar="DIR", help="a new folder (default: feedrate-runs/ID)")
-        parser.add_argument("--force", action="store_true", help="replace what was fetched there before")
+        parser.add_argument("-o", "--out", metavar="DIR", help="the folder to create (default: feedrate-runs/ID)")
+        parser.add_argument("--force", action="store_true", help="replace an earlier copy in that folder")
         arguments.add_json(parser)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
@@ -327,7 +327,7 @@ def print_searches(args: argparse.Namespace) -> None:
     try:
         found = [summary(job) for job in jobs.searches()]
     except UsageError as error:
-        print(f"note: only the searches that Ray knows: {error}", file=sys.stderr)
+        print(f"note: this list has only the searches that Ray still knows: {error}", file=sys.stderr)
         found = [summary(job) for job in jobs.known()]
     answer("searches", {"address": jobs.address, "searches": found})
     if args.json:
@@ -351,7 +351,8 @@ def _check_hardware(jobs: Jobs, name: str) -> None:
     try:
         kinds = jobs.hardware()
     except UsageError as error:
-        print(f"note: {error}; the search itself will refuse an unknown --hardware, in its log", file=sys.stderr)
+        anyway = f"The search is submitted anyway; if the cluster has no hardware class {name}, it fails, and its log says so"
+        print(f"note: {error}. {anyway}", file=sys.stderr)
         return
     class_named(name, kinds)
 
@@ -362,9 +363,9 @@ def _check_storage(storage: str | None) -> None:
     Raises:
         UsageError: it holds a password, or names a file that ends with the job.
     """
-    arguments.refuse_password(storage, "a job's command line is shown to everybody on the cluster", "on the head")
+    arguments.refuse_password(storage, "everybody on the cluster can see a job's command line", "on the head")
     if storage is not None and re.match(r"sqlite:///(?!/)", storage):
-        raise UsageError("--storage names a file in the job's folder, which ends with the job: give its whole path on the head, sqlite:////FOLDER/FILE")
+        raise UsageError("--storage names a file in the job's folder, which does not outlive the job: give an absolute path on the head, sqlite:////FOLDER/FILE")
 
 
 def defines(path: Path, name: str) -> bool:
@@ -372,7 +373,7 @@ def defines(path: Path, name: str) -> bool:
     try:
         tree = ast.parse(path.read_bytes())
     except SyntaxError as error:
-        raise UsageError(f"{path.name} is no Python, line {error.lineno}: {error.msg}") from None
+        raise UsageError(f"{path.name} is not valid Python, line {error.lineno}: {error.msg}") from None
     told = {ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Expr, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign}
     known: set[str] = set()
     for node in tree.body:
@@ -401,7 +402,7 @@ def _inside(workload: str, workload_options: dict[str, Any]) -> str:
         return workload
     here = Path.cwd()
     if not defines(Path(place), function):
-        raise UsageError(f"{Path(place).name} defines no {function}: name a function at its top level, as in {Path(place).name}:workload")
+        raise UsageError(f"{Path(place).name} does not define {function}: name a function at its top level, as in {Path(place).name}:workload")
     if not Path(place).is_relative_to(here):
-        raise UsageError(f"{place} is outside of {here}, which is what is sent to the cluster: start feedrate in your project's folder")
+        raise UsageError(f"{place} is outside of {here}, and only that folder is sent to the cluster: start feedrate in your project's folder")
     return f"{Path(place).relative_to(here)}:{function}"

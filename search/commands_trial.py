@@ -86,7 +86,7 @@ def _settled(settled: bool, change_fraction: float | None) -> str:
 def _ceiling(ceilings: Ceilings, batch_size: int | None, unit: str) -> str:
     """The rate of the step alone, or why it is not known."""
     sps = ceilings.at(batch_size)
-    return f"not known, as {ceilings.why_not(batch_size)}" if sps is None else f"{sps:,.1f} {unit}/s"
+    return f"not known, because {ceilings.why_not(batch_size)}" if sps is None else f"{sps:,.1f} {unit}/s"
 
 
 def _remarks(columns: dict[str, Any], steady_sps: float) -> list[str]:
@@ -96,13 +96,13 @@ def _remarks(columns: dict[str, Any], steady_sps: float) -> list[str]:
     said = []
     foreign = columns["foreign_cpu_fraction"]
     if foreign is not None and foreign >= SHARED_FRACTION:
-        said.append(f"note: other processes took {foreign:.0%} of the CPUs meanwhile; on a quiet machine the rates differ")
+        said.append(f"note: other processes used {foreign:.0%} of the CPUs meanwhile; the rates would differ on a quiet machine")
     if (columns["foreign_gpu_fraction"] or 0.0) >= SHARED_FRACTION:
-        said.append(f"note: others used {columns['foreign_gpu_fraction']:.0%} of the GPU's time just before; on a free one the rates differ")
+        said.append(f"note: other processes used {columns['foreign_gpu_fraction']:.0%} of the GPU's time just before; the rates would differ on a free GPU")
     if columns.get("step_returned") is not None:
         said.append(f"note: {counted_anyway(columns['step_returned'])}")
     if columns["loss_is_finite"] is False:
-        said.append("note: the last loss was NaN or infinite; the rates hold all the same")
+        said.append("note: the last loss was NaN or infinite; the rates are valid all the same")
     if columns["boundary_from"] == "measured":
         said.append(f"an epoch boundary costs {columns['boundary_s']:.2f} s; {steady_sps:,.1f} {columns['unit']}/s between boundaries")
     return said
@@ -123,7 +123,7 @@ class Workloads:
         for name, text in BUNDLED.items():
             print(f"{name:10} {text}")
         print(
-            "\nYour own: package.module:function or path/to/file.py:function, returning a feedrate.trainables.Workload"
+            "\nYour own: package.module:function or path/to/file.py:function that returns a feedrate.trainables.Workload"
         )
         return None
 
@@ -139,7 +139,7 @@ def _add_setting(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the setting (default: your loader's own, else torch's default)")
     group.add_argument("--num-workers", type=arguments.whole(0), metavar="N")
     group.add_argument(
-        "--batch-size", type=arguments.whole(1), metavar="N", help="default 32 where the workload has none of its own"
+        "--batch-size", type=arguments.whole(1), metavar="N", help="items per batch (default 32 if the workload has no batch size of its own)"
     )
     group.add_argument("--prefetch-factor", type=arguments.whole(1), metavar="N")
     group.add_argument("--pin-memory", type=arguments.truth, metavar="true|false")
@@ -148,7 +148,7 @@ def _add_setting(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--in-order", type=arguments.truth, metavar="true|false")
     group.add_argument("--sharing-strategy", choices=SHARING_STRATEGIES)
     group.add_argument(
-        "--trainer-cpus", type=arguments.whole(1), metavar="N", help="CPUs kept for the trainer alone (default: none)"
+        "--trainer-cpus", type=arguments.whole(1), metavar="N", help="CPUs reserved for the training process (default: none)"
     )
     parser.add_argument("--seed", type=arguments.whole(0), default=0, metavar="N")
 

@@ -28,18 +28,18 @@ class Verify:
     feedrate verify best.json train.py:workload
     feedrate verify feedrate-runs/images-1 images --time-budget 2m
 
-    Its setting and its baseline are measured in turn, each in a fresh process. Exit code 0: it holds; 1: it does not,
-    or it fails here.
+    Its setting and its baseline are measured in turn, each in a fresh process. Exit code 0 if the answer still holds,
+    1 if it does not or if it fails here.
     """
 
     def prepare(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("best", metavar="FILE", help="best.json, or the run folder that holds it")
+        parser.add_argument("best", metavar="FILE", help="best.json, or the run folder that contains it")
         arguments.add_workload(parser)
         parser.add_argument(
             "--time-budget", dest="time_budget_s", type=arguments.duration_s, default=60.0, metavar="TIME",
-            help="time for the rounds; three are made in any case (default 1m)",
+            help="time for the rounds; at least three are made (default 1m)",
         )  # fmt: skip
-        parser.add_argument("--max-trial-s", type=arguments.whole(1), default=5, metavar="S", help="for one measurement (default 5)")
+        parser.add_argument("--max-trial-s", type=arguments.whole(1), default=5, metavar="S", help="time limit in seconds for one measurement (default 5)")
         parser.add_argument("--seed", type=arguments.whole(0), default=0, metavar="N")
         arguments.add_json(parser)
 
@@ -63,7 +63,7 @@ class Verify:
             say(f"differs: {difference}")
         rounds, most, failure = _rounds(args, best)
         if failure is not None:
-            text = f"it does not work here: {failure['failure_message']}"
+            text = f"the answer does not work here: {failure['failure_message']}"
             if args.json:
                 answer("verify", NOT_MEASURED | {"holds": False, "sentence": text, "differences": differs})
             else:
@@ -82,9 +82,9 @@ class Verify:
         else:
             rate = found.throughput
             unit = best.throughput.get("unit", "samples")
-            print(f"{rate.sps:,.0f} {unit}/s here [{rate.low_sps:,.0f}-{rate.high_sps:,.0f}], {recorded:,.0f} where it was measured")
+            print(f"{rate.sps:,.0f} {unit}/s here [{rate.low_sps:,.0f}-{rate.high_sps:,.0f}], {recorded:,.0f} in the search")
             if most >= DISTURBED_FRACTION:
-                print(f"note: other processes took up to {most:.0%} of the CPUs meanwhile; on a quiet machine the rates differ")
+                print(f"note: other processes used up to {most:.0%} of the CPUs meanwhile; the rates would differ on a quiet machine")
             print(f"{found.sentence[0].upper()}{found.sentence[1:]}.")
         return None if found.holds else DOES_NOT_HOLD
 
@@ -135,7 +135,7 @@ def _here(args: argparse.Namespace) -> dict[str, Any]:
 
     described = describe_workload(commands_trial._ref(args))
     if not described["is_short"] and (args.amp or args.compile):
-        raise UsageError("the answer was measured with --amp or --compile, which this workload's own step does not take")
+        raise UsageError("the answer was measured with --amp or --compile, which have no effect on a workload that builds its own step")
     return {
         "workload": described["name"],
         "hostname": socket.gethostname(),

@@ -168,7 +168,7 @@ class Confirmation:
             return
         self.session.budget.ended(request.key)
         if lost:
-            failure = Failure(kind=LOST, phase="measure", message="the process that watches the trials of a round died").columns()
+            failure = Failure(kind=LOST, phase="measure", message="the process that supervises the trials of a round died").columns()
             config = request.configs[min(self._num_measured.get(number, 0), len(request.configs) - 1)]
             elsewhere = self.session.learn_host(config, place or {}, failure, is_baseline=False) is not None
             self._lost += not elsewhere

@@ -9,7 +9,7 @@ from feedrate.trainables.config import SHARING_STRATEGIES, START_METHODS
 
 LEAST = {
     "num_workers": (0, "0 loads in the training process"),
-    "batch_size": (1, "a batch holds at least one item"),
+    "batch_size": (1, "a batch has at least one item"),
     "prefetch_factor": (1, "torch fails at iteration otherwise"),
 }
 """Dimensions that are numbers: the smallest that works, and why."""

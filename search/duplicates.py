@@ -13,7 +13,7 @@ from feedrate.search.dimension import Choice, Dimension, Range
 from feedrate.search.options import SearchOptions, UsageError
 from feedrate.trainables.config import LoaderConfig
 
-WAY_OUT = "or fix the dataset (feedrate check shows how), or search all the same with --allow-duplicates"
+WAY_OUT = "or fix the dataset (feedrate check shows how), or search anyway with --allow-duplicates"
 
 
 def disqualification(described: Mapping[str, Any], options: SearchOptions) -> Disqualified:
@@ -63,7 +63,7 @@ def remarks(disqualified: Disqualified, described: Mapping[str, Any], options: S
     if options.allow_duplicates:
         if Disqualified.from_json(described["data"]).is_nothing:
             return ["--allow-duplicates has no effect: no setting was seen to repeat data"]
-        return ["--allow-duplicates: settings that repeat data are searched, and their rates count what is repeated"]
+        return ["--allow-duplicates: settings that repeat data are searched, and their rates count the repeated samples"]
     said = [
         f"{which} are left out, because they repeat data (--allow-duplicates keeps them)"
         for which, _ in disqualified.in_words()
@@ -71,10 +71,10 @@ def remarks(disqualified: Disqualified, described: Mapping[str, Any], options: S
     baseline = options.baseline or LoaderConfig.from_dict(described["baseline"] or {"batch_size": None})
     own = f"your own setting has {baseline.num_workers} worker{'s' * (baseline.num_workers != 1)}"
     if disqualified.max_num_workers is not None and baseline.num_workers > disqualified.max_num_workers:
-        said.append(f"{own}: it is measured, but its rate counts repeated data, so that it cannot be the answer")
+        said.append(f"{own}: it is measured, but its rate counts repeated data, so it cannot be the answer")
     elif not disqualified.allows(baseline.num_workers, baseline.persistent_workers):
         said.append(
-            f"{own} and persistent_workers={baseline.persistent_workers}: it repeats the first epoch. It is measured and compared with, "
-            "and cannot be the answer"
+            f"{own} and persistent_workers={baseline.persistent_workers}: it repeats the first epoch. It is measured for comparison, "
+            "but cannot be the answer"
         )
     return said

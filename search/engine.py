@@ -30,10 +30,12 @@ from feedrate.search.shipping import Shipment, shipment
 OBJECT_STORE_BYTES = 100 * 1024**2
 PROBE_S = 5.0
 AUTHENTICATE = (
-    "Start it with one: ray get-auth-token --generate makes it, and RAY_AUTH_MODE=token, set on every node and where feedrate runs, asks for it"
+    "Start the cluster with a token: ray get-auth-token --generate creates it, and RAY_AUTH_MODE=token, set on every node and where feedrate "
+    "runs, requires it"
 )
 WRONG_TOKEN = (
-    "refuses the token, or got none: set RAY_AUTH_MODE=token, and have its own token in ~/.ray/auth_token, RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+    "refuses the token, or got none: set RAY_AUTH_MODE=token, and put the cluster's token into ~/.ray/auth_token, or name it with "
+    "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
 )
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable: set by Ray in the driver of a Job."""
@@ -253,10 +255,10 @@ def _join(address: str, notes: list[str], folder: str | None, *, require_token: 
     from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, GcsClient, get_authentication_mode  # type: ignore[attr-defined]
 
     if address == "local":
-        raise UsageError("address 'local': pass None, and a local Ray is started and stopped for the search")
+        raise UsageError("address 'local': pass None instead, and the search starts and stops a local Ray")
     if address.startswith("ray://"):
         raise UsageError(
-            f"--address {address}: Ray Client would run the search elsewhere; run feedrate on a node of the cluster, with --address auto"
+            f"--address {address}: Ray Client would run the search on another machine. Run feedrate on a node of the cluster, with --address auto"
         )
     try:
         host, _, port = canonicalize_bootstrap_address_or_die(address).rpartition(":")
@@ -291,13 +293,13 @@ def _join(address: str, notes: list[str], folder: str | None, *, require_token: 
     except (OSError, ValueError, RuntimeError, subprocess.SubprocessError, ray.exceptions.RayError) as error:
         reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(
-            f"no Ray cluster answers at --address {address} ({reason}): start one there with `ray start --head`, or search on this machine alone with --address local"
+            f"no Ray cluster answers at --address {address} ({reason}): start one there with `ray start --head`, or search on this machine only with --address local"
         ) from None
 
 
 def without_token(what: str) -> str:
     """Return the warning about a cluster without token authentication, for people."""
-    return f"{what} asks nobody for a token: anyone who can reach it can run code on the cluster"
+    return f"{what} does not ask for a token: anyone who can reach it can run code on the cluster"
 
 
 def _lets_anyone_in(address: str) -> bool:

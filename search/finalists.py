@@ -262,12 +262,12 @@ def for_rounds(chosen: Sequence[Candidate], seconds: float, *, at_ceiling: bool)
         at_ceiling: the baseline is as fast as training without loading.
     """
     if at_ceiling:
-        return [], "nothing worth mentioning could be faster than yours"
+        return [], "no setting could be noticeably faster than yours"
     if not chosen:
         return [], "there was no second setting to compare with"
     fitting = fit_into(chosen, seconds)
     need_s = rounds_s(chosen[:2])
-    return fitting, None if fitting else f"the time left had no room for {MIN_ROUNDS} rounds, which take {need_s:.0f} s at least (--time-budget)"
+    return fitting, None if fitting else f"the time left was too short for {MIN_ROUNDS} rounds, which take at least {need_s:.0f} s (--time-budget)"
 
 
 def rounds_time_s(finalists: Sequence[Candidate], time_budget_s: float) -> float:

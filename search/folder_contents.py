@@ -131,7 +131,7 @@ def contents(folder: str | os.PathLike[str]) -> FolderContents:
             num_files += not is_folder
             if num_files > MAX_FILES:
                 raise UsageError(
-                    f"{folder} would be sent to the cluster, and holds more than {MAX_FILES:,} files: start feedrate in your project's folder"
+                    f"{folder} would be sent to the cluster, but it has more than {MAX_FILES:,} files: start feedrate in your project's folder"
                 )
     return FolderContents(
         root,

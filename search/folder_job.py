@@ -18,7 +18,7 @@ from feedrate.search.submission import Submission
 if TYPE_CHECKING:
     from ray.job_submission import JobStatus
 
-LOST = "unfinished, and Ray has forgotten it: the cluster's head was lost or started anew since"
+LOST = "unfinished, and Ray no longer knows it: the cluster's head was lost or restarted since"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

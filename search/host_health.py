@@ -158,6 +158,6 @@ class HostHealth:
             if history.num_lost < LOSSES:
                 return
         if host not in self.set_aside:
-            why = f"{config.short()} failed there, which {self.name_of(manages)} measured: {failure['failure_message']}"
+            why = f"{config.short()} failed there, but not on {self.name_of(manages)}: {failure['failure_message']}"
             self.set_aside[host] = why
             self._on_set_aside(host, why)

@@ -29,12 +29,12 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("environment of a submitted search")
     group.add_argument(
         "--env", action="append", default=[], metavar="NAME[=VALUE]",
-        help="set an environment variable for the search and its trials; NAME alone takes the value from here. The value is in no log, list or run "
-        "folder; it travels in a file that Ray unpacks on each node, and whoever may run jobs on the cluster can read that",
+        help="set an environment variable for the search and its trials; NAME alone takes the value from this shell. No log, list or run folder "
+        "contains the value, but Ray unpacks it in a file on each node, which anyone who can run jobs on the cluster can read",
     )  # fmt: skip
     group.add_argument(
         "--pip", action="append", default=[], metavar="REQUIREMENT|FILE.txt",
-        help="have Ray install a package for the search and its trials, on each node, before they start; repeat it for more",
+        help="have Ray install a package on each node before the search and its trials start; may be given several times",
     )  # fmt: skip
 
 
@@ -48,11 +48,11 @@ def variables(given: Sequence[str]) -> dict[str, str]:
     for text in given:
         name, has_value, value = text.partition("=")
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise UsageError("--env: write NAME=VALUE, or NAME alone for a variable that is set here")
+            raise UsageError("--env: write NAME=VALUE, or only NAME for a variable of this shell")
         if name == SUBMISSION or name.startswith("RAY_JOB_"):
             raise UsageError(f"--env {name}: feedrate or Ray sets that variable itself")
         if not has_value and name not in os.environ:
-            raise UsageError(f"--env {name}: it is not set here; write {name}=VALUE")
+            raise UsageError(f"--env {name}: this shell does not set it; write {name}=VALUE")
         found[name] = value if has_value else os.environ[name]
     return found
 
@@ -115,7 +115,7 @@ def kept(before: Any, given_env: Sequence[str], given_pip: Sequence[str]) -> tup
     env = variables(given_env)
     if missing := sorted(set(submission.env) - env.keys()) if submission is not None else []:
         again = " ".join(f"--env {name}" for name in missing)
-        raise UsageError(f"the search was submitted with {again}, whose values are kept nowhere: give them again")
+        raise UsageError(f"the search was submitted with {again}, whose values are not stored: give them again")
     pip = earlier.get("pip") or []
     pip = pip.get("packages", []) if isinstance(pip, dict) else pip
     return env, requirements(given_pip) or list(pip)

@@ -72,7 +72,7 @@ class Jobs:
             raise UsageError(f"{error.name} is not installed: pip install 'feedrate[cluster]'") from None
         self.address, self.require_token = address.rstrip("/"), require_token
         if urlsplit(address).scheme not in ("http", "https"):
-            raise UsageError(f"--address {address}: name the cluster's Jobs API, such as http://localhost:8265 (ray dashboard opens a tunnel to it)")
+            raise UsageError(f"--address {address}: name the cluster's Jobs API, such as http://localhost:8265 (`ray dashboard` opens a tunnel to it)")
         self.notes: list[str] = []
         for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private"):  # "Uploading package ..."
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -168,7 +168,7 @@ class Jobs:
                 return self.folder_jobs[submission_id]
             raise
         if OURS not in (found.metadata or {}):
-            raise UsageError(f"{submission_id} is a job of somebody else's: {self.command('runs')} lists searches")
+            raise UsageError(f"{submission_id} is not a feedrate search: {self.command('runs')} lists the searches")
         return found
 
     def known(self) -> list[Any]:
@@ -270,7 +270,7 @@ class Jobs:
             self._call(self.client.stop_job, asking)
         lines = [line for line in log.splitlines() if line.strip()]
         if not lines or not lines[-1].startswith(CLASSES):
-            raise UsageError(f"the cluster could not say what hardware it has: {lines[-1] if lines else 'it said nothing'}")
+            raise UsageError(f"the cluster could not say what hardware it has: {lines[-1] if lines else 'it printed nothing'}")
         names: list[str] = json.loads(lines[-1].removeprefix(CLASSES))
         self._call(self.client.delete_job, asking)
         return names
@@ -300,9 +300,9 @@ class Jobs:
         """
         run = self.job(submission_id).metadata["run"]
         if to.exists() and not force:
-            raise UsageError(f"{to} exists: name another folder with --out, or fetch it anew with --force")
+            raise UsageError(f"{to} exists: name another folder with --out, or fetch it again with --force")
         if to.exists() and not any(to.rglob("search.json")):
-            raise UsageError(f"{to} is no run folder, and is not replaced: name another one with --out")
+            raise UsageError(f"{to} is not a run folder, so it is not replaced: name another folder with --out")
         files = self._ask("pack", run, f"the run folder of {submission_id}")
         to.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{to.name}-", dir=to.parent))
@@ -334,12 +334,12 @@ def unpacked(log: str, what: str) -> bytes:
     body, ended, _ = rest.partition(END)
     if not begun or not ended:
         lines = [line for line in log.splitlines() if line.strip()]
-        raise UsageError(f"{what} could not be fetched: {lines[-1] if lines else 'the cluster said nothing'}")
+        raise UsageError(f"{what} could not be fetched: {lines[-1] if lines else 'the cluster printed nothing'}")
     digest, _, text = body.partition("\n")
     try:
         files = base64.b64decode(text)
     except binascii.Error:
         files = b""
     if hashlib.sha256(files).hexdigest() != digest:
-        raise UsageError(f"{what} did not come whole: try again")
+        raise UsageError(f"{what} did not arrive complete: try again")
     return files

@@ -50,7 +50,7 @@ class Mirror:
         self._thread.join()
         self.push()
         if self._failing:
-            self.say(f"{self.folder} is complete, its copy at {self.url} is not")
+            self.say(f"{self.folder} is complete, but its copy at {self.url} is not")
 
     def push(self) -> None:
         """Copy what has changed since the last time; a failure is told once, and tried again the next time."""
@@ -67,7 +67,7 @@ class Mirror:
             self._failing = False
         except RunError as error:
             if not self._failing:
-                self.say(f"the run is not copied at the moment: {error}")
+                self.say(f"the run could not be copied to {self.url}; feedrate keeps trying: {error}")
             self._failing = True
 
     def _work(self) -> None:
@@ -107,12 +107,12 @@ def check_url(url: str, options: SearchOptions, force: bool) -> str:
             cannot be written.
     """
     if without_password(url) != url:
-        raise UsageError("--out holds a password, which would be in the run's files: leave it to the environment (AWS_ACCESS_KEY_ID, ...)")
+        raise UsageError("--out contains a password, which would be stored in the run's files: put it into the environment instead (AWS_ACCESS_KEY_ID, ...)")
     if options.storage is None or not options.storage.startswith("postgresql"):
-        raise UsageError("--out with an address needs the study in a database that outlives this machine: add --storage postgresql://USER@HOST/DATABASE")
+        raise UsageError("--out with an address needs a database that outlives this machine: add --storage postgresql://USER@HOST/DATABASE")
     try:
         if not force and exists(f"{url.rstrip('/')}/search.json"):
-            raise UsageError(f"--out {url} holds a run: carry it on with feedrate resume {url}, or replace it with --force")
+            raise UsageError(f"--out {url} already has a run: continue it with feedrate resume {url}, or replace it with --force")
         write_url(f"{url.rstrip('/')}/search.json", b"{}\n")
     except RunError as error:
         raise UsageError(f"--out {url}: {error}") from None
@@ -148,5 +148,5 @@ def bring(run: str | os.PathLike[str]) -> Path:
             if name in found:
                 write_atomic(folder / name, found[name])
     elif RunFolder(folder).read_search().get("mirror") != url:
-        raise RunError(f"{folder} holds another run than {url}: move it away")
+        raise RunError(f"{folder} contains a different run than {url}: move it away")
     return folder

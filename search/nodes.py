@@ -176,7 +176,7 @@ def check_versions(hosts: Iterable[Host], here: dict[str, str]) -> None:
     """
     found = [text for host in hosts for text in differences(host, here)]
     if found:
-        raise UsageError(f"{'; '.join(found)}, and the driver {_named(here)}: give every node the same versions, as one image does")
+        raise UsageError(f"{'; '.join(found)}, but the driver has {_named(here)}: install the same versions on every node, for example with one image")
 
 
 def differences(host: Host, here: Mapping[str, str]) -> list[str]:
@@ -197,9 +197,9 @@ def why_not(host: Host, versions: Mapping[str, str], hardware: str) -> str | Non
         hardware: the class that the search runs on; empty where it is not known.
     """
     if other := differences(host, versions):
-        return f"{'; '.join(other)}, and the driver {_named(versions)}"
+        return f"{'; '.join(other)}, but the driver has {_named(versions)}"
     if hardware and host.hardware != hardware:
-        return f"{host.hostname} is another kind of machine, {host.hardware}"
+        return f"{host.hostname} is a different kind of machine ({host.hardware})"
     return None
 
 

@@ -61,7 +61,7 @@ class Opening:
         best = max(measured, key=lambda each: each.rate.low_sps, default=None)
         own = next((each for each in measured if each.config == self._own), None)
         if self._baselines and own is not None and best is not None and is_far(own, best):
-            say(f"left out for now: yours at other batch sizes, as {best.name} is more than {FAR:g} times faster")
+            say(f"left out for now: your own setting at other batch sizes, because {best.name} is more than {FAR:g} times faster")
             self._baselines.clear()
         expected = zip(self._seeds, predict(self._seeds), strict=False) if self._seeds else ()
         self._rates = [max([sps, *_twin_rates(config, rates or {})]) for config, sps in expected]

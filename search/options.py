@@ -13,11 +13,11 @@ OBJECTIVES = ("epoch", "steady")
 SAMPLERS = ("gp", "tpe", "random")
 PRECISIONS = ("bf16",)
 SHARES = ("host",)
-OWN_STEP = "is for the short form of a workload: in a step of your own (from_loader) it belongs to make_step"
-ANY_ORDER = "--in-order false: batches come as they are ready, no longer in the order of the sampler, and each run sees another order"
+OWN_STEP = "is only for the short form of a workload. This workload builds its own step (from_loader), so do it in make_step"
+ANY_ORDER = "--in-order false: batches arrive as soon as they are ready, not in the sampler's order, so every run sees a different order"
 OWN_BATCHES = (
-    "the workload's loader has batch_size=None, so that its sampler or dataset makes the batches and DataLoader has no batch size to "
-    "set. Leave --batch-size out, or write a workload function for each batch size and search each"
+    "the workload's loader has batch_size=None, so its sampler or dataset makes the batches, and DataLoader has no batch size to "
+    "set. Leave --batch-size out, or write one workload function per batch size and search each of them"
 )
 LOOKS = (5, 8, 13, 20)
 """Numbers of windows after which a trial may be stopped; few looks keep its confidence honest (MEASURING.md 3.1)."""
@@ -53,8 +53,9 @@ class NothingFound(Exception):
 def counted_anyway(step_returned: str) -> str:
     """What a reader should know of a step that returned something else than a number of items; takes the name of its type."""
     return (
-        f"step(batch) returned a {step_returned}, which is no number of items: the samples of each batch are counted. Return an int "
-        "to count something else, or nothing"
+        f"step(batch) returned a {step_returned}, not a number of items, so feedrate counts samples instead (the first dimension of the "
+        "first tensor in the batch). To count something else, return the number of items trained as an int; to count samples without "
+        "this note, return None"
     )
 
 
@@ -132,14 +133,14 @@ class SearchOptions:
             if value is not None and value < least:
                 raise ValueError(f"--{_flag(name)} must be {least} or more, not {value}")
         if self.exclusive and self.address is None:
-            raise ValueError("--exclusive is for a cluster (--address): a local Ray has the whole machine")
+            raise ValueError("--exclusive is only for a cluster (--address): a local Ray has the whole machine")
         if self.share not in (None, *SHARES):
             raise ValueError(f"--share must be {' or '.join(SHARES)}, not {self.share!r}")
         if self.share is not None and (self.exclusive or not self.pin_cpus):
             other = "--exclusive" if self.exclusive else "--cpus-per-trial all"
-            raise ValueError(f"--share {self.share} gives several trials a part of the host each, {other} gives one the whole: leave one of them out")
+            raise ValueError(f"--share {self.share} gives each of several trials a part of the host, but {other} gives one trial the whole host: leave one of them out")
         if self.share is not None and self.gpus_per_trial == 0:
-            raise ValueError(f"--share {self.share} divides a host by its GPUs, so that --gpus-per-trial must be 1 or more")
+            raise ValueError(f"--share {self.share} divides a host by its GPUs, so --gpus-per-trial must be 1 or more")
         if self.amp not in (None, *PRECISIONS):
             raise ValueError(f"--amp must be one of {', '.join(PRECISIONS)}, not {self.amp!r}")
         if self.objective not in OBJECTIVES:

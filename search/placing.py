@@ -87,7 +87,7 @@ class SeveralClasses(UsageError):
     """The search could run on unlike machines, whose rates do not compare; `names` are their hardware classes."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        super().__init__(f"the cluster has machines of {len(names)} kinds, whose rates do not compare: name one with --hardware ({', '.join(names)})")
+        super().__init__(f"the cluster has {len(names)} kinds of machines, whose rates cannot be compared: choose one with --hardware ({', '.join(names)})")
         self.names = list(names)
         self.out = Path("feedrate-runs")
         """The run folder that the search would have had."""
@@ -107,7 +107,7 @@ def place(options: SearchOptions, hosts: Sequence[Host] | None = None) -> Placem
     hosts = with_slots(living() if hosts is None else hosts)
     slots = any(host.has_slot for host in hosts)
     if not hosts:
-        raise UsageError("no node of the cluster has a CPU for a trial: add one, or search on this machine alone")
+        raise UsageError("no node of the cluster has a CPU for a trial: add a node, or search on this machine only")
     kinds = sorted({host.hardware for host in hosts})
     if options.hardware is not None:
         named = class_named(options.hardware, kinds)
@@ -167,8 +167,8 @@ def _num_shares(options: SearchOptions, fit: Sequence[Host], cpus: int, gpus: in
         raise UsageError(f"--share host divides a host by its GPUs, and {smallest.hostname} has none: leave it out")
     has = f"{smallest.num_gpus} GPU{'s' * (smallest.num_gpus != 1)} and {smallest.num_cpus} CPUs"
     raise UsageError(
-        f"--share host is for hosts with room for several trials: {smallest.hostname} has {has}, a trial takes {gpus} and {cpus}. "
-        "Leave it out, or ask for less with --gpus-per-trial and --cpus-per-trial"
+        f"--share host is for hosts with room for several trials: {smallest.hostname} has {has}, but one trial takes {gpus} and {cpus}. "
+        "Leave --share out, or ask for less with --gpus-per-trial and --cpus-per-trial"
     )
 
 
@@ -220,6 +220,6 @@ def _where(fit: Sequence[Host], cpus: int, gpus: int, at_once: int, num_shares: 
     if slots:
         more = f" · {at_once} trial_slot{'s' * (at_once != 1)}, which searches take in turn"
     if num_shares > 1:
-        more = f" · {at_once} trials at once, {num_shares} on a host, which share its disk and its memory's bandwidth (--share host)"
+        more = f" · {at_once} trials at once, {num_shares} per host, which share its disk and memory bandwidth (--share host)"
     each = " each" if len(names) > 1 else ""
     return f"{hosts} · {what}, {cpus} of {first.num_cpus} CPUs{each}{more}"

@@ -103,7 +103,7 @@ def clear(folder: RunFolder, force: bool) -> None:
         UsageError: there is a run that came after `choose_folder` looked, and no force; or the file system refuses.
     """
     if folder.search.exists() and not force:
-        raise UsageError(f"{folder.path} was taken by another search meanwhile: start this one again")
+        raise UsageError(f"another search has started in {folder.path} meanwhile: start this one again")
     try:
         for file in folder.files():
             if file != folder.lock:  # which is held

@@ -116,7 +116,7 @@ class Display:
     def ahead(self, seconds: float | None, gain_fraction: float | None) -> None:
         """What is to be expected: the time that is needed even if no further setting is better, and what one may gain."""
         self._soonest_end = None if seconds is None else self.clock() + seconds
-        self.to_gain = "" if gain_fraction is None else f"{gain_fraction:.1%} is expected of another setting (under {WORTH_FRACTION:.0%} ends it)"
+        self.to_gain = "" if gain_fraction is None else f"another setting is expected to gain {gain_fraction:.1%} (the search ends below {WORTH_FRACTION:.0%})"
 
     def confirming(self, configs: Sequence[LoaderConfig]) -> None:
         """The settings were tried; the best of them are measured again in rounds."""
@@ -164,7 +164,7 @@ class Display:
             if batch_size in self._no_ceiling:
                 return
             self._no_ceiling.add(batch_size)
-            self.say(f"ceiling{where} (no loading): not known, as {why_not}")
+            self.say(f"ceiling{where} (no loading): not known, because {why_not}")
             return
         self._no_ceiling.discard(batch_size)
         gain = "" if baseline is None else f"  at most {max(sps / baseline.sps, 1):.2f}x to gain"
@@ -209,7 +209,7 @@ class Display:
     def _failed(self, record: dict[str, Any]) -> str:
         """What is said of a failure: where, why, and whether another host tries the setting."""
         where = f" on {record['hostname']}" if self.names_hosts and record.get("hostname") else ""
-        again = "; another host tries it" if record.get("retried") else ""
+        again = "; retrying on another host" if record.get("retried") else ""
         return f"failed{where}: {record.get('failure_message')}{again}"
 
     def _elapsed(self) -> str:

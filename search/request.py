@@ -92,7 +92,7 @@ def search_space(
     kept = max((count for count in space.values("trainer_cpus") if count is not None), default=0)
     if kept >= placement.cpus:
         raise UsageError(
-            f"--trainer-cpus {kept} leaves no CPU for the workers: a trial has {placement.cpus} here. "
+            f"--trainer-cpus {kept} leaves no CPU for the workers: a trial has only {placement.cpus} here. "
             + (f"Ask for {placement.cpus - 1} at most" if placement.cpus > 1 else "Leave it out")
         )
     return space
@@ -134,10 +134,10 @@ def epoch_remarks(given: Mapping[str, Dimension], space: SearchSpace) -> list[st
     epoch = f"your epoch of {space.epoch_samples} items has {told}"
     workers = space.values("num_workers")
     if "num_workers" in given and any(max(workers) > number for number in batches.values()):
-        said.append(f"--num-workers: {epoch}; settings with more workers than that are not tried, as the others would be idle")
+        said.append(f"--num-workers: {epoch}; settings with more workers than batches are not tried, because the extra workers would be idle")
     choices = space.values("prefetch_factor")
     if "prefetch_factor" in given and any(choices[:-1] and choices[-2] * max(workers) >= number for number in batches.values()):
-        said.append(f"--prefetch-factor: {epoch}; settings that prefetch beyond it are tried once, with the smallest value that means the same")
+        said.append(f"--prefetch-factor: {epoch}; settings that would prefetch more than one epoch are tried only once, with the smallest value that has the same effect")
     return said
 
 
@@ -182,7 +182,7 @@ def remarks(given: Mapping[str, Dimension], options: SearchOptions, described: M
     said = []
     pin = given.get("pin_memory")
     if pin is not None and True in pin.values and options.address is None and not described["facts"]["num_gpus"]:
-        said.append("--pin-memory has no effect: there is no accelerator here, torch ignores it")
+        said.append("--pin-memory has no effect: there is no accelerator here, so torch ignores it")
     workers = given.get("num_workers")
     if workers is not None and workers.values == (0,):
         said += [f"{_flag(name)} has no effect with 0 workers" for name in WITH_WORKERS if name in given]

@@ -106,7 +106,7 @@ def _why_kept(folder: RunFolder, policy: Policy, now_unix_s: float) -> str | Non
     if search.get("schema") != SEARCH_SCHEMA:
         return f"search.json has schema {search.get('schema')!r}"
     if policy.older_than_s is None:
-        return None if search.get("finished") is True else "not finished: --older-than TIME takes unfinished runs too"
+        return None if search.get("finished") is True else "not finished: --older-than TIME includes unfinished runs"
     written_s = max(path.lstat().st_mtime for path in folder.files())
     return None if now_unix_s - written_s > policy.older_than_s else "written to since"
 

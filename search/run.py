@@ -227,7 +227,7 @@ def resume_search(
         options = replace(options, storage=storage)
     if options.storage is not None and HIDDEN in options.storage:
         raise UsageError(
-            f"the run's database needs its password, which is not stored: pass --storage again ({options.storage}), without it where PGPASSWORD or ~/.pgpass has it"
+            f"the run's database needs its password, which is not stored: pass --storage again ({options.storage}), without the password if PGPASSWORD or ~/.pgpass has it"
         )
     options = replace(
         options,
@@ -240,7 +240,7 @@ def resume_search(
     has_rounds = options.confirm and max_trials is None  # a finished search without further settings has rounds to add
     if search["finished"] and not has_rounds and options.max_trials is not None and tried >= options.max_trials:
         raise UsageError(
-            f"{tried} settings were tried in {folder.path} already, and --max-trials counts them too: ask for more than {tried}"
+            f"{tried} settings were already tried in {folder.path}, and --max-trials counts them too: ask for more than {tried}"
         )
     fields = {name: search["workload"][name] for name in ("target", "options", "folder", "cwd")}
     ref = WorkloadRef(**fields)
@@ -265,7 +265,7 @@ def _hosts(options: SearchOptions, ref: WorkloadRef, notes: list[str]) -> list[H
     if options.address is None:
         return None
     if ref.cwd is not None and ref.folder is not None and not Path(ref.folder).is_relative_to(ref.cwd):
-        notes.append(f"{ref.folder} is not sent to the cluster, as it is outside of {ref.cwd}: nodes need it at the same place")
+        notes.append(f"{ref.folder} is not sent to the cluster, because it is outside of {ref.cwd}: every node needs it at the same path")
     hosts, problems = look()
     notes += problems
     return hosts + promised()
@@ -346,11 +346,11 @@ def _search(
     try:
         display.say(placement.where)
         if options.address is not None:  # Ray ends a driver whose head is gone without a word from us
-            display.say(f"should the cluster's head be lost, carry on with: {resume_command(folder)}")
+            display.say(f"if the cluster's head is lost, carry on with: {resume_command(folder)}")
         for note in [*notes, *problems]:
             display.say(f"note: {note}")
         if records:
-            anew = f"; measured anew, under a number of its own: {', '.join(config.short() for config in again)}" if again else ""
+            anew = f"; measured again, under new numbers: {', '.join(config.short() for config in again)}" if again else ""
             told = brain.counts().told
             display.say(f"carrying on after {told} setting{'s' * (told != 1)}{anew}")
         baseline = LoaderConfig.from_dict(search["baseline"])

@@ -93,7 +93,7 @@ class SessionSearcher(Searcher):
     def tick(self) -> None:
         """Called about ten times a second: redraw, and say so where nothing runs for want of a slot."""
         if self.requests and not self._placed and time.monotonic() - self._since > SLOT_S:
-            self.session.display.waiting("no slot of the cluster is free: other searches have them, or nodes are still starting")
+            self.session.display.waiting("the cluster has no free slot: other searches use them, or nodes are still starting")
         self.session.display.tick()
 
     def measured(self, trial_id: str, result: dict[str, Any]) -> bool:

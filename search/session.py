@@ -69,7 +69,7 @@ class Session:
         """Why no further setting is tried; rounds may still be under way."""
         self.stop_reason: str | None = None
         """The same once everything is over."""
-        self.unconfirmed_because = None if options.confirm else "rounds were not asked for (--no-confirm)"
+        self.unconfirmed_because = None if options.confirm else "rounds were turned off (--no-confirm)"
         """Why there were no rounds; None where there were some, or they have not begun."""
         self.ceilings = Ceilings()
         self.records: list[dict[str, Any]] = []
@@ -289,7 +289,7 @@ class Session:
 
     def _set_aside(self, host: str, why: str) -> None:
         name = self.health.name_of(host)
-        self.display.say(f"note: {name} gets no more trials of this search: {why}")
+        self.display.say(f"note: no more trials of this search run on {name}: {why}")
         search = self.folder.read_search()
         aside = [*search.get("set_aside", []), {"hostname": name, "host_id": host, "reason": why}]
         self.folder.write_search(search | {"set_aside": aside})
@@ -306,12 +306,12 @@ class Session:
         request = self._running.get(number)
         if request is None:
             return
-        kind, message = "supervisor-died", "the process that watches the trial was killed, or its node was lost"
+        kind, message = "supervisor-died", "the process that supervises the trial was killed, or its node was lost"
         if starved:
             kind = "out-of-memory"
             message = (
-                "the node ran low on memory, and Ray's memory monitor ended the trial: use fewer workers, a smaller prefetch_factor or a "
-                "smaller batch_size, or start that node's Ray with RAY_memory_monitor_refresh_ms=0, as feedrate has a guard of its own"
+                "the node ran low on memory, so Ray's memory monitor ended the trial: use fewer workers, a smaller prefetch_factor or a "
+                "smaller batch_size. Or start Ray on that node with RAY_memory_monitor_refresh_ms=0: feedrate guards the memory itself"
             )
         failure = Failure(kind=kind, phase="measure", message=message, cause=(reason,) if reason else ())
         self.completed(number, dict(place or {}), failure.columns())
@@ -432,7 +432,7 @@ class Session:
         if space is None:
             return False
         self.folder.write_search(self.folder.read_search() | {"space": space.to_json()})
-        self.display.say(f"{best.name} is on the edge of the default range: now up to {space.values('num_workers')[-1]} workers")
+        self.display.say(f"{best.name} is on the edge of the default range, so the search now goes up to {space.values('num_workers')[-1]} workers")
         return True
 
     def _learn(self, record: dict[str, Any]) -> None:

@@ -42,7 +42,7 @@ class Shipment:
             return None
         more = f" and {len(missed) - 5} more" if len(missed) > 5 else ""
         names = ", ".join(f"{entry.path} ({entry.why})" for entry in missed[:5])
-        return f"not sent to the cluster: {names}{more}; {OWN_IGNORE_FILE} adds to the list or takes from it (docs/cluster.md)"
+        return f"not sent to the cluster: {names}{more}; with {OWN_IGNORE_FILE} you can add to this list or take from it (docs/cluster.md)"
 
 
 @contextmanager

@@ -100,7 +100,7 @@ def open_study(
     Raises:
         BrainError: it searched other choices, which Optuna could refuse only in the middle of a search.
     """
-    way_out = "ask for the same, or start a new search"
+    way_out = "ask for the same values, or start a new search"
     if optuna.logging.get_verbosity() == optuna.logging.INFO:
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # a line per trial would tear the live display
     study = with_retry(
@@ -173,10 +173,10 @@ def _open_journal(path: Path) -> BaseStorage:
             stream.truncate(stream.read().rfind(b"\n") + 1)
         return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
     except OSError as error:
-        raise BrainError(f"the study cannot be kept in {path}: {error.strerror}") from None
+        raise BrainError(f"the study cannot be stored in {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        way_out = "move it away, and resume rebuilds the study from trials.jsonl"
-        raise BrainError(f"{path} is damaged, or no journal of an Optuna study: {way_out}") from None
+        way_out = "move it away; resume then rebuilds the study from trials.jsonl"
+        raise BrainError(f"{path} is damaged, or not the journal of an Optuna study: {way_out}") from None
 
 
 def check_address(url: str) -> sqlalchemy.URL:

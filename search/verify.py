@@ -51,25 +51,25 @@ def verified(best: BestConfig, rounds: Sequence[Round]) -> Verified | None:
     if throughput is None or min(comparison.num_rounds(setting), comparison.num_rounds(baseline)) < MIN_ROUNDS:
         return None
     if setting == baseline:
-        text = "it is the baseline itself, which nothing beat where it was measured: only its rate can be compared"
+        text = "the answer is the baseline itself, because the search showed no setting to be faster: only its rate can be compared"
         return Verified(holds=True, sentence=text, speedup=None, throughput=throughput)
     speedup = comparison.ratio(setting, baseline)
     there = _recorded(best)
     gained = there is None or there.low_sps > 1
     here = f"{speedup.sps:.2f}x the baseline here [{speedup.low_sps:.2f}-{speedup.high_sps:.2f}]"
     if speedup.high_sps < 1:
-        holds, text = False, f"it does not hold: {here}, which is slower. Search again"
+        holds, text = False, f"the answer does not hold: {here}, which is slower. Search again"
     elif not gained and speedup.low_sps > 1:
-        holds, text = True, f"it holds, and gains here what it did not where it was measured: {here}"
+        holds, text = True, f"the answer holds, and here it gains over the baseline, which it did not in the search: {here}"
     elif not gained:
-        holds, text = True, f"it holds for what it was: no significant gain where it was measured, and none here, {here}"
+        holds, text = True, f"the answer holds: no significant gain over the baseline in the search, and none here ({here})"
     elif speedup.low_sps <= 1:
-        holds, text = False, f"it does not hold: no significant gain, {here}. Search again, or keep the baseline"
+        holds, text = False, f"the answer does not hold: no significant gain over the baseline here ({here}). Search again, or keep the baseline"
     elif there is not None and speedup.high_sps < there.low_sps * (1 - TIED_FRACTION):
-        holds, text = True, f"it is still faster, but gains less: {here}, {there.sps:.2f}x where it was measured. Searching again may find more"
+        holds, text = True, f"the answer is still faster, but gains less: {here}, {there.sps:.2f}x in the search. Searching again may find more"
     else:
-        was = "" if there is None else f", {there.sps:.2f}x where it was measured"
-        holds, text = True, f"it holds: {here}{was}"
+        was = "" if there is None else f", {there.sps:.2f}x in the search"
+        holds, text = True, f"the answer holds: {here}{was}"
     return Verified(holds=holds, sentence=text, speedup=speedup, throughput=throughput)
 
 

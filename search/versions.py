@@ -53,7 +53,7 @@ def changed(before: Mapping[str, Any]) -> list[str]:
     now = recorded()
     pairs = [(name, before[name], now[name]) for name in RATES if before.get(name) and name in now]
     return [
-        f"{name} was {old} when the search began, and is {new} now: rates before and after may differ by it"
+        f"{name} was {old} when the search began, but is {new} now: this may change rates"
         for name, old, new in pairs
         if old != new
     ]
@@ -66,7 +66,7 @@ def untested() -> list[str]:
         number = installed(name)
         if number is None or _release(oldest) <= _release(number) <= _release(newest):
             continue
-        found.append(f"{name} {number} has not been tested with this feedrate, which was tested with {oldest} to {newest}")
+        found.append(f"{name} {number} has not been tested with this feedrate, only {oldest} to {newest}")
     return found
 
 

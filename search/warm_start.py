@@ -66,13 +66,13 @@ def remembered(run: str | os.PathLike[str], search: Mapping[str, Any], space: Se
     theirs, ours = fingerprint(earlier.search), fingerprint(search)
     other = [name for name, value in ours.items() if theirs[name] != value]
     if other:
-        return [], f"--warm-start has no effect: {earlier.path} differs in {', '.join(other)}"
+        return [], f"--warm-start has no effect: {earlier.path} has different values of {', '.join(other)}"
     ranked = ranking(earlier)
     ranked = ranked[(ranked["status"] == "complete") & may_win(earlier, ranked) & ~ranked["is_baseline"]]
     ranked = ranked.sort_values("throughput_low_sps", ascending=False, kind="stable")
     settings = [config_of(row) for _, row in ranked.iterrows()]
     found = [config for config in settings if space.contains(config)][:MAX_REMEMBERED]
     if not found:
-        return [], f"--warm-start has no effect: no setting of {earlier.path} but your own is in the space of this search"
-    come = "come" if len(found) > 1 else "comes"
-    return found, f"--warm-start: {' and '.join(config.short() for config in found)} {come} first, the best of {earlier.path}"
+        return [], f"--warm-start has no effect: except your own setting, no setting of {earlier.path} is in the space of this search"
+    is_first = "are tried first: they were" if len(found) > 1 else "is tried first: it was"
+    return found, f"--warm-start: {' and '.join(config.short() for config in found)} {is_first} the best in {earlier.path}"

@@ -72,17 +72,17 @@ def explain(result: SearchResult) -> list[str]:
     why = "; ".join(best.get("verdict_evidence", ()))
     lines.append(f"Why: {best['verdict']}" + (f": {why}" if why else ""))
     left_out = Disqualified.of(best["search"])
-    lines += [f"Left out: {which}, where {why}; see feedrate check." for which, why in left_out.in_words()]
+    lines += [f"Left out: {which}, because {why}; see feedrate check." for which, why in left_out.in_words()]
     mine = result.ranking[result.ranking["is_baseline"]]
     if not left_out.true_rates(mine).all():
-        lines.append("Yours is one of them: its rate counts repeated data, so that it cannot be the answer.")
+        lines.append("Your own setting is one of them: its rate counts repeated data, so it cannot be the answer.")
     elif not left_out.allowed(mine).all():
-        lines.append("Yours is one of them: it is compared with, and cannot be the answer.")
+        lines.append("Your own setting is one of them: it is measured for comparison, but cannot be the answer.")
     yours = best["baseline"]
     full = result.ranking[result.ranking["gpu_headroom_fraction"] < LEAST_HEADROOM_FRACTION]
     if not full.empty:
         some = ", ".join(full["config"].head(3)) + (" and more" if len(full) > 3 else "")
-        lines.append(f"Left out: {some}, with less than {LEAST_HEADROOM_FRACTION:.0%} of the accelerator's memory to spare.")
+        lines.append(f"Left out: {some}, because less than {LEAST_HEADROOM_FRACTION:.0%} of the accelerator's memory stayed free.")
     lines += _conclusion(result, not left_out.is_nothing)
     if (epoch := epoch_text(best, best["throughput"]["unit"])) is not None and yours is not None:
         lines.append(f"Epoch of {epoch}.")
@@ -91,19 +91,19 @@ def explain(result: SearchResult) -> list[str]:
     if len(by_size) > 1:
         rates = " · ".join(f"b{size} {entry['samples_per_second']:,.0f}/s" for size, entry in by_size.items())
         enough = knee_of({int(size): entry["samples_per_second"] for size, entry in by_size.items()})
-        rates += f"; beyond b{enough} less than 5 % more" if enough < max(map(int, by_size)) else ""
-        lines.append(f"Best by batch size: {rates} (batch size changes training: --batch-size N fixes it; yours is compared at the best's)")
+        rates += f"; above b{enough}, less than 5 % faster" if enough < max(map(int, by_size)) else ""
+        lines.append(f"Best by batch size: {rates} (the batch size changes training: fix it with --batch-size N; your own setting is compared at the best one's)")
     failures = result.failures[~result.failures["superseded"]]
     several = failures["hostname"].nunique() > 1 or best["search"]["num_hosts"] > 1
     for _, failure in failures.drop_duplicates("failure_message").head(3).iterrows():
         where = f" on {failure['hostname']}" if several and pd.notna(failure["hostname"]) else ""
         lines.append(f"Failed: {failure['config']}{where}: {failure['failure_message']}")
     for host in best["search"]["set_aside"]:
-        lines.append(f"Set aside: {host['hostname']}, as {host['reason']}")
+        lines.append(f"Set aside: {host['hostname']}, because {host['reason']}")
     memory = best["memory"]["end_of_epoch_bytes"]
     if memory is not None and memory >= 1.2 * (best["memory"]["pss_bytes"] or 0) and memory >= GROWN_BYTES:
-        grown = "a dataset of Python objects is copied by every worker that reads it"
-        lines.append(f"Memory grows: {memory / 1e9:.1f} GB at the end of an epoch if it goes on as in the trial ({grown}).")
+        grown = "every worker that reads a dataset of Python objects copies it"
+        lines.append(f"Memory grows: {memory / 1e9:.1f} GB at the end of an epoch if it keeps growing as in the trial ({grown}).")
     facts = best["search"]
     if facts["num_disturbed"]:
         lines.append(f"Shared host: {shared_host(facts)}.")
@@ -113,13 +113,13 @@ def explain(result: SearchResult) -> list[str]:
         lines.append(f"Measured with up to {sharing_host(at_once)}.")
     step = [name for name, on in (("bfloat16 autocast", best["search"]["amp"]), ("torch.compile", best["search"]["compile"])) if on]
     if step:
-        lines.append(f"The training step ran with {' and '.join(step)}: without, the ceiling and these rates are others.")
+        lines.append(f"The training step ran with {' and '.join(step)}; without, the ceiling and these rates would be different.")
     if result.stop_reason:
         lines.append(f"Ended because {result.stop_reason}.")
     lines.append(_confirmed(best))
     if best["process"]:
         names = ", ".join(best["process"])
-        lines.append(f"`dataloader` alone does not reproduce this rate: the process needs {names} too, as below.")
+        lines.append(f"`dataloader` alone does not reproduce this rate: the process also needs {names}, as shown below.")
     lines.append(("Paste:\n" if best["process"] else "Paste: ") + python_snippet(best))
     return lines
 
@@ -145,18 +145,18 @@ def _conclusion(result: SearchResult, left_out: bool) -> list[str]:
         if settle is None:
             lines.append(f"The training step is the limit here: no loader setting makes a real difference{where}.")
         else:
-            lines.append(f"The training step seems to be the limit here{where}, which is not certain.")
+            lines.append(f"The training step seems to be the limit here{where}, but this is not certain.")
     elif is_yours:
         rivals = ranked[(ranked["status"] == "complete") & same(ranked["batch_size"], best["dataloader"].get("batch_size"))]
         some = (rivals["throughput_sps"] > best["throughput"]["samples_per_second"] * (1 + TIED_FRACTION)).any()
         if settle is None and some:
-            lines.append("What read more than yours did not do so significantly: keep yours.")
+            lines.append("Some settings were measured faster than yours, but not significantly: keep yours.")
         elif settle is None:
             lines.append("Nothing faster than yours was found: keep it.")
         else:
-            lines.append("Nothing was shown to be faster than yours, which is not certain: keep yours until that is settled.")
+            lines.append("No setting was shown to be faster than yours, but this is not certain: keep yours until it is settled.")
     elif yours and yours["speedup_ci95"][0] <= 1 and Disqualified.of(best["search"]).allowed(ranked[ranked["is_baseline"]]).all():
-        lines.append("No significant gain over yours" + (", but it is cheaper." if _is_cheaper(result) else "."))
+        lines.append("No significant gain over yours" + (", but it needs fewer workers." if _is_cheaper(result) else "."))
     if best["search"]["open"] and not ranked["is_baseline"].all():
         lines.append(f"Open: {'; '.join(best['search']['open'])}.")
         where = " (when the machine is quiet)" if settle == QUIET else ""
@@ -180,15 +180,16 @@ def _confirmed(best: dict[str, Any]) -> str:
     """Whether the answer was measured again, and what is still open."""
     if not best["confirmed"]:
         because = best["search"].get("unconfirmed_because")
-        return "Not confirmed" + (f", as {because}" if because else "") + ": one measurement a setting, so that the best one is a little flattered by luck."
+        why = f", because {because}" if because else ""
+        return f"Not confirmed{why}. With one measurement per setting, luck makes the best one look a little faster than it is."
     facts = best["search"]
     text = f"Confirmed in {facts['num_rounds']} interleaved rounds"
     if facts["num_round_hosts"] > 1:
         text += f" on {facts['num_round_hosts']} hosts"
     elif facts["num_hosts"] > 1:
-        text += f", all on one of the {facts['num_hosts']} hosts, {best['measured_on']['hostname']}, which may be an odd one"
+        text += f", all on one of the {facts['num_hosts']} hosts, {best['measured_on']['hostname']}, which may not be typical"
     if best["search"]["undecided"]:
-        text += f"; {' and '.join(best['search']['undecided'])} could not be told apart from it in that time"
+        text += f"; in that time, {' and '.join(best['search']['undecided'])} could not be distinguished from the best one"
     return text + "."
 
 

@@ -207,7 +207,7 @@ def test_an_interval_is_not_backwards() -> None:
     [
         (None, "does not exist. A search writes best.json when it ends"),
         ("", "cannot be read"),
-        ("[]", "does not hold a JSON object"),
+        ("[]", "does not contain a JSON object"),
         (json.dumps(DESIGN_BEST)[:200], "cannot be read"),
         (json.dumps(DESIGN_BEST | {"schema": "feedrate/best-config/2"}), "has schema 'feedrate/best-config/2'"),
         (json.dumps({"dataloader": {}}), "has schema None"),

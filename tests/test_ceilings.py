@@ -40,7 +40,7 @@ def test_a_faster_training_makes_a_ceiling_unknown(measured_rate):
     found.learn(32, 272.0, None, disturbed=False)
     found.learn(64, 272.0, measured_rate, disturbed=False)
     assert found.known() == {32: 272.0}
-    assert found.why_not(64).startswith("the step alone read 272/s, less than training with loading (")
+    assert found.why_not(64).startswith("the step alone was measured at 272/s, less than training with loading (")
     found.learn(64, 1000.0, None, disturbed=False)  # timed again
     assert found.at(64) == 1000.0
 
@@ -80,7 +80,7 @@ def test_an_unknown_ceiling_is_in_no_answer_table_or_sentence(tmp_path, records)
     assert result.best["verdict"] != "compute-bound"
     text = "\n".join(explain(result))
     assert "of the ceiling" not in text
-    assert "the ceiling is not known, as " in text
+    assert "the ceiling is not known, because " in text
     assert "training step is the limit" not in text
     run = load_run(result.folder)
     assert run.ceilings == {}
@@ -118,7 +118,7 @@ def test_a_ceiling_below_the_rate_is_not_printed(tmp_path):
     search = Search(tmp_path / "run", text=text)
     request = search.ask()
     search.session.completed(request.number, measured(request, rate_sps=398.0) | timed(272), None)
-    assert "ceiling at b64 (no loading): not known, as the step alone read 272/s, less than training with loading (398/s)" in text.getvalue()
+    assert "ceiling at b64 (no loading): not known, because the step alone was measured at 272/s, less than training with loading (398/s)" in text.getvalue()
     assert "to gain" not in text.getvalue()
 
 
@@ -132,7 +132,7 @@ def test_a_ceiling_that_proves_wrong_is_taken_back(tmp_path):
     while (request := search.ask()).config.batch_size != 64:
         search.session.completed(request.number, measured(request), None)
     search.session.completed(request.number, measured(request, rate_sps=900.0), None)
-    assert "ceiling at b64 (no loading): not known, as the step alone read 500/s" in text.getvalue()
+    assert "ceiling at b64 (no loading): not known, because the step alone was measured at 500/s" in text.getvalue()
 
 
 def timed(step_sps):

@@ -92,7 +92,7 @@ def says(capfd):
         ("ceilings imagse", "unknown workload 'imagse': name a bundled one"),
         ("search mine.py:workload --num-workers -1", "--num-workers '-1': must be 0 or more, not -1: 0 loads"),
         ("search mine.py:workload --prefetch-factor 0", "--prefetch-factor '0': must be 1 or more, not 0: torch fails"),
-        ("search mine.py:workload --batch-size 0", "--batch-size '0': must be 1 or more, not 0: a batch holds"),
+        ("search mine.py:workload --batch-size 0", "--batch-size '0': must be 1 or more, not 0: a batch has"),
         ("search mine.py:workload --num-workers 8..2", "--num-workers '8..2': the range 8..2 is backwards; write 2..8"),
         ("search mine.py:workload --batch-size ''", "--batch-size '': the list is empty; name at least one value"),
         ("search mine.py:workload --num-workers ,", "--num-workers ',': the list is empty; name at least one value"),
@@ -116,7 +116,7 @@ def says(capfd):
         ("search mine.py:workload --cpu-count 4", "unknown argument --cpu-count (see feedrate search --help)"),
         (
             "search mine.py:workload --address auto --storage postgresql://ann:pw@host/db",
-            "--storage holds a password, and Ray shows the command line of a driver to everybody on the cluster, as ps does on this machine: put it",
+            "--storage contains a password, and Ray shows the command line of a driver to everybody on the cluster, as ps does on this machine. Put the password",
         ),
         ("search", "the following arguments are required: WORKLOAD"),
         ("sarch images", "argument COMMAND: invalid choice: 'sarch' (choose from"),
@@ -192,7 +192,7 @@ def test_an_address_without_ray_is_refused_soon(feedrate, tmp_path):
             assert command.code == 2
             assert complaint(command.stderr) == (
                 f"no Ray cluster answers at --address 127.0.0.1:{port} ({reason}): start one there with "
-                "`ray start --head`, or search on this machine alone with --address local"
+                "`ray start --head`, or search on this machine only with --address local"
             )
     assert not (tmp_path / "feedrate-runs").exists()
 
@@ -318,7 +318,7 @@ def test_export_of_a_run_that_goes_on_or_found_nothing(says, copied, capfd):
     assert not (copied / "best.json").exists()
     (copied / "trials.jsonl").unlink()
     assert main(["export", str(copied)]) == 1
-    assert "has no setting that worked; feedrate report " in capfd.readouterr().err
+    assert "no setting worked in the search in " in capfd.readouterr().err
 
 
 def test_resume_refuses_a_run_of_another_version(refused, copied):
@@ -331,7 +331,7 @@ def test_resume_refuses_a_run_of_another_version(refused, copied):
 def test_resume_says_that_there_is_nothing_to_do(refused, copied):
     """A finished run whose settings were all tried is not begun again; the way out is a larger number."""
     said = refused("resume", copied, "--max-trials", "3")
-    assert said.startswith(f"4 settings were tried in {copied} already, and --max-trials counts them too: ask for more than 4")
+    assert said.startswith(f"4 settings were already tried in {copied}, and --max-trials counts them too: ask for more than 4")
 
 
 def test_resume_asks_for_a_password_that_was_not_stored(refused, copied):
@@ -349,4 +349,4 @@ def test_resume_takes_no_password_where_others_would_see_it(refused, copied):
     search = json.loads((copied / "search.json").read_text())
     search["options"] |= {"storage": "postgresql://ann:***@host/db", "address": "auto"}
     (copied / "search.json").write_text(json.dumps(search))
-    assert refused("resume", copied, "--storage", "postgresql://ann:pw@host/db").startswith("--storage holds a password, and Ray shows")
+    assert refused("resume", copied, "--storage", "postgresql://ann:pw@host/db").startswith("--storage contains a password, and Ray shows")

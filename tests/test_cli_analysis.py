@@ -56,7 +56,7 @@ def test_compare_divides_setting_by_setting(run, tmp_path, capfd):
     other = write_run(tmp_path / "runs" / "toy-2", small_run(), best=design_best(), versions={"torch": "2.14.0"})
     code, out, _ = said(capfd, "compare", run, other)
     assert code == 0
-    assert "B is 1.000 times A" in out
+    assert "the rate of B is 1.000 times that of A" in out
     assert "Differs: version of torch: 2.13.0 and 2.14.0" in out
     stranger = write_run(tmp_path / "stranger", small_run(), workload={"name": "other", "unit": "samples"})
     for second, words in ((stranger, "runs of different workloads"), (tmp_path, "is not a run folder")):
@@ -74,13 +74,13 @@ def test_runs_lists_what_was_searched(run, capfd):
     assert [each["config"] for each in answer(out, "runs")["runs"]] == ["b64 w6 p4 pin pers"]
     code, _, err = said(capfd, "runs", run / "*")
     assert code == 2
-    assert "names no run" in err
+    assert "matches no run" in err
 
 
 def test_a_report_of_an_address_needs_a_folder(run, tmp_path, capfd):
     code, _, err = said(capfd, "report", run.as_uri())
     assert code == 2
-    assert "say with -o DIR where to write" in err
+    assert "give the folder to write to with -o DIR" in err
     code, _, err = said(capfd, "report", run, "-o", "file:///tmp/x")
     assert (code, "-o takes a folder" in err) == (2, True)
     code, out, _ = said(capfd, "export", run.as_uri())
@@ -124,7 +124,7 @@ def test_what_cannot_be_exported_is_said(run, capfd):
     assert err == ""
     (run / "search.json").write_text(json.dumps(json.loads((run / "search.json").read_text()) | {"finished": False}))
     code, _, err = said(capfd, "export", run)
-    assert (code, err) == (0, "note: the search is not finished, this is its best so far, not confirmed\n")
+    assert (code, err) == (0, "note: the search is not finished; this is its best setting so far, which is not confirmed\n")
 
 
 def loader(workers):
@@ -152,4 +152,4 @@ def test_an_answer_that_does_not_hold(verify):
     """A setting that does not work at all: exit code 1. Slower ones are in test_verify.py."""
     code, out, _ = verify(2, 0, text=TOY.replace("time.sleep(self.sleep_s)", "raise OSError('disk gone')"))
     assert code == 1
-    assert "it does not work here: b16 w2 p2 pers: OSError: disk gone" in out
+    assert "the answer does not work here: b16 w2 p2 pers: OSError: disk gone" in out

@@ -66,7 +66,7 @@ def test_ceilings_say_what_is_the_limit(ceilings):
     assert together.endswith("/s  with b8 w0")
     assert warm.startswith("loader alone ")
     assert warm.endswith("page cache warm")
-    assert cold == "no rate from a cold page cache: the dataset opened no file that Python sees"
+    assert cold == "no rate from a cold page cache: the dataset opened no file that Python can see"
     (verdict,) = [line for line in lines if "the step waits " in line]
     assert "of the time of 1 CPU" in verdict
     assert any(line.startswith("at most ") for line in lines) == ("not known" not in step)
@@ -95,7 +95,7 @@ def test_ceilings_print_one_object(ceilings):
     assert facts["loader_only_sps"] > 0
     assert facts["verdict_evidence"]
     assert facts["loader_only_cold_sps"] is None
-    assert facts["cold_refused"] == "the dataset opened no file that Python sees"
+    assert facts["cold_refused"] == "the dataset opened no file that Python can see"
     shares = [facts["data_stall_fraction"], facts["interference_fraction"]]
     assert all((share is None) == (facts["step_only_sps"] is None) for share in shares)
     failed = answer(ceilings("hopeless", "--json", code=1), "failure")
@@ -123,10 +123,11 @@ def test_shares_come_from_the_rates(capsys):
     lines.cold(measured(125.0, cache_state="cold"), None)
     said = told(capsys, lines)
     assert [line.split("  ")[0] for line in said[:4]] == ["step alone", "both together", "loader alone", "loader alone"]
-    assert said[2].endswith("625.0 samples/s  page cache mixed: a part came from storage")
+    assert said[2].endswith("625.0 samples/s  page cache mixed: some data came from storage")
     assert said[3].endswith("125.0 samples/s  page cache cold: fetching takes 80% of the time, preparing 20%")
-    stall = "data stall 50% (1 - both together / step alone), interference 20% (below the slower of step and loader)"
-    assert said[4] == stall
+    stall = "data stall 50% (1 - rate of both together / rate of the step alone)"
+    interference = "interference between step and loader 20% (1 - rate of both together / rate of the slower of step and loader)"
+    assert said[4] == f"{stall}, {interference}"
     assert said[5].startswith("loader-bound (waiting): 50% of the ceiling (1,000/s without loading)")
     assert "loading and training used 20% of the time of 4 CPUs" in said[5]
     assert said[6] == "at most 2.00x to gain"
@@ -137,9 +138,9 @@ def test_shares_come_from_the_rates(capsys):
 @pytest.mark.parametrize(
     ("columns", "why"),
     [
-        ({"step_only_sps": 272.0}, "the step alone read 272/s, less than training with loading (398/s): something slowed it down"),
+        ({"step_only_sps": 272.0}, "the step alone was measured at 272/s, less than training with loading (398/s), so something slowed it down"),
         ({"step_only_sps": 2720.0, "foreign_cpu_fraction": 0.4}, "other processes used the machine while the step was timed"),
-        ({"cached_batch_failure": "KeyError: 1"}, "no batch could be read before the trial to time the training step on"),
+        ({"cached_batch_failure": "KeyError: 1"}, "before the trial, no batch could be read on which to time the training step"),
     ],
 )
 def test_a_ceiling_that_is_not_known_is_not_printed(capsys, columns, why):
@@ -148,8 +149,8 @@ def test_a_ceiling_that_is_not_known_is_not_printed(capsys, columns, why):
     lines.together(measured(398.0, **columns))
     lines.warm(measured(625.0, cache_state="warm"))
     said = told(capsys, lines)
-    assert said[0] == f"step alone    not known, as {why}"
-    assert f"the ceiling is not known, as {why}" in said[3]
+    assert said[0] == f"step alone    not known, because {why}"
+    assert f"the ceiling is not known, because {why}" in said[3]
     assert said[3].endswith("; measure again on a quiet machine") == ("cached_batch_failure" not in columns)
     assert len(said) == 4
     assert [lines.facts[name] for name in ("step_only_sps", "max_gain", "data_stall_fraction", "interference_fraction")] == [None] * 4
@@ -187,9 +188,9 @@ def test_without_workers_step_and_loader_take_turns(capsys):
     [
         ({}, {"failure_message": "the disk is gone"}, "the disk is gone"),
         ({"cold_refused": "100% of the pages stay", "cache_state": "warm"}, None, "100% of the pages stay"),
-        ({"cache_state": "warm"}, None, "nothing came from storage that this machine's kernel counts"),
-        ({"cache_state": "mixed"}, None, "only a part of what was read came from storage"),
-        ({"cache_state": None}, None, "nothing came from storage that this machine's kernel counts"),
+        ({"cache_state": "warm"}, None, "this machine's kernel counted no reads from storage"),
+        ({"cache_state": "mixed"}, None, "only some of the data came from storage"),
+        ({"cache_state": None}, None, "this machine's kernel counted no reads from storage"),
     ],
 )
 def test_what_was_not_cold_is_not_called_cold(capsys, columns, failure, why):

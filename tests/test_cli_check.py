@@ -190,7 +190,7 @@ def test_a_search_does_not_choose_workers_that_repeat_data(feedrate, tmp_path):
     assert "settings with more than 1 worker are left out, because they repeat data" in command.stderr
     assert "your own setting has 2 workers: it is measured" in command.stderr
     assert "every worker delivers the same samples" in command.stderr
-    assert "Yours is one of them: its rate counts repeated data" in command.stdout
+    assert "Your own setting is one of them: its rate counts repeated data" in command.stdout
 
 
 def test_a_search_with_nothing_left_is_refused(capfd):

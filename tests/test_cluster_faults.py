@@ -75,7 +75,7 @@ def test_a_head_that_is_lost(head, start, tmp_path):
     search.until(lambda: len(records(run)) >= 3, within_s=120)
     first.kill()
     assert search.wait(240) not in (0, None), search.stderr
-    assert f"should the cluster's head be lost, carry on with: RAY_AUTH_MODE=token feedrate resume {run}" in search.stderr
+    assert f"if the cluster's head is lost, carry on with: RAY_AUTH_MODE=token feedrate resume {run}" in search.stderr
     assert not json.loads((run / "search.json").read_text())["finished"]
     head(port=first.port)
     resumed = start("resume", run, **WITH_TOKEN)
@@ -109,7 +109,7 @@ def test_a_submitted_search_whose_head_is_lost(head, feedrate, tmp_path):
     status = there("status", "mine")
     assert status.code == 1
     lines = status.stdout.splitlines()
-    assert "unfinished, and Ray has forgotten it" in lines[0]
+    assert "unfinished, and Ray no longer knows it" in lines[0]
     assert any("trial" in line for line in lines), lines
     way_on = lines[-1].removeprefix("  carry on with: ")
     assert there("logs", "mine").stdout.count("yours: b16 w0") == 1
@@ -118,7 +118,7 @@ def test_a_submitted_search_whose_head_is_lost(head, feedrate, tmp_path):
     assert len(load_run(tmp_path / "early").trials) >= 2
     assert "yours: b16 w0" in (tmp_path / "early" / "search.log").read_text()
     assert way_on.endswith(" --env WHO")
-    assert "--env WHO: it is not set here" in pasted(way_on).stderr
+    assert "--env WHO: this shell does not set it" in pasted(way_on).stderr
     again = pasted(f"{way_on} --follow", WHO="ann")
     assert again.code == 0, again.stderr
     accounted(first.runs / "mine", 6)

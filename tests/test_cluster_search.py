@@ -170,7 +170,7 @@ def test_a_late_node_of_another_kind_takes_none(nodes, search, tmp_path):
     assert {record["host_id"] for record in records(tmp_path / "run") if record.get("host_id")} == {"h1"}
     assert {record.get("failure_kind") for record in records(tmp_path / "run")} <= {None, "supervisor-died"}
     assert len(records(tmp_path / "run")) == 12
-    assert late.stderr.count("is another kind of machine, other: it takes no trials of this search") == 1
+    assert late.stderr.count("is a different kind of machine (other): it takes no trials of this search") == 1
 
 
 PLACED = """
@@ -190,7 +190,7 @@ def test_trials_share_a_host(nodes, search, tmp_path):
     cluster = nodes(h1={"num_gpus": 2})
     shared = search(cluster, tmp_path / "run", "--max-trials", "8", "--share", "host")
     assert shared.wait(300) == 0, shared.stderr
-    assert "2 trials at once, 2 on a host, which share its disk" in shared.stderr
+    assert "2 trials at once, 2 per host, which share its disk" in shared.stderr
     measured = [record for record in records(tmp_path / "run") if not record.get("failure_kind")]
     assert {record["num_cpus"] for record in measured} == {1}
     placed = {tuple(json.loads(line)) for line in (tmp_path / "placed").read_text().splitlines()}

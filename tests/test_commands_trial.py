@@ -40,7 +40,7 @@ def test_one_setting_is_measured_in_a_process_as_it_asks(capfd):
     assert facts["process"] == process
     assert facts["dataloader"]["in_order"] is False
     assert facts["throughput"] > 0
-    assert "note: --in-order false: batches come as they are ready" in printed.err
+    assert "note: --in-order false: batches arrive as soon as they are ready" in printed.err
 
 
 def test_a_trainer_that_leaves_no_cpu_fails_where_it_runs(capfd):
@@ -65,8 +65,8 @@ def test_a_trainer_that_leaves_no_cpu_fails_where_it_runs(capfd):
         ),
         ("search mine.py:workload --in-order perhaps", "--in-order 'perhaps': 'perhaps' is not one of true, false"),
         ("search mine.py:workload --amp fp16", "argument --amp: invalid choice: 'fp16'"),
-        ("search mine.py:own --amp bf16", "--amp is for the short form of a workload: in a step of your own"),
-        ("measure mine.py:own --compile", "--compile is for the short form of a workload: in a step of your own"),
+        ("search mine.py:own --amp bf16", "--amp is only for the short form of a workload. This workload builds its own step"),
+        ("measure mine.py:own --compile", "--compile is only for the short form of a workload. This workload builds its own step"),
         ("measure mine.py:workload --trainer-cpus 0", "argument --trainer-cpus: must be 1 or more, not 0"),
     ],
 )

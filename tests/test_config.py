@@ -17,7 +17,7 @@ from feedrate.trainables.loading import read_baseline
         ({"num_workers": "2"}, "num_workers must be a whole number, not '2'"),
         ({"num_workers": 2.0}, "num_workers must be a whole number, not 2.0"),
         ({"num_workers": True}, "num_workers must be a whole number, not True"),
-        ({"batch_size": 0}, "batch_size must be 1 or more, not 0: a batch holds at least one item"),
+        ({"batch_size": 0}, "batch_size must be 1 or more, not 0: a batch has at least one item"),
         (
             {"num_workers": 1, "prefetch_factor": 0},
             "prefetch_factor must be 1 or more, not 0: torch fails at iteration",

@@ -143,7 +143,7 @@ def test_a_budget_without_room_for_rounds_has_none(search):
     short = search(time_budget_s=40.0)
     short.go()
     assert [request.kind for request in short.asked] == ["search"] * 4
-    assert re.fullmatch(r"the time left had no room for 3 rounds, which take \d+ s at least \(--time-budget\)", short.session.unconfirmed_because)
+    assert re.fullmatch(r"the time left was too short for 3 rounds, which take at least \d+ s \(--time-budget\)", short.session.unconfirmed_because)
 
 
 def test_a_finalist_that_fails_in_a_round_is_left_out_of_the_next(search):
@@ -190,7 +190,7 @@ def test_a_faster_setting_without_rounds_is_named_and_not_the_answer(search):
     result = conclude(more.folder, more.session.stop_reason)
     assert result.dataloader["num_workers"] == 1
     assert result.best["search"]["open"][0].startswith("b64 w3 p2 pers read 1,")
-    assert result.best["search"]["open"][0].endswith("in one trial, in no round yet")
+    assert result.best["search"]["open"][0].endswith("looked faster in one trial, but is not confirmed in rounds")
     assert any(line.startswith(f"To settle it: feedrate resume {more.folder.path} --time-budget ") for line in explain(result))
     confirmed = search()
     confirmed.go()
@@ -312,7 +312,7 @@ def test_a_winner_on_the_edge_of_a_default_range_extends_it(tmp_path):
         rate = 100.0 + 50.0 * min(request.config.num_workers, 48)
         found.session.completed(request.number, measured(request, rate_sps=rate), None)
     assert max(request.config.num_workers for request in found.asked) >= 44
-    assert "b64 w32 p2 pers is on the edge of the default range: now up to 64 workers" in text.getvalue()
+    assert "b64 w32 p2 pers is on the edge of the default range, so the search now goes up to 64 workers" in text.getvalue()
     kept = SearchSpace.from_json(found.folder.read_search()["space"])
     assert kept.values("num_workers")[-1] in (64, 128)
     assert found.session.stop_reason

@@ -10,7 +10,7 @@ from feedrate.trainables.data_check import check
 @pytest.mark.parametrize(
     ("drop_last", "trained", "level", "words"),
     [
-        (False, 100, "ok", "all 100 samples, in 4 batches, the last one of 4"),
+        (False, 100, "ok", "all 100 samples, in 4 batches, the last one with 4"),
         (True, 96, "note", "96 of 100 samples: drop_last leaves the last batch out"),
     ],
 )
@@ -46,4 +46,4 @@ def test_a_stream_whose_length_is_wrong_is_warned_of():
             return 50
 
     finding = next(each for each in check(short(Says(40))).findings if each.name == "sample-count")
-    assert (finding.level, finding.sentence) == ("warning", "len(dataset) says 50 samples, the stream gives 40")
+    assert (finding.level, finding.sentence) == ("warning", "len(dataset) is 50, but the stream delivers 40 samples")

@@ -186,7 +186,7 @@ def test_workers_that_deliver_the_same_for_different_indices_are_for_one_worker(
     """Whatever the mechanism: content that belongs to the index differs."""
     found = disqualified(lambda: short(lambda: make(tmp_path / "lines")))
     assert found.max_num_workers == 1
-    assert "every worker delivers the same samples: a sample does not depend on its index" in found.reason
+    assert "every worker delivers the same samples: the dataset chooses samples from its own state" in found.reason
 
 
 def test_a_generator_that_nobody_sees_counts_where_draws_repeat():
@@ -229,7 +229,7 @@ def test_samples_too_slow_for_a_quick_look_are_noted(monkeypatch):
     found = disqualified(short(Rows(1000, sleep_s=0.1)))
     assert (found.max_num_workers, found.persistent_workers) == (None, None)
     assert found.notes[0].startswith("a sample takes ")
-    assert "it was not seen before the search whether workers repeat samples" in found.notes[0]
+    assert "there was no time to check whether workers repeat samples" in found.notes[0]
     assert "feedrate check" in found.notes[0]
 
 
@@ -287,7 +287,7 @@ def test_nothing_changes_without_a_finding_or_when_told_so():
     assert restricted(given, disqualification(described(FOUND), allow)) == given
     assert remarks(NOTHING, described(NOTHING), SearchOptions()) == []
     assert "has no effect" in remarks(NOTHING, described(NOTHING), allow)[0]
-    assert "rates count what is repeated" in remarks(NOTHING, described(FOUND), allow)[0]
+    assert "rates count the repeated samples" in remarks(NOTHING, described(FOUND), allow)[0]
 
 
 def test_a_baseline_that_repeats_data_is_announced():

@@ -70,17 +70,17 @@ def test_narrow_quiet_confirmed_rates_are_said_firmly(concluded):
         ([yours(), record(1, num_workers=4, rate_sps=900.0)], "no setting was measured again in rounds", "resume"),
         (
             [yours(num_windows=1), record(1, num_workers=4, rate_sps=900.0, num_windows=1)],
-            "rates are badly known (b64 w0 to ±39%)",
+            "rates are uncertain (b64 w0 by ±39%)",
             "resume",
         ),
         (
             [yours(foreign_cpu_fraction=0.6), record(1, num_workers=4, rate_sps=900.0)],
-            "other processes took up to 60% of the machine while the settings were measured",
+            "other processes used up to 60% of the machine while the settings were measured",
             "resume",
         ),
         (
             [yours(), record(1, num_workers=4, rate_sps=900.0, steal_fraction=0.2), *in_rounds({0: 1000.0, 4: 900.0}, steal_fraction=0.2)],
-            "other processes took up to 20% of the machine",
+            "other processes used up to 20% of the machine",
             "resume",
         ),
         ([yours(), rising(record(1, num_workers=4, rate_sps=1200.0))], "b64 w4 p2 was still rising (1.", "search"),
@@ -145,7 +145,7 @@ def test_another_batch_size_that_is_faster_is_explained(concluded):
     assert result.dataloader["batch_size"] == 64
     text = said(result)
     assert "no loader setting makes a real difference at batch size 64" in text or "is not certain" in text
-    assert "b128 w4 p2 read more at another batch size, 1,960/s" in text
+    assert "b128 w4 p2 was measured faster at another batch size, at 1,960/s" in text
     stream = io.StringIO()
     print_result(result, Console(file=stream, width=160))
     assert "Best by batch size: b64" in stream.getvalue()

@@ -199,7 +199,7 @@ def test_a_cluster_is_joined_with_its_token_only(local, start, token):
     else:
         assert joiner.stdout == (
             f"refused: the Ray cluster at --address {local.facts['address']} refuses the token, or got none: set RAY_AUTH_MODE=token, "
-            "and have its own token in ~/.ray/auth_token, RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH\n"
+            "and put the cluster's token into ~/.ray/auth_token, or name it with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH\n"
         )
     assert local.process.poll() is None
 
@@ -213,7 +213,7 @@ def test_the_users_folder_is_sent_to_a_joined_cluster(local, start, tmp_path):
     joiner = start("-c", JOINER, local.facts["address"], "--folder", program=[sys.executable], **environment)
     assert joiner.wait() == 0, joiner.stderr
     joined, files = joiner.stdout.splitlines()
-    assert "not sent to the cluster: .env (may hold a secret); .feedrateignore adds to the list" in joined
+    assert "not sent to the cluster: .env (may hold a secret); with .feedrateignore you can add to this list" in joined
     assert files == "train.py"
 
 
@@ -231,13 +231,13 @@ def test_a_cluster_without_tokens_is_joined_with_a_warning(start, local, tmp_pat
     """And refused where a token is required, with the way out; one that asks for tokens is not."""
     cluster = start("-c", OPEN, program=[sys.executable], RAY_AUTH_MODE="disabled", **LOOPBACK)
     address = cluster.until(lambda: cluster.stdout.endswith("\n") and cluster.stdout.strip())
-    warning = f"the Ray cluster at --address {address} asks nobody for a token: anyone who can reach it can run code on the cluster"
+    warning = f"the Ray cluster at --address {address} does not ask for a token: anyone who can reach it can run code on the cluster"
     joiner = start("-c", JOINER, address, program=[sys.executable], **LOOPBACK)
     joiner.wait()
     assert joiner.stdout == f"joined 1 {warning}\n"
     joiner = start("-c", JOINER, address, "--require-token", program=[sys.executable], **LOOPBACK)
     joiner.wait()
-    assert joiner.stdout.startswith(f"refused: {warning} (--require-token). Start it with one: ray get-auth-token --generate")
+    assert joiner.stdout.startswith(f"refused: {warning} (--require-token). Start the cluster with a token: ray get-auth-token --generate")
     (tmp_path / "stop").touch()
     cluster.wait()
     token = LOOPBACK | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": local.facts["token"]}

@@ -237,7 +237,7 @@ def test_workers_that_are_an_epoch_behind_are_warned_of():
     told = epochs(LAGGING["sampler tells, and counts"])
     assert list(told) == ["error", "warning"]
     assert told["warning"].evidence["ending"] == "lags"
-    assert "deliver the samples of the epoch before" in told["warning"].sentence
+    assert "deliver the samples of the previous epoch" in told["warning"].sentence
 
 
 @pytest.mark.parametrize(("dataset", "level"), [(Counting, "error"), (CountsItself, "warning")])

@@ -52,14 +52,14 @@ FAULTS = [
         "in_getitem",
         "user-code",
         "loader|measure",
-        r"^ValueError: the header is broken \(raised for sample \d\d; each time\)$",
+        r"^ValueError: the header is broken \(raised for sample \d\d; every time\)$",
         setting={"num_workers": 0},
     ),
     Fault(
         "in_getitem_of_worker",
         "user-code",
         "loader|measure",
-        r"^ValueError: the header is broken \(raised for samples .*; with 0 workers they pass: ",
+        r"^ValueError: the header is broken \(raised for samples .*; loading succeeds with 0 workers: ",
     ),
     Fault("in_getitems", "user-code", "loader|measure", r"\(raised for samples .*; with 0 workers too\)$"),
     Fault(

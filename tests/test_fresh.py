@@ -103,8 +103,8 @@ def test_what_cannot_be_made_again_is_said_in_one_sentence(tmp_path):
     """The first process left its name behind: that is it, and what to do."""
     with pytest.raises(CannotBeMade) as raised:
         check(partial(once, tmp_path / "name", removes=False), budget_s=4)
-    assert "a second process cannot make it again: FileExistsError" in raised.value.failure.message
-    assert "let it be removed when the process ends (atexit)" in raised.value.failure.message
+    assert "a second process could not make it again: FileExistsError" in raised.value.failure.message
+    assert "Remove it when the process ends (atexit)" in raised.value.failure.message
 
 
 def test_a_setting_that_the_loader_does_not_take_is_the_settings_fault():

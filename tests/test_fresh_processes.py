@@ -187,7 +187,7 @@ def test_a_thread_that_the_dataset_made_is_missed_in_workers_only(made):
     failure = last(made("answers").run(REQUEST, max_s=1.0))
     assert failure["failure_kind"] == "hang"
     assert failure["failure_message"].startswith("no batch came for 1 s")
-    assert "with 0 workers they pass: forked workers lack the thread Thread-" in failure["failure_message"]
+    assert "loading succeeds with 0 workers: forked workers lack the thread Thread-" in failure["failure_message"]
     assert "(answer), which was started before them" in failure["failure_message"]
 
 
@@ -204,7 +204,7 @@ def test_what_may_exist_once_exists_once(made, block, hangs):
         assert not Path("/dev/shm", block).exists()
     if hangs:
         assert event["failure_kind"] == "hang"
-        assert "with 0 workers they pass" in event["failure_message"]
+        assert "loading succeeds with 0 workers" in event["failure_message"]
     else:
         events = template.run({**REQUEST, "options": {"max_trial_s": 30.0}})  # stopped early
         while next(events)["event"] != "progress":
@@ -231,7 +231,7 @@ def test_a_second_making_in_one_process_is_said_to_be_one(block):
     config = LoaderConfig(num_workers=0, batch_size=4)
     loader = build_loader(workload, config, seed=0)
     try:
-        with pytest.raises(TrialFailed, match=r"FileExistsError.* a second time in one process, which worked the first time"):
+        with pytest.raises(TrialFailed, match=r"FileExistsError.* a second time in one process, although the first call worked"):
             build_loader(workload, config, seed=0)
     finally:
         dataset = loader.dataset

@@ -74,7 +74,7 @@ def test_a_trial_that_takes_the_memory_is_ended_before_ray_would(machine):
     machine["left"] = 5_500 * MB
     said = watch.crossed([1])
     assert said.startswith(
-        "the trial took 45.1 GB of memory and left 5.8 GB of 104.9 GB available; it was ended before"
+        "the trial took 45.1 GB of memory and left 5.8 GB of 104.9 GB available; feedrate ended it before"
     )
     assert "FEEDRATE_MIN_AVAILABLE_BYTES is 6.3 GB" in said
     assert said.endswith("use fewer workers, a smaller prefetch_factor or a smaller batch_size")

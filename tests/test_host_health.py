@@ -56,7 +56,7 @@ def test_a_host_that_fails_what_another_one_measures_is_set_aside(health):
     assert health.failed(setting(1), A, SHM, {A, B}) == {A}
     assert health.closed == {A}
     health.measured(setting(1), B)
-    assert health.said == [(A, "b32 w1 p2 failed there, which b measured: /dev/shm is too small")]
+    assert health.said == [(A, "b32 w1 p2 failed there, but not on b: /dev/shm is too small")]
     assert health.closed == {A}
     assert health.failed(setting(2), B, SHM, {A, B}) is None, "nobody else is left"
 
@@ -181,8 +181,8 @@ def test_a_sick_host_loses_no_setting(tmp_path):
     assert all(record["retried"] for record in failed)
     counts = search.brain.counts()
     assert (counts.told, counts.failed) == (12, 0)
-    assert "b gets no more trials of this search: " in search.text.getvalue()
-    assert "failed on b: /dev/shm is too small; another host tries it" in search.text.getvalue()
+    assert "no more trials of this search run on b: " in search.text.getvalue()
+    assert "failed on b: /dev/shm is too small; retrying on another host" in search.text.getvalue()
     run = load_run(search.folder.path)
     assert len(run.latest) == 12
     assert run.latest["failure_kind"].isna().all()

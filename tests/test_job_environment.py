@@ -19,9 +19,9 @@ def test_variables_are_given_or_taken_from_here(monkeypatch):
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ("1=secret", "write NAME=VALUE, or NAME alone"),
-        ("=secret", "write NAME=VALUE, or NAME alone"),
-        ("FEEDRATE_ABSENT", "it is not set here; write FEEDRATE_ABSENT=VALUE"),
+        ("1=secret", "write NAME=VALUE, or only NAME"),
+        ("=secret", "write NAME=VALUE, or only NAME"),
+        ("FEEDRATE_ABSENT", "this shell does not set it; write FEEDRATE_ABSENT=VALUE"),
         (f"{VARIABLE}=secret", "feedrate or Ray sets that variable itself"),
     ],
 )
@@ -55,7 +55,7 @@ def test_values_are_asked_for_again(knows):
     """The names are known, the values are kept nowhere."""
     of_ray = {"env_vars": {VARIABLE: json.dumps(SUBMISSION.to_json())}}
     before = SimpleNamespace(runtime_env=of_ray) if knows == "Ray" else SimpleNamespace(runtime_env={}, submission=SUBMISSION)
-    with pytest.raises(UsageError, match="submitted with --env A, whose values are kept nowhere"):
+    with pytest.raises(UsageError, match="submitted with --env A, whose values are not stored"):
         job_environment.kept(before, ["B=1"], [])
     assert job_environment.kept(before, ["B=1", "A=2"], [])[0] == {"A": "2", "B": "1"}
 

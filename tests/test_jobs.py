@@ -109,7 +109,7 @@ def test_a_search_goes_on_when_the_client_is_gone(there, head, project, tmp_path
     assert "of-nobodys-business" not in written
     again = there("fetch", "mine")
     assert again.code == 2
-    assert "feedrate-runs/mine exists: name another folder with --out, or fetch it anew with --force" in again.stderr
+    assert "feedrate-runs/mine exists: name another folder with --out, or fetch it again with --force" in again.stderr
     (project / "feedrate-runs" / "mine" / "report.html").write_text("old")
     assert there("fetch", "mine", "--force").code == 0
     assert (project / "feedrate-runs" / "mine" / "report.html").read_text() != "old"
@@ -154,7 +154,7 @@ def test_a_search_is_stopped_and_carried_on(there, start, head, project):
     following.until(lambda: "trial 1" in following.stdout)
     following.process.terminate()
     assert following.wait() == 143
-    assert following.stderr.endswith("no longer following; the search goes on\n")
+    assert following.stderr.endswith("no longer printing the log; the search goes on\n")
     soon = there("resume", "long")
     assert soon.code == 2
     assert f"long is still under way. Stop it first: RAY_AUTH_MODE=token feedrate stop long --address {head.url}" in soon.stderr
@@ -255,7 +255,7 @@ def test_planted_secrets_are_nowhere(there, start, head, project):
 def test_a_search_that_finds_nothing_says_so(there):
     """Ray's word for it, and ours."""
     sentence = "--cpus-per-trial 999: the largest node has 2 CPUs"
-    sent = there("submit", "train.py:workload", "--cpus-per-trial", "999", "--submission-id", "wrong", "--wait", timeout_s=300)
+    sent = there("submit", "train.py:workload", "--cpus-per-trial", "999", "--submission-id", "wrong", "--follow", timeout_s=300)
     assert sent.code == 2, sent.stderr
     assert sent.stdout.startswith("wrong\n")
     assert sentence in sent.stdout
@@ -344,25 +344,25 @@ def test_a_cluster_without_tokens_is_used_with_a_warning(feedrate, project):
     assert warned.code == 0, warned.stderr
     assert warned.stdout == "no search was submitted to this cluster yet\n"
     old, warning, _ = warned.stderr.splitlines()  # the last one: its run folders cannot be asked for
-    assert old.startswith("note: --allow-unauthenticated does nothing any more")
-    assert warning == f"note: the Jobs API at {url} asks nobody for a token: anyone who can reach it can run code on the cluster"
+    assert old.startswith("note: --allow-unauthenticated no longer has any effect")
+    assert warning == f"note: the Jobs API at {url} does not ask for a token: anyone who can reach it can run code on the cluster"
     for each in refused:
         assert each.code == 2
-        assert "asks nobody for a token: anyone who can reach it can run code on the cluster (--require-token). Start it with one" in each.stderr
+        assert "does not ask for a token: anyone who can reach it can run code on the cluster (--require-token). Start the cluster with a token" in each.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
         (["train.py:workload", "--out", "x"], "submit has no --out"),
-        (["train.py:workload", "--warm-start", "x"], "--warm-start names a folder here"),
-        (["train.py:workload", "--storage", "postgresql://ann:pw@db/x"], "--storage holds a password"),
+        (["train.py:workload", "--warm-start", "x"], "--warm-start names a folder on this machine"),
+        (["train.py:workload", "--storage", "postgresql://ann:pw@db/x"], "--storage contains a password"),
         (["train.py:workload", "--storage", "sqlite:///x.db"], "--storage names a file in the job's folder"),
         (["train.py:workload", "--submission-id", "../x"], "--submission-id '../x'"),
         (["train.py:workload", "--max-trials", "0"], "must be 1 or more"),
         (["../toy.py:workload"], "is outside of"),
         (["absent.py:workload"], "does not exist"),
-        (["train.py:absent"], "train.py defines no absent: name a function at its top level, as in train.py:workload"),
+        (["train.py:absent"], "train.py does not define absent: name a function at its top level, as in train.py:workload"),
     ],
 )
 def test_what_cannot_be_submitted_is_said_before_anything_is_sent(feedrate, project, arguments, reason):

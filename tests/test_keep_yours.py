@@ -19,8 +19,8 @@ def test_what_gains_nothing_for_sure_and_costs_more_is_no_answer(tmp_path):
     result = concluded(tmp_path / "wide", [baseline, wide])
     assert result.dataloader["num_workers"] == 0
     text = "\n".join(explain(result))
-    assert "Nothing was shown to be faster than yours, which is not certain: keep yours until that is settled." in text
-    assert "b64 w4 p2 read more, 600/s, but not significantly more than the baseline." in text
-    assert "b64 w4 p2 read more" in str(sections.answer(load_run(result.folder), result.ranking).rows)
+    assert "No setting was shown to be faster than yours, but this is not certain: keep yours until it is settled." in text
+    assert "b64 w4 p2 was measured faster, at 600/s, but not significantly faster than the baseline." in text
+    assert "b64 w4 p2 was measured faster" in str(sections.answer(load_run(result.folder), result.ranking).rows)
     cheaper = [record(0, num_workers=8, rate_sps=1000.0, origin="baseline"), record(1, num_workers=4, rate_sps=1003.0)]
     assert concluded(tmp_path / "cheaper", cheaper).dataloader["num_workers"] == 4

@@ -45,8 +45,8 @@ def test_a_step_that_keeps_its_batches_is_told_so():
     kept = []
     kind, message = trial(kept.append, 200)
     assert kind == "too-many-files"
-    assert "are still held after" in message
-    assert "the step keeps what it was given" in message
+    assert "of them still use open files" in message
+    assert "the step keeps the batches that it was given" in message
 
 
 def test_a_limit_that_is_too_low_stays_one():
@@ -57,6 +57,6 @@ def test_a_limit_that_is_too_low_stays_one():
     other = Failure(kind="hang", phase="measure", message="no batch came")
     files = [open("/dev/null") for _ in range(60)]  # noqa: SIM115 - as a step that keeps 30 batches
     assert held.explain(other, 100) == other
-    assert "of about 30 batches are still held after 100, where only 5 can be in flight" in held.explain(LOW, 100).message
+    assert "after 100 batches, about 30 of them still use open files, although at most 5 can be in flight" in held.explain(LOW, 100).message
     for file in files:
         file.close()

@@ -47,8 +47,8 @@ def test_batches_in_flight_must_fit_dev_shm():
     failure = refused(config, batch, free_shm_bytes=need - 1, used_shm_bytes=10**9)
     assert failure.kind == "shm-full"
     assert failure.message == (
-        "/dev/shm needs 11.9 GB for 129 batches of 71 MB and a margin of 30%, has 11.9 GB free: "
-        "docker run --shm-size=13g, or fewer workers / a smaller prefetch_factor"
+        "/dev/shm is too small: 129 batches of 71 MB and a margin of 30% need 11.9 GB, but only 11.9 GB are free. "
+        "Use docker run --shm-size=13g, fewer workers or a smaller prefetch_factor"
     )
 
 
@@ -64,7 +64,7 @@ def test_open_files_are_counted_for_each_storage(strategy):
     check_limits(config, storage_bytes(batch), **(PLENTY | {"max_open_files": 33 * 32 + 64}))
     failure = refused(config, batch, max_open_files=33 * 32 + 63)
     assert failure.kind == "too-many-files"
-    assert "is 1,119, up to 1,120 are needed for 33 batches of 32 tensors: ulimit -n 2048" in failure.message
+    assert "33 batches of 32 tensors need up to 1,120, but the limit is 1,119. Use ulimit -n 2048" in failure.message
     check_limits(config, storage_bytes(batch), **(PLENTY | {"max_open_files": -1}))  # unlimited
     strategy("file_system")
     check_limits(config, storage_bytes(batch), **(PLENTY | {"max_open_files": 100}))

@@ -113,7 +113,7 @@ def test_a_confirmation_round_is_one_trial_with_several_records(tmp_path: Path) 
     rounds = [record(9, kind="confirm", round=1, position=place, num_workers=place) for place in range(3)]
     run = load_run(write_run(tmp_path, [*rounds, rounds[0]]))
     assert run.trials["superseded"].tolist() == [True, False, False, False]
-    assert run.problems == ["round 9 position 0 was recorded twice; the last record counts"]
+    assert run.problems == ["round 9 position 0 was recorded twice; the last record is used"]
 
 
 @pytest.mark.parametrize(

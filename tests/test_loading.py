@@ -131,12 +131,12 @@ def test_an_empty_dataset_is_a_clear_failure():
 @pytest.mark.parametrize(
     ("fixed", "said"),
     [
-        ({"num_workers": 1}, "make_loader ignored num_workers=3: the loader it built has num_workers=1"),
-        ({"batch_size": 9}, "make_loader ignored batch_size=4: the loader it built has batch_size=9"),
-        ({"prefetch_factor": 7}, "prefetch_factor=5: the loader it built has prefetch_factor=7"),
+        ({"num_workers": 1}, "make_loader did not apply num_workers=3: the loader it returned has num_workers=1"),
+        ({"batch_size": 9}, "make_loader did not apply batch_size=4: the loader it returned has batch_size=9"),
+        ({"prefetch_factor": 7}, "prefetch_factor=5: the loader it returned has prefetch_factor=7"),
         ({"persistent_workers": False}, "with --persistent-workers False"),
-        ({"multiprocessing_context": "spawn"}, "multiprocessing_context='fork': the loader it built has .*'spawn'"),
-        ({"pin_memory": True}, "make_loader ignored pin_memory=False"),
+        ({"multiprocessing_context": "spawn"}, "multiprocessing_context='fork': the loader it returned has .*'spawn'"),
+        ({"pin_memory": True}, "make_loader did not apply pin_memory=False"),
     ],
 )
 def test_an_ignored_override_is_named(fixed, said):

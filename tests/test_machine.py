@@ -169,7 +169,7 @@ def test_a_busy_host_is_waited_for(readings):
     said = []
     slept = readings(0.8, 0.5, 0.05)
     machine.wait_until_quiet(600.0, said.append)
-    assert said == ["other processes use 80% of this host's CPUs (--wait)"]
+    assert said == ["other processes use 80% of this host's CPUs (--wait sets how long to wait)"]
     assert sum(slept) == 3 * machine.LOOK_S + 2 * machine.LOOK_AGAIN_S
 
 
@@ -219,7 +219,7 @@ def test_a_busy_gpu_is_waited_for(readings, nvidia_smi):
     nvidia_smi("60\\n")
     readings(*[0.02] * 10)
     machine.wait_until_quiet(5.0, said.append)
-    assert said == ["other processes use 60% of the trial's GPU (--wait)"]
+    assert said == ["other processes use 60% of the trial's GPU (--wait sets how long to wait)"]
 
 
 def test_a_quiet_host_and_none_to_wait_for(readings):

@@ -101,8 +101,8 @@ def test_a_sick_node_does_not_eat_the_search(lan, cluster, sick):
     assert {record["hostname"] for record in failed} == {"second"}
     assert len(failed) <= 2
     assert "failed on second: " in done.stderr
-    assert "note: second gets no more trials of this search: b16 w" in done.stderr
-    assert "Set aside: second, as b16 w" in done.stdout
+    assert "note: no more trials of this search run on second: b16 w" in done.stderr
+    assert "Set aside: second, because b16 w" in done.stdout
     assert json.loads((first.project / sick / "search.json").read_text())["set_aside"][0]["hostname"] == "second"
 
 
@@ -111,7 +111,7 @@ def test_a_baseline_that_no_host_manages_is_an_error(lan, cluster):
     (lan["first"].project / "train.py").write_text(TOY.replace("def __getitem__(self, index):", "def __getitem__(self, index):\n        import torch.utils.data as data\n        data.get_worker_info().id"))
     done = cluster("search", "train.py:workload", *SEARCH, "--max-trials", "4", "--address", "auto", "--out", "no-baseline")
     assert done.code == 1, done.stderr
-    assert "your own setting failed, so that the answer is compared with nothing: " in done.stderr
+    assert "your own setting failed, so there is nothing to compare the answer with: " in done.stderr
     assert "(on first, second)" in done.stderr
     assert (lan["first"].project / "no-baseline" / "best.json").exists()
 

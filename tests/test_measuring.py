@@ -270,7 +270,7 @@ def test_a_loader_that_reads_another_one_as_it_was_is_refused():
     def make_loader(**overrides):
         return Around(DataLoader(Rows(40), batch_size=2), **overrides)
 
-    with pytest.raises(TrialFailed, match=r"ignored num_workers=2: the loader it built shows that, and reads another .* num_workers=0"):
+    with pytest.raises(TrialFailed, match=r"did not apply num_workers=2: the loader it returned reports that value, .* another .* num_workers=0"):
         run(general(make_loader, lambda batch: None), LoaderConfig(batch_size=2, num_workers=2))
 
 
@@ -282,7 +282,7 @@ def test_an_iterator_that_ends_in_the_step_is_told_so():
         run(workload, LoaderConfig(batch_size=2))
     failure = classify(raised.value, "measure")
     assert failure.kind == "user-code"
-    assert failure.message.startswith("StopIteration: an iterator that is read with next() is at its end")
+    assert failure.message.startswith("StopIteration: your code called next() on an iterator that has no more items")
     assert "trainables/" not in failure.traceback
 
 
@@ -300,7 +300,7 @@ class Itself(DataLoader):
 def test_a_loader_that_does_not_begin_again_is_told_so():
     """Rates where its one epoch lasts; else one sentence."""
     workload = general(lambda **overrides: Itself(Rows(8), **overrides), lambda batch: None)
-    with pytest.raises(TrialFailed, match="gave 4 batches and then empty epochs: it must start again") as raised:
+    with pytest.raises(TrialFailed, match="delivered 4 batches and then empty epochs: every iter") as raised:
         run(workload, LoaderConfig(batch_size=2))
     assert raised.value.failure.kind == "user-code"
 
@@ -324,7 +324,7 @@ def test_a_loader_that_never_ends_is_measured():
 def test_what_cannot_be_asked_of_workers_that_run_is_refused():
     """CPUs of its own for the trainer, where the workers are started by make_loader: one sentence, no silent neglect."""
     workload = general(lambda **overrides: Ready(Rows(), **overrides), lambda batch: None)
-    with pytest.raises(TrialFailed, match=r"make_loader of 'mine' starts the loader's workers itself.*leave --trainer-cpus"):
+    with pytest.raises(TrialFailed, match=r"make_loader of 'mine' starts the loader's workers itself.*leave out --trainer-cpus"):
         run(workload, LoaderConfig(batch_size=4, num_workers=1, sharing_strategy="file_system"))
 
 
@@ -353,7 +353,7 @@ def test_a_step_that_trains_nothing_is_told_so(num_workers):
     """Not an endless loop, not a division by zero: one sentence with the number of batches, within the trial's time."""
     workload = general(lambda **overrides: DataLoader(Rows(), **overrides), lambda batch: 0)
     setting = LoaderConfig(batch_size=4, num_workers=num_workers)
-    with pytest.raises(TrialFailed, match=r"the step trained no item in any of [\d,]+ batches: step\(batch\) returned 0") as raised:
+    with pytest.raises(TrialFailed, match=r"the step trained no items in any of [\d,]+ batches: step\(batch\) returned 0") as raised:
         run(workload, setting, max_trial_s=1.0, measure_step=True)
     assert (raised.value.failure.kind, raised.value.failure.phase) == ("user-code", "measure")
 

@@ -56,7 +56,7 @@ def test_a_search_is_copied_and_carried_on_elsewhere(s3, postgresql, start, feed
     shutil.rmtree(tmp_path / "feedrate-runs")
     refused = feedrate("search", "toy.py:workload", "--out", url, "--storage", storage, **s3)
     assert refused.code == 2
-    assert f"--out {url} holds a run: carry it on with feedrate resume {url}" in refused.stderr
+    assert f"--out {url} already has a run: continue it with feedrate resume {url}" in refused.stderr
     second = feedrate("resume", url, "--max-trials", str(known + 3), "--storage", storage, timeout_s=240, **s3)
     assert second.code == 0, second.stderr
     run = load_run(url)
@@ -80,7 +80,7 @@ def copied(url):
     [
         ("s3://runs/x", None, "add --storage postgresql://"),
         ("s3://runs/x", "sqlite:///x.db", "add --storage postgresql://"),
-        ("s3://me:secret@runs/x", "postgresql://ann@db/x", "--out holds a password"),
+        ("s3://me:secret@runs/x", "postgresql://ann@db/x", "--out contains a password"),
         ("nonsense://runs/x", "postgresql://ann@db/x", "--out nonsense://runs/x"),
         ("file:///proc/x", "postgresql://ann@db/x", "--out file:///proc/x"),
     ],
@@ -108,7 +108,7 @@ def test_only_what_changed_is_copied_and_a_failure_is_told_once(tmp_path):
     mirror.push()
     mirror.push()
     assert len(said) == 1
-    assert said[0].startswith("the run is not copied at the moment: ")
+    assert said[0].startswith("the run could not be copied to ")
     there.unlink()
     with mirror:
         pass
@@ -130,6 +130,6 @@ def test_a_copy_becomes_a_folder_once(tmp_path, monkeypatch):
     assert bring(url) == folder
     assert (folder / "trials.jsonl").read_text() == "1\n2\n"
     RunFolder(folder).write_search({"mirror": "s3://other"})
-    with pytest.raises(RunError, match="holds another run than"):
+    with pytest.raises(RunError, match="contains a different run than"):
         bring(url)
     assert bring("here") == Path("here")

@@ -40,18 +40,18 @@ def generator():
 @pytest.mark.parametrize(
     ("made", "said"),
     [
-        (lambda: None, "returned nothing: let it return the DataLoader"),
-        (lambda: [1, 2], "returned list, not a torch DataLoader: let it return torch.utils.data.DataLoader"),
+        (lambda: None, "returned None: return the DataLoader"),
+        (lambda: [1, 2], "returned list, not a torch DataLoader: return torch.utils.data.DataLoader"),
         (lambda: (loader(), loader()), r"returned 2 DataLoaders in a tuple: feedrate measures one .* perhaps \[0\]"),
         (lambda: {"valid": 3, "train": loader()}, r"returned 1 DataLoader in a dict: .* perhaps \['train'\]"),
-        (lambda: zip(loader(), loader(), strict=False), "returned a zip that reads 2 DataLoaders, .* in a workload function of its own; let make_step"),
-        (lambda: zip(range(9), loader(), strict=False), "returned a zip that reads 1 DataLoader, which can be read once only"),
-        (lambda: enumerate(loader()), "returned an enumerate that reads 1 DataLoader,"),
+        (lambda: zip(loader(), loader(), strict=False), "returned a zip that reads 2 DataLoaders and can .* write a workload function for each. Build"),
+        (lambda: zip(range(9), loader(), strict=False), "returned a zip that reads 1 DataLoader and can be read only once"),
+        (lambda: enumerate(loader()), "returned an enumerate that reads 1 DataLoader and "),
         (lambda: (batch for batch in loader()), "returned a generator"),
         (generator, "returned a generator"),
-        (lambda: iter(loader()), "returned an iterator of a DataLoader, .* without iter"),
-        (Prefetch, r"returned Prefetch, not a torch DataLoader: it holds a DataLoader as \.loader\. Return that one"),
-        (Unfinished, r"returned an Unfinished that has no .*: it holds a DataLoader as \.inner\. Return that one"),
+        (lambda: iter(loader()), "returned an iterator over a DataLoader, .* without iter"),
+        (Prefetch, r"returned Prefetch, not a torch DataLoader: it wraps a DataLoader \(its attribute \.loader\)\. Return that DataLoader itself"),
+        (Unfinished, r"returned an Unfinished without the attribute .*: it wraps a DataLoader \(its attribute \.inner\)\. Return that DataLoader itself"),
     ],
 )
 def test_what_is_no_loader_is_told_with_the_way_out(made, said):

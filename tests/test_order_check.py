@@ -134,7 +134,7 @@ def test_a_stream_of_equal_samples_cannot_be_told():
 
     finding = found(short(Zeros()))["order"]
     assert finding["level"] == "note"
-    assert "cannot be told" in finding["sentence"]
+    assert "cannot tell whether workers repeat each other" in finding["sentence"]
 
 
 def test_unseeded_randomness_is_noted():

@@ -113,7 +113,7 @@ try:
 except FileNotFoundError:
     print(cache.num_dropped(), cache.why_not_cold())
 """
-    assert in_child(code, files[0].parent) == ["0 the dataset opened no file that Python sees"]
+    assert in_child(code, files[0].parent) == ["0 the dataset opened no file that Python can see"]
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
@@ -201,7 +201,7 @@ print(cache.num_dropped(), cache.stayed_fraction(), cache.why_not_cold())
 """
     lines = in_child(code, files[0].parent)
     assert lines[1].startswith("1 ")
-    assert "% of the pages stay: not yet written to storage, mapped by a process" in lines[1]
+    assert "% of the pages stay in the cache: they are not yet written to storage, are mapped by a process" in lines[1]
 
 
 def test_pages_not_yet_written_stay_and_it_is_said(tmp_path):

@@ -40,7 +40,7 @@ def test_one_kind_needs_no_name():
 
 def test_unlike_machines_are_told_apart():
     """Without a name the kinds are listed; a part of the name is enough; trials stay on that kind."""
-    with pytest.raises(SeveralClasses, match="2 kinds, whose rates do not compare: name one with --hardware") as several:
+    with pytest.raises(SeveralClasses, match="2 kinds of machines, whose rates cannot be compared: choose one with --hardware") as several:
         place(SearchOptions(), SMALL + LARGE)
     assert several.value.names == sorted([SMALL[0].hardware, LARGE[0].hardware])
     placement = place(SearchOptions(hardware="a10g"), SMALL + LARGE)
@@ -88,7 +88,7 @@ def test_what_is_reserved_and_what_is_used():
     whole = place(SearchOptions(**options, exclusive=True), LARGE)
     assert (whole.cpus, whole.gpus, whole.bundle) == (12, 1, {"CPU": 96.0, "GPU": 8.0})
     assert whole.takes(LARGE[0])
-    with pytest.raises(ValueError, match="--exclusive is for a cluster"):
+    with pytest.raises(ValueError, match="--exclusive is only for a cluster"):
         SearchOptions(exclusive=True)
 
 
@@ -96,7 +96,7 @@ def test_a_host_that_trials_share():
     """As many at once as GPUs allow, each with the CPUs that belong to its own; a slot of the node is divided."""
     shared = place(SearchOptions(share="host"), LARGE)
     assert (shared.cpus, shared.num_slots, shared.num_shares) == (12, 8, 8)
-    assert shared.where.endswith("8 trials at once, 8 on a host, which share its disk and its memory's bandwidth (--share host)")
+    assert shared.where.endswith("8 trials at once, 8 per host, which share its disk and memory bandwidth (--share host)")
     declared = [replace(each, has_slot=True) for each in [*LARGE, replace(LARGE[0], node_id="other", host_id="second")]]
     halves = place(SearchOptions(share="host", gpus_per_trial=3), declared)
     assert (halves.cpus, halves.num_slots) == (36, 4)
@@ -110,7 +110,7 @@ def test_a_host_that_trials_share():
 
 @pytest.mark.parametrize(
     ("options", "reason"),
-    [({}, "a1 has 1 GPU and 8 CPUs, a trial takes 1 and 8"), ({"gpus_per_trial": 0}, "--gpus-per-trial must be 1 or more")],
+    [({}, "a1 has 1 GPU and 8 CPUs, but one trial takes 1 and 8"), ({"gpus_per_trial": 0}, "--gpus-per-trial must be 1 or more")],
 )
 def test_a_host_that_has_nothing_to_share(options, reason):
     with pytest.raises((UsageError, ValueError), match=reason):
@@ -118,7 +118,7 @@ def test_a_host_that_has_nothing_to_share(options, reason):
 
 
 def test_more_cpus_than_a_gpu_has_are_no_share():
-    with pytest.raises(UsageError, match=r"--share host is for hosts .* h1 has 8 GPUs and 96 CPUs, a trial takes 1 and 13"):
+    with pytest.raises(UsageError, match=r"--share host is for hosts .* h1 has 8 GPUs and 96 CPUs, but one trial takes 1 and 13"):
         place(SearchOptions(share="host", cpus_per_trial=13), LARGE)
 
 
@@ -133,8 +133,8 @@ def test_a_late_node_that_is_no_match():
     late = host("late", versions=HERE)
     assert why_not(late, HERE, late.hardware) is None
     assert why_not(late, HERE, "") is None
-    assert why_not(late, HERE, "h100") == "late is another kind of machine, 1xa10g-8cpu-31gib-amd-epyc-7r13"
-    assert "late has ray 2.60.0, and the driver python 3.11" in why_not(late, HERE | {"ray": "2.61.0"}, "")
+    assert why_not(late, HERE, "h100") == "late is a different kind of machine (1xa10g-8cpu-31gib-amd-epyc-7r13)"
+    assert "late has ray 2.60.0, but the driver has python 3.11" in why_not(late, HERE | {"ray": "2.61.0"}, "")
     plain, labelled = place(SearchOptions(), SMALL), place(SearchOptions(hardware="small"), [replace(each, label="small") for each in SMALL] + LARGE)
     assert plain.where_not([]) == {}
     assert plain.where_not(["b", "a"]) == {"ray.io/node-id": "!in(a, b)"}
@@ -151,7 +151,7 @@ def test_other_versions_are_refused_and_named():
     """Every node that differs, and what the driver has; a package's build may differ."""
     check_versions([host("a1", versions=dict(HERE))], HERE)
     nodes = [host("a1", versions=HERE | {"torch": "2.12.0"}), host("a2", versions=HERE | {"python": "3.12"})]
-    with pytest.raises(UsageError, match=r"a1 has torch 2\.12\.0; a2 has python 3\.12, and the driver python 3\.11, torch 2\.13\.0"):
+    with pytest.raises(UsageError, match=r"a1 has torch 2\.12\.0; a2 has python 3\.12, but the driver has python 3\.11, torch 2\.13\.0"):
         check_versions(nodes, HERE)
 
 

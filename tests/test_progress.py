@@ -80,8 +80,8 @@ def test_a_rate_that_still_changes_is_named_with_how_long_it_was_watched(clock):
     shown.in_round(ended | {"round": 1}, record_rate(ended, "epoch"), -0.25)
     shown.finished(ended, record_rate(ended, "epoch"), 0.0)
     first, second, third = text.getvalue().splitlines()
-    assert first.endswith("still rising (2.8 times that of its first windows) after 20 s")
-    assert second.endswith("still falling (0.75 times that of its first windows) after 20 s")
+    assert first.endswith("still rising (2.8 times the rate of its first windows) after 20 s")
+    assert second.endswith("still falling (0.75 times the rate of its first windows) after 20 s")
     assert "still" not in third
 
 
@@ -108,7 +108,7 @@ def test_a_terminal_gets_a_panel_that_is_taken_away(clock):
     clock.now += 5.0
     empty(text)
     shown.tick()
-    assert "3.4% is expected of another setting (under 1% ends it)" in text.getvalue()
+    assert "another setting is expected to gain 3.4% (the search ends below 1%)" in text.getvalue()
     assert "about 1:05 if nothing better is found, 3:53 at most" in text.getvalue()
     shown.end()
     empty(text)

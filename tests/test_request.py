@@ -124,7 +124,7 @@ def test_a_short_epoch_limits_what_people_use_and_says_so():
 @pytest.mark.parametrize(("options", "flag"), [({"amp": "bf16"}, "amp"), ({"compile": True}, "compile")])
 def test_a_step_of_your_own_is_not_changed_from_outside(options, flag):
     """Mixed precision and compilation belong to it: one sentence says so. The short form takes them."""
-    with pytest.raises(UsageError, match=f"--{flag} is for the short form of a workload: .* it belongs to make_step"):
+    with pytest.raises(UsageError, match=f"--{flag} is only for the short form of a workload.* do it in make_step"):
         check_step_options(SearchOptions(**options), described())
     check_step_options(SearchOptions(**options), SHORT)
     check_step_options(SearchOptions(), described())
@@ -135,7 +135,7 @@ def test_what_changes_nothing_or_more_than_it_seems_is_said():
     options = SearchOptions()
     assert remarks({"in_order": Choice((True,)), "trainer_cpus": Choice((1,))}, options, SHORT) == []
     (order,) = remarks({"in_order": Choice((True, False))}, options, SHORT)
-    assert order.startswith("--in-order false: batches come as they are ready, no longer in the order of the sampler")
+    assert order.startswith("--in-order false: batches arrive as soon as they are ready, not in the sampler's order")
     without = {
         "num_workers": Choice((0,)),
         "sharing_strategy": Choice((None, "file_system")),

@@ -87,10 +87,10 @@ class Batched(At):
     ("loader", "said"),
     [
         (lambda: over(At(broken), num_workers=1), "(raised for sample 40; with 0 workers too)"),
-        (lambda: over(At(broken)), "(raised for sample 40; each time)"),
+        (lambda: over(At(broken)), "(raised for sample 40; every time)"),
         (
             lambda: over(At(broken, in_worker=True), num_workers=1),
-            "(raised for samples 38, 39, 40, 41; with 0 workers they pass: look for what a worker has not)",
+            "(raised for samples 38, 39, 40, 41; loading succeeds with 0 workers: look for something that a worker process does not have)",
         ),
         (lambda: over(Batched(broken), num_workers=1), "(raised for samples 38, 39, 40, 41; with 0 workers too)"),
         (
@@ -167,11 +167,11 @@ def test_a_silent_loader_is_looked_into():
     again = settle(failed.failure, failed.doubt, Reloaded("hangs", "sample 40"))
     assert again.message.endswith("; sample 40 hangs with 0 workers too")
     again = settle(failed.failure, failed.doubt, Reloaded("passed"))
-    assert again.message.endswith("; with 0 workers they pass; raise --max-trial-s if it is only slow")
+    assert again.message.endswith("; loading succeeds with 0 workers; if loading is only slow, raise --max-trial-s")
     failure = explained(over(Rows(), num_workers=1, timeout=1, collate_fn=collate_with_lock))
     assert failure.kind == "unpicklable"
     assert failure.message.startswith(
-        "a batch cannot be pickled, so that no worker can hand it over: TypeError: cannot"
+        "a batch cannot be pickled, so no worker can send it to the training process: TypeError: cannot"
     )
     failure = explained(over(At(unheard), num_workers=1, timeout=1))
     assert failure.kind == "user-code"
@@ -191,7 +191,7 @@ def test_only_the_same_exception_names_the_sample():
     )
     unmade = settle(failed.failure, failed.doubt, Reloaded("unmade", error="FileExistsError: taken"))
     assert unmade.message.endswith(
-        "(raised for samples 38, 39, 40, 41; they could not be tried with 0 workers: FileExistsError: taken)"
+        "(raised for samples 38, 39, 40, 41; loading could not be tried with 0 workers: FileExistsError: taken)"
     )
 
 
@@ -239,4 +239,4 @@ def test_indices_of_any_kind_are_loaded_again():
             raise KeyError(index)
 
     loader = DataLoader(Pairs(), sampler=[("a", 1), ("b", 2)], batch_size=2)
-    assert explained(loader, [[("a", 1), ("b", 2)]]).message == "KeyError: ('a', 1) (raised for sample ('a', 1); each time)"
+    assert explained(loader, [[("a", 1), ("b", 2)]]).message == "KeyError: ('a', 1) (raised for sample ('a', 1); every time)"

@@ -135,7 +135,7 @@ def test_a_command_line_that_is_read_is_told_in_a_sentence(tmp_path, monkeypatch
     else:
         (tmp_path / "own_train.py").write_text(f"import argparse\n{lines}def workload():\n    parser.parse_args()\n")
         ended = "the workload's function 'workload' ended the program"
-    message = r" \(own_train\.py: error: the following arguments are required: --data-root\): it read the command line.*__main__.*default"
+    message = r" \(own_train\.py: error: the following arguments are required: --data-root\): your code parses command-line arguments.*__main__.*default"
     with pytest.raises(UnknownWorkload, match=ended + message):
         load(make_ref(text))
     assert capfd.readouterr() == ("", "")
@@ -151,7 +151,7 @@ def test_arguments_with_defaults_are_no_trouble(tmp_path, monkeypatch):
     assert [f"{tmp_path}/own_train.py"] == sys.modules["own_train"].ARGV
 
 
-@pytest.mark.parametrize(("end", "said"), [("'no data here'", r"\(SystemExit: no data here\): feedrate imports"), ("2", r"\(SystemExit: 2\): it read the command line")])
+@pytest.mark.parametrize(("end", "said"), [("'no data here'", r"\(SystemExit: no data here\): feedrate imports"), ("2", r"\(SystemExit: 2\): your code probably parses")])
 def test_the_end_of_the_program_is_a_sentence(tmp_path, end, said):
     """Whatever ends it."""
     (tmp_path / "own_train.py").write_text(f"import sys\nsys.exit({end})\n")

@@ -83,7 +83,7 @@ def test_what_the_process_needs_is_in_the_answer(concluded):
     text = printed(result)
     assert "b64 w4 p2 trainer_cpus=2" in text
     assert "b64 w5 p2 spawn file_system" in text
-    assert "`dataloader` alone does not reproduce this rate: the process needs trainer_cpus too, as below." in text
+    assert "`dataloader` alone does not reproduce this rate: the process also needs trainer_cpus, as shown below." in text
     assert "os.sched_setaffinity" in text.partition("Paste:\n")[2]
     headline, rows = sections.headline(load_run(result.folder), result.ranking), sections.answer(load_run(result.folder), result.ranking)
     assert headline.startswith("b64 w4 p2 trainer_cpus=2 trains")
@@ -138,10 +138,10 @@ def test_a_lucky_value_with_a_wide_interval_is_not_the_fastest(concluded):
     lucky = record(1, num_workers=12, rate_sps=1200.0, num_windows=2, noise_fraction=0.3)
     result = concluded([baseline(), lucky, record(2, num_workers=4, rate_sps=1100.0)])
     assert result.dataloader["num_workers"] == 4
-    said = [line for line in explain(result) if "read more" in line]
+    said = [line for line in explain(result) if "was measured faster" in line]
     assert len(said) == 1
-    assert said[0].startswith("b64 w12 p2 read more, 1,")
-    assert not any("read more" in line for line in explain(concluded(small_run())))
+    assert said[0].startswith("b64 w12 p2 was measured faster, at 1,")
+    assert not any("was measured faster" in line for line in explain(concluded(small_run())))
 
 
 def test_a_setting_that_was_stopped_early_is_never_the_answer(concluded):
@@ -327,7 +327,7 @@ def test_rounds_decide_over_what_was_read_before(concluded):
     text = printed(result)
     assert "Confirmed in 6 interleaved rounds." in text
     assert "Not confirmed" not in text
-    assert "read more" not in text
+    assert "was measured faster" not in text
 
 
 def test_a_gain_that_rounds_do_not_show_is_said(concluded):
@@ -337,7 +337,7 @@ def test_a_gain_that_rounds_do_not_show_is_said(concluded):
         each | {"origin": "baseline" if each["num_workers"] == 8 else "finalist"} for each in in_rounds({8: 1000.0, 2: 1001.0})
     ]
     text = printed(concluded([yours, record(1, num_workers=2, rate_sps=1050.0), *rounds]))
-    assert "No significant gain over yours, but it is cheaper." in text
+    assert "No significant gain over yours, but it needs fewer workers." in text
     again = [each | {"origin": "finalist" if each["num_workers"] == 8 else "baseline"} for each in in_rounds({8: 800.0, 2: 1001.0})]
     first = record(0, num_workers=2, rate_sps=1000.0, origin="baseline")
     text = printed(concluded([first, record(1, num_workers=8, rate_sps=1050.0), *again]))
@@ -348,7 +348,7 @@ def test_what_could_not_be_told_apart_is_named(concluded):
     """Three rounds, 1.2 % behind: time ran out."""
     searched = [baseline(), record(1, num_workers=8, rate_sps=1000.0), record(2, num_workers=4, rate_sps=990.0)]
     text = printed(concluded([*searched, *in_rounds({0: 500.0, 4: 988.0, 8: 1000.0}, 3)]))
-    assert "Confirmed in 3 interleaved rounds; b64 w4 p2 could not be told apart from it in that time." in text
+    assert "Confirmed in 3 interleaved rounds; in that time, b64 w4 p2 could not be distinguished from the best one." in text
 
 
 def test_a_baseline_that_repeats_its_first_epoch_is_compared_with_and_not_the_answer(concluded):
@@ -362,7 +362,7 @@ def test_a_baseline_that_repeats_its_first_epoch_is_compared_with_and_not_the_an
     assert result.dataloader["num_workers"] == 4
     assert result.best["baseline"]["speedup"] == pytest.approx(0.8, rel=0.01)
     lines = explain(result)
-    assert "Left out: settings with workers and persistent_workers=True, where every epoch is the first one; see feedrate check." in lines
-    assert "Yours is one of them: it is compared with, and cannot be the answer." in lines
-    assert not any("read more" in line or "No significant gain" in line for line in lines)
+    assert "Left out: settings with workers and persistent_workers=True, because every epoch is the first one; see feedrate check." in lines
+    assert "Your own setting is one of them: it is measured for comparison, but cannot be the answer." in lines
+    assert not any("was measured faster" in line or "No significant gain" in line for line in lines)
     assert concluded(records).dataloader["persistent_workers"] is True

@@ -58,7 +58,7 @@ def test_tunes_state_of_finished_runs_is_listed_and_then_removed(runs, pruned, c
     assert (names(listed["removed"]), listed["done"]) == (["done"], False)
     assert listed["removed"][0]["what"] == "Ray Tune's state"
     assert 100_000 <= listed["num_bytes"] < 200_000
-    assert listed["kept"] == [{"path": "feedrate-runs/interrupted", "why": "not finished: --older-than TIME takes unfinished runs too"}]
+    assert listed["kept"] == [{"path": "feedrate-runs/interrupted", "why": "not finished: --older-than TIME includes unfinished runs"}]
     assert (done / "tune" / "deep" / "state.pkl").exists()
     assert main(["runs", "--prune", "--yes"]) == 0
     assert "removed Ray Tune's state of feedrate-runs/done: 0.1 MB" in capfd.readouterr().out
@@ -110,9 +110,9 @@ def test_what_is_in_use_or_a_link_or_no_run_is_left_alone(runs, pruned, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--prune", "--keep", "typo"], "--keep typo names none of these runs, and nothing was removed"),
-        (["--prune", "elsewhere"], "elsewhere names no run here"),
-        (["--prune", "s3://bucket/runs"], "--prune is for run folders on this machine"),
+        (["--prune", "--keep", "typo"], "--keep typo matches none of these runs, so nothing was removed"),
+        (["--prune", "elsewhere"], "elsewhere matches no run here"),
+        (["--prune", "s3://bucket/runs"], "--prune is only for run folders on this machine"),
         (["--yes"], "--whole, --older-than, --keep and --yes belong to --prune"),
         (["--prune", "--older-than", "soon"], "argument --older-than: 'soon' is not a duration"),
     ],

@@ -90,7 +90,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
             RunFolder(path).read_search()
     for text in ("[]", "{", ""):
         (tmp_path / "search.json").write_text(text)
-        with pytest.raises(RunError, match=r"search\.json (cannot be read|does not hold)"):
+        with pytest.raises(RunError, match=r"search\.json (cannot be read|does not contain)"):
             RunFolder(tmp_path).read_search()
     with pytest.raises(FileNotFoundError):
         read_object(tmp_path / "none")

@@ -45,7 +45,7 @@ def test_a_row_says_how_far_a_run_came(runs):
 
 
 def test_a_pattern_without_a_run_is_refused(tmp_path):
-    with pytest.raises(RunError, match="names no run"):
+    with pytest.raises(RunError, match="matches no run"):
         load_runs(f"{tmp_path}/*")
 
 

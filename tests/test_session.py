@@ -58,7 +58,7 @@ def test_what_a_step_returned_is_noted_once(search, tmp_path):
     asked = search(text=text, max_trials=3)
     while request := asked.ask():
         asked.session.completed(request.number, measured(request) | {"step_returned": "Tensor"}, None)
-    assert text.getvalue().count("note: step(batch) returned a Tensor, which is no number of items: the samples of each batch") == 1
+    assert text.getvalue().count("note: step(batch) returned a Tensor, not a number of items, so feedrate counts samples") == 1
     assert {kept["step_returned"] for kept in asked.records()} == {"Tensor"}
 
 

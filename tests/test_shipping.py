@@ -89,7 +89,7 @@ def test_secrets_large_files_and_links_are_left_out_and_told(project, tmp_path, 
         "pipe": "neither a file nor a folder",
     }
     assert shipped.said().startswith("not sent to the cluster: .aws/ (may hold a secret), .env (may hold a secret), ")
-    assert "and 5 more; .feedrateignore adds to the list or takes from it" in shipped.said()
+    assert "and 5 more; with .feedrateignore you can add to this list or take from it" in shipped.said()
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_ignore_files_are_read_as_git_reads_them(project, monkeypatch):
 def test_a_home_folder_is_refused(project, monkeypatch):
     """Before anything of it is read."""
     monkeypatch.setattr(folder_contents, "MAX_FILES", 3)
-    with pytest.raises(UsageError, match=r"holds more than 3 files: start feedrate in your project's folder"), shipment(project):
+    with pytest.raises(UsageError, match=r"has more than 3 files: start feedrate in your project's folder"), shipment(project):
         pass
 
 

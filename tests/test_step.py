@@ -86,11 +86,11 @@ def test_what_is_no_int_is_no_number_of_items(returned):
 
 def test_fewer_items_than_none_are_refused():
     """A negative number is said to be none."""
-    with pytest.raises(Refused, match="the step returned -3, which is no number of items: let step") as raised:
+    with pytest.raises(Refused, match="which is not a valid number of items: return the number") as raised:
         count_items((IMAGE, LABEL), -3)
     failure = classify(raised.value, "warm")
     assert (failure.kind, failure.phase, failure.traceback) == ("user-code", "warm", None)
-    assert failure.message.startswith("the step returned -3")
+    assert failure.message.startswith("step(batch) returned -3")
 
 
 @pytest.mark.parametrize("batch", [None, [], {}, (), torch.zeros(0, 3)])
@@ -106,7 +106,7 @@ def test_a_number_is_one_item():
 
 def test_a_batch_that_cannot_be_counted_says_what_to_do():
     """A batch without tensors, trained by a step that returns nothing, is refused with the way out."""
-    with pytest.raises(ValueError, match=r"let step\(batch\) return how many items it trained"):
+    with pytest.raises(ValueError, match=r"return from step\(batch\) the number of items that it trained"):
         count_items(["a", "b"], None)
 
 
@@ -212,5 +212,5 @@ def test_a_loss_with_weights_moves_too():
 def test_a_batch_that_is_no_pair_is_named(batch, said):
     """The short form trains on (input, target); anything else is told what it is and where it belongs."""
     step = short_step(lambda: nn.Linear(3, 2), nn.CrossEntropyLoss(), lambda parameters: torch.optim.SGD(parameters, lr=0.1))
-    with pytest.raises(Refused, match=f"batches \\(input, target\\), and this one is {said}.*Workload.from_loader"):
+    with pytest.raises(Refused, match=f"pairs \\(input, target\\), but this batch is {said}.*Workload.from_loader"):
         step(StepContext(device=torch.device("cpu"), batch_size=5))(batch)

@@ -47,7 +47,7 @@ def test_damaged_journal(tmp_path):
     """A file that is no journal is refused with the way out."""
     path = tmp_path / "study.journal"
     path.write_text("hello\nworld\n")
-    with pytest.raises(BrainError, match="resume rebuilds the study"):
+    with pytest.raises(BrainError, match="resume then rebuilds the study"):
         open_storage(None, path)
 
 

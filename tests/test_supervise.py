@@ -179,7 +179,7 @@ def test_an_error_while_measuring_is_classified(template):
     assert "in make" in failure["failure_traceback"]
     assert "trainables/" not in failure["failure_traceback"]
     failure = last(run(template, "empty", "measure"))
-    assert "the loader gives no batch at all" in failure["failure_message"]
+    assert "the loader delivers no batch at all" in failure["failure_message"]
 
 
 def test_a_process_that_leaves_is_told_with_its_last_words(template):

@@ -110,9 +110,9 @@ def test_nothing_is_concluded_from_a_rate_that_still_changes():
     """However near to the ceiling it is; the evidence says so first."""
     verdict = judged(facts(0.97, 0.01, 0.9, change_fraction=1.5))
     assert verdict.name == "too noisy to say"
-    assert verdict.evidence[0] == "the rate was still rising (2.5 times that of its first windows)"
+    assert verdict.evidence[0] == "the rate was still rising (2.5 times the rate of its first windows)"
     falling = judged(facts(0.97, 0.01, 0.9, change_fraction=-0.5))
-    assert falling.evidence[0] == "the rate was still falling (0.5 times that of its first windows)"
+    assert falling.evidence[0] == "the rate was still falling (0.5 times the rate of its first windows)"
 
 
 def test_busy_is_of_the_cpus_that_loading_can_use():
@@ -155,6 +155,6 @@ def test_a_ceiling_below_what_was_trained_is_no_share():
     """Something else ran while the step alone was timed: 3300 % of it is no evidence for anything."""
     verdict = judged({"steady_sps": 3300.0, "step_only_sps": 100.0, "wait_fraction": 0.01})
     assert verdict.evidence[0] == (
-        "the ceiling is not known, as the step alone read 100/s, less than training with loading (3,300/s): something slowed it down"
+        "the ceiling is not known, because the step alone was measured at 100/s, less than training with loading (3,300/s), so something slowed it down"
     )
     assert "%" not in verdict.evidence[0]

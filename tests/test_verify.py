@@ -32,7 +32,7 @@ def test_settings_of_a_best_json():
 @pytest.mark.parametrize(
     ("speedup", "holds", "words"),
     [
-        (4.4, True, "it holds: 4.40x the baseline here .*, 4.46x where it was measured"),
+        (4.4, True, "the answer holds: 4.40x the baseline here .*, 4.46x in the search"),
         (2.0, True, "still faster, but gains less: 2.00x"),
         (1.001, False, "no significant gain"),
         (0.7, False, "which is slower"),
@@ -50,8 +50,8 @@ def test_no_gain_there_and_none_here_holds():
     baseline = design_best()["baseline"] | {"speedup": 1.01, "speedup_ci95": [0.99, 1.03]}
     found = verified(best(baseline=baseline), rounds(1.0))
     assert found.holds
-    assert "no significant gain where it was measured, and none here" in found.sentence
-    assert "gains here what it did not" in verified(best(baseline=baseline), rounds(2.0)).sentence
+    assert "no significant gain over the baseline in the search, and none here" in found.sentence
+    assert "here it gains over the baseline, which it did not" in verified(best(baseline=baseline), rounds(2.0)).sentence
 
 
 def test_the_baseline_itself():

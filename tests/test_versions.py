@@ -72,7 +72,7 @@ def test_version_prints_a_line_for_each(elsewhere):
 def test_an_untested_release_is_noted_and_not_refused(elsewhere):
     """Of torch and Ray, older or newer than what was tested; a patch release of a tested one is none."""
     facts = json.loads(elsewhere("version", "--json", torch="2.99.1+cu140", ray="2.60.7").stdout)
-    said = "torch 2.99.1+cu140 has not been tested with this feedrate, which was tested with 2.6 to 2.13"
+    said = "torch 2.99.1+cu140 has not been tested with this feedrate, only 2.6 to 2.13"
     assert facts["notes"] == [said]
     measured = elsewhere("measure", "table", "--num-workers", "0", "--max-trial-s", "1", "--json")
     assert measured.stderr.count(f"note: {said}\n") == 1
@@ -85,7 +85,7 @@ def test_what_changed_since_a_run_was_recorded():
     assert {"python", "torch", "ray", "optuna", "numpy", "pandas", "pyarrow", "psutil", "rich", "plotly", "pillow", "platform"} <= now.keys()
     assert versions.changed(now) == versions.changed({}) == versions.changed(now | {"rich": "1.0", "torchvision": "0.1"}) == []
     assert versions.changed(now | {"torch": "2.7.0"}) == [
-        f"torch was 2.7.0 when the search began, and is {now['torch']} now: rates before and after may differ by it"
+        f"torch was 2.7.0 when the search began, but is {now['torch']} now: this may change rates"
     ]
 
 

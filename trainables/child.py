@@ -206,7 +206,7 @@ def _host_lock(request: dict[str, Any], send: Send) -> HostLock:
     command = request.get("command") or f"a trial of {request['workload']['target']}"
     lock = HostLock(request.get("gpus", ()), command=command, others_wait_s=request.get("lock_wait_s", OTHERS_WAIT_S))
     if why := lock.acquire(lambda text: send({"event": "waiting", "why": text})):
-        send({"event": "waiting", "why": f"no longer, as {why}; measuring without this host's lock", "without_lock": True})
+        send({"event": "waiting", "why": f"no longer, because {why}; measuring without this host's lock", "without_lock": True})
     return lock
 
 

@@ -43,7 +43,7 @@ class LoaderConfig:
     def __post_init__(self) -> None:
         _whole("num_workers", self.num_workers, 0, "0 loads in the training process")
         if self.batch_size is not None:
-            _whole("batch_size", self.batch_size, 1, "a batch holds at least one item")
+            _whole("batch_size", self.batch_size, 1, "a batch has at least one item")
         for name in ("pin_memory", "persistent_workers", "in_order"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}")

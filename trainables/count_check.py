@@ -35,11 +35,11 @@ def counts(counted: EpochCount | Failure, survey: Survey) -> list[Finding]:
     if survey.dataset_samples is None:
         return []
     if isinstance(counted, Failure):  # a sampler without an end, or a slow one
-        return [Finding(name="sample-count", level="note", sentence="the sampler does not end, or not within seconds")]
+        return [Finding(name="sample-count", level="note", sentence="the sampler does not end, or not within a few seconds")]
     total, trained, num_batches, last = survey.dataset_samples, counted.num_trained, counted.num_batches, counted.last_batch
     evidence = {"num_samples": total, "num_trained": trained, "num_batches": num_batches, "last_batch": last}
     if trained == total:
-        words = f"an epoch is all {total:,} samples, in {num_batches:,} batches, the last one of {last}"
+        words = f"an epoch has all {total:,} samples, in {num_batches:,} batches, the last one with {last}"
         return [Finding(name="sample-count", level="ok", sentence=words, evidence=evidence)]
     words = f"an epoch trains {trained:,} of {total:,} samples"
     words += (
@@ -67,7 +67,7 @@ def stream_counts(survey: Survey, alone: Epoch, shared: Epoch, num_workers: int)
     size = survey.batch_size or 1
     says, gave = survey.dataset_samples, len(samples_of(alone))
     if says is not None and is_whole(alone, 0) and says != gave:
-        words = f"len(dataset) says {says:,} samples, the stream gives {gave:,}"
+        words = f"len(dataset) is {says:,}, but the stream delivers {gave:,} samples"
         found.append(
             Finding(name="sample-count", level="warning", sentence=words, fix="correct __len__, or leave it out")
         )
@@ -78,7 +78,7 @@ def stream_counts(survey: Survey, alone: Epoch, shared: Epoch, num_workers: int)
             *found,
             Finding(name="sample-count", level="ok", sentence="batches are single samples", evidence=evidence),
         ]
-    words = "every worker ends with a batch of its own that may be incomplete"
+    words = "the last batch of every worker may be incomplete"
     if not (is_whole(alone, 0) and is_whole(shared, num_workers)):
         words += f": up to {num_workers} with {num_workers} workers"
         words += ", which drop_last leaves out" if survey.drop_last else ""
@@ -86,7 +86,7 @@ def stream_counts(survey: Survey, alone: Epoch, shared: Epoch, num_workers: int)
     if survey.drop_last:
         lost, lost_alone = sum(count % size for count in counts), gave % size
         evidence |= {"num_dropped": {"0 workers": lost_alone, f"{num_workers} workers": lost}}
-        words += f", and drop_last leaves it out: {lost} of {sum(counts):,} samples with {num_workers} workers, {lost_alone} with 0"
+        words += f", and drop_last leaves it out, which loses {lost} of {sum(counts):,} samples with {num_workers} workers, {lost_alone} with 0"
         level, fix = (
             ("warning", "drop_last=False, or divide the stream into parts of whole batches")
             if lost > lost_alone
@@ -95,6 +95,6 @@ def stream_counts(survey: Survey, alone: Epoch, shared: Epoch, num_workers: int)
     else:
         batches = {"0 workers": -(-gave // size), f"{num_workers} workers": sum(-(-count // size) for count in counts)}
         evidence |= {"num_batches": batches}
-        words += ": batches of an epoch are " + ", ".join(f"{number:,} with {name}" for name, number in batches.items())
+        words += ": an epoch has " + ", ".join(f"{number:,} batches with {name}" for name, number in batches.items())
         level, fix = ("note" if len(set(batches.values())) > 1 else "ok"), None
     return [*found, Finding(name="sample-count", level=level, sentence=words, fix=fix, evidence=evidence)]

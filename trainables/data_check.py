@@ -105,7 +105,7 @@ def check(
         TrialFailed: no sample can be loaded; the user's traceback is in the failure.
     """
     if num_workers < 2:
-        raise ValueError(f"num_workers must be 2 or more, not {num_workers}: the question is what workers repeat")
+        raise ValueError(f"num_workers must be 2 or more, not {num_workers}: the check compares workers with each other")
     begin = time.monotonic()
     make = (lambda: workload) if isinstance(workload, Workload) else workload
     on_step("making the dataset")
@@ -175,7 +175,7 @@ class _Checking:
     def _not_looked_at(self) -> list[Finding]:
         if not self.skipped:
             return []
-        sentence = f"not looked at, because {self.budget_s:.0f} s are not enough: {', '.join(self.skipped)}"
+        sentence = f"not checked, because {self.budget_s:.0f} s are not enough: {', '.join(self.skipped)}"
         return [Finding(name="time", level="note", sentence=sentence, fix="raise --time-budget")]
 
     def _loader(self, num_workers: int) -> contextlib.AbstractContextManager[FreshLoader]:
@@ -428,11 +428,11 @@ def _content(
     changed = [key for key, value in one.items() if two.get(key, value) != value]
     evidence = {"num_changed": len(changed), "num_compared": len(one.keys() & two.keys()), "is_random": is_random}
     if changed and not is_random:
-        words = f"{len(changed)} of {len(one):,} samples have other bytes with workers than without, although they are not random"
+        words = f"{len(changed)} of {len(one):,} samples have different bytes with workers than without, although they are not random"
         fix = "look for what workers share: an open file or connection, or a buffer that __getitem__ fills and returns"
         return [Finding(name="content", level="error", sentence=words, fix=fix, evidence=evidence)]
     if changed:
-        words = "augmentations draw other numbers with another num_workers, as torch seeds every worker differently: not different data"
+        words = "augmentations draw other random numbers with another num_workers, because torch seeds every worker differently; this is not different data"
         return [Finding(name="content", level="note", sentence=words, evidence=evidence)]
     words = "every index gives the same bytes with and without workers"
     return [Finding(name="content", level="ok", sentence=words, evidence=evidence)]

@@ -16,7 +16,7 @@ from feedrate.trainables.epoch_look import epoch_state
 from feedrate.trainables.failure import Failure, TrialFailed
 from feedrate.trainables.fresh import CannotBeMade, FreshLoader
 from feedrate.trainables.isolated import OutOfTime
-from feedrate.trainables.order_check import repeats
+from feedrate.trainables.order_check import OWN_STATE, repeats
 from feedrate.trainables.probe import Epoch, Look, Pace, Parts, deliver, pace, samples_of
 from feedrate.trainables.random_check import SAMPLES, streams
 from feedrate.trainables.survey import Make
@@ -116,7 +116,7 @@ class _Looking:
         if reason is None and not self.iterable and self._has_time("draw the same random numbers", num_draws):
             reason = self._or_none(lambda: self._repeated_draws(num_draws))
         few = replace(look, num_samples=look.num_samples // 2, items=look.items and look.items[:FEW_ITEMS]) if is_slow else look
-        if self._has_time("hear of a new epoch", 6 * few.num_samples):
+        if self._has_time("notice a new epoch", 6 * few.num_samples):
             state = self._or_none(lambda: epoch_state(few, self._deliver, self.loader.survey.tells))
         return self._concluded(reason, state)
 
@@ -144,7 +144,7 @@ class _Looking:
                 what = (
                     "the iterable dataset is not divided among workers (get_worker_info())"
                     if self.iterable
-                    else "a sample does not depend on its index, and every worker has its own copy of what it depends on"
+                    else OWN_STATE
                 )
                 return f"every worker delivers the same samples: {what}"
             num_different = len({seen.digest for seen in samples_of(alone)})
@@ -192,8 +192,8 @@ class _Looking:
         notes = []
         if self.skipped:
             notes.append(
-                f"a sample takes {self.sample_s:.1f} s: it was not seen before the search whether workers "
-                f"{' or '.join(self.skipped)}. `feedrate check` looks as long as --time-budget says"
+                f"a sample takes {self.sample_s:.1f} s, so there was no time to check whether workers {' or '.join(self.skipped)}. "
+                "`feedrate check` does, and takes as long as --time-budget allows"
             )
         if state is not None and state.ending == LAGS:
             notes.append(LAG)

@@ -26,7 +26,7 @@ KEEP_EPOCH = """class MyDataset(Dataset):
 
     def set_epoch(self, epoch):
         self.epoch.fill_(epoch)"""
-TELL_BEFORE = "tell the dataset of the epoch before iter(loader), in the training loop, instead of in the sampler"
+TELL_BEFORE = "pass the epoch to the dataset in the training loop, before iter(loader), instead of in the sampler"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,8 +64,8 @@ class EpochState:
 
 
 LAG = (
-    "workers that end with the epoch deliver the samples of the epoch before: torch starts them before it asks the sampler "
-    "for the first index, and the sampler then tells only the training process's copy of the dataset of the new epoch"
+    "workers that end with the epoch deliver the samples of the previous epoch: torch starts them before it asks the sampler "
+    "for the first index, and the sampler then passes the new epoch only to the training process's copy of the dataset"
 )
 
 
@@ -124,16 +124,16 @@ def epoch_findings(state: EpochState | None, *, iterable: bool, already_told: bo
     if state.ending == FROZEN and not already_told:
         words = f"with persistent_workers=False, {EpochState(changes=True, ending=FROZEN).reason}"
         level = "warning" if iterable else "error"
-        fix = "let it depend on the epoch, of which the training loop tells the dataset, or use persistent_workers=True"
+        fix = "compute samples from an epoch number that the training loop passes to the dataset, or use persistent_workers=True"
         found.append(Finding(name="epochs", level=level, sentence=words, fix=fix, evidence=evidence))
     if state.ending == LAGS:
         found.append(Finding(name="epochs", level="warning", sentence=LAG, fix=TELL_BEFORE, evidence=evidence))
     if found or state.ending == FROZEN:
         return found
     if not state.changes:
-        words = "samples do not change from epoch to epoch, random augmentation apart"
+        words = "samples do not change from epoch to epoch, apart from random augmentation"
     elif FOLLOWS in (state.ending, state.persistent):
-        words = "samples change from epoch to epoch, and with workers as without"
+        words = "samples change from epoch to epoch, with workers just as without"
     else:
         words = "samples change from epoch to epoch, and were not seen to repeat with workers"
     return [Finding(name="epochs", level="ok", sentence=words, evidence=evidence)]

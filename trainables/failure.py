@@ -35,7 +35,7 @@ KINDS = {
     "cuda-out-of-memory": "the accelerator's memory was exhausted",
     "too-few-cpus": "the setting leaves its workers no CPU",
     "override-ignored": "make_loader did not apply a setting",
-    "supervisor-died": "the process that watches the trial ended (killed, or its node was lost)",
+    "supervisor-died": "the process that supervises the trial ended (killed, or its node was lost)",
     "internal": "a defect of feedrate",
 }
 INFEASIBLE = ("shm-full", "too-many-files", "too-few-cpus", "out-of-memory", "cuda-out-of-memory")
@@ -186,12 +186,12 @@ def kind_of(error: BaseException, text: str) -> tuple[str, str]:
     if _was_pickling(error):
         return (
             "unpicklable",
-            f"what loader workers need cannot be pickled: {sentence(error)}; use multiprocessing_context fork, or a function or class of a module's top level",
+            f"an object that loader workers need cannot be pickled: {sentence(error)}; use multiprocessing_context fork, or define the function or class at the top level of a module",
         )
     if isinstance(error, StopIteration):
-        return "user-code", "StopIteration: an iterator that is read with next() is at its end; begin it again, or let it never end"
+        return "user-code", "StopIteration: your code called next() on an iterator that has no more items; start it again, or make it endless"
     if "DataLoader timed out" in text:
-        return "hang", "a loader worker delivered nothing until the loader's timeout"
+        return "hang", "no loader worker delivered a batch before the loader's timeout"
     return "user-code", ""
 
 

@@ -141,9 +141,9 @@ def made_before(error: BaseException) -> Failure:
     """The failure of a loader that one process made, and a second one after the first has ended could not make."""
     failure = classify(error, "setup")
     message = (
-        f"a process made the loader and ended, and a second process cannot make it again: {failure.message}. Something that "
-        "the first one made is in the way, such as a block of shared memory, a file or a port of a fixed name: let it be "
-        "removed when the process ends (atexit), or give it a name that no other process uses"
+        f"a process made the loader and ended, and then a second process could not make it again: {failure.message}. Something that "
+        "the first process made is in the way, such as a block of shared memory, a file or a port with a fixed name. Remove it "
+        "when the process ends (atexit), or give it a name that no other process uses"
     )
     return replace(failure, message=message)
 

@@ -82,8 +82,8 @@ class MemoryGuard:
         if own < (self.at_first_bytes - available) / 2:
             return None
         return (
-            f"the trial took {_gb(own)} of memory and left {_gb(available)} of {_gb(self.total_bytes)} available; it was ended "
-            f"before the kernel would kill something ({LIMIT_VARIABLE} is {_gb(self.min_available_bytes)}): {way_out}"
+            f"the trial took {_gb(own)} of memory and left {_gb(available)} of {_gb(self.total_bytes)} available; feedrate ended it "
+            f"before the kernel would kill a process ({LIMIT_VARIABLE} is {_gb(self.min_available_bytes)}): {way_out}"
         )
 
 

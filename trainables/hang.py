@@ -79,7 +79,7 @@ def no_batch_because(why: str) -> tuple[str, str]:
         return kind, message
     return (
         "unpicklable",
-        f"a batch cannot be pickled, so that no worker can hand it over: {why}; let the dataset or collate_fn return tensors",
+        f"a batch cannot be pickled, so no worker can send it to the training process: {why}; return tensors from the dataset or collate_fn",
     )
 
 

@@ -246,5 +246,5 @@ def _open(path: Path) -> int:
         raise _Unusable(f"{path} cannot be opened ({error.strerror})") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise _Unusable(f"{path} is no plain file")
+        raise _Unusable(f"{path} is not a regular file")
     return descriptor

@@ -51,9 +51,9 @@ class KeptBatches:
             return failure
         what = "open files" if failure.kind == "too-many-files" else "shared memory"
         message = (
-            f"the {what} of about {held:,} batches are still held after {consumed:,}, where only {self.in_flight} can be in flight: the "
-            "step keeps what it was given (in a list, or through a loss that was not detached). Let it go, or keep copies "
-            "(.clone(), .detach()); a higher limit only puts it off"
+            f"after {consumed:,} batches, about {held:,} of them still use {what}, although at most {self.in_flight} can be in flight: the "
+            "step keeps the batches that it was given (in a list, or through a loss that was not detached). Release them, or keep copies "
+            "(.clone(), .detach()); a higher limit only delays the failure"
         )
         return replace(failure, message=message)
 

@@ -85,8 +85,8 @@ def _check_shm(num_batches: int, batch_bytes: int, free_bytes: int | None, used_
         return
     size = math.ceil((used_bytes + need) / 2**30)
     message = (
-        f"/dev/shm needs {amount(need)} for {num_batches} batches of {amount(batch_bytes)} and a margin of "
-        f"{SHM_MARGIN - 1:.0%}, has {amount(free_bytes)} free: docker run --shm-size={size}g, or fewer workers / a smaller "
+        f"/dev/shm is too small: {num_batches} batches of {amount(batch_bytes)} and a margin of {SHM_MARGIN - 1:.0%} need "
+        f"{amount(need)}, but only {amount(free_bytes)} are free. Use docker run --shm-size={size}g, fewer workers or a smaller "
         "prefetch_factor"
     )
     raise TrialFailed(Failure(kind="shm-full", phase="loader", message=message))
@@ -97,9 +97,8 @@ def _check_files(num_batches: int, num_storages: int, limit: int) -> None:
     if limit == resource.RLIM_INFINITY or need <= limit:
         return
     message = (
-        f"the limit of open files is {limit:,}, up to {need:,} are needed for {num_batches} batches of "
-        f"{num_storages} tensors: ulimit -n {_round_up(need)}, the file_system sharing strategy, or fewer workers / a "
-        "smaller prefetch_factor"
+        f"the limit of open files is too low: {num_batches} batches of {num_storages} tensors need up to {need:,}, but the limit is "
+        f"{limit:,}. Use ulimit -n {_round_up(need)}, the file_system sharing strategy, fewer workers or a smaller prefetch_factor"
     )
     raise TrialFailed(Failure(kind="too-many-files", phase="loader", message=message))
 
@@ -114,8 +113,8 @@ def _check_memory(config: LoaderConfig, num_batches: int, sizes: list[int], avai
     if available_bytes is None or need <= available_bytes:
         return
     message = (
-        f"memory: {config.num_workers} workers and {num_batches} batches of {amount(batch_bytes)} need {amount(need)} at "
-        f"least, {amount(available_bytes)} can be had: fewer workers, a smaller prefetch_factor or a smaller batch"
+        f"not enough memory: {config.num_workers} workers and {num_batches} batches of {amount(batch_bytes)} need at least "
+        f"{amount(need)}, but only {amount(available_bytes)} are available. Use fewer workers, a smaller prefetch_factor or a smaller batch"
     )
     raise TrialFailed(Failure(kind="out-of-memory", phase="loader", message=message))
 

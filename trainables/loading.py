@@ -69,10 +69,10 @@ def no_batch(consumed: int) -> TrialFailed:
     """
     if consumed:
         message = (
-            f"the loader gave {consumed} batches and then empty epochs: it must start again with every iter(loader)"
+            f"the loader delivered {consumed} batches and then empty epochs: every iter(loader) must start it again"
         )
     else:
-        message = "the loader gives no batch at all: its dataset or sampler is empty, or drop_last drops the only batch"
+        message = "the loader delivers no batch at all: its dataset or sampler is empty, or drop_last drops the only batch"
     return TrialFailed(Failure(kind="user-code", phase="loader", message=message))
 
 
@@ -94,7 +94,8 @@ def _general_loader(workload: Workload, config: LoaderConfig) -> DataLoader[Any]
             raise
         message = (
             f"make_loader of {workload.name!r} raised {sentence(error)} when it was called a second time in one process, "
-            "which worked the first time: let go of what can exist only once (named shared memory, a port, a lock file), or make it outside of make_loader"
+            "although the first call worked: release whatever can exist only once (named shared memory, a port, a lock file), or create it outside "
+            "of make_loader"
         )
         raise TrialFailed(
             Failure(kind="user-code", phase="loader", message=message, traceback=user_traceback(error))
@@ -127,8 +128,8 @@ def check_overrides(loader: DataLoader[Any], config: LoaderConfig) -> None:
             shown = shown.get_start_method() if shown is not None else None
         if shown != asked:
             message = (
-                f"make_loader ignored {name}={asked!r}: the loader it built has {name}={shown!r}. "
-                f"Pass **overrides on to DataLoader, or fix {name} with --{name.replace('_', '-')} {shown}"
+                f"make_loader did not apply {name}={asked!r}: the loader it returned has {name}={shown!r}. "
+                f"Pass **overrides on to DataLoader, or keep {name} fixed with --{name.replace('_', '-')} {shown}"
             )
             raise TrialFailed(Failure(kind="override-ignored", phase="loader", message=message))
 

@@ -93,7 +93,7 @@ def wait_until_quiet(most_s: float, on_wait: Callable[[str], None], cpus: Collec
             return
         if not told:
             told = True
-            on_wait(f"other processes use {' and '.join(used)} (--wait)")
+            on_wait(f"other processes use {' and '.join(used)} (--wait sets how long to wait)")
         time.sleep(max(min(LOOK_AGAIN_S, deadline - time.monotonic()), 0))
 
 

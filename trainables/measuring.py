@@ -227,8 +227,8 @@ def _cool(loader: DataLoader[Any]) -> ColdCache:
 
 def _started_too_early(workload: Workload) -> TrialFailed:
     message = (
-        f"make_loader of {workload.name!r} starts the loader's workers itself, so that nothing more can be asked of them: leave "
-        "--trainer-cpus, --sharing-strategy and a cold page cache out, or start the workers in __iter__"
+        f"make_loader of {workload.name!r} starts the loader's workers itself, so feedrate cannot change how they run: leave out "
+        "--trainer-cpus, --sharing-strategy and a cold page cache, or start the workers in __iter__"
     )
     return TrialFailed(Failure(kind="override-ignored", phase="loader", message=message))
 

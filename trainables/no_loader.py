@@ -26,20 +26,21 @@ def why_no_loader(made: Any) -> str | None:
         lacking = next((name for name in NEEDED if not hasattr(made, name)), None)
         if lacking is None:
             return None
-        return f"returned {a_kind} that has no {lacking}, so that it is not set up as a torch DataLoader: {_part(made)}"
+        return f"returned {a_kind} without the attribute {lacking} that every torch DataLoader has: {_part(made)}"
     if made is None:
-        return "returned nothing: let it return the DataLoader"
+        return "returned None: return the DataLoader"
     if isinstance(made, (list, tuple, Mapping)):
         keys = [key for key, value in (made.items() if isinstance(made, Mapping) else enumerate(made)) if isinstance(value, DataLoader)]
         if keys:
             return f"returned {len(keys)} DataLoader{'s' * (len(keys) > 1)} in {a_kind}: {ONE}. Return the one that training reads, perhaps [{keys[0]!r}]"
     if isinstance(made, _BaseDataLoaderIter):
-        return "returned an iterator of a DataLoader, which can be read once only: return the DataLoader itself, without iter()"
+        return "returned an iterator over a DataLoader, which can be read only once: return the DataLoader itself, without iter()"
     if isinstance(made, Iterator):
         inside = _inside(made)
         what = a_kind + (f" that reads {len(inside)} DataLoader{'s' * (len(inside) > 1)}" if inside else "")
-        out = "Return the DataLoader that is to be searched, each of several in a workload function of its own"
-        return f"returned {what}, which can be read once only: {ONE}. {out}; let make_step build what else a step needs"
+        out = "Return the DataLoader that is to be searched; if there are several, write a workload function for each"
+        once = f"{what} {'and' if inside else 'that'} can be read only once"
+        return f"returned {once}: {ONE}. {out}. Build whatever else the step needs in make_step"
     return f"returned {kind}, not a torch DataLoader: {_part(made)}"
 
 
@@ -47,8 +48,11 @@ def _part(made: Any) -> str:
     """Which attribute to hand over."""
     names = [name for name, value in getattr(made, "__dict__", {}).items() if isinstance(value, DataLoader)]
     if not names:
-        return "let it return torch.utils.data.DataLoader(...), or a subclass"
-    return f"it holds a DataLoader as .{names[0]}. Return that one, and do in step(batch) what the wrapper does to a batch"
+        return "return torch.utils.data.DataLoader(...), or an instance of a subclass"
+    return (
+        f"it wraps a DataLoader (its attribute .{names[0]}). Return that DataLoader itself, and move what the wrapper does to each "
+        "batch into step(batch)"
+    )
 
 
 def _inside(iterator: Any) -> list[Any]:

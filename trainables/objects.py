@@ -110,13 +110,13 @@ class HttpImages(ImageSamples):
         if status != 200:
             raise WorkloadError(
                 f"{self._client.url}/index.txt answers with HTTP status {status}: put a file there that lists the "
-                f"paths of the images relative to the URL, one a line"
+                f"paths of the images relative to the URL, one per line"
             )
         paths = sorted(line for line in index.decode(errors="surrogateescape").splitlines() if line.strip())
         paths = [path for path in paths if path.lower().endswith(EXTENSIONS)]
         if not paths:
             wanted = ", ".join(EXTENSIONS)
-            raise WorkloadError(f"{self._client.url}/index.txt lists no images ({wanted}): list them, one path a line")
+            raise WorkloadError(f"{self._client.url}/index.txt lists no images ({wanted}): list them, one path per line")
         super().__init__(self._client.url, paths, image_size, epoch_samples)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -19,6 +19,10 @@ SHARD = """def __iter__(self):
     info = torch.utils.data.get_worker_info()
     first, step = (0, 1) if info is None else (info.id, info.num_workers)
     yield from itertools.islice(self.all_samples(), first, None, step)  # each worker its own part"""
+OWN_STATE = (
+    "the dataset chooses samples from its own state (an iterator, a file position, a random generator) rather than from the index, "
+    "and every worker has its own copy of that state"
+)
 SAME_ORDER = """sampler = torch.utils.data.RandomSampler(dataset, generator=torch.Generator().manual_seed(0))
 DataLoader(dataset, sampler=sampler, generator=torch.Generator().manual_seed(1), ...)  # without shuffle=True"""
 
@@ -64,7 +68,7 @@ def map_order(looks: dict[str, list[Epoch]], *, whole: bool, torchs_own: bool) -
             name="order",
             level="error",
             sentence=f"{name}: {count} samples of an epoch are {verdict}, compared with {reference_name}",
-            fix="build the sampler without looking at num_workers: torch draws it in the training process",
+            fix="build the sampler independently of num_workers: torch runs it in the training process",
             evidence={"orders": orders},
         )
     if verdict == "permuted":
@@ -72,9 +76,9 @@ def map_order(looks: dict[str, list[Epoch]], *, whole: bool, torchs_own: bool) -
         return Finding(
             name="order",
             level="note",
-            sentence=f"every sample comes once in every epoch, but in another order with {', '.join(changed)}. It is not "
-            "different data: loaders and random order draw from torch's same random numbers, and in_order=False hands "
-            "batches out as they are ready",
+            sentence=f"every sample comes once in every epoch, but in another order with {', '.join(changed)}. This is not "
+            "different data: the loader and the random order draw from the same torch generator, and in_order=False delivers "
+            "batches as soon as they are ready",
             fix=SAME_ORDER,
             evidence={"orders": orders},
         )
@@ -162,10 +166,10 @@ def repeated_indices(found: Repeats, num_workers: int) -> Finding | None:
     return Finding(
         name="order",
         level="error",
-        sentence=f"the {num_workers} workers deliver the same samples for different indices ({found.num_repeated} of "
-        f"{found.num_compared} samples of one worker, another one delivers too, {found.num_alike} with 0 workers): a sample does "
-        "not depend on its index, and every worker has its own copy of what it depends on",
-        fix="make a sample from its index alone; to read a stream, use an IterableDataset that divides it among workers",
+        sentence=f"the {num_workers} workers deliver the same samples for different indices: of {found.num_compared} samples that one "
+        f"worker delivered, another worker delivered {found.num_repeated} too. Without workers, the same indices give "
+        f"{found.num_alike} repeated samples. {OWN_STATE[0].upper()}{OWN_STATE[1:]}",
+        fix="choose each sample by its index alone; to read a stream, use an IterableDataset that divides it among workers",
         evidence={"num_repeated": found.num_repeated, "num_compared": found.num_compared, "num_alike": found.num_alike},
     )
 
@@ -177,8 +181,8 @@ def repeated_stream(found: Repeats, num_workers: int) -> Finding | None:
     return Finding(
         name="order",
         level="error",
-        sentence=f"{found.num_repeated} of {found.num_compared} samples of one of the {num_workers} workers, another one delivers "
-        "too: the iterable dataset is not divided among workers",
+        sentence=f"of {found.num_compared} samples that one of the {num_workers} workers delivered, another worker delivered "
+        f"{found.num_repeated} too: the iterable dataset is not divided among workers",
         fix=SHARD,
         evidence={"num_repeated": found.num_repeated, "num_compared": found.num_compared, "num_alike": found.num_alike},
     )
@@ -217,7 +221,7 @@ def stream_order(
     if share > OVERLAP_FRACTION and num_different > 1:
         if share == 1.0:
             return duplicated
-        return _changed(duplicated, f"{share:.0%} of what one worker delivers, another one delivers too")
+        return _changed(duplicated, f"{share:.0%} of the samples that one worker delivers are delivered by another worker too")
     if ends and ends_alone and (lacking := before - after) and not (is_random and len(one) <= len(many)):
         return _changed(duplicated, f"{lacking.total()} of {len(one):,} samples are missing with {num_workers} workers")
     if ends and ends_alone and len(many) != len(one):
@@ -225,20 +229,20 @@ def stream_order(
         return _changed(duplicated, words)
     if ends and ends_alone and is_random and num_different > 1 and not owns_generators:
         unknown = (after - before).total()
-        words = f"{unknown} of {len(many):,} samples have other bytes with {num_workers} workers than with 0"
+        words = f"{unknown} of {len(many):,} samples have different bytes with {num_workers} workers than with 0"
         return Finding(name="order", level="warning", sentence=words, evidence=evidence)
     if num_different < 2:
         return Finding(
             name="order",
             level="note",
-            sentence="all samples that were looked at are alike: whether workers repeat each other cannot be told",
+            sentence="all samples that were checked are alike, so feedrate cannot tell whether workers repeat each other",
             evidence=evidence,
         )
     same = [seen.key for seen in samples_of(natural)] == [seen.key for seen in samples_of(natural_alone)]
     what = (
         "in the same order"
         if same
-        else "in an order that depends on the number of workers, which is not different data"
+        else "in an order that depends on the number of workers; this is not different data"
     )
     seen_all = "every sample comes once" if ends and ends_alone else "no sample came from two workers"
     return Finding(name="order", level="ok" if same else "note", sentence=f"{seen_all}, {what}", evidence=evidence)
@@ -264,8 +268,8 @@ def determinism(pairs: dict[str, tuple[list[Epoch], list[Epoch]]]) -> Finding:
     return Finding(
         name="determinism",
         level="note",
-        sentence=f"the same setting with the same seed gives other bytes the second time ({', '.join(different)}): something "
+        sentence=f"the same setting with the same seed gives different bytes the second time ({', '.join(different)}): something "
         "random is not seeded (default_rng() without a seed, os.urandom, time, the order of a set or of a directory)",
-        fix="draw from random, numpy.random or torch, which torch seeds in workers, and sort what the file system lists",
+        fix="draw from random, numpy.random or torch, which torch seeds in workers, and sort lists of files",
         evidence={"settings": different},
     )

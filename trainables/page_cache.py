@@ -112,11 +112,11 @@ class ColdCache:
         """None where the cache really was cold, else a clause that says why not."""
         stayed = self.stayed_fraction()
         if stayed is None:
-            return "the dataset opened no file that Python sees"
+            return "the dataset opened no file that Python can see"
         if stayed >= STAYED_FRACTION:
             return (
-                f"{stayed:.0%} of the pages stay: not yet written to storage, mapped by a process, or on a file system "
-                "without storage"
+                f"{stayed:.0%} of the pages stay in the cache: they are not yet written to storage, are mapped by a process, or belong to "
+                "a file system without storage"
             )
         return None
 

@@ -62,7 +62,7 @@ def set_process(config: LoaderConfig) -> PlacedWorker | None:
         allowed = sorted(os.sched_getaffinity(0))
         if config.trainer_cpus >= len(allowed):
             message = (
-                f"trainer_cpus={config.trainer_cpus} leaves no CPU for the workers: this process may run on "
+                f"trainer_cpus={config.trainer_cpus} leaves no CPU for the workers: this process may run on only "
                 f"{len(allowed)}. Ask for fewer, or leave it out"
             )
             raise TrialFailed(Failure(kind="too-few-cpus", phase="setup", message=message))

@@ -121,6 +121,6 @@ def reseed(paths: list[str], owned: Mapping[str, str]) -> str:
     """A worker_init_fn that seeds these generators, or what to do where that cannot be pasted."""
     lines = [f"    {owned[path]}" for path in paths if path in owned and "(" not in path]
     if not lines:
-        return "in worker_init_fn, seed nothing with a constant: use torch.initial_seed(), which differs by worker and epoch"
+        return "in worker_init_fn, do not seed with a constant: use torch.initial_seed(), which differs by worker and epoch"
     head = ["def worker_init_fn(worker_id):", "    dataset = torch.utils.data.get_worker_info().dataset"]
     return "\n".join([*head, *lines]) + "\n\nDataLoader(..., worker_init_fn=worker_init_fn)"

@@ -120,14 +120,15 @@ def _unpicklable(failure: Failure, loader: DataLoader[Any]) -> Failure:
     members = getattr(loader.dataset, "__dict__", {})
     parts = {f"dataset.{name}": value for name, value in members.items()}
     parts |= {"dataset": loader.dataset, "collate_fn": loader.collate_fn, "worker_init_fn": loader.worker_init_fn}
-    what, why = "what workers need cannot be pickled", failure.cause[0] if failure.cause else ""
+    what, why = "an object that workers need cannot be pickled", failure.cause[0] if failure.cause else ""
     for name, value in parts.items():
         try:
             check_pickling(value)
         except Exception as error:
             what, why = f"{name} cannot be pickled", sentence(error)
             break
-    message = f"{what}, which multiprocessing_context {start_method(loader)} needs: {why}; use fork, or a function or class of a module's top level"
+    way_out = "use fork, or define the function or class at the top level of a module"
+    message = f"{what}, which multiprocessing_context {start_method(loader)} requires: {why}; {way_out}"
     return replace(failure, message=message)
 
 

@@ -55,7 +55,7 @@ def make_ref(text: str, options: Mapping[str, Any] | None = None, cwd: Path | No
         return WorkloadRef(target=text, options=dict(options or {}), cwd=str(cwd))
     place, colon, function = text.rpartition(":")
     if not colon and text.endswith(".py") and (cwd / text).is_file():
-        raise UnknownWorkload(f"{text} holds functions: name the one that returns the workload, as in {text}:workload")
+        raise UnknownWorkload(f"{text} is only the file: add the name of the function that returns the workload, as in {text}:workload")
     if not colon or not place or not function.isidentifier():
         known = ", ".join(BUNDLED)
         raise UnknownWorkload(
@@ -145,12 +145,16 @@ def _without_command_line(what_ended: str) -> Iterator[None]:
         yield
     except SystemExit as error:
         why = f"SystemExit: {error.code}"
-        way_out = 'feedrate imports the file and calls the function; move what ends the program under `if __name__ == "__main__":`'
+        way_out = (
+            "feedrate imports the file and calls the function, so neither may end the program. Move the code that ends it under "
+            '`if __name__ == "__main__":`'
+        )
         if isinstance(error, _Refused) or error.code == 2:  # 2 is what argparse and its like end with
-            why = str(error.code) if isinstance(error, _Refused) else why
+            is_sure = isinstance(error, _Refused)
+            why = str(error.code) if is_sure else why
             way_out = (
-                "it read the command line, and feedrate has no arguments for it. Parse them under "
-                '`if __name__ == "__main__":`, or give every argument a default'
+                f"your code {'parses' if is_sure else 'probably parses'} command-line arguments, and feedrate does not pass any. Move the "
+                'parsing under `if __name__ == "__main__":`, or give every argument a default'
             )
         raise UnknownWorkload(f"{what_ended} ({why}): {way_out}") from None
     finally:

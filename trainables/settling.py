@@ -26,12 +26,13 @@ def _raised(doubt: Doubt, again: Reloaded | None) -> str:
         return f"raised for {samples}"
     source = {COLLATE: f"by collate_fn for {samples}", BATCH: f"for {samples}"}.get(again.doing, f"for {again.doing}")
     if again.outcome == "raised" and _plain(again.error) == _plain(doubt.message):
-        return f"raised {source}; {'with 0 workers too' if doubt.num_workers else 'each time'}"
+        return f"raised {source}; {'with 0 workers too' if doubt.num_workers else 'every time'}"
     if again.outcome == "raised":
         where = "with 0 workers" if doubt.num_workers else "the second time"
         return f"raised for {samples}; {where} {again.error} is raised {source}"
     if again.outcome == "passed":
-        why = "with 0 workers they pass: look for what a worker has not" if doubt.num_workers else "not each time"
+        elsewhere = "loading succeeds with 0 workers: look for something that a worker process does not have"
+        why = elsewhere if doubt.num_workers else "not every time"
         return f"raised for {samples}; {why}"
     return f"raised for {samples}{_trouble(again)}"
 
@@ -48,14 +49,14 @@ def _silent(failure: Failure, doubt: Doubt, again: Reloaded | None) -> Failure:
         kind, message = no_batch_because(why)
         return replace(failure, kind=kind, message=message)
     if doubt.waits_for is None:
-        message = f"{waited}, and no loader worker is at work on one{_trouble(again)}"
+        message = f"{waited}, and no loader worker is working on one{_trouble(again)}"
     else:
         message = f"{waited}: {doubt.waits_for}{_trouble(again)}"
         if doubt.threads and again is not None and again.outcome == "passed":
             names = ", ".join(doubt.threads)
             return replace(failure, message=f"{message}: forked workers lack the thread {names}, which was started before them")
         if again is None or again.outcome not in ("hangs", "died"):
-            message += "; raise --max-trial-s if it is only slow"
+            message += "; if loading is only slow, raise --max-trial-s"
     return replace(failure, message=message)
 
 
@@ -67,9 +68,9 @@ def _trouble(again: Reloaded | None) -> str:
     if again.outcome == "hangs":
         return f"; {again.doing} hangs with 0 workers too"
     if again.outcome == "passed":
-        return "; with 0 workers they pass"
+        return "; loading succeeds with 0 workers"
     if again.outcome == "unmade":
-        return f"; they could not be tried with 0 workers: {again.error}"
+        return f"; loading could not be tried with 0 workers: {again.error}"
     return ""
 
 

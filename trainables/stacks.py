@@ -213,8 +213,8 @@ def _state(pid: int) -> str:
     with contextlib.suppress(OSError):
         letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         if letter == "D":
-            return "it waits inside the kernel, as for a disk or a network share that does not answer"
+            return "it waits inside the kernel, for example for a disk or a network share that does not answer"
         if letter in "Tt":
             return "it is stopped"
-        return "it did not answer, or is no Python process of the trial's"
+        return "it did not answer, or it is not a Python process of the trial"
     return "it has ended"

@@ -39,7 +39,7 @@ EXPLAIN_S = 10.0
 LEAST_S = 2.0
 """A start method is not tried with less time for its first batch."""
 MODULE_LEVEL = """define it at the top level of a module, with def or class, instead of lambda or inside a function;
-what cannot be pickled by nature (an open file, a lock) is opened in the worker, on first use"""
+open in the worker, on first use, what can never be pickled (an open file, a lock)"""
 
 
 class _Sink(io.RawIOBase):
@@ -233,7 +233,7 @@ def _loading(method: str, why: str) -> Finding:
     return Finding(
         name="loading",
         level="error",
-        sentence=f"a loader with one worker gives no batch (start method {method}): {why}",
+        sentence=f"a loader with one worker delivers no batch (start method {method}): {why}",
         evidence={"start_method": method, "why": why},
     )
 
@@ -244,7 +244,7 @@ def _pickling(num_bytes: int | None, problems: dict[str, str], own: str | None, 
         return Finding(
             name="pickling",
             level="error" if own in ("spawn", "forkserver") else "note",
-            sentence=f"workers can be forked only, spawn and forkserver cannot pickle {what} (Python 3.14 and later start "
+            sentence=f"workers can only be forked: spawn and forkserver cannot pickle {what} (Python 3.14 and later start "
             "workers by forkserver unless multiprocessing_context says fork)",
             fix=MODULE_LEVEL,
             evidence=evidence,
@@ -273,7 +273,7 @@ def _size(num_bytes: int) -> str:
 def _start_up(startup_s: dict[str, float], failures: dict[str, str], own: str | None) -> Finding:
     words = ", ".join(f"{method} {seconds:.2f} s" for method, seconds in startup_s.items())
     failed = "; ".join(f"{method} fails: {why}" for method, why in failures.items())
-    text = f"until the first batch of one worker: {words}" if words else "no start method was timed"
+    text = f"time until the first batch of one worker: {words}" if words else "no start method was timed"
     return Finding(
         name="start-up",
         level="error" if own in failures else "note" if failures else "ok",

@@ -208,7 +208,7 @@ def static(found: Sequence[tuple[str, str]], left: Leftovers) -> Finding:
     """
     parts = [f"dataset.{path} is {kind}" for path, kind in found[:MAX_NAMED]]
     if len(found) > MAX_NAMED:
-        parts.append(f"{len(found) - MAX_NAMED} more members are of this kind")
+        parts.append(f"{len(found) - MAX_NAMED} more members of the dataset are like this")
     if left.shared:
         parts.append(f"making the dataset leaves open {', '.join(left.shared[:MAX_NAMED])}")
     if left.threads:
@@ -221,7 +221,7 @@ def static(found: Sequence[tuple[str, str]], left: Leftovers) -> Finding:
     return Finding(
         name="fork-unsafe",
         level="warning",
-        sentence=f"{'; '.join(parts)}: forked workers share what is open, with one position for all of them, and have no threads but their own",
+        sentence=f"{'; '.join(parts)}: forked workers share open files and connections, and the position in them, and do not inherit threads",
         fix=OPEN_LATER if is_file else MAKE_LATER,
         evidence=evidence,
     )

@@ -75,8 +75,8 @@ def _pair(batch: Any) -> tuple[Any, Any]:
         return batch[0], batch[1]
     size = f" of {len(batch)}" if isinstance(batch, (list, tuple, Mapping)) else ""
     raise Refused(
-        f"the short form of a workload trains on batches (input, target), and this one is a {type(batch).__name__}{size}: "
-        "let collate_fn return a pair, or bring your own step with Workload.from_loader"
+        f"the short form of a workload needs batches that are pairs (input, target), but this batch is a {type(batch).__name__}{size}: "
+        "return a pair from collate_fn, or write your own step with Workload.from_loader"
     )
 
 
@@ -130,15 +130,15 @@ def count_items(batch: Any, returned: Any) -> int:
     if is_count(returned):
         if returned < 0:
             raise Refused(
-                f"the step returned {returned}, which is no number of items: let step(batch) return how many items it "
-                "trained, or nothing"
+                f"step(batch) returned {returned}, which is not a valid number of items: return the number of items that it trained "
+                "(an int, 0 or more)"
             )
         return int(returned)
     if next(tensors(batch), None) is not None:
         return count_samples(batch)
     if batch is None or (isinstance(batch, (Mapping, list, tuple)) and not batch):
         return 0
-    raise Refused("the batch holds no tensor to count items by: let step(batch) return how many items it trained, as an int")
+    raise Refused("the batch has no tensor whose samples could be counted: return from step(batch) the number of items that it trained, as an int")
 
 
 def count_samples(batch: Any) -> int:

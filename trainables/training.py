@@ -192,13 +192,13 @@ class Training:
         """The failure of a trial that is over and has no rate."""
         num_batches = sum(self.result.windows.window_num_batches)
         if sum(self.result.windows.window_num_items) or not num_batches:
-            message = f"the loader finished no batch in {self.max_s:g} s after those of its start: raise --max-trial-s"
+            message = f"after its start-up batches, the loader delivered no further batch within {self.max_s:g} s: raise --max-trial-s"
             return TrialFailed(Failure(kind="hang", phase="measure", message=message))
         when = "in any of" if not self.items else "in the last"
         message = (
-            f"the step trained no item {when} {num_batches if self.items else self.consumed:,} batches: step(batch) returned 0, or its "
-            "batches were None or empty. Look at what dataset and collate_fn leave out; let step(batch) return how many items it "
-            "trained, or nothing, and then the first tensor's first dimension counts"
+            f"the step trained no items {when} {num_batches if self.items else self.consumed:,} batches: step(batch) returned 0, or the "
+            "batches were None or empty. Check whether the dataset or collate_fn drops samples. step(batch) must return the number of "
+            "items that it trained, or None; feedrate then counts samples (the first dimension of the first tensor in the batch)"
         )
         return TrialFailed(Failure(kind="user-code", phase="measure", message=message))
 
@@ -330,8 +330,8 @@ class Training:
         asked, read = self.loader.num_workers, self.watch.reads_num_workers
         if read and asked not in read:
             message = (
-                f"make_loader ignored num_workers={asked}: the loader it built shows that, and reads another DataLoader, with "
-                f"num_workers={min(read)}. Pass **overrides on to the DataLoader that loads"
+                f"make_loader did not apply num_workers={asked}: the loader it returned reports that value, but takes its batches from "
+                f"another DataLoader, which has num_workers={min(read)}. Pass num_workers to that one"
             )
             raise TrialFailed(Failure(kind="override-ignored", phase="loader", message=message))
 
