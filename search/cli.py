@@ -18,8 +18,9 @@ from typing import Any, NoReturn, Protocol
 from feedrate.search.commands_analysis import Export, Report, Show
 from feedrate.search.commands_ceilings import Ceilings
 from feedrate.search.commands_check import Check
+from feedrate.search.commands_resume import Resume
 from feedrate.search.commands_runs import Compare, Runs
-from feedrate.search.commands_search import Resume, Search
+from feedrate.search.commands_search import Search
 from feedrate.search.commands_service import Fetch, Logs, Status, Stop, Submit
 from feedrate.search.commands_trial import Measure, Workloads
 from feedrate.search.commands_verify import Verify

@@ -1,15 +1,13 @@
-"""`feedrate search` and `feedrate resume`: the main job."""
+"""`feedrate search`: the main job."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from feedrate.analysis.run_folder import RunFolder
-from feedrate.search import arguments, job_environment
+from feedrate.search import arguments
 from feedrate.search.machine_output import answer, records
 from feedrate.search.options import SAMPLERS, SHARES, NothingFound, SearchOptions, UsageError
 
@@ -160,7 +158,7 @@ class Search:
         from feedrate.search.run import run_search
 
         try:
-            return _finish(
+            return finish(
                 lambda: run_search(
                     args.workload,
                     options=options,
@@ -203,70 +201,6 @@ def options_of(args: argparse.Namespace) -> tuple[SearchOptions, dict[str, Any]]
         raise UsageError(str(error)) from None
 
 
-class Resume:
-    """Continue an interrupted search, or extend a finished one.
-
-    feedrate resume feedrate-runs/images-1 --time-budget 5m
-    feedrate resume images-3fa9c1 --address http://localhost:8265     a submitted one, from the same folder
-    """
-
-    def prepare(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("run", metavar="RUN", help="the run folder, or the address of its copy; with --address, the ID of a submitted search")
-        parser.add_argument(
-            "--time-budget",
-            dest="time_budget_s",
-            type=arguments.positive_s,
-            metavar="TIME",
-            help="time from now on (default: the run's own budget again)",
-        )
-        parser.add_argument(
-            "--max-trials",
-            type=arguments.whole(1),
-            metavar="N",
-            help="total number of settings, including those already tried; continues even if no further gain is expected",
-        )
-        parser.add_argument("--confirm", action="store_true", help="measure the best settings again in rounds, even if the run was started with --no-confirm")
-        parser.add_argument("--storage", metavar="URL", help="the URL of the run's database, if it contains a password (which is not stored)")
-        parser.add_argument("--address", metavar="URL", help=f"the cluster that the search was submitted to: {arguments.API_ADDRESS}")
-        arguments.add_require_token(parser)
-        job_environment.add_to(parser)
-        parser.add_argument("-f", "--follow", action="store_true", help="with --address: print the search's log until it ends, and exit with its exit code")
-        parser.add_argument("--quiet", action="store_true", help="print only the answer")
-        arguments.add_json(parser)
-
-    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
-        from feedrate.analysis.remote import is_url  # imports pyarrow, which --help does without
-
-        if args.address is None and not is_url(args.run) and not Path(args.run).exists():
-            args.address = arguments.api_address()
-        if args.address is not None:
-            from feedrate.search.commands_service import resume_there
-
-            return resume_there(args, argv)
-        if args.env or args.pip:
-            raise UsageError("--env and --pip are only for a submitted search (--address URL): a search on this machine has this shell's environment")
-        if args.follow:
-            raise UsageError("--follow is only for a submitted search (--address URL): a search on this machine is followed anyway")
-        from feedrate.search.mirror import bring
-        from feedrate.search.run import resume_search
-
-        folder = RunFolder(bring(args.run))
-        if folder.read_search().get("options", {}).get("address") is not None:
-            arguments.refuse_password(args.storage, DRIVER_SHOWN, "here")
-        return _finish(
-            lambda: resume_search(
-                folder.path,
-                time_budget_s=args.time_budget_s,
-                max_trials=args.max_trials,
-                storage=args.storage,
-                confirm=args.confirm,
-                quiet=args.quiet,
-            ),
-            "resume",
-            args.json,
-        )
-
-
 SEARCH_FIELDS = (
     "run", "best", "best_path", "report_path", "stop_reason", "open", "settle_command", "num_trials", "num_failed", "failures",
     "by_hardware",
@@ -287,7 +221,16 @@ def _facts(result: SearchResult, run: Run) -> dict[str, Any]:
     return dict(zip(SEARCH_FIELDS, values, strict=True))
 
 
-def _finish(search: Any, command: str, as_json: bool) -> int | None:
+def finish(search: Any, command: str, as_json: bool) -> int | None:
+    """Run a search, write its report and print its answer; gives the exit code.
+
+    Args:
+        search: gives the `SearchResult`.
+        command: search or resume, for the object that --json prints.
+
+    Raises:
+        NothingFound: no setting can be the answer.
+    """
     from rich.console import Console
 
     from feedrate.analysis.disqualified import Disqualified
