@@ -91,5 +91,5 @@ def test_nothing_is_gained_beyond_the_ceiling():
 
 def test_the_best_counts_only_what_is_allowed():
     fitted = surrogate([0, 2, 4], np.log(rates(WORLD, [0, 2, 4])))
-    assert fitted.best_log_sps(2)[0] == pytest.approx(math.log(200.0), abs=0.05)
-    assert fitted.best_log_sps(-1)[0] == -math.inf
+    assert fitted.best_log_sps(np.array([True, True, False]))[0] == pytest.approx(math.log(200.0), abs=0.05)
+    assert fitted.best_log_sps(np.zeros(3, dtype=bool))[0] == -math.inf

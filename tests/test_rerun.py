@@ -1,5 +1,6 @@
 """rerun.py and doubt.py: why a real loader failed, found by loading the batch once more."""
 
+import faulthandler
 import os
 import signal
 import threading
@@ -14,6 +15,7 @@ from fault_workloads import BAD, At, Endless, Holds, broken
 from torch.utils.data import DataLoader, Dataset
 from workloads import Rows
 
+from feedrate.trainables import stacks
 from feedrate.trainables.failure import Failure, TrialFailed
 from feedrate.trainables.reloaded import Reloaded
 from feedrate.trainables.rerun import explain, rerun
@@ -41,6 +43,17 @@ def nothing_is_left():
     yield
     assert eventually(lambda: not children() - others), children() - others
     assert not {path for path in files() - before if path.name.startswith("torch_")}
+
+
+@pytest.fixture
+def answering(tmp_path, monkeypatch):
+    """This process and its workers can be asked for their stacks, as those of a trial can."""
+    path = tmp_path / "stacks"
+    path.touch()
+    monkeypatch.setenv(stacks.VARIABLE, str(path))
+    stacks.install()
+    yield
+    faulthandler.unregister(stacks.SIGNAL)
 
 
 def explained(loader, batches=(BATCH,)):
@@ -159,6 +172,7 @@ def test_a_killed_worker_is_told_with_its_batch():
     assert failed.doubt is None
 
 
+@pytest.mark.usefixtures("answering")
 def test_a_silent_loader_is_looked_into():
     """Nothing came until the loader's timeout: the sample that hangs, the batch or exception that cannot be sent."""
     failed = raised(over(At(lambda: time.sleep(8)), num_workers=1, timeout=1))
@@ -207,7 +221,7 @@ def test_what_cannot_be_sent_to_a_spawned_worker_is_named():
     failure = explained(loader)
     assert failure.kind == "unpicklable"
     assert failure.message.startswith(
-        "dataset.transform cannot be pickled, which multiprocessing_context spawn needs: "
+        "dataset.transform cannot be pickled, which multiprocessing_context spawn requires: "
     )
     loader = over(Rows(), num_workers=1, multiprocessing_context="spawn", collate_fn=lambda samples: samples)
     assert explained(loader).message.startswith("collate_fn cannot be pickled, ")
