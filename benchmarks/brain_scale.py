@@ -44,8 +44,8 @@ def drive(ask: Callable[[], tuple[Any, int]], tell: Callable[[Any, float], None]
 
 def ours(storage: str | None, folder: Path, sampler: str, num_trials: int) -> None:
     """Our study."""
-    from feedrate.search.space import SearchSpace
-    from feedrate.search.study import Brain
+    from feedrate.search.space.search_space import SearchSpace
+    from feedrate.search.study.brain import Brain
 
     space = SearchSpace.default(num_cpus=64, has_accelerator=True)
     brain = Brain.open(storage, folder / "study.journal", study_name="scale", space=space, sampler=sampler)

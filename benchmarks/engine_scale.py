@@ -26,16 +26,16 @@ from rich.console import Console
 
 from feedrate.analysis.load import SEARCH_SCHEMA
 from feedrate.analysis.run_folder import RunFolder
-from feedrate.search import tuning
-from feedrate.search.domains import to_tune
-from feedrate.search.engine import _QUIET, _WORKERS
+from feedrate.search.engine import tuner
+from feedrate.search.engine.ray_cluster import _QUIET, _WORKERS
+from feedrate.search.engine.reservation import Placement
 from feedrate.search.options import SearchOptions
-from feedrate.search.placing import Placement
-from feedrate.search.progress import Display
-from feedrate.search.session import Session
-from feedrate.search.space import Choice, Range, SearchSpace
-from feedrate.search.study import Brain
-from feedrate.search.trial_request import TrialRequest
+from feedrate.search.session.display import Display
+from feedrate.search.session.session import Session
+from feedrate.search.session.trial_request import TrialRequest
+from feedrate.search.space.domains import to_tune
+from feedrate.search.space.search_space import Choice, Range, SearchSpace
+from feedrate.search.study.brain import Brain
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.resolve import make_ref
 
@@ -139,12 +139,12 @@ def on_ray(folder: Path, num_trials: int) -> None:
 
     os.environ.update(_QUIET | _WORKERS)
     ray.init("local", num_cpus=SLOTS, include_dashboard=False, object_store_memory=100 * 1024**2, log_to_driver=False, logging_level="ERROR")
-    tuning.Supervisor = NoOp  # type: ignore[assignment,misc]
+    tuner.Supervisor = NoOp  # type: ignore[assignment,misc]
     try:
         session, space = open_session(folder, num_trials)
         placement = Placement(cpus=1, gpus=0, trial_slot=False, num_slots=SLOTS, where="", num_promised=SLOTS)
         begun = time.perf_counter()
-        tuning.run_trials(session, placement, make_ref("table"), session.options, str(folder), to_tune(space))
+        tuner.run_trials(session, placement, make_ref("table"), session.options, str(folder), to_tune(space))
         wall_s = time.perf_counter() - begun
     finally:
         ray.shutdown()

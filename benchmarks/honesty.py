@@ -67,7 +67,7 @@ def plain(name: str, seconds: float) -> dict[str, float]:
 def template_of(name: str) -> Any:
     """What a search forks its trials from."""
     from feedrate.trainables.resolve import make_ref
-    from feedrate.trainables.supervise import Template
+    from feedrate.trainables.sandbox.template import Template
 
     path = Path(__file__).with_name("hard_workloads.py")
     template = Template(make_ref(f"{path}:{name.replace('-', '_')}"), show_output=True)

@@ -42,7 +42,7 @@ def main() -> int:
     from feedrate.analysis.estimate import record_steady
     from feedrate.trainables.config import LoaderConfig
     from feedrate.trainables.resolve import make_ref
-    from feedrate.trainables.supervise import Template
+    from feedrate.trainables.sandbox.template import Template
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=6)

@@ -251,7 +251,7 @@ def made_up(
     """A world where workers side by side load an item in `item_s`, and a step takes step_s + step_item_s * batch_size.
 
     Beyond the CPUs every further worker costs `crowding`, and little prefetching costs a few percent. Trials take what
-    trainables/training.py would (`_trial`).
+    trainables/measuring/training.py would (`_trial`).
     """
     points, ceilings = [], {}
     for size in batch_sizes:
@@ -279,7 +279,7 @@ def made_up(
 
 
 def _trial(number: int, size: int, sps: float, item_s: float) -> tuple[float, int]:
-    """Wall time of a trial and how many windows it has time for, as trainables/training.py goes about it."""
+    """Wall time of a trial and how many windows it has time for, as trainables/measuring/training.py goes about it."""
     first_s, period_s = max(size * item_s, size / sps), max(number, 1) * size / sps
     settle_s = min(3 * period_s + 0.35, 5.0) if number else 0.35
     window_s = min(max(0.35, 4 * period_s) if 4 * period_s < 1 else max(1.0, period_s), max(20 / 6, size / sps))

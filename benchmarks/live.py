@@ -29,7 +29,7 @@ WORKERS, BATCH_SIZES, PREFETCH = tuple(range(33)), (32, 64, 128), (1, 2, 4, 8)
 def ours(name: str, seconds: float, folder: Path) -> dict[str, Any]:
     """What `feedrate search` answers."""
     begun = time.time()
-    command = [sys.executable, "-m", "feedrate.search.cli", "search", name, "--time-budget", f"{seconds:g}s", "--out", str(folder / "run")]
+    command = [sys.executable, "-m", "feedrate.search.cli.main", "search", name, "--time-budget", f"{seconds:g}s", "--out", str(folder / "run")]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"feedrate search {name} failed:\n{done.stdout}{done.stderr}")
@@ -74,7 +74,7 @@ def _stock_trial(config: dict[str, Any]) -> None:
 def _workload(name: str) -> Any:
     import importlib
 
-    return getattr(importlib.import_module(f"feedrate.trainables.{name}"), name)()
+    return getattr(importlib.import_module(f"feedrate.trainables.bundled.{name}"), name)()
 
 
 def stock(name: str, seconds: float, folder: Path) -> dict[str, Any]:

@@ -30,11 +30,11 @@ def train(name: str, kwargs: dict[str, object], seconds: float) -> float:
     from torch.utils.data import DataLoader
 
     if name == "table":
-        from feedrate.trainables.table import table as make
+        from feedrate.trainables.bundled.table import table as make
     elif name == "images":
-        from feedrate.trainables.images import images as make  # type: ignore[assignment]
+        from feedrate.trainables.bundled.images import images as make  # type: ignore[assignment]
     else:
-        from feedrate.trainables.objects import objects as make  # type: ignore[assignment]
+        from feedrate.trainables.bundled.objects import objects as make  # type: ignore[assignment]
     from feedrate.trainables.step import StepContext
 
     workload = make()

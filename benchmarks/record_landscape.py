@@ -22,7 +22,7 @@ import pandas as pd
 from feedrate.analysis.estimate import record_rate, record_steady, step_only_sps
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.resolve import make_ref
-from feedrate.trainables.supervise import Template
+from feedrate.trainables.sandbox.template import Template
 
 WORKERS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 BATCH_SIZES = (32, 64, 128)

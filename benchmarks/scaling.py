@@ -60,7 +60,7 @@ def search(num_nodes: int, num_trials: int, folder: Path) -> dict[str, float]:
             nodes.add_node(num_cpus=2, resources={"trial_slot": 1}, env_vars={"FEEDRATE_HOST_ID": f"node-{number}"}, **small)  # type: ignore[no-untyped-call]
         nodes.wait_for_nodes()  # type: ignore[no-untyped-call]
         out = folder / f"on-{num_nodes}"
-        command = [sys.executable, "-m", "feedrate.search.cli", "search", f"{Path(__file__).resolve()}:waiting", "--address", nodes.address]
+        command = [sys.executable, "-m", "feedrate.search.cli.main", "search", f"{Path(__file__).resolve()}:waiting", "--address", nodes.address]
         command += ["--num-workers", "2", "--batch-size", "8", "--persistent-workers", "true,false", "--in-order", "true,false"]
         command += ["--sharing-strategy", "file_descriptor,file_system", "--prefetch-factor", ",".join(map(str, range(1, num_trials // 8 + 1)))]
         command += ["--baseline", "num_workers=2,batch_size=8,prefetch_factor=1", "--out", str(out), "--wait", "0", "--no-confirm"]

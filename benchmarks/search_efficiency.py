@@ -48,14 +48,14 @@ from rich.console import Console
 
 from feedrate.analysis.load import SEARCH_SCHEMA
 from feedrate.analysis.run_folder import RunFolder
+from feedrate.search.engine.reservation import Placement
 from feedrate.search.options import LOOKS, SearchOptions
-from feedrate.search.placing import Placement
-from feedrate.search.progress import Display
-from feedrate.search.request import baseline_configs, seed_configs
 from feedrate.search.result import conclude
-from feedrate.search.session import Session
-from feedrate.search.space import Choice, SearchSpace
-from feedrate.search.study import Brain
+from feedrate.search.session.display import Display
+from feedrate.search.session.session import Session
+from feedrate.search.setup.request import baseline_configs, seed_configs
+from feedrate.search.space.search_space import Choice, SearchSpace
+from feedrate.search.study.brain import Brain
 from feedrate.trainables.config import LoaderConfig
 
 UNTIL = 0.1

@@ -92,7 +92,7 @@ def trial(name: str, setting: dict[str, Any], seed: int) -> tuple[float, dict[st
     """
     from feedrate.analysis.estimate import record_rate
     from feedrate.trainables.config import LoaderConfig
-    from feedrate.trainables.supervise import Template
+    from feedrate.trainables.sandbox.template import Template
 
     config = LoaderConfig(**setting)
     template = Template(_ref(name), show_output=True)

@@ -37,7 +37,7 @@ Cost = dict[str, float]
 def ours(trials: int) -> list[Cost]:
     """The costs of each trial but the last, in order, from the records of a search at its defaults."""
     from feedrate.search import SearchOptions, run_search
-    from feedrate.search.dimension import Choice
+    from feedrate.search.space.dimension import Choice
 
     prefetch = Choice(tuple(range(1, trials + 2)))  # enough different settings: none is tried twice
     with tempfile.TemporaryDirectory() as folder:
@@ -68,8 +68,8 @@ def _train_once(prefetch_factor: int, begun_unix_s: float) -> Cost:
     import torch
     from torch.utils.data import DataLoader
 
+    from feedrate.trainables.bundled.table import table
     from feedrate.trainables.step import StepContext
-    from feedrate.trainables.table import table
 
     workload = table()
     step = workload.make_step(StepContext(device=torch.device("cpu"), batch_size=64))

@@ -35,7 +35,7 @@ class WorkloadFailed(UsageError):
 
 
 def refusal(failure: Mapping[str, Any]) -> UsageError:
-    """The error for a failure event that came before anything was measured (trainables/child.py)."""
+    """The error for a failure event that came before anything was measured (trainables/sandbox/child_main.py)."""
     sentence = failure["failure_message"]
     if failure.get("failure_traceback"):
         sentence += f"\n{failure['failure_traceback']}"
@@ -96,7 +96,7 @@ class SearchOptions:
     require_token: bool = False
     """Refuse a cluster without token authentication."""
     hardware: str | None = None
-    """Search on machines of this hardware class alone (placing.py); None where the cluster has one kind."""
+    """Search on machines of this hardware class alone (reservation.py); None where the cluster has one kind."""
     storage: str | None = None
     """Optuna database URL; None keeps a journal file in the run folder."""
     baseline: LoaderConfig | None = None

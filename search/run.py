@@ -24,19 +24,18 @@ from feedrate.analysis.disqualified import Disqualified
 from feedrate.analysis.load import SEARCH_SCHEMA
 from feedrate.analysis.remote import is_url
 from feedrate.analysis.run_folder import RunError, RunFolder
-from feedrate.search.duplicates import disqualification, restricted
-from feedrate.search.duplicates import remarks as duplicate_remarks
-from feedrate.search.ending import Interrupted, at_the_latest
-from feedrate.search.engine import JOB, cluster
-from feedrate.search.job_display import make_display
-from feedrate.search.machine_output import answer_error
-from feedrate.search.mirror import bring, check_url, mirrored
-from feedrate.search.nodes import Host, left_out_of, look, promised
+from feedrate.search.engine.nodes import Host, left_out_of, look, promised
+from feedrate.search.engine.ray_cluster import JOB, cluster
+from feedrate.search.engine.reservation import Placement, SeveralClasses, place
 from feedrate.search.options import HIDDEN, SearchOptions, UsageError, without_password
-from feedrate.search.placing import Placement, SeveralClasses, place
-from feedrate.search.prepare import choose_folder, clear, describe_workload, held, resume_command
-from feedrate.search.reconcile import reconcile
-from feedrate.search.request import (
+from feedrate.search.result import SearchResult, conclude
+from feedrate.search.service.mirror import bring, check_url, mirrored
+from feedrate.search.session.job_display import make_display
+from feedrate.search.session.session import Session
+from feedrate.search.setup.duplicates import disqualification, restricted
+from feedrate.search.setup.duplicates import remarks as duplicate_remarks
+from feedrate.search.setup.prepare import choose_folder, clear, describe_workload, held, resume_command
+from feedrate.search.setup.request import (
     baseline_configs,
     baseline_of,
     check_batch_sizes,
@@ -49,17 +48,18 @@ from feedrate.search.request import (
     seed_configs,
     versions,
 )
-from feedrate.search.result import SearchResult, conclude
-from feedrate.search.session import Session
-from feedrate.search.shipping import moved
-from feedrate.search.space import SearchSpace
-from feedrate.search.storage import BrainError, check_address
-from feedrate.search.study import Brain
-from feedrate.search.submission import Submission, owner_here
+from feedrate.search.setup.warm_start import check_run, remembered
+from feedrate.search.shipping.shipping import moved
+from feedrate.search.shipping.submission import Submission, owner_here
+from feedrate.search.space.search_space import SearchSpace
+from feedrate.search.study.brain import Brain
+from feedrate.search.study.reconcile import reconcile
+from feedrate.search.study.storage import BrainError, check_address
+from feedrate.search.terminal.ending import Interrupted, at_the_latest
+from feedrate.search.terminal.machine_output import answer_error
 from feedrate.search.versions import changed
-from feedrate.search.warm_start import check_run, remembered
 from feedrate.trainables.config import LoaderConfig
-from feedrate.trainables.host import cpu_model
+from feedrate.trainables.machine.host import cpu_model
 from feedrate.trainables.resolve import WorkloadRef
 
 
@@ -315,8 +315,8 @@ def _search(
     quiet: bool,
     notes: list[str],
 ) -> SearchResult:
-    from feedrate.search.domains import to_tune
-    from feedrate.search.tuning import run_trials
+    from feedrate.search.engine.tuner import run_trials
+    from feedrate.search.space.domains import to_tune
 
     try:
         brain = Brain.open(

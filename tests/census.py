@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from feedrate.trainables.host_lock import HostLock
+from feedrate.trainables.machine.host_lock import HostLock
 
 TAG = "FEEDRATE_TEST_TAG"
 """Environment variable that tells the processes of one test from those of other searches on this machine."""

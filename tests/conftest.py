@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 MARK = "FEEDRATE_TEST_RUN"
-FEEDRATE = [sys.executable, "-c", "import sys; from feedrate.search.cli import main; sys.exit(main())"]
+FEEDRATE = [sys.executable, "-c", "import sys; from feedrate.search.cli.main import main; sys.exit(main())"]
 
 TOY = '''
 import time
@@ -244,8 +244,8 @@ def storage_url(request, tmp_path):
 def opened(storage_url, tmp_path):
     """Opens the same study again and again, in each kind of storage."""
 
-    from feedrate.search.space import SearchSpace
-    from feedrate.search.study import Brain
+    from feedrate.search.space.search_space import SearchSpace
+    from feedrate.search.study.brain import Brain
 
     space = SearchSpace.default(num_cpus=8, has_accelerator=True)
     brains = []

@@ -10,14 +10,14 @@ import torch
 from torch.utils.data import get_worker_info
 from workloads import Rows, Stream
 
-from feedrate.trainables import data_check
-from feedrate.trainables.data_check import check
+from feedrate.trainables.checking import check as check_module
+from feedrate.trainables.checking.check import check
 
 
 def found(workload, **options):
     """{name: finding} of a check, in JSON; without starting new interpreters, which takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data_check, "start_findings", lambda loader, seconds_left, known: ([], []))
+        patch.setattr(check_module, "start_findings", lambda loader, seconds_left, known: ([], []))
         report = check(workload, **options).to_json()
     json.dumps(report)
     findings = {finding["name"]: finding for finding in report["findings"]}

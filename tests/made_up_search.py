@@ -7,12 +7,12 @@ from synthetic import record
 
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.search.options import SearchOptions
-from feedrate.search.progress import Display
-from feedrate.search.reconcile import reconcile
-from feedrate.search.request import baseline_configs
-from feedrate.search.session import Session
-from feedrate.search.space import Choice, Range, SearchSpace
-from feedrate.search.study import Brain
+from feedrate.search.session.display import Display
+from feedrate.search.session.session import Session
+from feedrate.search.setup.request import baseline_configs
+from feedrate.search.space.search_space import Choice, Range, SearchSpace
+from feedrate.search.study.brain import Brain
+from feedrate.search.study.reconcile import reconcile
 from feedrate.trainables.config import LoaderConfig
 
 SPACE = SearchSpace.default(

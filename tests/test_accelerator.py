@@ -8,9 +8,9 @@ import sys
 import pytest
 import torch
 
-from feedrate.trainables import accelerator
-from feedrate.trainables.accelerator import StepTimer, device_name, num_accelerators, pick_device, synchronize
-from feedrate.trainables.host import cpu_model
+from feedrate.trainables.machine import accelerator
+from feedrate.trainables.machine.accelerator import StepTimer, device_name, num_accelerators, pick_device, synchronize
+from feedrate.trainables.machine.host import cpu_model
 
 
 class Event:
@@ -75,9 +75,9 @@ def test_without_one_the_cpu_trains_and_has_no_events():
 RAY = """
 import json, os, sys
 import ray
-from feedrate.search.engine import cluster
+from feedrate.search.engine.ray_cluster import cluster
 from feedrate.search.options import SearchOptions
-from feedrate.search.trainable import _gpu_numbers, _user_environment
+from feedrate.search.engine.trainable import _gpu_numbers, _user_environment
 
 def look(gpus):
     return os.environ.get("CUDA_VISIBLE_DEVICES"), _gpu_numbers(), _user_environment({}, gpus)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from feedrate.search.budget import Budget
+from feedrate.search.session.budget import Budget
 
 
 class Clock:

@@ -16,8 +16,8 @@ from answers import answer
 from conftest import TOY
 
 from feedrate.analysis.best import check_best
-from feedrate.search.cli import COMMANDS, main
-from feedrate.search.commands_search import Search
+from feedrate.search.cli.main import COMMANDS, main
+from feedrate.search.cli.search import Search
 from feedrate.trainables.resolve import BUNDLED
 
 NAMES = [type(command).__name__.lower() for command in COMMANDS]
@@ -209,7 +209,7 @@ def test_help_answers_without_torch_or_ray():
     """Every command's; it tells what is done and shows an example. Heavy imports would make people wait for it."""
     code = """
 import contextlib, io, json, sys
-from feedrate.search.cli import main
+from feedrate.search.cli.main import main
 said = {}
 for name in ("", *sys.argv[1:]):
     with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):

@@ -8,7 +8,7 @@ from answers import answer
 from conftest import TOY
 from synthetic import design_best, small_run, write_run
 
-from feedrate.search.cli import main
+from feedrate.search.cli.main import main
 
 
 @pytest.fixture

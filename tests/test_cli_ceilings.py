@@ -7,9 +7,9 @@ from answers import answer
 from conftest import TOY
 from synthetic import record
 
-from feedrate.search.cli import main
-from feedrate.search.commands_ceilings import _Lines
-from feedrate.trainables.page_cache import resident_fraction
+from feedrate.search.cli.ceilings import _Lines
+from feedrate.search.cli.main import main
+from feedrate.trainables.loader.cold_cache import resident_fraction
 
 WORKLOADS = (
     TOY

@@ -6,7 +6,7 @@ import pytest
 from answers import answer
 from conftest import records
 
-from feedrate.search.cli import main
+from feedrate.search.cli.main import main
 
 WORKLOADS = """
 import os

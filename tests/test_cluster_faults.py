@@ -12,7 +12,7 @@ from cut_proxy import Proxy
 from ray_head import TOKEN, Head, free_port
 
 from feedrate.analysis.load import load_run
-from feedrate.search.storage import close_storage, open_storage
+from feedrate.search.study.storage import close_storage, open_storage
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 WITH_TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from feedrate.search.nodes import LABEL
+from feedrate.search.engine.nodes import LABEL
 
 CLUSTER = Path(__file__).parents[1] / "cluster.yaml"
 SECRET_KEY = re.compile(r"secret|password|token|access_?key|credential|private_?key", re.IGNORECASE)

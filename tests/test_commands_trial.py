@@ -7,7 +7,7 @@ import pytest
 from answers import answer
 from conftest import TOY
 
-from feedrate.search.cli import main
+from feedrate.search.cli.main import main
 
 OWN = """
 

@@ -13,12 +13,12 @@ from feedrate.analysis.load import load_run
 from feedrate.analysis.rounds import MIN_ROUNDS
 from feedrate.analysis.schema import check_record
 from feedrate.analysis.summary import ranking, standing_of
-from feedrate.search.finalists import MAX_ROUNDS, Candidate, rounds_s
+from feedrate.search.cli.wording import explain
+from feedrate.search.engine.searcher import SessionSearcher
 from feedrate.search.result import conclude
-from feedrate.search.searcher import SessionSearcher
-from feedrate.search.space import Choice, SearchSpace
-from feedrate.search.stopping import at_ceiling, nothing_to_gain, same_failures
-from feedrate.search.wording import explain
+from feedrate.search.session.finalists import MAX_ROUNDS, Candidate, rounds_s
+from feedrate.search.session.search_end import at_ceiling, nothing_to_gain, same_failures
+from feedrate.search.space.search_space import Choice, SearchSpace
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import Failure
 

@@ -4,7 +4,7 @@ import pytest
 from looks import Divided, found
 from workloads import Rows, short
 
-from feedrate.trainables.data_check import check
+from feedrate.trainables.checking.check import check
 
 
 @pytest.mark.parametrize(

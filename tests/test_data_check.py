@@ -1,4 +1,4 @@
-"""data_check.py: the whole check, on datasets that are clean, broken, slow or strange."""
+"""check_module.py: the whole check, on datasets that are clean, broken, slow or strange."""
 
 import os
 import signal
@@ -11,8 +11,8 @@ from looks import found, levels, step
 from torch.utils.data import DataLoader, get_worker_info
 from workloads import InWorker, Rows, general, short
 
-from feedrate.trainables import data_check
-from feedrate.trainables.data_check import check
+from feedrate.trainables.checking import check as check_module
+from feedrate.trainables.checking.check import check
 from feedrate.trainables.failure import TrialFailed
 from feedrate.trainables.workload import WorkloadError
 
@@ -94,7 +94,7 @@ def test_a_crash_without_workers_is_a_failure():
 
 def test_a_dataset_that_hangs_is_a_failure(monkeypatch):
     """Within a time that is known beforehand."""
-    monkeypatch.setattr(data_check, "FIRST_SAMPLE_S", 0.0)
+    monkeypatch.setattr(check_module, "FIRST_SAMPLE_S", 0.0)
     words = r"no sample came within 0 s, without workers: it hangs in Rows.__getitem__ \(workloads.py:"
     with pytest.raises(TrialFailed, match=words) as raised:
         check(short(Rows(sleep_s=1000)), budget_s=2)
@@ -122,7 +122,7 @@ class Answered(Rows):
 
 def test_a_thread_that_workers_lack_is_named(monkeypatch):
     """It is there without workers, as in the user's program, and the hang is the workers'."""
-    monkeypatch.setitem(data_check.LEAST_LOOK_S, "fork", 3.0)
+    monkeypatch.setitem(check_module.LEAST_LOOK_S, "fork", 3.0)
     findings = found(lambda: short(Answered), budget_s=2)
     words = findings["loading"]["sentence"]
     assert findings["loading"]["level"] == "error"

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
-from feedrate.search.nodes import LABEL
+from feedrate.search.engine.nodes import LABEL
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = json.loads(gzip.decompress((ROOT / "tests" / "rayjob-schema.json.gz").read_bytes()))
@@ -66,8 +66,8 @@ def test_it_gives_trials_their_own_machines_and_asks_for_a_token(job):
 
 def test_its_command_is_one_of_ours(job):
     """The entry point's words are what `feedrate search` takes."""
-    from feedrate.search.cli import _parser
+    from feedrate.search.cli.main import _parser
 
     python, flag, module, what, _, *words = shlex.split(job["spec"]["entrypoint"])
-    assert (python, flag, module, what) == ("python", "-m", "feedrate.search.job", "search")
+    assert (python, flag, module, what) == ("python", "-m", "feedrate.search.head", "search")
     assert _parser().parse_args(["search", *words]).time_budget_s == 600

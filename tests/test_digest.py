@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from feedrate.trainables.digest import digest
+from feedrate.trainables.probing.digest import digest
 
 
 def test_equal_samples_and_only_those_have_equal_digests():

@@ -1,8 +1,8 @@
-"""Tests of search/dimension.py."""
+"""Tests of search/space/dimension.py."""
 
 import pytest
 
-from feedrate.search.dimension import Choice, Range, parse_dimension
+from feedrate.search.space.dimension import Choice, Range, parse_dimension
 
 
 @pytest.mark.parametrize(

@@ -12,18 +12,18 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from workloads import Rows, Stream, general, short
 
 from feedrate.analysis.disqualified import NOTHING, Disqualified
-from feedrate.search.dimension import Choice, Range
-from feedrate.search.duplicates import disqualification, remarks, restricted
+from feedrate.search.engine.reservation import Placement
 from feedrate.search.options import SearchOptions, UsageError
-from feedrate.search.placing import Placement
-from feedrate.search.pruner import LOW
-from feedrate.search.reconcile import tell_record
-from feedrate.search.request import seed_configs
-from feedrate.search.space import SearchSpace
-from feedrate.search.study import Brain
-from feedrate.trainables import disqualify
+from feedrate.search.setup.duplicates import disqualification, remarks, restricted
+from feedrate.search.setup.request import seed_configs
+from feedrate.search.space.dimension import Choice, Range
+from feedrate.search.space.search_space import SearchSpace
+from feedrate.search.study.brain import Brain
+from feedrate.search.study.pruner import LOW
+from feedrate.search.study.reconcile import tell_record
+from feedrate.trainables.checking import disqualify
+from feedrate.trainables.checking.disqualify import QuickLook, disqualified
 from feedrate.trainables.config import LoaderConfig
-from feedrate.trainables.disqualify import QuickLook, disqualified
 
 FINE = QuickLook()
 FOUND = Disqualified(max_num_workers=1, reason="every worker delivers the same samples")

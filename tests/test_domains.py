@@ -1,4 +1,4 @@
-"""Tests of search/domains.py."""
+"""Tests of search/space/domains.py."""
 
 import subprocess
 import sys
@@ -8,8 +8,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from ray import tune
 
-from feedrate.search.domains import from_tune, to_optuna, to_tune
-from feedrate.search.space import NAMES, Choice, Range, SearchSpace
+from feedrate.search.space.domains import from_tune, to_optuna, to_tune
+from feedrate.search.space.search_space import NAMES, Choice, Range, SearchSpace
 
 
 def back(domains):
@@ -80,5 +80,5 @@ def test_optuna_distributions():
 
 def test_optuna_side_needs_no_ray():
     """The brain can be used where Ray is not loaded: replays of recorded landscapes start fast."""
-    code = "import sys, feedrate.search.study; sys.exit('ray' in sys.modules)"
+    code = "import sys, feedrate.search.study.brain; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -103,7 +103,7 @@ def test_a_terminal_that_is_closed_ends_the_command_in_order(tmp_path, home, tem
     if pid == 0:
         os.chdir(tmp_path)
         os.environ |= {"HOME": str(home), "TMPDIR": str(temporary), "FEEDRATE_HOST_ID": str(tmp_path)}
-        os.execv(sys.executable, [sys.executable, "-m", "feedrate.search.cli", "measure", "toy.py:workload"])
+        os.execv(sys.executable, [sys.executable, "-m", "feedrate.search.cli.main", "measure", "toy.py:workload"])
     assert eventually(lambda: any(temporary.glob("feedrate-*")), 60)
     os.close(terminal)
     _, status = os.waitpid(pid, 0)
@@ -113,7 +113,7 @@ def test_a_terminal_that_is_closed_ends_the_command_in_order(tmp_path, home, tem
 
 STUCK = """
 import json, sys, time
-from feedrate.search import ending
+from feedrate.search.terminal import ending
 ending.GRACE_S = 0.5
 ending.end_on_signals()
 with ending.at_the_latest(lambda: print("first", flush=True)), ending.at_the_latest(lambda: print("second", flush=True)):
@@ -143,7 +143,7 @@ def test_a_process_that_cannot_end_in_order_ends_at_the_latest(start, number, co
 IGNORES = """
 import signal, subprocess, sys
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
-code = "import signal; from feedrate.search.ending import end_on_signals; end_on_signals(); print(signal.getsignal(signal.SIGHUP).name)"
+code = "import signal; from feedrate.search.terminal.ending import end_on_signals; end_on_signals(); print(signal.getsignal(signal.SIGHUP).name)"
 print(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout, end="")
 """
 

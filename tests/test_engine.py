@@ -17,14 +17,14 @@ import psutil
 import pytest
 from conftest import Command
 
-from feedrate.search.engine import LONGEST_SOCKET, _private_folder
+from feedrate.search.engine.ray_cluster import LONGEST_SOCKET, _private_folder
 
 # a search's cluster: open until there is a file "stop" in its folder; then what runs on it raises
 HOLDER = """
 import json, os, sys, time
-from feedrate.search.engine import cluster
+from feedrate.search.engine.ray_cluster import cluster
 from feedrate.search.options import SearchOptions, UsageError
-from feedrate.search.placing import place
+from feedrate.search.engine.reservation import place
 
 before = dict(os.environ)
 try:
@@ -61,9 +61,9 @@ except LookupError:
 """
 JOINER = """
 import os, sys
-from feedrate.search.engine import cluster
+from feedrate.search.engine.ray_cluster import cluster
 from feedrate.search.options import SearchOptions, UsageError
-from feedrate.search.placing import place
+from feedrate.search.engine.reservation import place
 try:
     folder = "project" if "--folder" in sys.argv else None
     with cluster(SearchOptions(address=sys.argv[1], require_token="--require-token" in sys.argv), 0, folder) as notes:
@@ -306,7 +306,7 @@ def test_nothing_of_ray_is_left_when_the_search_fails(local):
 IN_TURN = """
 import json, os, sys
 import ray
-from feedrate.search.engine import cluster
+from feedrate.search.engine.ray_cluster import cluster
 from feedrate.search.options import SearchOptions
 
 def value():
@@ -338,7 +338,7 @@ import json, sys
 import ray
 from ray.cluster_utils import Cluster
 from feedrate.search.options import SearchOptions, UsageError
-from feedrate.search.placing import place
+from feedrate.search.engine.reservation import place
 
 small = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0, **small})

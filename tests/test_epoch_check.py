@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler, Subset, get_w
 from torch.utils.data.distributed import DistributedSampler
 from workloads import Rows, general, short
 
-from feedrate.trainables.data_check import check
-from feedrate.trainables.disqualify import disqualified
+from feedrate.trainables.checking.check import check
+from feedrate.trainables.checking.disqualify import disqualified
 
 
 class Crops(Rows):
@@ -212,7 +212,7 @@ def epochs(make):
 
 @pytest.fixture(autouse=True)
 def _without_starting_interpreters(monkeypatch):
-    monkeypatch.setattr("feedrate.trainables.data_check.start_findings", lambda *more: ([], []))
+    monkeypatch.setattr("feedrate.trainables.checking.check.start_findings", lambda *more: ([], []))
 
 
 @pytest.mark.parametrize("name", [*FROZEN, *LAGGING])

@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 from workloads import Rows, Stream
 
-from feedrate.trainables.epoch_size import EpochSize, num_indices
+from feedrate.trainables.loader.epoch_size import EpochSize, num_indices
 
 HUNDRED = Rows(100)
 

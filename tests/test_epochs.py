@@ -5,7 +5,7 @@ import itertools
 import pytest
 from torch.utils.data import BatchSampler
 
-from feedrate.trainables.epochs import EndlessSampler, WatchedSampler
+from feedrate.trainables.loader.epochs import EndlessSampler, WatchedSampler
 
 
 def take(iterable, count):

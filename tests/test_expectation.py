@@ -7,9 +7,9 @@ from optuna.distributions import IntDistribution
 from optuna.trial import TrialState, create_trial
 
 from feedrate.analysis.disqualified import Disqualified
-from feedrate.search import expectation
-from feedrate.search.observed import Observed
-from feedrate.search.space import Choice, Range, SearchSpace
+from feedrate.search.space.search_space import Choice, Range, SearchSpace
+from feedrate.search.study import expectation
+from feedrate.search.study.observed import Observed
 from feedrate.trainables.config import LoaderConfig
 
 

@@ -25,7 +25,7 @@ from feedrate.trainables.failure import (
     sentence,
     user_traceback,
 )
-from feedrate.trainables.measuring import MeasureOptions, measure
+from feedrate.trainables.measuring.measure import MeasureOptions, measure
 from feedrate.trainables.resolve import WorkloadRef, load
 
 pytestmark = [
@@ -188,7 +188,7 @@ def test_the_users_traceback_starts_at_their_frame():
     """What feedrate's own frames did before the user's code was called is left out."""
     with pytest.raises(TrialFailed, match="sample 5") as raised:
         list(measure(short(Broken()), LoaderConfig(batch_size=8), MeasureOptions(measure_step=False)))
-    assert "trainables/measuring.py" in "".join(str(entry.path) for entry in raised.traceback)
+    assert "trainables/measuring/measure.py" in "".join(str(entry.path) for entry in raised.traceback)
     text = raised.value.failure.traceback
     assert text.splitlines()[0] == "Traceback (most recent call last):"
     assert "in broken_row" in text

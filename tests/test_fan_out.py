@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from feedrate.search.fan_out import one_each
+from feedrate.search.terminal.fan_out import one_each
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ from census import TAG, files, leaves_nothing, tagged
 from fault_workloads import PATH
 
 from feedrate.analysis.estimate import record_rate
-from feedrate.trainables import guard, watched
 from feedrate.trainables.failure import KINDS
+from feedrate.trainables.machine import memory_guard
 from feedrate.trainables.resolve import make_ref
-from feedrate.trainables.supervise import Template
+from feedrate.trainables.sandbox import child
+from feedrate.trainables.sandbox.template import Template
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ HARMLESS = [
 def tag(tmp_path_factory):
     """Marks what this module starts; at its end nothing of it is left, in /dev/shm and /tmp neither."""
     with leaves_nothing(tmp_path_factory, left) as name, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(watched, "TEARDOWN_TIMEOUT_S", 1.0)
+        patch.setattr(child, "TEARDOWN_TIMEOUT_S", 1.0)
         yield name
 
 
@@ -201,8 +202,8 @@ def measured(template, name, setting=None, options=None):
 def test_a_fault_is_told_and_over(template, monkeypatch, fault):
     """The failure has its kind, phase, sentence and cause, in bounded time; then a sound trial runs."""
     if fault.name == "grows":
-        monkeypatch.setenv(guard.TRIAL_VARIABLE, "600000000")
-    monkeypatch.setattr(watched, "GRACE_S", fault.grace_s)
+        monkeypatch.setenv(memory_guard.TRIAL_VARIABLE, "600000000")
+    monkeypatch.setattr(child, "GRACE_S", fault.grace_s)
     failure = measured(template, fault.name, fault.setting, fault.options)
     assert failure["event"] == "failure", failure
     assert fault.kind in KINDS
@@ -215,7 +216,7 @@ def test_a_fault_is_told_and_over(template, monkeypatch, fault):
         assert failure["failure_cause"]
     if fault.kind == "hang":
         assert re.search(fault.stacks, failure["failure_stacks"] or "", re.MULTILINE), failure["failure_stacks"]
-    monkeypatch.delenv(guard.TRIAL_VARIABLE, raising=False)
+    monkeypatch.delenv(memory_guard.TRIAL_VARIABLE, raising=False)
     sound = measured(template, "nan", options={"max_trial_s": 2.0})
     assert sound["event"] == "result", sound
 
@@ -232,7 +233,7 @@ def test_bad_manners_do_no_harm(template, name):
 IN_SMALL_SHM = """
 import json, sys
 from feedrate.trainables.resolve import make_ref
-from feedrate.trainables.supervise import Template
+from feedrate.trainables.sandbox.template import Template
 template = Template(make_ref(sys.argv[1]))
 config, options = {"num_workers": 2, "batch_size": 4}, {"max_trial_s": 10.0, "measure_step": False}
 *_, event = template.run({"op": "measure", "config": config, "options": options}, max_s=10.0)
@@ -263,8 +264,8 @@ def test_a_full_shm_is_told(tag):
 
 def test_a_limit_that_is_no_number_is_refused(template, monkeypatch):
     """The guard's variable is named; nothing was started for it, and the next trial runs."""
-    monkeypatch.setenv(guard.LIMIT_VARIABLE, "2G")
+    monkeypatch.setenv(memory_guard.LIMIT_VARIABLE, "2G")
     failure = measured(template, "nan")
     assert "FEEDRATE_MIN_AVAILABLE_BYTES must be a number of bytes" in failure["failure_message"]
-    monkeypatch.delenv(guard.LIMIT_VARIABLE)
+    monkeypatch.delenv(memory_guard.LIMIT_VARIABLE)
     assert measured(template, "nan", options={"max_trial_s": 2.0})["event"] == "result"

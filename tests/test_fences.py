@@ -15,30 +15,30 @@ PARTS = ("search", "trainables", "analysis")
 
 # The files that talk to Ray and to Optuna. A file in both lists is named a third time: it should have a reason.
 RAY_FILES = {
-    "search/compat.py",
-    "search/domains.py",
-    "search/engine.py",
-    "search/folder_job.py",
-    "search/jobs.py",
-    "search/nodes.py",
-    "search/scheduler.py",
-    "search/searcher.py",
-    "search/slots.py",
-    "search/trainable.py",
-    "search/tuning.py",
+    "search/engine/compat.py",
+    "search/space/domains.py",
+    "search/engine/ray_cluster.py",
+    "search/service/folder_job.py",
+    "search/service/jobs.py",
+    "search/engine/nodes.py",
+    "search/engine/scheduler.py",
+    "search/engine/searcher.py",
+    "search/engine/slots.py",
+    "search/engine/trainable.py",
+    "search/engine/tuner.py",
 }
 OPTUNA_FILES = {
-    "search/optuna_compat.py",
-    "search/domains.py",
-    "search/observed.py",
-    "search/pruner.py",
-    "search/reconcile.py",
-    "search/sampler.py",
-    "search/storage.py",
-    "search/study.py",
+    "search/study/compat.py",
+    "search/space/domains.py",
+    "search/study/observed.py",
+    "search/study/pruner.py",
+    "search/study/reconcile.py",
+    "search/study/sampler.py",
+    "search/study/storage.py",
+    "search/study/brain.py",
 }
 # domains.py translates Tune's domains into Optuna's distributions
-RAY_AND_OPTUNA_FILES = {"search/domains.py"}
+RAY_AND_OPTUNA_FILES = {"search/space/domains.py"}
 
 # What each part never imports.
 BANNED = {

@@ -6,7 +6,7 @@ from synthetic import record
 from feedrate.analysis.disqualified import Disqualified
 from feedrate.analysis.estimate import Rate
 from feedrate.analysis.rounds import Comparison, Round
-from feedrate.search.finalists import (
+from feedrate.search.session.finalists import (
     MAX_FINALISTS,
     MAX_ROUNDS,
     Candidate,

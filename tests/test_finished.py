@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from feedrate.trainables.measurement import Measurement
-from feedrate.trainables.training import Training
+from feedrate.trainables.measuring.training import Training
 
 
 def training(rates, *, seconds=1.0, epoch_samples=None):

@@ -8,13 +8,13 @@ import sys
 import pytest
 
 from feedrate.analysis.run_folder import RunFolder
-from feedrate.search import arguments
-from feedrate.search.folder_job import LOST, FolderJob, described
-from feedrate.search.job import _runs_in
-from feedrate.search.job_facts import ended_by, exit_code, summary
-from feedrate.search.job_log import copied, log_of
-from feedrate.search.paste import pasted
-from feedrate.search.submission import VARIABLE, Submission
+from feedrate.search.head import _runs_in
+from feedrate.search.service.folder_job import LOST, FolderJob, described
+from feedrate.search.service.job_facts import ended_by, exit_code, summary
+from feedrate.search.service.job_log import copied, log_of
+from feedrate.search.shipping.submission import VARIABLE, Submission
+from feedrate.search.terminal import arguments
+from feedrate.search.terminal.paste import pasted
 
 SUBMISSION = Submission(
     owner="ann@laptop", workload="train.py:workload", command="feedrate search train.py:workload", way_on="feedrate resume a", env=("A",), pip=("lz4",)

@@ -12,11 +12,11 @@ from looks import found, levels, step
 from torch.utils.data import DataLoader
 from workloads import Rows, general, short
 
+from feedrate.trainables.checking.check import check
+from feedrate.trainables.checking.disqualify import disqualified
 from feedrate.trainables.config import LoaderConfig
-from feedrate.trainables.data_check import check
-from feedrate.trainables.disqualify import disqualified
 from feedrate.trainables.failure import Failure, TrialFailed
-from feedrate.trainables.fresh import CannotBeMade, FreshLoader
+from feedrate.trainables.probing.fresh_loader import CannotBeMade, FreshLoader
 
 
 class Counted(Rows):

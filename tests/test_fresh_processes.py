@@ -14,13 +14,14 @@ import workloads
 from census import TAG, eventually, leaves_nothing, tagged
 from torch.utils.data import get_worker_info
 
-from feedrate.trainables import cached_batch, child
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import TrialFailed
-from feedrate.trainables.loading import build_loader
-from feedrate.trainables.measuring import MeasureOptions, measure
+from feedrate.trainables.loader.build_loader import build_loader
+from feedrate.trainables.measuring import cached_batch
+from feedrate.trainables.measuring.measure import MeasureOptions, measure
 from feedrate.trainables.resolve import make_ref
-from feedrate.trainables.supervise import Template
+from feedrate.trainables.sandbox import child_main
+from feedrate.trainables.sandbox.template import Template
 
 MODULE = """
 import atexit, os, sys, threading, time
@@ -216,7 +217,7 @@ def test_what_may_exist_once_exists_once(made, block, hangs):
 def test_a_kept_child_that_cannot_make_its_loader_again_is_replaced(made):
     """A child that is kept for the sake of its model makes the loader a second time; where that fails, a fresh one does."""
     template = made("named")
-    template._environment[child.KEEP_VARIABLE] = "0"
+    template._environment[child_main.KEEP_VARIABLE] = "0"
     for _ in range(3):
         event = last(template.run({**REQUEST, "keep": True}))
         assert event["event"] == "result", event
@@ -269,7 +270,7 @@ def test_a_trial_whose_supervisor_is_killed_runs_its_exit_functions(made, block,
     script = f"""
 import sys, json
 from feedrate.trainables.resolve import make_ref
-from feedrate.trainables.supervise import Template
+from feedrate.trainables.sandbox.template import Template
 request = json.loads({json.dumps({**REQUEST, "options": {"max_trial_s": 60.0}})!r})
 for event in Template(make_ref({str(tmp_path / "own_train.py")!r} + ":named")).run(request):
     print(event["event"], flush=True)

@@ -1,4 +1,4 @@
-"""guard.py: what is available on a machine and in its containers, and when a trial has taken too much."""
+"""memory_guard.py: what is available on a machine and in its containers, and when a trial has taken too much."""
 
 import os
 import subprocess
@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from feedrate.trainables import guard
-from feedrate.trainables.guard import MemoryGuard, available_bytes, pss_bytes, total_bytes
+from feedrate.trainables.machine import memory_guard
+from feedrate.trainables.machine.memory_guard import MemoryGuard, available_bytes, pss_bytes, total_bytes
 
 MB = 1024**2
 
@@ -59,9 +59,9 @@ def machine(monkeypatch):
         state["asked"] += 1
         return state["own"]
 
-    monkeypatch.setattr(guard, "total_bytes", lambda: 100_000 * MB)
-    monkeypatch.setattr(guard, "available_bytes", lambda **_: state["left"])
-    monkeypatch.setattr(guard, "pss_bytes", pss)
+    monkeypatch.setattr(memory_guard, "total_bytes", lambda: 100_000 * MB)
+    monkeypatch.setattr(memory_guard, "available_bytes", lambda **_: state["left"])
+    monkeypatch.setattr(memory_guard, "pss_bytes", pss)
     return state
 
 
@@ -95,18 +95,18 @@ def test_memory_that_others_took_is_not_the_trials(machine):
 def test_a_small_machine_keeps_most_of_its_memory(machine, monkeypatch):
     """At least 512 MiB are kept, at most a quarter."""
     for total, kept in ((100_000 * MB, 6_000 * MB), (4_000 * MB, 512 * MB), (1_000 * MB, 250 * MB)):
-        monkeypatch.setattr(guard, "total_bytes", lambda total=total: total)
+        monkeypatch.setattr(memory_guard, "total_bytes", lambda total=total: total)
         assert MemoryGuard().min_available_bytes == kept
 
 
 def test_the_environment_sets_the_limits(machine, monkeypatch):
     """Bytes to be left, 0 for none; bytes for one trial; anything else is refused by name."""
     machine |= {"left": 0, "own": 700 * MB}
-    monkeypatch.setenv(guard.LIMIT_VARIABLE, "0")
+    monkeypatch.setenv(memory_guard.LIMIT_VARIABLE, "0")
     assert MemoryGuard.from_environment().crossed([1]) is None
-    monkeypatch.setenv(guard.TRIAL_VARIABLE, str(600 * MB))
+    monkeypatch.setenv(memory_guard.TRIAL_VARIABLE, str(600 * MB))
     said = MemoryGuard.from_environment().crossed([1])
     assert "took 734 MB of memory, more than the 629 MB of FEEDRATE_MAX_TRIAL_BYTES" in said
-    monkeypatch.setenv(guard.LIMIT_VARIABLE, "2G")
+    monkeypatch.setenv(memory_guard.LIMIT_VARIABLE, "2G")
     with pytest.raises(ValueError, match="FEEDRATE_MIN_AVAILABLE_BYTES must be a number of bytes, not '2G'"):
         MemoryGuard.from_environment()

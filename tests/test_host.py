@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from feedrate.trainables import host
-from feedrate.trainables.host import cgroup_quota, cpu_budget, cpu_model, host_id, share_of_cpus
+from feedrate.trainables.machine import host
+from feedrate.trainables.machine.host import cgroup_quota, cpu_budget, cpu_model, host_id, share_of_cpus
 
 
 @pytest.mark.parametrize("named", [True, False])

@@ -8,7 +8,7 @@ from test_confirmation import is_round
 
 from feedrate.analysis.load import SEARCH_SCHEMA, load_run
 from feedrate.analysis.schema import check_record
-from feedrate.search.host_health import HostHealth, may_be_hosts
+from feedrate.search.session.host_health import HostHealth, may_be_hosts
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import Failure
 

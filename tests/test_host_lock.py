@@ -16,9 +16,9 @@ import psutil
 import pytest
 from census import eventually, remove_locks
 
-from feedrate.trainables import host_lock
-from feedrate.trainables.host import host_id
-from feedrate.trainables.host_lock import HostLock
+from feedrate.trainables.machine import host_lock
+from feedrate.trainables.machine.host import host_id
+from feedrate.trainables.machine.host_lock import HostLock
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def holder(more="sys.stdin.read()", gpus=()):
     """A process that holds this host's lock until its standard input ends, unless `more` says something else."""
     code = f"""if True:
         import os, sys, time
-        from feedrate.trainables.host_lock import HostLock
+        from feedrate.trainables.machine.host_lock import HostLock
         lock = HostLock({gpus!r}, command='feedrate search images')
         lock.acquire(lambda why: print("waiting", flush=True))
         print("held", flush=True)

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from feedrate.trainables.image_samples import augment
-from feedrate.trainables.images import ImageFolder, images
+from feedrate.trainables.bundled.image_samples import augment
+from feedrate.trainables.bundled.images import ImageFolder, images
 from feedrate.trainables.step import StepContext
 from feedrate.trainables.workload import WorkloadError
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from workloads import InWorker, Rows
 
 from feedrate.trainables.failure import Failure
-from feedrate.trainables.isolated import OutOfTime, goes_on, isolated
+from feedrate.trainables.isolation.isolated import OutOfTime, goes_on, isolated
 
 
 def test_isolated_work_leaves_this_process_alone():

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from feedrate.search import job_environment
 from feedrate.search.options import UsageError
-from feedrate.search.submission import VARIABLE, Submission
+from feedrate.search.shipping import job_environment
+from feedrate.search.shipping.submission import VARIABLE, Submission
 
 
 def test_variables_are_given_or_taken_from_here(monkeypatch):

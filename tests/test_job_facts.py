@@ -8,8 +8,8 @@ from ray.dashboard.modules.job.pydantic_models import JobDetails
 from rich.console import Console
 
 from feedrate.analysis.estimate import Rate
-from feedrate.search.job_display import JobDisplay, split_log
-from feedrate.search.job_facts import ended_by, exit_code
+from feedrate.search.service.job_facts import ended_by, exit_code
+from feedrate.search.session.job_display import JobDisplay, split_log
 from feedrate.trainables.config import LoaderConfig
 
 

@@ -17,9 +17,9 @@ from conftest import QUICK, TOY, records
 from ray_head import TOKEN, Head, free_port
 
 from feedrate.analysis.load import load_run
-from feedrate.search.commands_service import defines
-from feedrate.search.jobs import packed, unpacked
+from feedrate.search.cli.submit import defines
 from feedrate.search.options import UsageError
+from feedrate.search.service.jobs import packed, unpacked
 
 SEES = "import os, sys\nprint('sees', *sorted(os.listdir('.')), os.environ.get('WHO'), file=sys.stderr)\nimport helper\n"
 DRIVE = Path(__file__).with_name("drive.sh")

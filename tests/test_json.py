@@ -10,9 +10,9 @@ import pytest
 from answers import answer, documented, exit_codes
 from conftest import FEEDRATE, TOY
 
-from feedrate.search import machine_output
-from feedrate.search.cli import COMMANDS, main
-from feedrate.search.job_facts import MEANING
+from feedrate.search.cli.main import COMMANDS, main
+from feedrate.search.service.job_facts import MEANING
+from feedrate.search.terminal import machine_output
 
 LOUD = """
 import os, sys
@@ -141,7 +141,7 @@ def test_every_command_but_logs_takes_json_and_every_object_is_documented():
     """A schema that is printed and not on the page fails where it is printed; one that is on the page is some command's."""
     names = {type(command).__name__.lower() for command in COMMANDS}
     help_texts = subprocess.run(
-        [sys.executable, "-c", "import sys; from feedrate.search.cli import _parser; p = _parser(); [print(a.choices[n].format_usage()) for a in p._actions if a.choices for n in a.choices]"],
+        [sys.executable, "-c", "import sys; from feedrate.search.cli.main import _parser; p = _parser(); [print(a.choices[n].format_usage()) for a in p._actions if a.choices for n in a.choices]"],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     with_json = set(re.findall(r"usage: feedrate (\w+) (?:(?!usage).)*--json", help_texts, re.DOTALL))

@@ -4,8 +4,8 @@ from synthetic import record, write_run
 
 from feedrate.analysis import load_run, sections
 from feedrate.analysis.run_folder import RunFolder
+from feedrate.search.cli.wording import explain
 from feedrate.search.result import conclude
-from feedrate.search.wording import explain
 
 
 def concluded(folder, records):

@@ -10,9 +10,9 @@ from workloads import Rows, general
 
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import Failure, TrialFailed
-from feedrate.trainables.isolated import isolated
-from feedrate.trainables.kept_batches import KeptBatches
-from feedrate.trainables.measuring import MeasureOptions, measure
+from feedrate.trainables.isolation.isolated import isolated
+from feedrate.trainables.measuring.kept_batches import KeptBatches
+from feedrate.trainables.measuring.measure import MeasureOptions, measure
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*use of fork:DeprecationWarning")
 LOW = Failure(kind="too-many-files", phase="measure", message="the limit of open files is too low")

@@ -15,7 +15,7 @@ import pytest
 
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.schema import check_record, status
-from feedrate.search.storage import close_storage, open_storage
+from feedrate.search.study.storage import close_storage, open_storage
 
 NUM_TRIALS = 40
 DRIVER = """

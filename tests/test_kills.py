@@ -11,7 +11,7 @@ from conftest import QUICK, records
 
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.schema import check_record, status
-from feedrate.search.storage import open_storage
+from feedrate.search.study.storage import open_storage
 
 GONE_WITHIN_S = 10.0
 

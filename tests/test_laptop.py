@@ -53,7 +53,7 @@ def test_the_environment_holds_no_torch(laptop):
         assert f"No module named '{name}'" in laptop(f"import {name}").stderr
 
 
-COMMAND = "from feedrate.search.cli import main; sys.exit(main())"
+COMMAND = "from feedrate.search.cli.main import main; sys.exit(main())"
 
 
 def test_a_run_is_read_and_its_answer_taken_away(laptop, tmp_path):

@@ -3,8 +3,8 @@
 import random
 from collections import Counter
 
-from feedrate.search.ledger import Ledger
-from feedrate.search.trials import Counts, KnownTrial
+from feedrate.search.study.ledger import Ledger
+from feedrate.search.study.trials import Counts, KnownTrial
 from feedrate.trainables.config import LoaderConfig
 
 CONFIGS = [LoaderConfig(num_workers=number, batch_size=32) for number in range(6)]

@@ -11,7 +11,7 @@ from multiprocessing import shared_memory
 import numpy as np
 import pytest
 
-from feedrate.trainables.leftovers import Leftovers, Snapshot
+from feedrate.trainables.probing.leftovers import Leftovers, Snapshot
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import pytest
 import torch
 from workloads import rows
 
-from feedrate.trainables import limits
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import INFEASIBLE, TrialFailed
-from feedrate.trainables.limits import amount, check_limits, storage_bytes
-from feedrate.trainables.measuring import MeasureOptions, measure
+from feedrate.trainables.measuring import limits
+from feedrate.trainables.measuring.limits import amount, check_limits, storage_bytes
+from feedrate.trainables.measuring.measure import MeasureOptions, measure
 
 PLENTY = {"free_shm_bytes": 10**13, "max_open_files": 10**9, "available_bytes": 10**13}
 
@@ -131,7 +131,7 @@ def test_the_process_own_limit_of_open_files_is_read():
         import resource, torch
         from feedrate.trainables.config import LoaderConfig
         from feedrate.trainables.failure import TrialFailed
-        from feedrate.trainables.limits import check_limits, storage_bytes
+        from feedrate.trainables.measuring.limits import check_limits, storage_bytes
         torch.multiprocessing.set_sharing_strategy("file_descriptor")
         batch, config = [torch.zeros(1) for _ in range(10)], LoaderConfig(num_workers=2, prefetch_factor=8)
         resource.setrlimit(resource.RLIMIT_NOFILE, (234, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))

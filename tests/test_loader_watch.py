@@ -10,7 +10,7 @@ from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSample
 from workloads import Rows, Stream
 
 from feedrate.trainables.failure import user_traceback
-from feedrate.trainables.loader_watch import LoaderWatch, collecting
+from feedrate.trainables.loader.loader_watch import LoaderWatch, collecting
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*use of fork:DeprecationWarning")
 

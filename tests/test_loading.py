@@ -11,7 +11,7 @@ from workloads import Rows, Stream, general, mine, short
 
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import TrialFailed
-from feedrate.trainables.loading import (
+from feedrate.trainables.loader.build_loader import (
     build_loader,
     cached_batch,
     check_overrides,

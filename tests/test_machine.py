@@ -1,4 +1,4 @@
-"""machine.py: what the machine did during the windows, from real counters and made-up files of the kernel."""
+"""conditions.py: what the machine did during the windows, from real counters and made-up files of the kernel."""
 
 import os
 import subprocess
@@ -7,11 +7,11 @@ import sys
 import pytest
 
 from feedrate.analysis.schema import COLUMN, fits
-from feedrate.trainables import machine
-from feedrate.trainables.gpu_load import gpu_busy_fraction
-from feedrate.trainables.machine import MachineClock, cache_state
+from feedrate.trainables.machine import conditions
+from feedrate.trainables.machine.conditions import MachineClock, cache_state
+from feedrate.trainables.machine.gpu_load import gpu_busy_fraction
+from feedrate.trainables.machine.process import CpuClock
 from feedrate.trainables.measurement import Measurement
-from feedrate.trainables.process import CpuClock
 
 CPU = CpuClock(total_s=0, busy_s=0, own_s=0)
 
@@ -62,7 +62,7 @@ def test_what_a_child_read_counts_while_it_lives_and_after_its_end(tmp_path):
 
 def test_the_trials_own_cpu_time_is_of_its_budget(monkeypatch):
     """A container's quota of 2 CPUs that is used up is all there is, however many CPUs the machine has."""
-    monkeypatch.setattr(machine.host, "cpu_budget", lambda: (2, "cgroup"))
+    monkeypatch.setattr(conditions.host, "cpu_budget", lambda: (2, "cgroup"))
     now = MachineClock(cpu=CpuClock(total_s=64, busy_s=4, own_s=4))
     assert now.columns_since(MachineClock(cpu=CPU), 2.0)["own_cpu_fraction"] == 1.0
     assert now.columns_since(MachineClock(cpu=CPU), 4.0)["own_cpu_fraction"] == 0.5
@@ -72,10 +72,10 @@ def test_pressure_is_the_share_of_time_that_somebody_waited(tmp_path):
     """The growth of each `some` total; a resource that the kernel does not tell about is not known."""
     (tmp_path / "cpu").write_text("some avg10=0.00 avg60=0.10 avg300=0.59 total=1000000\nfull avg10=0.00 total=7\n")
     (tmp_path / "io").write_text("some avg10=0.00 avg60=0.10 avg300=0.59 total=5000000\n")
-    earlier = MachineClock(cpu=CPU, pressure_us=machine._pressure_us(tmp_path))
+    earlier = MachineClock(cpu=CPU, pressure_us=conditions._pressure_us(tmp_path))
     (tmp_path / "cpu").write_text("some avg10=9.00 avg60=9.10 avg300=9.59 total=1500000\nfull avg10=0.00 total=7\n")
     (tmp_path / "io").write_text("some avg10=0.00 avg60=0.10 avg300=0.59 total=99000000\n")
-    columns = MachineClock(cpu=CPU, pressure_us=machine._pressure_us(tmp_path)).columns_since(earlier, 2.0)
+    columns = MachineClock(cpu=CPU, pressure_us=conditions._pressure_us(tmp_path)).columns_since(earlier, 2.0)
     assert (columns["psi_cpu_fraction"], columns["psi_io_fraction"], columns["psi_memory_fraction"]) == (
         0.25,
         1.0,
@@ -83,7 +83,7 @@ def test_pressure_is_the_share_of_time_that_somebody_waited(tmp_path):
     )
     (tmp_path / "cpu").write_text("")
     (tmp_path / "io").write_text("some avg10=0.00 total=nonsense\n")
-    assert machine._pressure_us(tmp_path) == {}
+    assert conditions._pressure_us(tmp_path) == {}
 
 
 def test_throttling_is_the_share_of_periods_that_ran_out(tmp_path):
@@ -95,7 +95,7 @@ def test_throttling_is_the_share_of_periods_that_ran_out(tmp_path):
         (tmp_path / folder / "cpu.stat").write_text(text)
 
     def read():
-        return MachineClock(cpu=CPU, throttled_periods=machine._throttled_periods(tmp_path, membership))
+        return MachineClock(cpu=CPU, throttled_periods=conditions._throttled_periods(tmp_path, membership))
 
     membership = tmp_path / "membership"
     membership.write_text("0::/pod/container\n")
@@ -152,13 +152,13 @@ def readings(monkeypatch):
 
         def sleep(seconds):
             slept.append(seconds)
-            if seconds == machine.LOOK_S:
+            if seconds == conditions.LOOK_S:
                 now[0] += 2 * seconds
                 now[1] += 2 * seconds * next(shares)
 
-        monkeypatch.setattr(machine, "CpuClock", type("Clock", (), {"read": staticmethod(read)}))
-        monkeypatch.setattr(machine.time, "sleep", sleep)
-        monkeypatch.setattr(machine.time, "monotonic", lambda: sum(slept))
+        monkeypatch.setattr(conditions, "CpuClock", type("Clock", (), {"read": staticmethod(read)}))
+        monkeypatch.setattr(conditions.time, "sleep", sleep)
+        monkeypatch.setattr(conditions.time, "monotonic", lambda: sum(slept))
         return slept
 
     return make
@@ -168,15 +168,15 @@ def test_a_busy_host_is_waited_for(readings):
     """Until it is quiet, told once; the share of the CPUs is in the reason."""
     said = []
     slept = readings(0.8, 0.5, 0.05)
-    machine.wait_until_quiet(600.0, said.append)
+    conditions.wait_until_quiet(600.0, said.append)
     assert said == ["other processes use 80% of this host's CPUs (--wait sets how long to wait)"]
-    assert sum(slept) == 3 * machine.LOOK_S + 2 * machine.LOOK_AGAIN_S
+    assert sum(slept) == 3 * conditions.LOOK_S + 2 * conditions.LOOK_AGAIN_S
 
 
 def test_a_host_that_stays_busy_is_measured_in_the_end(readings):
     said = []
     slept = readings(*[0.9] * 10)
-    machine.wait_until_quiet(10.0, said.append)
+    conditions.wait_until_quiet(10.0, said.append)
     assert 10.0 <= sum(slept) < 11.0
     assert len(said) == 1
 
@@ -218,7 +218,7 @@ def test_a_busy_gpu_is_waited_for(readings, nvidia_smi):
     said = []
     nvidia_smi("60\\n")
     readings(*[0.02] * 10)
-    machine.wait_until_quiet(5.0, said.append)
+    conditions.wait_until_quiet(5.0, said.append)
     assert said == ["other processes use 60% of the trial's GPU (--wait sets how long to wait)"]
 
 
@@ -226,8 +226,8 @@ def test_a_quiet_host_and_none_to_wait_for(readings):
     """One look; without --wait not even that."""
     said = []
     slept = readings(0.02)
-    machine.wait_until_quiet(600.0, said.append)
-    assert slept == [machine.LOOK_S]
-    machine.wait_until_quiet(0.0, said.append)
-    assert slept == [machine.LOOK_S]
+    conditions.wait_until_quiet(600.0, said.append)
+    assert slept == [conditions.LOOK_S]
+    conditions.wait_until_quiet(0.0, said.append)
+    assert slept == [conditions.LOOK_S]
     assert said == []

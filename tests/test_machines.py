@@ -129,7 +129,7 @@ def test_a_submitted_search_survives_its_head(lan, cluster):
     run = first.home / "feedrate-runs" / "mine"
     assert eventually(lambda: len(records(run)) >= 2, within_s=200)
     for machine in lan.machines.values():
-        machine.kill("ray::", "raylet", "gcs_server", "dashboard", "feedrate.search.job", "runtime_env")
+        machine.kill("ray::", "raylet", "gcs_server", "dashboard", "feedrate.search.head", "runtime_env")
     start_ray(lan, token=True)
     assert "mine  FAILED  " in cluster("runs", "--address", URL).stdout
     status = cluster("status", "mine", RAY_API_SERVER_ADDRESS=URL)

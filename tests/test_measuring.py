@@ -20,8 +20,8 @@ from feedrate.analysis.schema import COLUMNS
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import TrialFailed, classify
 from feedrate.trainables.measurement import Measurement, Windows
-from feedrate.trainables.measuring import MeasureOptions, measure
-from feedrate.trainables.training import MIN_WINDOWS, Training
+from feedrate.trainables.measuring.measure import MeasureOptions, measure
+from feedrate.trainables.measuring.training import MIN_WINDOWS, Training
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*use of fork:DeprecationWarning")
 WINDOW_LISTS = [each.name for each in dataclasses.fields(Windows) if each.name != "window_step_s"]
@@ -531,6 +531,6 @@ def test_the_context_of_a_step_is_the_setting():
 
 def test_the_public_names_are_what_they_say():
     """`from feedrate.trainables import ...` gives functions and classes, whatever was imported before; no module hides one."""
-    code = "import feedrate.trainables.child, feedrate.trainables as t; assert all(callable(getattr(t, name)) for name in t.__all__)"
+    code = "import feedrate.trainables.sandbox.child_main, feedrate.trainables as t; assert all(callable(getattr(t, name)) for name in t.__all__)"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert trainables.measure is measure

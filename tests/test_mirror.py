@@ -15,8 +15,8 @@ from ray_head import free_port
 
 from feedrate.analysis.load import load_run
 from feedrate.analysis.run_folder import RunError, RunFolder
-from feedrate.search.mirror import Mirror, bring, check_url, write_url
 from feedrate.search.options import SearchOptions, UsageError
+from feedrate.search.service.mirror import Mirror, bring, check_url, write_url
 
 pytestmark = pytest.mark.timeout(900)
 

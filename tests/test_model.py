@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from feedrate.search.model import RateModel, fit_model
-from feedrate.search.surrogate import Settings, Surrogate
+from feedrate.search.study.rate_model import RateModel, fit_model
+from feedrate.search.study.surrogate import Settings, Surrogate
 
 CEILINGS = {32: 900.0, 64: 1000.0, 128: 1050.0}
 WORLD = RateModel(item_s=0.01, cap_sps=1600.0, ceilings=CEILINGS)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from feedrate.trainables.models import make_model
+from feedrate.trainables.bundled.models import make_model
 from feedrate.trainables.workload import WorkloadError
 
 

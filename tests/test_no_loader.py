@@ -6,8 +6,8 @@ from workloads import Rows, general
 
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import TrialFailed
-from feedrate.trainables.loading import build_loader, own_loader
-from feedrate.trainables.no_loader import why_no_loader
+from feedrate.trainables.loader.build_loader import build_loader, own_loader
+from feedrate.trainables.loader.no_loader import why_no_loader
 from feedrate.trainables.workload import WorkloadError
 
 

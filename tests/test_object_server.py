@@ -11,8 +11,8 @@ import time
 import psutil
 import pytest
 
-from feedrate.trainables import object_server
-from feedrate.trainables.objects import HttpClient, LocalServer
+from feedrate.trainables.bundled import object_server
+from feedrate.trainables.bundled.objects import HttpClient, LocalServer
 from feedrate.trainables.workload import WorkloadError
 
 
@@ -86,7 +86,7 @@ def test_the_server_serves_nothing_outside_its_root(root, path):
 
 def test_the_server_needs_no_torch(root):
     """As a module it imports the standard library only; it prints its port and ends when its stdin does."""
-    command = [sys.executable, "-X", "importtime", "-m", "feedrate.trainables.object_server", "--root", str(root)]
+    command = [sys.executable, "-X", "importtime", "-m", "feedrate.trainables.bundled.object_server", "--root", str(root)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         assert 0 < int(process.stdout.readline()) < 65536
@@ -98,7 +98,7 @@ def test_the_server_needs_no_torch(root):
 OWNER = """
 import os, sys, time
 from pathlib import Path
-from feedrate.trainables.objects import LocalServer
+from feedrate.trainables.bundled.objects import LocalServer
 server = LocalServer(Path(sys.argv[1]), 0.0)
 worker = os.fork()
 if worker == 0:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from feedrate.trainables.objects import HttpClient, HttpImages, LocalServer, objects
+from feedrate.trainables.bundled.objects import HttpClient, HttpImages, LocalServer, objects
 from feedrate.trainables.workload import WorkloadError
 
 

@@ -4,7 +4,7 @@ import random
 
 from optuna.trial import TrialState, create_trial
 
-from feedrate.search.observed import Observed
+from feedrate.search.study.observed import Observed
 from feedrate.trainables.config import LoaderConfig
 
 

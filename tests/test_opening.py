@@ -3,8 +3,8 @@
 import pytest
 
 from feedrate.analysis.estimate import Rate
-from feedrate.search.finalists import Candidate
-from feedrate.search.opening import EARLY_SEEDS, Opening, is_twin
+from feedrate.search.session.finalists import Candidate
+from feedrate.search.session.first_settings import EARLY_SEEDS, Opening, is_twin
 from feedrate.trainables.config import LoaderConfig
 
 OWN = LoaderConfig(num_workers=0, batch_size=64)

@@ -1,4 +1,4 @@
-"""page_cache.py: files are dropped before they are read, in every process of a trial, and "cold" is said only if true."""
+"""cold_cache.py: files are dropped before they are read, in every process of a trial, and "cold" is said only if true."""
 
 import os
 import subprocess
@@ -6,15 +6,15 @@ import sys
 
 import pytest
 
-from feedrate.trainables import page_cache
-from feedrate.trainables.page_cache import ColdCache, resident_fraction
+from feedrate.trainables.loader import cold_cache
+from feedrate.trainables.loader.cold_cache import ColdCache, resident_fraction
 
 SIZE = 4 * 2**20
 START = """
 import mmap, os, sys, time
 from pathlib import Path
 from torch.utils.data import DataLoader
-from feedrate.trainables.page_cache import ColdCache, _resident_pages, resident_fraction
+from feedrate.trainables.loader.cold_cache import ColdCache, _resident_pages, resident_fraction
 
 folder = Path(sys.argv[1])
 paths = sorted(folder.glob("*.bin"))
@@ -56,7 +56,7 @@ def test_both_kernel_calls_agree(files):
             if drop:
                 os.posix_fadvise(stream.fileno(), 0, drop, os.POSIX_FADV_DONTNEED)
             assert resident_fraction(files[0]) == pytest.approx(expected, abs=0.02)
-            pages = page_cache._mincore_pages(stream.fileno(), SIZE)
+            pages = cold_cache._mincore_pages(stream.fileno(), SIZE)
             assert pages * os.sysconf("SC_PAGE_SIZE") / SIZE == pytest.approx(expected, abs=0.02)
 
 
@@ -124,7 +124,7 @@ import os, sys
 from pathlib import Path
 import torch
 from torch.utils.data import Dataset
-from feedrate.trainables.page_cache import _resident_pages
+from feedrate.trainables.loader.cold_cache import _resident_pages
 
 seen = None
 

@@ -6,11 +6,11 @@ import sys
 import pytest
 from PIL import Image
 
-from feedrate.trainables import photos
-from feedrate.trainables.photos import photo_folder
+from feedrate.trainables.bundled import photos
+from feedrate.trainables.bundled.photos import photo_folder
 from feedrate.trainables.workload import WorkloadError
 
-MAKE = "from feedrate.trainables.photos import photo_folder; print(photo_folder(40))"
+MAKE = "from feedrate.trainables.bundled.photos import photo_folder; print(photo_folder(40))"
 
 
 @pytest.fixture

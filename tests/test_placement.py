@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from feedrate.trainables.config import START_METHODS, LoaderConfig
 from feedrate.trainables.failure import INFEASIBLE, TrialFailed
-from feedrate.trainables.placement import placed, set_process
+from feedrate.trainables.loader.process_settings import placed, set_process
 
 ALLOWED = sorted(os.sched_getaffinity(0))
 STRATEGY = torch.multiprocessing.get_sharing_strategy()

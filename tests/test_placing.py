@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from feedrate.search.nodes import Host, check_versions, promised, why_not
+from feedrate.search.engine.nodes import Host, check_versions, promised, why_not
+from feedrate.search.engine.reservation import SeveralClasses, place
+from feedrate.search.engine.slots import searching_job
 from feedrate.search.options import SearchOptions, UsageError
-from feedrate.search.placing import SeveralClasses, place
-from feedrate.search.slots import searching_job
 
 HERE = {"python": "3.11", "torch": "2.13.0", "ray": "2.60.0", "feedrate": "0.1.0", "numpy": "2.4.6", "pillow": "13.0.0"}
 XEON, EPYC = "Intel(R) Xeon(R) Platinum 8488C", "AMD EPYC 7R13"

@@ -9,7 +9,7 @@ import workloads
 
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.search.options import UsageError
-from feedrate.search.prepare import choose_folder, clear, describe_workload, held
+from feedrate.search.setup.prepare import choose_folder, clear, describe_workload, held
 from feedrate.trainables.resolve import make_ref
 
 
@@ -94,7 +94,7 @@ def test_one_driver_at_a_time_holds_a_run(tmp_path):
     """A second process is told so; when the first is killed, however, nothing stands in the way."""
     run = RunFolder(tmp_path / "deep" / "run")
     code = (
-        "import sys, time; from feedrate.analysis.run_folder import RunFolder; from feedrate.search.prepare import held\n"
+        "import sys, time; from feedrate.analysis.run_folder import RunFolder; from feedrate.search.setup.prepare import held\n"
         f"with held(RunFolder({str(run.path)!r})): print('held', flush=True); time.sleep(100)"
     )
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from census import eventually
 
-from feedrate.trainables.process import (
+from feedrate.trainables.machine.process import (
     CpuClock,
     Memory,
     growth_bytes_per_batch,

@@ -8,7 +8,7 @@ from rich.console import Console
 from synthetic import record
 
 from feedrate.analysis.estimate import record_rate
-from feedrate.search.progress import Display
+from feedrate.search.session.display import Display
 from feedrate.trainables.config import LoaderConfig
 
 

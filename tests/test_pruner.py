@@ -1,10 +1,10 @@
-"""Tests of search/pruner.py."""
+"""Tests of search/study/pruner.py."""
 
 import optuna
 import pytest
 from optuna.trial import Trial, TrialState, create_trial
 
-from feedrate.search.pruner import HALF_WIDTH, LOW, ConfidencePruner
+from feedrate.search.study.pruner import HALF_WIDTH, LOW, ConfidencePruner
 
 
 def study_with(lows, *, num_pruned=0):

@@ -51,7 +51,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 def test_commands_in_the_documents_exist() -> None:
     """Every `feedrate COMMAND` that a document names is a command."""
-    from feedrate.search.cli import COMMANDS
+    from feedrate.search.cli.main import COMMANDS
 
     known = {type(command).__name__.lower() for command in COMMANDS}
     texts = "\n".join(text for document in DOCUMENTS for _, text in blocks(document))

@@ -1,14 +1,14 @@
-"""Tests of search/reconcile.py."""
+"""Tests of search/study/reconcile.py."""
 
 import pytest
 from optuna.trial import TrialState
 
 from feedrate.analysis.estimate import record_rate
 from feedrate.analysis.schema import SCHEMA, check_record
-from feedrate.search.optuna_compat import constraints
-from feedrate.search.reconcile import reconcile
-from feedrate.search.space import Choice, Range, SearchSpace
-from feedrate.search.study import Counts
+from feedrate.search.space.search_space import Choice, Range, SearchSpace
+from feedrate.search.study.brain import Counts
+from feedrate.search.study.compat import constraints
+from feedrate.search.study.reconcile import reconcile
 from feedrate.trainables.config import LoaderConfig
 
 SPACE = SearchSpace.default(num_cpus=8, has_accelerator=True)

@@ -3,9 +3,9 @@
 import pytest
 from ray import tune
 
+from feedrate.search.engine.reservation import Placement
 from feedrate.search.options import SearchOptions, UsageError
-from feedrate.search.placing import Placement
-from feedrate.search.request import (
+from feedrate.search.setup.request import (
     baseline_of,
     check_batch_sizes,
     check_step_options,
@@ -15,7 +15,7 @@ from feedrate.search.request import (
     search_space,
     seed_configs,
 )
-from feedrate.search.space import Choice, Range
+from feedrate.search.space.search_space import Choice, Range
 from feedrate.trainables.config import LoaderConfig
 
 SHORT = {"baseline": None, "fixed": [], "is_short": True, "facts": {"num_gpus": 0}}

@@ -15,11 +15,11 @@ from fault_workloads import BAD, At, Endless, Holds, broken
 from torch.utils.data import DataLoader, Dataset
 from workloads import Rows
 
-from feedrate.trainables import stacks
+from feedrate.trainables.diagnose import stacks
+from feedrate.trainables.diagnose.reloaded import Reloaded
+from feedrate.trainables.diagnose.settling import settle
 from feedrate.trainables.failure import Failure, TrialFailed
-from feedrate.trainables.reloaded import Reloaded
-from feedrate.trainables.rerun import explain, rerun
-from feedrate.trainables.settling import settle
+from feedrate.trainables.measuring.rerun import explain, rerun
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),

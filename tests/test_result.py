@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from feedrate.analysis import load_run, sections
 from feedrate.analysis.best import best_schema, check_best, load_best
 from feedrate.analysis.run_folder import RunFolder
+from feedrate.search.cli.wording import explain, print_result
 from feedrate.search.result import conclude
-from feedrate.search.wording import explain, print_result
 
 OVER = "12 settings were tried (--max-trials)"
 

@@ -9,7 +9,7 @@ import pytest
 from answers import answer
 
 from feedrate.analysis.load import SEARCH_SCHEMA
-from feedrate.search.cli import main
+from feedrate.search.cli.main import main
 
 DAY_S = 86400.0
 

@@ -17,7 +17,7 @@ from feedrate.analysis import load_best, load_run
 from feedrate.analysis.best import check_best
 from feedrate.analysis.doubts import ROUNDS, settle_command
 from feedrate.analysis.schema import check_record, status
-from feedrate.search.storage import close_storage, open_storage
+from feedrate.search.study.storage import close_storage, open_storage
 
 STATES = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
 

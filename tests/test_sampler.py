@@ -1,13 +1,13 @@
-"""Tests of search/sampler.py."""
+"""Tests of search/study/sampler.py."""
 
 
 import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from feedrate.search.domains import to_optuna
-from feedrate.search.sampler import SnappingSampler
-from feedrate.search.space import Choice, Range, SearchSpace
+from feedrate.search.space.domains import to_optuna
+from feedrate.search.space.search_space import Choice, Range, SearchSpace
+from feedrate.search.study.sampler import SnappingSampler
 from feedrate.trainables.config import LoaderConfig
 
 SPACE = SearchSpace.default(num_cpus=8, has_accelerator=True)

@@ -8,8 +8,8 @@ from made_up_search import FOUR, SPACE, TORCH_DEFAULT, Search, measured, rate_of
 from feedrate.analysis.estimate import record_rate
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.schema import check_record, status
-from feedrate.search.request import rules_of_thumb
-from feedrate.search.study import Brain
+from feedrate.search.setup.request import rules_of_thumb
+from feedrate.search.study.brain import Brain
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import Failure
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from feedrate.search import folder_contents, shipping
 from feedrate.search.options import UsageError
-from feedrate.search.shipping import digest_of, on_this_node, shipment
+from feedrate.search.shipping import folder_contents, shipping
+from feedrate.search.shipping.shipping import digest_of, on_this_node, shipment
 from feedrate.trainables.resolve import make_ref
 
 

@@ -1,10 +1,10 @@
-"""Tests of search/space.py."""
+"""Tests of search/space/search_space.py."""
 
 from dataclasses import replace
 
 import pytest
 
-from feedrate.search.space import Choice, Range, SearchSpace
+from feedrate.search.space.search_space import Choice, Range, SearchSpace
 from feedrate.trainables.config import LoaderConfig
 
 TINY = {

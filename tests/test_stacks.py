@@ -9,16 +9,16 @@ import time
 import pytest
 from census import eventually
 
-from feedrate.trainables import stacks
-from feedrate.trainables.hang import LOST, dropped, no_batch_because, what_hangs, workers_hang
-from feedrate.trainables.stacks import Frame, Stack
+from feedrate.trainables.diagnose import stacks
+from feedrate.trainables.diagnose.hang_message import LOST, dropped, no_batch_because, what_hangs, workers_hang
+from feedrate.trainables.diagnose.stacks import Frame, Stack
 
 DATALOADER, WORKER, FETCH = (
     f"/x/site-packages/torch/utils/data/{name}.py" for name in ("dataloader", "_utils/worker", "_utils/fetch")
 )
 CHILD = """
 import os, sys, threading, time
-from feedrate.trainables import stacks
+from feedrate.trainables.diagnose import stacks
 
 class Reader:
     def read_block(self):
@@ -105,7 +105,7 @@ def test_a_spawned_worker_can_be_asked_before_it_does_anything(tmp_path, monkeyp
     (tmp_path / "stacks").touch()
     monkeypatch.setenv(stacks.VARIABLE, str(tmp_path / "stacks"))
     code = (
-        "import runpy, time; runpy.run_module('feedrate.trainables.template', run_name='__mp_main__'); time.sleep(1000)"
+        "import runpy, time; runpy.run_module('feedrate.trainables.sandbox.template_main', run_name='__mp_main__'); time.sleep(1000)"
     )
     worker = subprocess.Popen([sys.executable, "-c", code])
     assert eventually(lambda: stacks._answers(worker.pid))

@@ -11,11 +11,11 @@ import pytest
 import torch
 from workloads import Rows, short
 
-from feedrate.trainables import start_check
+from feedrate.trainables.checking import start_check
+from feedrate.trainables.checking.check import check
+from feedrate.trainables.checking.start_check import LARGE_BYTES, pickled_bytes, start_findings
 from feedrate.trainables.config import LoaderConfig
-from feedrate.trainables.data_check import check
-from feedrate.trainables.fresh import FreshLoader
-from feedrate.trainables.start_check import LARGE_BYTES, pickled_bytes, start_findings
+from feedrate.trainables.probing.fresh_loader import FreshLoader
 
 
 def test_what_cannot_be_pickled_is_named():

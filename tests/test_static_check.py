@@ -13,7 +13,7 @@ import torch
 from looks import found
 from workloads import Rows, short
 
-from feedrate.trainables.static_check import fork_unsafe, members, owned_generators
+from feedrate.trainables.probing.static_check import fork_unsafe, members, owned_generators
 
 
 def test_an_open_file_is_found(tmp_path):

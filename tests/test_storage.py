@@ -1,4 +1,4 @@
-"""Tests of search/storage.py."""
+"""Tests of search/study/storage.py."""
 
 import os
 import sqlite3
@@ -13,9 +13,9 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.trial import create_trial
 
-from feedrate.search.space import Choice, SearchSpace
-from feedrate.search.storage import BrainError, open_storage, open_study, with_retry
-from feedrate.search.study import Brain
+from feedrate.search.space.search_space import Choice, SearchSpace
+from feedrate.search.study.brain import Brain
+from feedrate.search.study.storage import BrainError, open_storage, open_study, with_retry
 from feedrate.trainables.config import LoaderConfig
 
 
@@ -36,7 +36,7 @@ def test_lock_ends_with_its_process(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     open_storage(None, "study.journal")
     code = (
-        "import os, signal; from feedrate.search.storage import _FileLock\n"
+        "import os, signal; from feedrate.search.study.storage import _FileLock\n"
         f"_FileLock({str(tmp_path / 'study.journal')!r}).acquire(); os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9

@@ -1,4 +1,4 @@
-"""Tests of search/study.py."""
+"""Tests of search/study/brain.py."""
 
 import math
 import random
@@ -12,11 +12,11 @@ import numpy as np
 import optuna
 import pytest
 
-from feedrate.search.optuna_compat import constraints
-from feedrate.search.pruner import LOW
-from feedrate.search.reconcile import reconcile
-from feedrate.search.space import Choice, Range, SearchSpace
-from feedrate.search.study import Brain, BrainError, Counts
+from feedrate.search.space.search_space import Choice, Range, SearchSpace
+from feedrate.search.study.brain import Brain, BrainError, Counts
+from feedrate.search.study.compat import constraints
+from feedrate.search.study.pruner import LOW
+from feedrate.search.study.reconcile import reconcile
 from feedrate.trainables.config import LoaderConfig
 
 SPACE = SearchSpace.default(num_cpus=8, has_accelerator=True)
@@ -164,9 +164,9 @@ def test_unusable_storage(tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-from feedrate.search.reconcile import reconcile
-from feedrate.search.space import SearchSpace
-from feedrate.search.study import Brain
+from feedrate.search.study.reconcile import reconcile
+from feedrate.search.space.search_space import SearchSpace
+from feedrate.search.study.brain import Brain
 url, journal, seed = sys.argv[1] or None, sys.argv[2], int(sys.argv[3])
 space = SearchSpace.default(num_cpus=8, has_accelerator=True)
 brain = Brain.open(url, journal, study_name="s", space=space, seed=seed)

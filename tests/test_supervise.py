@@ -14,10 +14,10 @@ from workloads import PATH
 
 from feedrate.analysis.estimate import record_rate
 from feedrate.analysis.schema import COLUMNS
-from feedrate.trainables import watched
-from feedrate.trainables.host_lock import HostLock
+from feedrate.trainables.machine.host_lock import HostLock
 from feedrate.trainables.resolve import make_ref
-from feedrate.trainables.supervise import Template
+from feedrate.trainables.sandbox import child
+from feedrate.trainables.sandbox.template import Template
 
 SETTING = {"num_workers": 2, "batch_size": 4}
 
@@ -208,11 +208,11 @@ def test_a_hang_ends_in_bounded_time(template, monkeypatch):
     failure = last(run(template, "hangs", "measure"))
     assert (failure["failure_kind"], failure["failure_phase"]) == ("hang", "loader")
     assert "no batch came for 1 s" in failure["failure_message"]
-    monkeypatch.setattr(watched, "GRACE_S", 0.5)
+    monkeypatch.setattr(child, "GRACE_S", 0.5)
     failure = last(run(template, "hangs", "measure", max_s=0.5, options={"max_trial_s": 600.0}))
     assert (failure["failure_kind"], failure["failure_phase"]) == ("hang", "loader")
     assert "nothing happened in phase loader for 1 s, and the trial was ended" in failure["failure_message"]
-    monkeypatch.setattr(watched, "SETUP_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(child, "SETUP_TIMEOUT_S", 1.0)
     failure = last(run(template, "hangs_in_trainer"))
     assert (failure["failure_kind"], failure["failure_phase"]) == ("hang", "setup")
 
@@ -291,7 +291,7 @@ def test_a_template_killed_between_trials_is_replaced(template):
 SUPERVISOR = """
 import sys
 from feedrate.trainables.resolve import make_ref
-from feedrate.trainables.supervise import Template
+from feedrate.trainables.sandbox.template import Template
 config, options = {"num_workers": 2, "batch_size": 4}, {"max_trial_s": 30.0, "measure_step": False}
 for event in Template(make_ref(sys.argv[1])).run({"op": "measure", "config": config, "options": options}):
     print(event.get("phase"), flush=True)

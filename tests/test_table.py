@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
+from feedrate.trainables.bundled.table import table
 from feedrate.trainables.step import StepContext
-from feedrate.trainables.table import table
 from feedrate.trainables.workload import WorkloadError
 
 

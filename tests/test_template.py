@@ -12,10 +12,10 @@ import psutil
 import pytest
 from census import TAG, eventually, leaves_nothing, tagged
 
-from feedrate.trainables import supervise
+from feedrate.trainables.isolation.sweeping import MARKER, marked, sweep
 from feedrate.trainables.resolve import make_ref
-from feedrate.trainables.supervise import Template
-from feedrate.trainables.sweeping import MARKER, marked, sweep
+from feedrate.trainables.sandbox import template as template_module
+from feedrate.trainables.sandbox.template import Template
 
 MODULE = """
 import sys
@@ -118,7 +118,7 @@ def test_a_module_that_ends_the_process_is_told(made, lines, said):
 
 def test_an_import_without_end_is_a_hang(made, monkeypatch):
     """An import that takes longer than a set-up may is ended."""
-    monkeypatch.setattr(supervise, "SETUP_TIMEOUT_S", 12.0)
+    monkeypatch.setattr(template_module, "SETUP_TIMEOUT_S", 12.0)
     failure = describe(made("print('reading', flush=True); time.sleep(1000)"))
     assert (failure["failure_kind"], failure["failure_phase"]) == ("hang", "setup")
     assert "took more than 12 s: it hangs in <module> (own_train.py:" in failure["failure_message"]
@@ -160,7 +160,7 @@ def test_a_helper_of_the_module_lives_as_long_as_the_template(made, tag):
 OWNER = """
 import sys
 from feedrate.trainables.resolve import make_ref
-from feedrate.trainables.supervise import Template
+from feedrate.trainables.sandbox.template import Template
 template = Template(make_ref(sys.argv[1]))
 for event in template.run({"op": "describe"}):
     print(event["event"], flush=True)
@@ -209,7 +209,7 @@ def test_an_owner_that_dies_right_after_its_request_leaves_nothing(made, tag):
 def test_a_spawned_worker_imports_little():
     """A spawned loader worker imports this module again as its main one: that loads neither torch nor NumPy."""
     code = (
-        "import sys, feedrate.trainables.template; print([name for name in ('torch', 'numpy') if name in sys.modules])"
+        "import sys, feedrate.trainables.sandbox.template_main; print([name for name in ('torch', 'numpy') if name in sys.modules])"
     )
     command = [sys.executable, "-c", code]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "[]\n"

@@ -1,4 +1,4 @@
-"""search/verify.py: what rounds here say about an earlier answer."""
+"""search/session/verification.py: what rounds here say about an earlier answer."""
 
 import re
 
@@ -7,7 +7,7 @@ from synthetic import design_best
 
 from feedrate.analysis.best import BestConfig
 from feedrate.analysis.rounds import Round
-from feedrate.search.verify import baseline_of, differences, setting_of, verified
+from feedrate.search.session.verification import baseline_of, differences, setting_of, verified
 
 SETTING, BASELINE = "b64 w6 p4 pin pers", "b64 w0"
 

@@ -6,8 +6,8 @@ import pytest
 from synthetic import record, small_run, write_run
 
 from feedrate.search.options import UsageError
-from feedrate.search.space import Choice, Range, SearchSpace
-from feedrate.search.warm_start import MAX_REMEMBERED, remembered
+from feedrate.search.setup.warm_start import MAX_REMEMBERED, remembered
+from feedrate.search.space.search_space import Choice, Range, SearchSpace
 
 SPACE = SearchSpace.default(
     num_cpus=8, has_accelerator=False, given={"num_workers": Range(0, 16), "batch_size": Choice((32, 64))}

@@ -53,8 +53,8 @@ def test_the_wheel_names_its_command_and_carries_its_licence(wheel):
     (entry_points,) = (name for name in archive.namelist() if name.endswith("/entry_points.txt"))
     commands = configparser.ConfigParser()
     commands.read_string(archive.read(entry_points).decode())
-    assert commands["console_scripts"]["feedrate"] == "feedrate.search.cli:main"
-    assert "feedrate/search/cli.py" in archive.namelist()
+    assert commands["console_scripts"]["feedrate"] == "feedrate.search.cli.main:main"
+    assert "feedrate/search/cli/main.py" in archive.namelist()
     (licence,) = (name for name in archive.namelist() if name.endswith("/licenses/LICENSE"))
     assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
 

@@ -9,10 +9,10 @@ from typing import Any
 _PUBLIC = {
     "Workload": "workload",
     "LoaderConfig": "config",
-    "measure": "measuring",
-    "MeasureOptions": "measuring",
+    "measure": "measuring.measure",
+    "MeasureOptions": "measuring.measure",
     "Measurement": "measurement",
-    "check": "data_check",
+    "check": "checking.check",
     "Failure": "failure",
     "TrialFailed": "failure",
 }

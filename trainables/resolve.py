@@ -82,7 +82,7 @@ def preload(ref: WorkloadRef) -> Callable[..., Any]:
         Exception: whatever the user's module raises while it is imported.
     """
     if ref.target in BUNDLED:
-        module = importlib.import_module(f"feedrate.trainables.{ref.target}")
+        module = importlib.import_module(f"feedrate.trainables.bundled.{ref.target}")
         return getattr(module, ref.target)  # type: ignore[no-any-return]
     place, _, name = ref.target.rpartition(":")
     if ref.folder is not None and ref.folder not in sys.path[:1]:

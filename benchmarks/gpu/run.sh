@@ -79,7 +79,7 @@ if [ -n "$wheels" ]; then
   note install "\"exit_code\": 0, \"wall_s\": $SECONDS"
   export PYTHONPATH=$work/site${PYTHONPATH:+:$PYTHONPATH}
 fi
-feedrate=("$python" -P -m feedrate.search.cli)
+feedrate=("$python" -P -m feedrate.search.cli.main)
 if ! versions=$("${feedrate[@]}" version --json 2>>"$log"); then
   echo "run.sh: feedrate cannot be imported by $python; pass --wheels DIR, or PYTHON=.venv/bin/python" >&2
   exit 1
@@ -98,8 +98,8 @@ if "${feedrate[@]}" search --help | grep -qE -- '-- (COMMAND|python)'; then has_
 if [ -n "$rehearsal" ]; then budget=20; fi
 train=("$python" benchmarks/gpu/train.py)
 
-step pictures 20 90 "$python" -c 'from feedrate.trainables.photos import photo_folder; print(photo_folder())'
-data=$("$python" -c 'from feedrate.trainables.photos import photo_folder; print(photo_folder())' 2>>"$log")
+step pictures 20 90 "$python" -c 'from feedrate.trainables.bundled.photos import photo_folder; print(photo_folder())'
+data=$("$python" -c 'from feedrate.trainables.bundled.photos import photo_folder; print(photo_folder())' 2>>"$log")
 if [ -n "$rehearsal" ]; then train+=("$data" --epochs 2 --batch-size 8 --num-workers 1 --size 64 --repeat 1); else train+=("$data" --epochs 20); fi
 
 step tests 60 130 "$python" -P -m pytest tests/gpu -q -p no:cacheprovider -W default

@@ -28,7 +28,7 @@ from workloads import AMP, BATCH_SIZES, REHEARSAL
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-FEEDRATE = [sys.executable, "-P", "-m", "feedrate.search.cli"]
+FEEDRATE = [sys.executable, "-P", "-m", "feedrate.search.cli.main"]
 PIN_STEP_S, TRIAL_S, PLAIN_S = (3.0, 4.0, 1.5) if REHEARSAL else (6.0, 6.0, 4.0)
 SEARCHED = "resnet50"
 

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from feedrate.trainables import Workload
-from feedrate.trainables.images import images
+from feedrate.trainables.bundled.images import images
 
 REHEARSAL = bool(os.environ.get("FEEDRATE_GPU_REHEARSAL"))
 PIXELS = 32 if REHEARSAL else 224

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from feedrate.trainables.bundled.table import table
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import classify
-from feedrate.trainables.measuring import MeasureOptions, measure
-from feedrate.trainables.table import table
+from feedrate.trainables.measuring.measure import MeasureOptions, measure
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -36,7 +36,7 @@ def test_out_of_memory_is_a_failure_of_its_own_kind() -> None:
 def test_a_batch_that_does_not_fit_names_the_batch_size() -> None:
     """A trial whose model runs out of the device's memory is a failure with the batch size, and the next one trains."""
     from feedrate.trainables.resolve import make_ref
-    from feedrate.trainables.supervise import Template
+    from feedrate.trainables.sandbox.template import Template
 
     template = Template(make_ref("tests/fault_workloads.py:fills_the_accelerator"))
     try:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from feedrate.trainables.accelerator import StepTimer, pick_device, synchronize
 from feedrate.trainables.config import LoaderConfig
-from feedrate.trainables.measuring import MeasureOptions, measure
+from feedrate.trainables.machine.accelerator import StepTimer, pick_device, synchronize
+from feedrate.trainables.measuring.measure import MeasureOptions, measure
 from feedrate.trainables.workload import Workload
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 PHASES = """
 import torch
 from feedrate.trainables.config import LoaderConfig
-from feedrate.trainables.measuring import MeasureOptions, measure
-from feedrate.trainables.table import table
+from feedrate.trainables.measuring.measure import MeasureOptions, measure
+from feedrate.trainables.bundled.table import table
 
 def say(phase):
     started = torch.cuda.is_initialized()

@@ -10,17 +10,17 @@ import pytest
 import torch
 from census import eventually
 
-from feedrate.trainables import machine
-from feedrate.trainables.gpu_load import gpu_busy_fraction
+from feedrate.trainables.machine import conditions
+from feedrate.trainables.machine.gpu_load import gpu_busy_fraction
 from feedrate.trainables.resolve import make_ref
-from feedrate.trainables.supervise import Template
+from feedrate.trainables.sandbox.template import Template
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 LOOK = """
 import json
-from feedrate.trainables.accelerator import num_accelerators, pick_device
-from feedrate.trainables.gpu_load import gpu_busy_fraction
+from feedrate.trainables.machine.accelerator import num_accelerators, pick_device
+from feedrate.trainables.machine.gpu_load import gpu_busy_fraction
 busy = gpu_busy_fraction()
 print(json.dumps([num_accelerators(), str(pick_device()), busy]))
 """
@@ -35,7 +35,7 @@ while True:
 """
 TOUCHES = """
 import torch
-from feedrate.trainables.table import table
+from feedrate.trainables.bundled.table import table
 
 HELD = torch.ones(1, device="cuda")
 
@@ -81,9 +81,9 @@ def test_a_gpu_that_others_use_is_noticed_and_waited_for():
     other = subprocess.Popen([sys.executable, "-c", BURN], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == "burning\n"
-        assert eventually(lambda: (gpu_busy_fraction() or 0) >= machine.BUSY_FRACTION)
+        assert eventually(lambda: (gpu_busy_fraction() or 0) >= conditions.BUSY_FRACTION)
         said = []
-        machine.wait_until_quiet(2.0, said.append)
+        conditions.wait_until_quiet(2.0, said.append)
         assert "of the trial's GPU" in said[0]
     finally:
         other.kill()

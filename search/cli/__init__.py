@@ -1,0 +1,1 @@
+"""One file per command; with terminal/ the only place that parses arguments or prints."""

@@ -1,0 +1,203 @@
+"""`feedrate report`, `show` and `export`: what a run folder says. `compare` and `runs` are in runs.py."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from feedrate.search.options import NothingFound, UsageError
+from feedrate.search.terminal import arguments
+from feedrate.search.terminal.machine_output import answer, records
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from feedrate.analysis.run_folder import RunFolder
+    from feedrate.analysis.sections import Section
+
+FORMATS = ("html", "csv", "parquet", "markdown")
+QUESTIONS = ("ranking", "batch-size", "effects", "pareto", "time", "failures", "noise")
+RUN = "the run folder, or an address that pyarrow or fsspec can open (s3://bucket/run)"
+
+
+def terminal() -> Console:
+    """For tables: a file or a pipe gets them as wide as they are."""
+    from rich.console import Console
+
+    return Console(soft_wrap=True) if sys.stdout.isatty() else Console(soft_wrap=True, width=1000)
+
+
+def print_section(console: Console, section: Section, heading: str, most_rows: int) -> None:
+    """A table on the terminal, no wider than its text; `heading` stands above it."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console.print(f"\n{heading[0].upper()}{heading[1:]}", style="bold", markup=False, highlight=False)
+    if not section.rows:
+        console.print("nothing to show", markup=False, highlight=False)
+        return
+    console.print(section.caption, style="dim", markup=False, highlight=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for header in section.headers:
+        table.add_column(Text(header), justify="right" if header in section.numeric else "left", overflow="fold")
+    for row in section.rows[:most_rows]:
+        table.add_row(*map(Text, row))
+    console.print(table)
+    if len(section.rows) > most_rows:
+        left = len(section.rows) - most_rows
+        console.print(f"... and {left} more (--rows {len(section.rows)})", markup=False, highlight=False)
+
+
+class Report:
+    """Write the report page and tables of a run, even while it is still running.
+
+    feedrate report feedrate-runs/images-1
+    feedrate report feedrate-runs/images-1 --format csv,parquet,markdown
+    """
+
+    def prepare(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("run", metavar="RUN", help=RUN)
+        parser.add_argument(
+            "--format", default="html", metavar="LIST", help=f"any of {','.join(FORMATS)} (default html)"
+        )
+        parser.add_argument("-o", "--output", metavar="DIR", help="where to write (default: the run folder)")
+        arguments.add_json(parser)
+
+    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
+        from feedrate.analysis.export import export_tables
+        from feedrate.analysis.load import load_run
+        from feedrate.analysis.page import write_page
+        from feedrate.analysis.remote import is_url
+
+        formats = [word.strip() for word in args.format.split(",") if word.strip()]
+        unknown = [word for word in formats if word not in FORMATS]
+        if unknown or not formats:
+            raise UsageError(f"--format takes any of {', '.join(FORMATS)}, not {args.format!r}")
+        run = load_run(args.run)
+        if args.output is None and is_url(args.run):
+            raise UsageError(f"{args.run} is an address: give the folder to write to with -o DIR")
+        if args.output is not None and is_url(args.output):
+            raise UsageError(f"-o takes a folder, not the address {args.output}")
+        folder = Path(args.output) if args.output else run.path
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            written = export_tables(run, folder, [word for word in formats if word != "html"])
+            if "html" in formats:
+                write_page(run, folder / "report.html")
+                written.append(folder / "report.html")
+        except OSError as error:
+            raise UsageError(f"the report cannot be written to {folder}: {error.strerror}") from None
+        answer("report", {"written": written, "problems": run.problems})
+        for problem in run.problems:
+            print(f"note: {problem}")
+        for path in written:
+            print(path)
+        return None
+
+
+class Show:
+    """Print tables of a run: what is best, what matters, where the time goes. Works while the run is still going on, too.
+
+    feedrate show feedrate-runs/images-1
+    feedrate show feedrate-runs/images-1 --table time,noise
+    """
+
+    def prepare(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("run", metavar="RUN", help=RUN)
+        parser.add_argument(
+            "--table", default="all", metavar="LIST",
+            help=f"any of {', '.join(QUESTIONS)} (default all); see docs/analyse.md",
+        )  # fmt: skip
+        parser.add_argument("--rows", type=int, default=20, metavar="N", help="maximum number of rows per table (default 20); --json has all of them")
+        arguments.add_json(parser)
+
+    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
+        names = list(QUESTIONS) if args.table == "all" else [word.strip() for word in args.table.split(",") if word.strip()]
+        unknown = [name for name in names if name not in QUESTIONS]
+        if unknown or not names:
+            raise UsageError(f"--table takes any of {', '.join(QUESTIONS)}, not {', '.join(unknown) or 'nothing'!r}")
+        if args.rows < 1:
+            raise UsageError(f"--rows must be 1 or more, not {args.rows}")
+        from feedrate.analysis.load import load_run
+        from feedrate.analysis.question_sections import FRAMES, TABLES
+        from feedrate.analysis.sections import headline, title
+        from feedrate.analysis.summary import ranking
+
+        run = load_run(args.run)
+        if args.json:
+            tables = {name: records(FRAMES[name](run)) for name in names}
+            facts = {"run": run.path, "title": title(run), "headline": headline(run, ranking(run)), "finished": not run.unfinished}
+            answer("show", facts | {"unit": run.unit, "tables": tables, "problems": run.problems})
+            return None
+        console = terminal()
+        console.print(f"{title(run)}\n{headline(run, ranking(run))}", markup=False, highlight=False)
+        for name in names:
+            question, build = TABLES[name]
+            print_section(console, build(run), question, args.rows)
+        for problem in run.problems:
+            console.print(f"note: {problem}", markup=False, highlight=False)
+        return None
+
+
+class Export:
+    """Print or save the best setting of a run, as JSON or as Python to paste.
+
+    feedrate export feedrate-runs/images-1
+    feedrate export feedrate-runs/images-1 --format python
+    """
+
+    def prepare(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("run", metavar="RUN", help=RUN)
+        parser.add_argument("-o", "--output", metavar="FILE", help="write to this file (default: print)")
+        parser.add_argument("--format", choices=("json", "python"), default="json")
+        parser.add_argument("--force", action="store_true", help="replace the file")
+        arguments.add_json(parser)
+
+    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
+        from feedrate.analysis.best import load_best, python_snippet
+        from feedrate.analysis.remote import is_url
+        from feedrate.analysis.run_folder import RunFolder, write_atomic
+        from feedrate.search.result import conclude
+
+        folder = RunFolder(args.run)
+        search = {} if is_url(args.run) else folder.read_search()
+        if is_url(args.run):
+            best = load_best(args.run).raw
+        elif folder.best.exists():
+            best = _kept(folder)
+        else:
+            if not search.get("finished"):
+                print("note: the search is not finished; this is its best setting so far, which is not confirmed", file=sys.stderr)
+            found = conclude(folder, None).best
+            if found is None:
+                raise NothingFound(f"no setting worked in the search in {folder.path}. To see why, run: feedrate report {folder.path}", folder.path)
+            best = found
+        text = json.dumps(best, indent=2) + "\n" if args.format == "json" else python_snippet(best) + "\n"
+        answer("export", {"run": args.run, "best": best, "python": python_snippet(best), "output": args.output})
+        if args.output is None:
+            print("" if args.json else text, end="")
+            return None
+        path = Path(args.output)
+        if path.exists() and not args.force:
+            raise UsageError(f"{path} exists: name another file, or replace it with --force")
+        try:
+            write_atomic(path, text)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written: {error.strerror}") from None
+        print(path)
+        return None
+
+
+def _kept(folder: RunFolder) -> dict[str, Any]:
+    """The content of best.json."""
+    from feedrate.analysis.best import load_best
+    from feedrate.analysis.run_folder import RunError
+
+    try:
+        return load_best(folder.best).raw
+    except RunError as error:
+        raise UsageError(f"{error}. Move the file away; export then computes the answer again from trials.jsonl") from None

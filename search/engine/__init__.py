@@ -1,0 +1,1 @@
+"""Ray itself: the cluster, its nodes, what a trial reserves, Tuner, searcher, scheduler and trainable."""

@@ -1,0 +1,341 @@
+"""Joins or starts a Ray cluster for the length of a search.
+
+Differences that matter: Ray counts CPUs but does not enforce them (the supervisor sets the affinity); Ray workers run
+at nice 15 and with OMP_NUM_THREADS of the trial's CPUs (both undone, they would change what is measured); Ray's
+memory monitor kills whole runs (switched off on nodes that we start).
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+from feedrate.search.engine.compat import quiet_ray_init, use_own_token
+from feedrate.search.options import SearchOptions, UsageError
+from feedrate.search.shipping.shipping import Shipment, shipment
+from feedrate.search.terminal.ending import at_the_latest
+
+OBJECT_STORE_BYTES = 100 * 1024**2
+PROBE_S = 5.0
+AUTHENTICATE = (
+    "Start the cluster with a token: ray get-auth-token --generate creates it, and RAY_AUTH_MODE=token, set on every node and where feedrate "
+    "runs, requires it"
+)
+WRONG_TOKEN = (
+    "refuses the token, or got none: set RAY_AUTH_MODE=token, and put the cluster's token into ~/.ray/auth_token, or name it with "
+    "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+)
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Environment variable: set by Ray in the driver of a Job."""
+LONGEST_SOCKET = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1"
+"""Path of a Unix socket below the folder that Ray is given."""
+SOCKET_PATH_BYTES = 107
+_QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+_WORKERS = {
+    "RAY_worker_niceness": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    "RAY_kill_child_processes_on_worker_exit": "0",  # a template ends by itself, and removes its folder then
+}
+# Without "clusters" Ray takes 127.0.0.1 as the node's address, and so binds every socket to it; it would listen on all
+# interfaces otherwise, whatever _node_ip_address says
+_LOCAL = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_memory_monitor_refresh_ms": "0",
+    # The three pages of metrics that Ray 2.60 shows to whoever asks, without a token: an impossible port keeps two of them away
+    "RAY_enable_metrics_collection": "0",
+    "AUTOSCALER_METRIC_PORT": "-1",
+    "DASHBOARD_METRIC_PORT": "-1",
+}
+
+
+@contextmanager
+def cluster(options: SearchOptions, num_gpus: int, folder: str | None = None) -> Iterator[list[str]]:
+    """A Ray cluster for the length of a search: the one at `--address`, or a local one started and stopped here.
+
+    Gives what the user should know of it. To a joined cluster feedrate and the user's `folder` are sent (shipping.py), except
+    in a Ray Job, for which that was done already. The local one listens on the loopback interface alone, and with token authentication; the token is made anew, and
+    lives in the environment of this process and its children only.
+
+    Raises:
+        UsageError: there is no Ray at the address, it asks nobody for a token and one is required, or this process is
+            connected to one already.
+    """
+    before = dict(os.environ)
+    os.environ.update(_QUIET)
+    os.environ.update(_WORKERS)
+    if options.address is None:
+        os.environ.update(_LOCAL)
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        os.environ.pop("RAY_ADDRESS", None)
+    import ray
+    from ray._private import ray_constants
+
+    if ray.is_initialized():
+        _restore(before)
+        raise UsageError("this process is connected to a Ray already: call ray.shutdown() first")
+    notes: list[str] = []
+    has_clusters = ray_constants.ENABLE_RAY_CLUSTER
+    with ExitStack() as stack:
+        private = stack.enter_context(_private_folder()) if options.address is None else None
+        stack.callback(_end, before, has_clusters)
+        _forget_authentication()
+        for name in ("ray", "ray.tune", "ray.train", "ray._private"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        stack.enter_context(_without_dumps())
+        with _by_itself():
+            if options.address is None:
+                ray_constants.ENABLE_RAY_CLUSTER = False  # as in _LOCAL, where ray was imported before
+                with _small(), quiet_ray_init():
+                    ray.init(
+                        "local",  # without it Ray joins a cluster that somebody else started on this machine
+                        num_cpus=len(os.sched_getaffinity(0)),
+                        num_gpus=num_gpus,
+                        include_dashboard=False,
+                        object_store_memory=OBJECT_STORE_BYTES,
+                        log_to_driver=False,
+                        logging_level=logging.CRITICAL,
+                        _temp_dir=private,  # Ray leaves its logs and sockets behind; here they end with the search
+                    )
+            else:
+                _join(options.address, notes, folder, require_token=options.require_token)
+        stack.enter_context(_handling_sigterm())
+        yield notes
+
+
+def _end(environment: dict[str, str], has_clusters: bool) -> None:
+    """Disconnect, end a local Ray, and leave this process as it was."""
+    import ray
+    from ray._private import ray_constants
+
+    with _no_second_interrupt():
+        ray.shutdown()
+    ray_constants.ENABLE_RAY_CLUSTER = has_clusters
+    _restore(environment)
+    _forget_authentication()
+
+
+@contextmanager
+def _private_folder() -> Iterator[str]:
+    """A folder for a local Ray inside one that this user alone may enter, removed afterwards.
+
+    Ray 2.60 opens the folder that it is given to everybody (try_make_directory_shared). The path of a Unix socket has at
+    most 107 bytes, hence /tmp where the user's own temporary folder has a long path.
+    """
+    parent = tempfile.gettempdir()
+    if len(os.fsencode(f"{parent}/feedrate-ray-00000000/r{LONGEST_SOCKET}")) > SOCKET_PATH_BYTES:
+        parent = "/tmp"
+    folder = tempfile.mkdtemp(prefix="feedrate-ray-", dir=parent)
+    try:
+        with at_the_latest(lambda: _end_at_once(folder)):
+            yield f"{folder}/r"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_at_once(folder: str) -> None:
+    """End a local Ray that cannot be shut down any more, because some of its processes are gone."""
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    for _, process in node.live_processes() if node is not None else ():
+        process.kill()
+        process.wait(1)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _by_itself() -> Iterator[None]:
+    """Have ray.init (2.60) start its processes in a session of their own, and leave our handler of SIGTERM alone.
+
+    A signal to the process group of a command would end the local Ray before the search, which then waits for it for a
+    minute and is aborted. ray.init sets a handler of SIGTERM that ends the process without a word, and its C++ part
+    another one that aborts it; neither removes the temporary folder.
+    """
+    from ray._private import services, utils
+
+    popen = functools.partial(getattr(services, "ConsolePopen", None) or subprocess.Popen, start_new_session=True)
+    with _replaced(services, "ConsolePopen", popen), _replaced(utils, "set_sigterm_handler", lambda handler: None):
+        yield
+
+
+@contextmanager
+def _without_dumps() -> Iterator[None]:
+    """Keep the last lines of a raylet's log, which Ray 2.60 prints on the driver's standard output when a node is lost, out of the
+    user's log. What a lost node means for the search is in the record of the trial that ran there."""
+    from ray._private import worker
+
+    with _replaced(worker, "print_to_stdstream", lambda *given, **named: None):
+        yield
+
+
+@contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(module, name, None)
+    if before is None:  # of another Ray; tests/test_engine.py says what is missed then
+        yield
+        return
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+@contextmanager
+def _handling_sigterm() -> Iterator[None]:
+    """Keep the handler of SIGTERM that was set before ray.init; where there is none, unwind the stack and exit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, before if callable(before) else _exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _exit(number: int, frame: object) -> None:
+    sys.exit(128 + number)
+
+
+@contextmanager
+def _no_second_interrupt() -> Iterator[None]:
+    """Ignore Ctrl-C for the seconds in which Ray is shut down: a second one would leave its processes and folder behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _small() -> Iterator[None]:
+    """Have Ray start as it does where ray[default] is not installed: sooner, with less work beside the trials, and without
+    the pages of metrics that its agents would give to everybody on this machine."""
+    name = "ray.dashboard.optional_deps"
+    before = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]  # importing it fails
+    try:
+        yield
+    finally:
+        if before is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = before
+
+
+def _join(address: str, notes: list[str], folder: str | None, *, require_token: bool) -> None:
+    import ray
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+    from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, GcsClient, get_authentication_mode  # type: ignore[attr-defined]
+
+    if address == "local":
+        raise UsageError("address 'local': pass None instead, and the search starts and stops a local Ray")
+    if address.startswith("ray://"):
+        raise UsageError(
+            f"--address {address}: Ray Client would run the search on another machine. Run feedrate on a node of the cluster, with --address auto"
+        )
+    try:
+        host, _, port = canonicalize_bootstrap_address_or_die(address).rpartition(":")
+        if not port.isdecimal() or not 0 < int(port) < 65536:
+            raise ValueError(f"{port!r} is not a port")
+        _probe(host.strip("[]"), int(port))
+        if address == "auto":
+            use_own_token()  # as ray.init does, which comes too late
+        with_token = get_authentication_mode() == AuthenticationMode.TOKEN
+        if with_token and not AuthenticationTokenLoader.instance().has_token():
+            raise UsageError(f"the Ray cluster at --address {address} {WRONG_TOKEN}")  # Ray's own code would abort
+        if require_token and _lets_anyone_in(f"{host}:{port}"):
+            text = without_token(f"the Ray cluster at --address {address}")
+            raise UsageError(f"{text} (--require-token). {AUTHENTICATE}")
+        GcsClient(address=f"{host}:{port}")  # tries once, where ray.init tries for 20 s and does not say why
+        with shipment(folder) if JOB not in os.environ else nullcontext(Shipment({}, None)) as sent, quiet_ray_init():
+            context = ray.init(
+                address,
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+                runtime_env={"env_vars": _WORKERS, **sent.runtime_env},
+            )
+        if context.dashboard_url and JOB not in os.environ:  # submit has said both
+            notes.append(f"Ray's dashboard: http://{context.dashboard_url}")
+        if not with_token and JOB not in os.environ:
+            notes.append(without_token(f"the Ray cluster at --address {address}"))
+        notes += filter(None, [sent.said()])
+    except ray.exceptions.AuthenticationError:
+        raise UsageError(
+            f"the Ray cluster at --address {address} {WRONG_TOKEN}"
+        ) from None
+    except (OSError, ValueError, RuntimeError, subprocess.SubprocessError, ray.exceptions.RayError) as error:
+        reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(
+            f"no Ray cluster answers at --address {address} ({reason}): start one there with `ray start --head`, or search on this machine only with --address local"
+        ) from None
+
+
+def without_token(what: str) -> str:
+    """Return the warning about a cluster without token authentication, for people."""
+    return f"{what} does not ask for a token: anyone who can reach it can run code on the cluster"
+
+
+def _lets_anyone_in(address: str) -> bool:
+    """Return whether the control store at HOST:PORT answers without a token.
+
+    Ray reads its token once per process, so another process asks.
+    """
+    ask = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
+    hidden = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden} | {"RAY_AUTH_MODE": "disabled"}
+    asked = subprocess.run([sys.executable, "-P", "-c", ask, address], env=environment, capture_output=True, timeout=60, check=False)
+    return asked.returncode == 0
+
+
+def _probe(host: str, port: int) -> None:
+    """See in seconds whether something there speaks HTTP/2, as Ray does; ray.init would try for many minutes.
+
+    Raises:
+        OSError: nothing does.
+    """
+    with socket.create_connection((host, port), timeout=PROBE_S) as connection:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))  # empty SETTINGS
+        head = connection.recv(9, socket.MSG_WAITALL)
+    if len(head) < 9 or head[3] != 4:
+        raise OSError("what listens there is not Ray")
+
+
+def _forget_authentication() -> None:
+    """Have Ray read token and mode from the environment again; it keeps the first ones of a process otherwise."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    AuthenticationTokenLoader.instance().reset_cache()
+    Config.initialize("")
+
+
+def _restore(environment: dict[str, str]) -> None:
+    for name in set(os.environ) - set(environment):
+        del os.environ[name]
+    os.environ.update(environment)

@@ -1,0 +1,103 @@
+"""How many trials of one search can run at once, while nodes come and go and other searches want their share.
+
+Searches on one cluster share its slots equally, each at least one; who finds none free waits until a search ends. A search is
+known by the placement groups of its trials, which every driver can list; Tune's kept actors hold theirs, see
+`PruningScheduler.choose_trial_to_run`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from typing import Any
+
+import ray
+from ray.util import placement_group_table
+
+from feedrate.search.engine.nodes import Host, left_out_of, living, look
+from feedrate.search.engine.reservation import Placement
+from feedrate.search.options import UsageError
+
+COUNT_AGAIN_S = 2.0
+TRIAL_RESOURCES = {"CPU", "GPU", "trial_slot"}
+
+
+class Slots:
+    """Counts again every COUNT_AGAIN_S.
+
+    Args:
+        placement: what a trial of this search reserves.
+    """
+
+    def __init__(self, placement: Placement) -> None:
+        self.placement = placement
+        self._job = ray.get_runtime_context().get_job_id()
+        self._counted_s = self._looked_s = -COUNT_AGAIN_S
+        self._living: list[Host] = []
+        self._at_once, self._num_searches = placement.num_slots, 1
+        self.refused = set(placement.left_out)
+        """Nodes, by Ray's id, that take no trials: they did not answer, or joined when the search was under way and are no match for it."""
+        self.host_ids = dict(placement.host_ids)
+        """Ray's node id -> host id, of the nodes that were asked at the start and of those that have reported since."""
+
+    def hosts(self) -> set[str]:
+        """Return the ids of the living hosts that can take a trial of this search; a node's own id while its host is not known."""
+        return {self._host_of(host.node_id) for host in self._there()}
+
+    def look_again(self) -> list[str]:
+        """Ask every node again whether it can run a task of ours; refuse those that cannot, and return a sentence about each."""
+        if not self.placement.host_ids:  # a local Ray
+            return []
+        try:
+            hosts, problems = look()
+        except UsageError:  # no node can: there is nowhere else to go
+            return []
+        strangers = left_out_of(hosts) - self.refused
+        self.refused |= strangers
+        return problems if strangers else []
+
+    def nodes_of(self, hosts: Collection[str]) -> set[str]:
+        """Return the node ids of hosts."""
+        return {node for node, host in self.host_ids.items() if host in hosts} | (set(hosts) - set(self.host_ids.values()))
+
+    def _host_of(self, node_id: str) -> str:
+        return self.host_ids.get(node_id, node_id)
+
+    def _there(self) -> list[Host]:
+        if time.monotonic() - self._looked_s >= COUNT_AGAIN_S:
+            self._looked_s, self._living = time.monotonic(), living()
+        return [host for host in self._living if self.placement.takes(host) and host.node_id not in self.refused]
+
+    def at_once(self, closed: Collection[str] = ()) -> int:
+        """Return how many trials of this search may run now; never less than 1, so that a cluster that grows is waited for.
+
+        Args:
+            closed: ids of hosts that take no new trials.
+        """
+        if time.monotonic() - self._counted_s >= COUNT_AGAIN_S:
+            self._counted_s = time.monotonic()
+            there = [host for host in self._there() if self._host_of(host.node_id) not in closed]
+            # trials that wait are what makes a cluster start nodes
+            self._at_once = max(self.placement.at_once(there), self.placement.num_promised)
+            searches = {searching_job(group, self.placement.trial_slot) for group in placement_group_table().values()}
+            self._num_searches = len((searches - {None}) | {self._job})
+        return max(self._at_once // self._num_searches, 1)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether another search uses the cluster, or waits for it."""
+        return self._num_searches > 1
+
+
+def searching_job(group: dict[str, Any], trial_slot: bool) -> str | None:
+    """The Ray job of a placement group that holds a trial; None for others.
+
+    Args:
+        group: an entry of `placement_group_table()`, whose id ends with its job's.
+        trial_slot: nodes declare it, so that trials have it; where they do not, other Tune runs look like searches.
+    """
+    if group["state"] == "REMOVED" or len(group["bundles"]) != 1:
+        return None
+    (bundle,) = group["bundles"].values()
+    is_trial = "CPU" in bundle and set(bundle) <= TRIAL_RESOURCES and ("trial_slot" in bundle) == trial_slot
+    return str(group["placement_group_id"])[-8:] if is_trial else None

@@ -1,0 +1,175 @@
+"""The Tune trainable: a thin supervisor actor, reused from trial to trial, that runs each one in a clean child.
+
+Runs inside a Ray worker. Where Ray and a trial differ: a failed measurement is an ordinary result with a `failure`
+column, never a Ray error; a Ray error means that this supervisor itself was lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from ray import tune
+
+from feedrate.search.engine.nodes import here, why_not
+from feedrate.search.options import LOOKS
+from feedrate.search.shipping.job_environment import unpacked
+from feedrate.search.shipping.shipping import on_this_node
+from feedrate.trainables.machine.host import host_id, share_of_cpus
+from feedrate.trainables.resolve import WorkloadRef
+from feedrate.trainables.sandbox.template import Template
+
+
+class Supervisor(tune.Trainable):
+    """One trial after another on the resources that Ray gave this actor; a confirmation round is one of several settings."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Start the template; the first trial begins with it."""
+        expects = json.loads(config["request"])["expects"]
+        self._refusal = why_not(here(), **expects) if expects is not None else None
+        self._template: Template | None = None
+        self._events: Iterator[dict[str, Any]] | None = None
+        self._looked = 0
+        self._waits = self._has_measured = False
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """End the last trial's child, if it still runs, and take the next one."""
+        self._end()
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Wait for the trial's next news: a look at its windows, its end, or that it waits for the host or does no longer.
+
+        Of a confirmation round the end of every setting is news, and then that of the round.
+        """
+        if self._refusal is not None:
+            return self._result(done=True)
+        if self._events is None:
+            return self._result(done=True)  # the last setting of a round was told already
+        columns: dict[str, Any] = {}
+        failure = None
+        for event in self._events:
+            kind = event["event"]
+            if kind == "waiting":
+                self._waits = True
+                return self._result(waiting=event["why"])
+            if self._waits and kind == "phase":
+                self._waits = False
+                return self._result(proceeds=True)
+            if kind == "progress":
+                columns = event["columns"]
+                num_windows = len(columns["window_duration_s"])
+                if not self._is_round and num_windows in LOOKS and num_windows > self._looked:
+                    self._looked = num_windows
+                    return self._result(columns=columns)
+            elif kind == "result":
+                columns = event["columns"]
+            elif kind == "failure":
+                failure = {key: value for key, value in event.items() if key.startswith("failure_")}
+        self._end()
+        told = self._result(columns=columns, failure=failure, done=not self._is_round)
+        self._position += 1
+        if self._position < len(self._request["configs"]):
+            self._measure()
+        return told
+
+    def cleanup(self) -> None:
+        """End the child and the template."""
+        self._end()
+        if self._template is not None:
+            self._template.close()
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._request = json.loads(config["request"])
+        self._position = 0
+        if self._refusal is not None:
+            return
+        if self._template is None:
+            num_cpus = self._request["cpus_per_trial"]
+            self._gpus = _gpu_numbers() if self._request["options"]["shares_host"] else []
+            self._template = Template(
+                on_this_node(WorkloadRef(**self._request["workload"]), **self._request["shipped"]),
+                cpus=share_of_cpus(self._gpus, here().num_gpus, num_cpus) if self._gpus else _affinity(num_cpus),
+                threads=self._request["threads"],
+                environment=_user_environment(unpacked() | self._request["environment"], self._request["gpus_per_trial"]),
+            )
+        self._is_round = self._request["kind"] == "confirm"
+        self._measure()
+
+    def _measure(self) -> None:
+        assert self._template is not None
+        self._looked = 0
+        self._waits = False
+        wait_s = 0.0 if self._has_measured else self._request["wait_s"]
+        self._has_measured = True
+        self._events = self._template.run(
+            {
+                "op": "measure",
+                "config": self._request["configs"][self._position],
+                "options": self._request["options"],
+                "command": self._request["command"],
+                "allocated_cpus": self._request["cpus_per_trial"],
+                "gpus": self._gpus,
+                "wait_s": wait_s,
+                "keep": not self._is_round,  # where making the step takes long; rounds start afresh every time
+            },
+            max_s=self._request["options"]["max_trial_s"],
+        )
+
+    def _end(self) -> None:
+        if self._events is not None:
+            self._events.close()  # type: ignore[attr-defined]
+            self._events = None
+
+    def _result(
+        self,
+        *,
+        columns: dict[str, Any] | None = None,
+        failure: dict[str, Any] | None = None,
+        done: bool = False,
+        waiting: str = "",
+        proceeds: bool = False,
+    ) -> dict[str, Any]:
+        # JSON text, because Tune copies and flattens nested results on every report
+        return {
+            "columns": json.dumps(columns or {}),
+            "failure": json.dumps(failure),
+            "position": self._position,
+            "waiting": waiting,
+            "proceeds": proceeds,
+            "refusal": self._refusal or "",
+            "node_id": ray.get_runtime_context().get_node_id(),
+            "host": json.dumps({"host_id": host_id(), "hostname": socket.gethostname()}),
+            "throughput_sps": 0.0,  # Tune wants its metric in every result; the session computes the real one
+            "done": done,
+        }
+
+
+def _affinity(num_cpus: int | None) -> set[int] | None:
+    """The first `num_cpus` CPUs of those allowed; None where that is all of them."""
+    allowed = sorted(os.sched_getaffinity(0))
+    return set(allowed[:num_cpus]) if num_cpus is not None and num_cpus < len(allowed) else None
+
+
+def _gpu_numbers() -> list[int]:
+    """Which of the node's GPUs this actor has, counted from 0; Ray names them as CUDA_VISIBLE_DEVICES did where the node began."""
+    visible = ray._private.worker.global_worker.original_visible_accelerator_ids.get("GPU")
+    ids = ray.get_gpu_ids()
+    return sorted(int(each) if visible is None else visible.index(str(each)) for each in ids)
+
+
+def _user_environment(environment: dict[str, str | None], gpus: int) -> dict[str, str | None]:
+    """What the user's own run would have: Ray sets OMP_NUM_THREADS, and leaves every GPU visible to a CPU trial.
+
+    A trial that reserved a whole node (--exclusive) still trains on as many GPUs as it asked for.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if gpus and len(visible) <= gpus:
+        return environment
+    return {**environment, "CUDA_VISIBLE_DEVICES": ",".join(visible[:gpus])}

@@ -1,0 +1,181 @@
+"""Runs a session's trials with Ray Tune: one Tuner, our searcher and scheduler, a reused supervisor actor a host."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from ray import tune
+from ray.exceptions import OutOfMemoryError
+from ray.tune.execution import class_cache
+
+from feedrate.search.engine.nodes import place_of, versions_here
+from feedrate.search.engine.reservation import Placement
+from feedrate.search.engine.scheduler import PruningScheduler
+from feedrate.search.engine.searcher import SessionSearcher
+from feedrate.search.engine.slots import Slots
+from feedrate.search.engine.trainable import Supervisor
+from feedrate.search.options import SearchOptions
+from feedrate.search.session.session import Session
+from feedrate.search.session.trial_request import TrialRequest
+from feedrate.search.shipping.shipping import digest_of
+from feedrate.trainables.failure import chain
+from feedrate.trainables.resolve import WorkloadRef
+
+USER_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""Ray sets the first of them in its workers; trials get the values of the user's own shell, absent ones too."""
+
+
+ROUND_SEED = 500_000
+"""Rounds are seeded from here on, so that they see other data than the trials which chose the finalists."""
+MAX_MEMORY_KILLS = 20
+"""Ray's memory monitor may end so many trials of a search: each ends Tune's whole run, which is then begun anew."""
+
+
+MOST_SLOTS = 10_000
+DEFAULT_WAIT_S = 600.0
+"""On a joined cluster, whose hosts others use too."""
+
+
+class Ticker(tune.Callback):
+    """Redraws the display while Tune waits. Tune pickles its callbacks: the searcher stays out."""
+
+    def __init__(self, searcher: SessionSearcher) -> None:
+        self.searcher: SessionSearcher | None = searcher
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"searcher": None}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A supervisor has begun with the trial."""
+        if self.searcher is not None:
+            self.searcher.begun(trial.trial_id, *place_of(trial.temporary_state.ray_actor))
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Called about ten times a second."""
+        if self.searcher is not None:
+            self.searcher.tick()
+
+
+def run_trials(
+    session: Session,
+    placement: Placement,
+    ref: WorkloadRef,
+    options: SearchOptions,
+    storage_path: str,
+    domains: dict[str, Any],
+    root: str | None = None,
+    command: str = "",
+) -> bool:
+    """Run trials until the session ends; True when it did, False when it was interrupted.
+
+    Args:
+        session: the search.
+        placement: what each trial reserves.
+        ref: the workload.
+        options: how each trial is measured.
+        storage_path: folder for Tune's own state.
+        domains: the search space as Tune domains, for Tune's own records.
+        root: the folder that was sent to the cluster (shipping.py); None where none was.
+        command: the command line, for others who wait for a host that this search uses.
+    """
+    searcher = SessionSearcher(session, _to_config(placement, ref, options, root, command), Slots(placement))
+    name, memory_kills = "tune", 0
+    while True:
+        tuner = tune.Tuner(
+            tune.with_resources(Supervisor, partial(_resources, placement.bundle)),
+            param_space=domains,
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=PruningScheduler(searcher),
+                num_samples=-1,
+                max_concurrent_trials=MOST_SLOTS,  # the searcher counts the real ones
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=storage_path,
+                verbose=0,
+                callbacks=[Ticker(searcher)],
+                # a supervisor has no state to keep
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                failure_config=tune.FailureConfig(max_failures=0),
+            ),
+        )
+        try:
+            with _without_credentials():
+                tuner.fit()
+            break
+        except Exception as error:
+            memory_kills += 1
+            if memory_kills > MAX_MEMORY_KILLS or not any(isinstance(link, OutOfMemoryError) for link in chain(error)):
+                raise
+            searcher.starved()
+            name = f"tune-{memory_kills}"
+    return session.stop_reason is not None and not session.running
+
+
+@contextmanager
+def _without_credentials() -> Iterator[None]:
+    """Keep Ray Tune (2.60) from copying the driver's AWS credentials into the runtime environment of its actors.
+
+    Runtime environments are shown by Ray's state API and stand in world-readable logs of every node. A local search needs
+    no copy: its processes inherit the driver's environment.
+    """
+    before = set(class_cache.ENV_VARS_TO_PROPAGATE)
+    class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in before if name.startswith("AWS_")}
+    try:
+        yield
+    finally:
+        class_cache.ENV_VARS_TO_PROPAGATE |= before
+
+
+def _resources(bundle: dict[str, float], config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """What Ray reserves for a trial, and on which nodes."""
+    selector = json.loads(config["selector"])
+    more: dict[str, Any] = {"bundle_label_selector": [selector]} if selector else {}
+    return tune.PlacementGroupFactory([bundle], **more)
+
+
+def _to_config(
+    placement: Placement, ref: WorkloadRef, options: SearchOptions, root: str | None, command: str
+) -> Callable[[TrialRequest, set[str]], dict[str, Any]]:
+    shipped = {"root": root, "digest": digest_of(ref) if root is not None else None}
+    environment = {name: os.environ.get(name) for name in USER_THREADS}
+    expects = None  # a local Ray has one node, this one
+    if options.address is not None:
+        expects = {"versions": versions_here(), "hardware": placement.hardware if placement.host_ids else ""}
+
+    def to_config(request: TrialRequest, refused: set[str]) -> dict[str, Any]:
+        body = {
+            "workload": ref.to_json(),
+            "shipped": shipped,
+            "command": command,
+            "kind": request.kind,
+            "configs": [config.to_dict() for config in request.configs],
+            "options": {
+                "max_trial_s": request.max_trial_s,
+                # another place of the data in every trial; the same one for all settings of a round
+                "seed": options.seed * 1_000_003 + request.number + (ROUND_SEED if request.kind == "confirm" else 0),
+                "measure_step": request.measure_step,
+                "objective": options.objective,
+                "epoch_samples": options.epoch_samples,
+                "amp": options.amp,
+                "compile": options.compile,
+                "shares_host": placement.num_shares > 1,
+            },
+            "expects": expects,
+            "cpus_per_trial": placement.cpus if options.pin_cpus else None,
+            "wait_s": (DEFAULT_WAIT_S if options.address is not None else 0.0) if options.wait_s is None else options.wait_s,
+            "gpus_per_trial": placement.gpus,
+            "threads": options.threads,
+            "environment": environment,
+        }
+        return {"request": json.dumps(body), "selector": json.dumps(placement.where_not(refused))}
+
+    return to_config

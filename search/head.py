@@ -1,0 +1,125 @@
+"""What runs on a cluster's head for the cluster commands: python -m feedrate.search.head search|resume|pack|log|hardware ID ..., or list.
+
+A search whose run folder is there already, by the same command, is carried on.
+
+The run folder is FOLDER/ID on the head, with FOLDER from FEEDRATE_RUNS_DIR there, else ~/feedrate-runs. It outlives the job,
+whose own folder Ray removes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import sys
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from feedrate.search.service.folder_job import described
+from feedrate.search.service.job_log import copied, log_of
+from feedrate.search.service.jobs import CLASSES, packed
+from feedrate.search.session.job_display import VARIABLE
+from feedrate.search.shipping.job_environment import unpacked
+
+PARTS = ("search.json", "trials.jsonl", "best.json", "report.html", "study.journal")
+"""Of a run folder; Tune's own state stays."""
+
+
+def parent_here() -> Path:
+    """Return the folder that holds the run folders on this head."""
+    return Path(os.environ.get("FEEDRATE_RUNS_DIR") or "~/feedrate-runs").expanduser()
+
+
+def folder_of(submission_id: str) -> Path:
+    """The run folder of a search on this head."""
+    return parent_here() / submission_id
+
+
+def pack(folder: Path) -> str:
+    """A run folder, and those inside it (one for each hardware class), as lines of a log.
+
+    Raises:
+        SystemExit: there is nothing yet; the message says so.
+    """
+    found = sorted(path for path in folder.rglob("*") if path.name in PARTS and path.is_file())
+    if not found:
+        raise SystemExit("there is no run folder: the search has not begun, or failed before it did (feedrate logs shows why)")
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        for path in found:
+            data = path.read_bytes()  # as it is now: a search may be appending
+            info = tarfile.TarInfo(str(path.relative_to(folder)))
+            info.size, info.mtime = len(data), int(path.stat().st_mtime)
+            archive.addfile(info, io.BytesIO(data))
+        if log_of(folder).is_file():
+            archive.add(log_of(folder), "search.log")
+    return packed(stream.getvalue())
+
+
+def hardware_classes() -> list[str]:
+    """The hardware classes of the cluster that this job runs on, those of nodes that it starts on demand too."""
+    from feedrate.search.engine.nodes import look, promised
+    from feedrate.search.engine.ray_cluster import cluster
+    from feedrate.search.engine.reservation import with_slots
+    from feedrate.search.options import SearchOptions
+
+    with cluster(SearchOptions(address="auto"), 0):
+        return sorted({host.hardware for host in with_slots(look()[0] + promised())})
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do what the words ask for; gives the exit code."""
+    what, submission_id, *words = [*argv, ""] if len(argv) == 1 else argv
+    if what in ("pack", "log", "list"):
+        print(_told(what, submission_id), flush=True)
+        return 0
+    if what == "hardware":
+        print(CLASSES + json.dumps(hardware_classes()), flush=True)
+        return 0
+    from feedrate.search.cli.main import main as command
+
+    # Ray starts jobs with SIGINT blocked, and stops them with SIGTERM, which the command line makes an interrupt
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    folder = folder_of(submission_id)
+    os.environ[VARIABLE] = submission_id
+    os.environ.update(unpacked())
+    with copied(folder):
+        if what == "resume":
+            return max(command(["resume", str(run), *words]) for run in _runs_in(folder))
+        words = ["search", *words, "--address", "auto", "--out", str(folder)]
+        return command(["resume", str(folder)] if _began(folder, words) else words)
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """Return the run folders to carry on: the folder itself, or of one for each hardware class those that are unfinished."""
+    found = {path.parent: path for path in sorted(folder.glob("*/search.json"))}
+    unfinished = [run for run, path in found.items() if not json.loads(path.read_text())["finished"]]
+    return [folder] if (folder / "search.json").exists() or not found else unfinished or list(found)
+
+
+def _told(what: str, submission_id: str) -> str:
+    """What a client asks the head for, as lines of a log.
+
+    Raises:
+        SystemExit: there is nothing; the message says so.
+    """
+    if what == "pack":
+        return pack(folder_of(submission_id))
+    if what == "list":
+        return packed(json.dumps(list(described(parent_here()))).encode())
+    log = log_of(folder_of(submission_id))
+    return packed(log.read_bytes() if log.is_file() else b"")
+
+
+def _began(folder: Path, words: Sequence[str]) -> bool:
+    """Whether this very search has a run folder: the job is another attempt after a crash, as RayJob's backoffLimit makes."""
+    try:
+        return bool(json.loads((folder / "search.json").read_text())["argv"] == list(words))
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,103 @@
+"""`FolderJob`: a submitted search that Ray has forgotten, because its head was started anew, known by its run folder on the head.
+
+It has the fields of Ray's JobDetails that the cluster commands read.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from feedrate.analysis.run_folder import RunFolder
+from feedrate.search.shipping.submission import Submission
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobStatus
+
+LOST = "unfinished, and Ray no longer knows it: the cluster's head was lost or restarted since"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FolderJob:
+    """A search by its run folder."""
+
+    submission_id: str
+    status: JobStatus
+    metadata: dict[str, str]
+    start_time: int | None
+    """Milliseconds since 1970, as Ray gives them."""
+    end_time: int | None
+    message: str
+    submission: Submission | None
+    driver_exit_code: int | None = None
+    runtime_env: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> FolderJob:
+        """Read what `described` gave on the head."""
+        from ray.job_submission import JobStatus
+
+        submission = Submission.from_json(facts["submission"]) if facts.get("submission") else None
+        metadata = {
+            "kind": "search",
+            "run": facts["id"],
+            "workload": submission.workload if submission else facts["workload"],
+            "command": submission.command if submission else facts["command"],
+            "owner": facts.get("owner") or "",
+            "feedrate": facts.get("feedrate") or "",
+        }
+        status = JobStatus.RUNNING if facts["running"] else JobStatus.SUCCEEDED if facts["finished"] else JobStatus.FAILED
+        return cls(
+            submission_id=facts["id"],
+            status=status,
+            metadata=metadata,
+            start_time=int(facts["created_unix_s"] * 1e3),
+            end_time=int(facts["written_unix_s"] * 1e3) if status.is_terminal() else None,
+            message="" if status != JobStatus.FAILED else LOST,
+            submission=submission,
+            driver_exit_code=0 if status == JobStatus.SUCCEEDED else None,
+            runtime_env={"pip": list(submission.pip)} if submission and submission.pip else {},
+        )
+
+
+def described(parent: Path) -> Iterator[dict[str, Any]]:
+    """Give the facts of each submitted search whose run folder is in a folder on the head; those that cannot be read are skipped."""
+    for folder in sorted(path for path in parent.glob("*") if path.is_dir()):
+        found = next(iter(sorted(folder.glob("search.json")) or sorted(folder.glob("*/search.json"))), None)
+        try:
+            if found is not None:
+                yield _facts(folder, json.loads(found.read_text()))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+
+
+def _facts(folder: Path, search: Mapping[str, Any]) -> dict[str, Any]:
+    files = [path for path in folder.rglob("*") if path.name in ("search.json", "trials.jsonl", "best.json")]
+    return {
+        "id": folder.name,
+        "workload": search["workload"]["target"],
+        "command": search["command"],
+        "owner": search.get("owner"),
+        "feedrate": search["versions"].get("feedrate"),
+        "submission": search.get("submission"),
+        "created_unix_s": float(search["created_unix_s"]),
+        "written_unix_s": max(path.stat().st_mtime for path in files),
+        "finished": bool(search["finished"]),
+        "running": any(_is_held(path.parent) for path in files if path.name == "search.json"),
+    }
+
+
+def _is_held(folder: Path) -> bool:
+    """Whether a driver is searching into this folder (prepare.held)."""
+    try:
+        with RunFolder(folder).lock.open() as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -1,0 +1,100 @@
+"""What the Jobs API knows of a submitted search, as an object for programs and in words."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+from feedrate.search.service.folder_job import LOST, FolderJob
+
+if TYPE_CHECKING:
+    from feedrate.search.service.jobs import Jobs
+
+FAILED = 1
+STOPPED = 128 + signal.SIGTERM
+MEANING = {0: "done", 1: "nothing that works was found", 2: "wrong usage", 128 + signal.SIGINT: "interrupted"}
+"""Exit code of a search -> what it means; more than 128 is a signal. docs/json.md has the table."""
+
+
+def summary(job: Any) -> dict[str, Any]:
+    """One search on a cluster, without its log."""
+    ended_s = job.end_time / 1e3 if job.end_time else time.time()
+    return {
+        "id": job.submission_id,
+        "status": str(job.status.value),
+        "search_exit_code": exit_code(job),
+        "owner": job.metadata.get("owner") or None,
+        "workload": job.metadata.get("workload"),
+        "command": job.metadata.get("command"),
+        "feedrate": job.metadata.get("feedrate"),
+        "started_unix_s": job.start_time / 1e3 if job.start_time else None,
+        "took_s": ended_s - job.start_time / 1e3 if job.start_time else None,
+    }
+
+
+def status_facts(jobs: Jobs, submission_id: str) -> dict[str, Any]:
+    """Everything that is known of one search.
+
+    Args:
+        jobs: of the cluster.
+        submission_id: of the search.
+
+    Returns:
+        `summary` and: the sentence it ended with, who carried it on, the run folder on the head, how far it is and its best
+        setting so far (by hardware class where it runs on several), the end of its log, and the command that carries it on if Ray
+        has forgotten it.
+    """
+    from feedrate.search.session.job_display import split_log  # imports pandas, which --help does without
+
+    job = jobs.job(submission_id)
+    log, told = split_log(jobs.raw_log(submission_id))
+    alone = told.get(None)
+    lines = [line for line in log.splitlines() if line.strip()]
+    over = job.status.is_terminal()
+    message = lines[-1] if lines else (job.message or "").strip().rpartition("\n")[2] or None
+    return summary(job) | {
+        "ended_by": ended_by(job) if over else None,
+        "message": message if over and exit_code(job) else None,
+        "carried_on_by": [{"id": other.submission_id, "status": str(other.status.value)} for other in jobs.continued(job)],
+        "progress": alone,
+        "by_hardware": {name: facts for name, facts in told.items() if name is not None},
+        "last_lines": lines[-8:],
+        "resume": _way_on(jobs, job),
+    }
+
+
+def _way_on(jobs: Jobs, job: Any) -> str | None:
+    """The command that carries on an unfinished search that Ray has forgotten; None for others."""
+    if not isinstance(job, FolderJob) or not exit_code(job):
+        return None
+    names = job.submission.env if job.submission is not None else ()
+    return jobs.command("resume", job.submission_id, *(word for name in names for word in ("--env", name)))
+
+
+def exit_code(job: Any) -> int | None:
+    """Exit code that the search would have had in a shell; None while it goes on."""
+    if not job.status.is_terminal():
+        return None
+    code = job.driver_exit_code
+    if code is not None:
+        return int(code) if code >= 0 else 128 - int(code)
+    return {"SUCCEEDED": 0, "STOPPED": STOPPED}.get(str(job.status.value), FAILED)
+
+
+def ended_by(job: Any) -> str:
+    """What ended the search: its exit code or a signal, in words."""
+    code = exit_code(job)
+    if job.message == LOST:
+        return LOST
+    if job.status.value == "STOPPED":
+        return "stopped on request"
+    if code is None or (code == FAILED and job.driver_exit_code is None):
+        return "Ray could not run it"
+    if code in MEANING:
+        return f"exit code {code}: {MEANING[code]}"
+    try:
+        name = signal.Signals(code - 128).name
+    except ValueError:
+        return f"exit code {code}"
+    return f"signal {name}" + (": the kernel sends it when memory runs out" if name == "SIGKILL" else "")

@@ -1,0 +1,345 @@
+"""A cluster's Ray Jobs API as `feedrate submit` and its fellows use it: searches that go on when the client is gone.
+
+Ray's Jobs API runs what it is sent, by design. What differs from Ray's own client: the address is the one given, also
+where RAY_ADDRESS names another; an address where nothing answers is reported within seconds; a cluster without token
+authentication is used with a warning, or refused where that was asked for. Needs the extra feedrate[cluster].
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import json
+import logging
+import os
+import shlex
+import shutil
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from feedrate.search.engine.ray_cluster import AUTHENTICATE, WRONG_TOKEN, without_token
+from feedrate.search.options import UsageError
+from feedrate.search.service.folder_job import FolderJob
+from feedrate.search.session.job_display import split_log
+from feedrate.search.shipping.shipping import Shipment, shipment
+from feedrate.search.shipping.submission import VARIABLE, Submission
+from feedrate.search.terminal.paste import pasted
+
+
+class UnknownSearch(UsageError):
+    """The cluster has no job of this id."""
+
+
+OURS = "feedrate"
+"""Key of a job's metadata that tells our jobs from others; its value is our version."""
+PROBE_S = 10.0
+STOP_WAIT_S = 60
+"""Time for a search that is stopped to end its trial and write down where it is, before Ray kills it."""
+BEGIN, END = "feedrate-pack-begin", "feedrate-pack-end"
+"""Around a packed run folder in a job's log."""
+PACK_S = 300.0
+HARDWARE_S = 150.0
+"""Time for the cluster to say what hardware it has: a job's start, and 90 s for nodes that do not answer (nodes.py)."""
+CLASSES = "feedrate-hardware-classes "
+"""Before the names of the hardware classes in a job's log."""
+
+
+class Jobs:
+    """The jobs of one cluster.
+
+    Args:
+        address: of the Jobs API, such as http://localhost:8265.
+        require_token: refuse a cluster without token authentication.
+
+    Raises:
+        UsageError: it does not answer, refuses the token, or (require_token) asks nobody for one.
+    """
+
+    def __init__(self, address: str, *, require_token: bool = False) -> None:
+        try:
+            import aiohttp  # noqa: F401 - Ray's client is quiet about its absence until it is used
+            import requests
+            from ray.job_submission import JobSubmissionClient
+        except ImportError as error:
+            raise UsageError(f"{error.name} is not installed: pip install 'feedrate[cluster]'") from None
+        self.address, self.require_token = address.rstrip("/"), require_token
+        if urlsplit(address).scheme not in ("http", "https"):
+            raise UsageError(f"--address {address}: name the cluster's Jobs API, such as http://localhost:8265 (`ray dashboard` opens a tunnel to it)")
+        self.notes: list[str] = []
+        for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private"):  # "Uploading package ..."
+            logging.getLogger(name).setLevel(logging.ERROR)
+        self._check(requests, require_token)
+        hidden = {name: os.environ.pop(name) for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS") if name in os.environ}
+        try:
+            self.client = self._call(JobSubmissionClient, self.address)
+        finally:
+            os.environ.update(hidden)
+
+    def _check(self, requests: Any, require_token: bool) -> None:
+        """See in seconds whether something answers, and whether it asks for a token.
+
+        Raises:
+            UsageError: nothing answers, or a token is required and not asked for.
+        """
+        try:
+            status = requests.get(f"{self.address}/api/jobs/", timeout=PROBE_S).status_code
+        except requests.RequestException as error:
+            raise UsageError(
+                f"nothing answers at --address {self.address} ({type(error).__name__}): `ray dashboard cluster.yaml` opens a tunnel to a cluster's Jobs API, and keeps it while it runs"
+            ) from None
+        if status == 200:
+            text = without_token(f"the Jobs API at {self.address}")
+            if require_token:
+                raise UsageError(f"{text} (--require-token). {AUTHENTICATE}")
+            self.notes.append(text)
+
+    def _call(self, call: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        """Call Ray's client, with its errors as sentences."""
+        from ray.exceptions import AuthenticationError
+
+        try:
+            return call(*given, **named)
+        except AuthenticationError:
+            raise UsageError(f"the cluster at --address {self.address} {WRONG_TOKEN}") from None
+        except (RuntimeError, ConnectionError, OSError, ValueError) as error:
+            lines = [line for line in str(error).splitlines() if line.strip(" .")] or [type(error).__name__]
+            reason = lines[-1] if "Traceback" in lines[0] else lines[0]  # of a server's traceback the end tells
+            if "404" in reason or "does not exist" in reason:
+                raise UnknownSearch(f"the cluster at {self.address} has no such search: {self.command('runs')} lists them") from None
+            raise UsageError(f"the cluster at --address {self.address} refused: {reason}") from None
+
+    def command(self, *words: str) -> str:
+        """Return a feedrate command on this cluster, for people to paste."""
+        return pasted(*words, "--address", self.address, *(["--require-token"] if self.require_token else []))
+
+    def submit(
+        self,
+        words: Sequence[str],
+        *,
+        submission_id: str,
+        folder: str | None,
+        metadata: Mapping[str, str],
+        submission: Submission | None = None,
+        env: Mapping[str, str] | None = None,
+        pip: Sequence[str] = (),
+    ) -> Shipment:
+        """Have the cluster run `python -m feedrate.search.head` with these words; gives what was sent.
+
+        Args:
+            words: its arguments.
+            submission_id: of the job, unique on the cluster.
+            folder: the user's, which is sent; None sends feedrate alone.
+            metadata: to find the job by.
+            submission: what the driver is to know; None for a job that is no search.
+            env: environment variables of the search and its trials.
+            pip: requirements that Ray installs for the job and for its trials.
+        """
+        with shipment(folder, env) as sent:
+            shown = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
+            if submission is not None:
+                shown[VARIABLE] = json.dumps(submission.to_json())
+            runtime_env = sent.runtime_env | {"env_vars": shown}
+            if pip:
+                runtime_env["pip"] = list(pip)
+            self._call(
+                self.client.submit_job,
+                # Ray hands it to a shell on the head: every word is quoted
+                entrypoint=shlex.join(["python", "-m", "feedrate.search.head", *words]),
+                submission_id=submission_id,
+                runtime_env=runtime_env,
+                metadata=dict(metadata),
+            )
+            return sent
+
+    def job(self, submission_id: str) -> Any:
+        """Ray's details of one of our searches; a `FolderJob` where Ray has forgotten it and its run folder is on the head."""
+        try:
+            found = self._call(self.client.get_job_info, submission_id)
+        except UnknownSearch:
+            if submission_id in self.folder_jobs:
+                return self.folder_jobs[submission_id]
+            raise
+        if OURS not in (found.metadata or {}):
+            raise UsageError(f"{submission_id} is not a feedrate search: {self.command('runs')} lists the searches")
+        return found
+
+    def known(self) -> list[Any]:
+        """Ray's details of the searches that it knows, the oldest first."""
+        ours = [job for job in self._call(self.client.list_jobs) if (job.metadata or {}).get("kind") == "search" and OURS in job.metadata]
+        return sorted(ours, key=lambda job: job.start_time or 0)
+
+    def searches(self) -> list[Any]:
+        """The searches that Ray knows, and those that it has forgotten, the oldest first."""
+        found = self.known()
+        runs = {job.metadata.get("run") for job in found}
+        found += [job for name, job in self.folder_jobs.items() if name not in runs]
+        return sorted(found, key=lambda job: job.start_time or 0)
+
+    @cached_property
+    def folder_jobs(self) -> dict[str, FolderJob]:
+        """The searches whose run folders are on the head, by their ids; asking takes seconds."""
+        facts = json.loads(self._ask("list", "", "the list of run folders on the cluster's head"))
+        return {each["id"]: FolderJob.from_json(each) for each in facts}
+
+    def continued(self, job: Any) -> list[Any]:
+        """The later searches that carried one on, the oldest first."""
+        run = job.metadata.get("run")
+        return [other for other in self.known() if other.metadata.get("run") == run and (other.start_time or 0) > (job.start_time or 0)]
+
+    def raw_log(self, submission_id: str) -> str:
+        """The log as Ray has it, with the lines for programs (job_display.py); the copy beside the run folder where Ray has none."""
+        try:
+            return str(self._call(self.client.get_job_logs, submission_id))
+        except UnknownSearch:
+            return self._ask("log", submission_id, f"the log of {submission_id}").decode(errors="replace")
+
+    def _ask(self, what: str, submission_id: str, name: str) -> bytes:
+        """Have the head print something, packed, in a job of its own: the Jobs API is the only way in that a client needs.
+
+        Args:
+            what: pack, log or list (head.py).
+            submission_id: of the search.
+            name: of what is asked for, for people.
+
+        Raises:
+            UsageError: the head has nothing of the kind, or does not answer in time.
+        """
+        asking = f"feedrate-{what}-{os.urandom(4).hex()}"
+        self.submit([what, submission_id], submission_id=asking, folder=None, metadata={OURS: "", "kind": what})
+        deadline = time.monotonic() + PACK_S
+        while not self._call(self.client.get_job_status, asking).is_terminal():
+            if time.monotonic() > deadline:
+                raise UsageError(f"the cluster did not give {name} within {PACK_S:.0f} s: is its head busy? Try again")
+            time.sleep(0.5)
+        found = unpacked(str(self._call(self.client.get_job_logs, asking)), name)
+        self._call(self.client.delete_job, asking)
+        return found
+
+    def log(self, submission_id: str) -> str:
+        """What the search has printed so far."""
+        return split_log(self.raw_log(submission_id))[0]
+
+    def follow(self, submission_id: str, pause_s: float = 1.0) -> Iterator[str]:
+        """Pieces of the log as they come, to its end. A connection that breaks is taken up again where it broke."""
+        told, misses = 0, 0
+        while True:
+            try:
+                over = self.job(submission_id).status.is_terminal()
+                text = self.raw_log(submission_id)
+                text = split_log(text if over else text[: text.rfind("\n") + 1])[0]  # whole lines
+                misses = 0
+            except UsageError:
+                misses += 1
+                if misses * pause_s > 60:
+                    raise
+                time.sleep(pause_s)
+                continue
+            if len(text) > told:
+                yield text[told:]
+                told = len(text)
+            if over:
+                return
+            time.sleep(pause_s)
+
+    def stop(self, submission_id: str) -> bool:
+        """Ask a search to end, keeping what it measured; False where it had ended."""
+        if self.job(submission_id).status.is_terminal():
+            return False
+        return bool(self._call(self.client.stop_job, submission_id))
+
+    def hardware(self) -> list[str]:
+        """The hardware classes of the cluster, as a job on its head sees them (reservation.py).
+
+        Raises:
+            UsageError: the cluster did not say; the search itself will look.
+        """
+        asking = f"hardware-{os.urandom(3).hex()}"
+        self.submit(["hardware", asking], submission_id=asking, folder=None, metadata={OURS: "", "kind": "hardware"})
+        try:
+            self._wait_for(asking, HARDWARE_S, "did not say what hardware it has")
+            log = self.raw_log(asking)
+        finally:
+            self._call(self.client.stop_job, asking)
+        lines = [line for line in log.splitlines() if line.strip()]
+        if not lines or not lines[-1].startswith(CLASSES):
+            raise UsageError(f"the cluster could not say what hardware it has: {lines[-1] if lines else 'it printed nothing'}")
+        names: list[str] = json.loads(lines[-1].removeprefix(CLASSES))
+        self._call(self.client.delete_job, asking)
+        return names
+
+    def _wait_for(self, submission_id: str, seconds: float, otherwise: str) -> None:
+        """Wait for the end of a short job.
+
+        Raises:
+            UsageError: it did not end in that time; the message says that the cluster did `otherwise`.
+        """
+        deadline = time.monotonic() + seconds
+        while not self._call(self.client.get_job_status, submission_id).is_terminal():
+            if time.monotonic() > deadline:
+                raise UsageError(f"the cluster {otherwise} within {seconds:.0f} s: is its head busy? Try again")
+            time.sleep(0.5)
+
+    def fetch(self, submission_id: str, to: Path, *, force: bool = False) -> None:
+        """Bring a search's run folder here, as it is now; `to` appears whole or not at all.
+
+        Args:
+            submission_id: of the search.
+            to: where to.
+            force: replace what was fetched there before.
+
+        Raises:
+            UsageError: there is nothing to fetch yet, or `to` exists.
+        """
+        run = self.job(submission_id).metadata["run"]
+        if to.exists() and not force:
+            raise UsageError(f"{to} exists: name another folder with --out, or fetch it again with --force")
+        if to.exists() and not any(to.rglob("search.json")):
+            raise UsageError(f"{to} is not a run folder, so it is not replaced: name another folder with --out")
+        files = self._ask("pack", run, f"the run folder of {submission_id}")
+        to.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{to.name}-", dir=to.parent))
+        with tarfile.open(fileobj=io.BytesIO(files), mode="r:gz") as archive:
+            archive.extractall(part, filter="data")
+        part.chmod(0o755)
+        if to.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{to.name}-old-", dir=to.parent))
+            to.rename(old / to.name)
+            part.rename(to)
+            shutil.rmtree(old)
+        else:
+            part.rename(to)
+
+
+def packed(files: bytes) -> str:
+    """Bytes as lines of a log."""
+    text = base64.encodebytes(files).decode()
+    return f"{BEGIN} {hashlib.sha256(files).hexdigest()}\n{text}{END}\n"
+
+
+def unpacked(log: str, what: str) -> bytes:
+    """The bytes that `packed` put into a log.
+
+    Raises:
+        UsageError: there are none, or they did not come whole.
+    """
+    _, begun, rest = log.partition(f"{BEGIN} ")
+    body, ended, _ = rest.partition(END)
+    if not begun or not ended:
+        lines = [line for line in log.splitlines() if line.strip()]
+        raise UsageError(f"{what} could not be fetched: {lines[-1] if lines else 'the cluster printed nothing'}")
+    digest, _, text = body.partition("\n")
+    try:
+        files = base64.b64decode(text)
+    except binascii.Error:
+        files = b""
+    if hashlib.sha256(files).hexdigest() != digest:
+        raise UsageError(f"{what} did not arrive complete: try again")
+    return files

@@ -1,0 +1,182 @@
+"""The confirmation of a search under way: one interleaved round after the other until the answer is clear.
+
+Where several hosts measure, rounds run beside each other, each whole on one host. A crash loses the round that was
+under way, except what it had recorded; a resumed search goes on with the next round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Protocol
+
+from feedrate.analysis.estimate import record_change, record_rate
+from feedrate.analysis.rounds import MIN_ROUNDS, Comparison, rounds_of
+from feedrate.search.options import SearchOptions
+from feedrate.search.session.budget import Budget
+from feedrate.search.session.display import Display
+from feedrate.search.session.finalists import Candidate, next_round
+from feedrate.search.session.host_health import LOST, HostHealth
+from feedrate.search.session.trial_request import TrialRequest
+from feedrate.search.study.brain import Brain
+from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.failure import Failure
+
+LOST_ROUNDS = 2
+"""Rounds whose supervisor died before no more are begun."""
+
+
+class Bookkeeping(Protocol):
+    """What a confirmation uses of the session that it belongs to (session.py)."""
+
+    brain: Brain
+    options: SearchOptions
+    display: Display
+    budget: Budget
+    health: HostHealth
+    records: list[dict[str, Any]]
+    clock: Callable[[], float]
+    hosts: Callable[[], Collection[str]]
+
+    def seconds_left(self) -> float: ...
+
+    def has_ceiling(self, batch_size: int | None) -> bool: ...
+
+    def learn_host(
+        self, config: LoaderConfig, columns: dict[str, Any], failure: dict[str, Any] | None, *, is_baseline: bool
+    ) -> frozenset[str] | None: ...
+
+    def write(
+        self,
+        request: TrialRequest,
+        config: LoaderConfig,
+        columns: dict[str, Any],
+        failure: dict[str, Any] | None,
+        **more: Any,
+    ) -> dict[str, Any]: ...
+
+
+class Confirmation:
+    """The rounds of one search.
+
+    Args:
+        session: the search; records go through it.
+        finalists: as `finalists.choose` gives them; empty confirms nothing.
+    """
+
+    def __init__(self, session: Bookkeeping, finalists: Sequence[Candidate]) -> None:
+        self.session, self.finalists = session, list(finalists)
+        self._round = max((record.get("round") or 0 for record in session.records), default=0)
+        self._before = self._round
+        self._running: dict[int, TrialRequest] = {}
+        self._since_unix_s: dict[int, float] = {}
+        self._num_measured: dict[int, int] = {}
+        self._lost = 0
+        self.is_over = not finalists
+        if finalists:
+            session.display.confirming([each.config for each in finalists])
+
+    @property
+    def running(self) -> list[TrialRequest]:
+        """Rounds asked for and not ended."""
+        return list(self._running.values())
+
+    @property
+    def num_ahead(self) -> int:
+        """Rounds that are needed at least, those under way included."""
+        return 0 if self.is_over else max(MIN_ROUNDS - (self._round - self._before), 0) + len(self._running)
+
+    def next(self) -> TrialRequest | None:
+        """The next round; None where there is none now, and once `is_over` there will be none."""
+        if self.is_over:
+            return None
+        session = self.session
+        comparison = self._comparison()
+        begun = self._round - self._before  # rounds of an earlier confirmation inform, and do not count
+        left_out = session.brain.disqualified
+        configs = next_round(self.finalists, comparison, begun + 1, seed=session.options.seed, disqualified=left_out)
+        if self._running and (begun >= MIN_ROUNDS or not configs):
+            return None  # what it gives may be enough
+        expected_s = sum(each.spent_s for each in self.finalists if each.config in configs)
+        is_late = begun >= MIN_ROUNDS and session.seconds_left() < expected_s
+        if not configs or is_late or self._lost >= LOST_ROUNDS:
+            self.is_over = True
+            return None
+        self._round += 1
+        request = TrialRequest(
+            kind="confirm",
+            number=self._round,
+            configs=tuple(configs),
+            origin="finalist",
+            measure_step=not all(session.has_ceiling(config.batch_size) for config in configs),
+            max_trial_s=session.options.max_trial_s,
+            avoid=self._avoid(configs),
+        )
+        self._running[request.number] = request
+        session.budget.asked(request.key)
+        self._since_unix_s[request.number] = session.clock()
+        session.display.round_started(request.number, len(configs))
+        return request
+
+    def _avoid(self, configs: Sequence[LoaderConfig]) -> frozenset[str]:
+        """Return the hosts on which one of the settings failed, perhaps by the host's fault; empty where no other host is left."""
+        health = self.session.health
+        doubted = health.doubted(configs)
+        return doubted if set(self.session.hosts()) - doubted - health.set_aside.keys() else frozenset()
+
+    def measured(
+        self, number: int, position: int, columns: dict[str, Any], failure: dict[str, Any] | None
+    ) -> bool:
+        """One setting of a round was measured, or failed: write its record. Return False to end the round, because the failure may be
+        the host's; another host is to measure the setting.
+
+        Args:
+            number: of the round.
+            position: of the setting in the round, from 0.
+            columns: measurement and host columns, as far as they are known.
+            failure: failure columns, None when the setting was measured.
+        """
+        request = self._running.get(number)
+        if request is None:
+            return True  # of a round that was given up
+        config = request.configs[position]
+        self._num_measured[number] = position + 1
+        yours = any(each.is_baseline and each.config == config for each in self.finalists)
+        origin = "baseline" if yours else request.origin
+        session = self.session
+        since_unix_s = max(self._since_unix_s[number], session.budget.began_unix_s(request.key))
+        more: dict[str, Any] = {"round": number, "position": position, "started_unix_s": since_unix_s}
+        elsewhere = session.learn_host(config, columns, failure, is_baseline=yours) is not None
+        more |= {"retried": True} if elsewhere else {}
+        record = session.write(request, config, columns, failure, origin=origin, **more)
+        self._since_unix_s[number] = record["finished_unix_s"]
+        if failure is not None and not elsewhere:
+            self.finalists = [each for each in self.finalists if each.config != config]
+        objective = session.options.objective
+        session.display.in_round(record, record_rate(record, objective), record_change(record, objective))
+        return not elsewhere
+
+    def over(self, number: int, *, lost: bool = False, place: dict[str, Any] | None = None) -> None:
+        """A round ended, or (lost) its supervisor died: what was recorded of it counts as far as it can be compared.
+
+        Args:
+            number: of the round.
+            lost: its supervisor died.
+            place: the columns host_id and hostname, where they are known.
+        """
+        request = self._running.pop(number, None)
+        if request is None:
+            return
+        self.session.budget.ended(request.key)
+        if lost:
+            failure = Failure(kind=LOST, phase="measure", message="the process that supervises the trials of a round died").columns()
+            config = request.configs[min(self._num_measured.get(number, 0), len(request.configs) - 1)]
+            elsewhere = self.session.learn_host(config, place or {}, failure, is_baseline=False) is not None
+            self._lost += not elsewhere
+
+    def _comparison(self) -> Comparison:
+        measured = []
+        for record in self.session.records:
+            rate = record_rate(record, self.session.options.objective) if record["kind"] == "confirm" else None
+            if rate is not None:
+                measured.append((LoaderConfig.from_dict(record).short(), rate.sps, record))
+        return Comparison(rounds_of(measured))

@@ -1,0 +1,117 @@
+"""The display of a search that runs as a Ray Job: it also says in the log, for programs, how far the search is.
+
+A job's log is all that the Jobs API gives of a driver while it runs. A line is a mark and one JSON object; `feedrate status`
+reads the last one, and `feedrate logs` leaves them out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from feedrate.analysis.estimate import Rate
+from feedrate.search.session.display import Display
+from feedrate.trainables.config import LoaderConfig
+
+VARIABLE = "FEEDRATE_JOB"
+"""Environment variable of the jobs that `feedrate submit` makes. Where it is set, a search has this display."""
+MARK = "feedrate-progress"
+_LINE = re.compile(rf"^(?:\[(?P<hardware>[^\]\n]+)\] )?{MARK} (?P<object>\{{.*\}})$")
+
+
+class JobDisplay(Display):
+    """A `Display` that adds a line for programs to what it says.
+
+    Args:
+        run: the run folder.
+        named: what `Display` takes.
+    """
+
+    def __init__(self, *given: Any, run: str, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.run = run
+        self.round: int | None = None
+
+    def begin(self) -> None:
+        """The search begins."""
+        super().begin()
+        self._tell()
+
+    def finished(self, record: dict[str, Any], rate: Rate | None, change_fraction: float | None = None) -> None:
+        """A trial ended."""
+        super().finished(record, rate, change_fraction)
+        self._tell()
+
+    def confirming(self, configs: Sequence[LoaderConfig]) -> None:
+        """The finalists are measured again."""
+        super().confirming(configs)
+        self.round = 0
+        self._tell()
+
+    def in_round(self, record: dict[str, Any], rate: Rate | None, change_fraction: float | None = None) -> None:
+        """One setting of a round was measured."""
+        super().in_round(record, rate, change_fraction)
+        self.round = record["round"]
+        self._tell()
+
+    def _tell(self) -> None:
+        best = None
+        if self.best is not None:
+            config, rate = self.best
+            best = {
+                "config": config.short(),
+                "dataloader": config.to_kwargs(),
+                "samples_per_second": rate.sps,
+                "ci95": [rate.low_sps, rate.high_sps],
+            }
+        facts = {
+            "run": self.run,
+            "num_complete": self.counts["complete"],
+            "num_pruned": self.counts["pruned"],
+            "num_failed": self.counts["failed"],
+            "max_trials": self.max_trials,
+            "elapsed_s": self.clock() - self.begun,
+            "time_budget_s": self.time_budget_s,
+            "round": self.round,
+            "unit": self.unit,
+            "best": best,
+        }
+        print(f"{MARK} {json.dumps(facts)}", file=sys.stderr, flush=True)
+
+
+def make_display(run: Path, *given: Any, **named: Any) -> Display:
+    """Return the display that a search into this folder has here; the other arguments are those of `Display`."""
+    return JobDisplay(*given, run=str(run.absolute()), **named) if VARIABLE in os.environ else Display(*given, **named)
+
+
+def split_log(log: str) -> tuple[str, dict[str | None, dict[str, Any]]]:
+    """Take a job's log apart: what people read, and the last facts of each search in it.
+
+    Args:
+        log: of a job, perhaps cut in the middle of a line.
+
+    Returns:
+        The log without the lines for programs, and hardware class -> facts; None is the class of a search that is alone.
+    """
+    facts: dict[str | None, dict[str, Any]] = {}
+    lines = []
+    for line in _lines(log):
+        match = _LINE.match(line.rstrip("\n"))
+        if match is None:
+            lines.append(line)
+            continue
+        try:
+            facts[match["hardware"]] = json.loads(match["object"])
+        except ValueError:
+            lines.append(line)
+    return "".join(lines), facts
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Lines ended by a newline alone, with it."""
+    return (line for line in re.split(r"(?<=\n)", text) if line)

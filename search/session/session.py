@@ -1,0 +1,445 @@
+"""One search as plain logic: what to measure next, what to write down, when to stop. Neither Ray nor Optuna.
+
+Order of truth: a trial's record is appended to `trials.jsonl` and fsynced, *then* the study is told. A crash between
+the two leaves a record that the study does not know; `resume` tells it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+from feedrate.analysis.ceilings import Ceilings
+from feedrate.analysis.estimate import rate_so_far, record_change, record_rate
+from feedrate.analysis.rounds import MIN_ROUNDS, TIED_FRACTION
+from feedrate.analysis.run_folder import RunFolder
+from feedrate.analysis.schema import SCHEMA, status
+from feedrate.search.options import SearchOptions, counted_anyway
+from feedrate.search.session.budget import Budget
+from feedrate.search.session.confirmation import Confirmation
+from feedrate.search.session.display import Display
+from feedrate.search.session.finalists import Candidate, able, candidate_of, choose, for_rounds, rounds_s, rounds_time_s
+from feedrate.search.session.first_settings import Opening
+from feedrate.search.session.host_health import HostHealth
+from feedrate.search.session.search_end import EXHAUSTED, LEAST_TOLD, at_ceiling, nothing_to_gain, same_failures
+from feedrate.search.session.trial_request import TrialRequest
+from feedrate.search.study.brain import Brain
+from feedrate.search.study.reconcile import tell_record
+from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.failure import Failure
+
+FIRST_TRIAL_GUESS_S = 10.0
+SHORTEST_TRIAL_S = 5.0
+WORTH_ROUNDS_FRACTION = 0.02
+"""Of the baseline's rate: with less to gain, rounds are not worth their time."""
+
+
+class Session:
+    """A search under way.
+
+    Args:
+        brain: the study.
+        folder: where records go.
+        options: budget and objective.
+        baselines: the settings to measure first, one for each batch size.
+        seeds: settings worth trying early.
+        epoch_samples: items in an epoch; None when unknown.
+        display: told what happens.
+        clock: seconds since 1970; tests pass their own.
+    """
+
+    def __init__(
+        self,
+        *,
+        brain: Brain,
+        folder: RunFolder,
+        options: SearchOptions,
+        study: str,
+        baselines: Sequence[LoaderConfig],
+        seeds: Sequence[LoaderConfig],
+        epoch_samples: int | None,
+        display: Display,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.brain, self.folder, self.options, self.study = brain, folder, options, study
+        self.epoch_samples, self.display, self.clock = epoch_samples, display, clock
+        self.search_reason: str | None = None
+        """Why no further setting is tried; rounds may still be under way."""
+        self.stop_reason: str | None = None
+        """The same once everything is over."""
+        self.unconfirmed_because = None if options.confirm else "rounds were turned off (--no-confirm)"
+        """Why there were no rounds; None where there were some, or they have not begun."""
+        self.ceilings = Ceilings()
+        self.records: list[dict[str, Any]] = []
+        self._candidates: dict[LoaderConfig, Candidate] = {}
+        self._rates: dict[LoaderConfig, float] = {}
+        self._batch_sizes = {config.batch_size for config in baselines}
+        self._num_replayed = 0
+        self.confirmation: Confirmation | None = None
+        """The rounds at the end; None until they begin."""
+        self._running: dict[int, TrialRequest] = {}
+        self._elsewhere: dict[int, TrialRequest] = {}
+        """Trial number -> the trial that failed and waits for another host."""
+        self._failures: dict[int, dict[str, Any]] = {}
+        """Trial number -> the last record of a trial that failed and that another host is to try."""
+        self.health = HostHealth(self._set_aside)
+        self.hosts: Callable[[], Collection[str]] = tuple
+        """Gives the ids of the hosts that could take a trial now; none where there is no choice."""
+        self._stopped: set[int] = set()
+        self._spent_s: list[float] = []
+        self._gain_fraction: float | None = None
+        self._baselines, self._opening = list(baselines), Opening(baselines, seeds)
+        self.budget = Budget(options.time_budget_s, clock)
+        display.budget = self.budget
+
+    def replay(self, records: Sequence[dict[str, Any]]) -> None:
+        """Take over what an earlier driver of this run has recorded; its time does not count against the budget."""
+        for record in records:
+            self._learn(record)
+            self.display.learn(record, record_rate(record, self.options.objective))
+        self._num_replayed = len(self.records)
+
+    def next(self) -> TrialRequest | None:
+        """The next trial; None where there is none now, and once `stop_reason` is set none will come."""
+        request = self._next_elsewhere()
+        if request is None and self.search_reason is None and not self._all_closed():
+            request = self._next_setting()
+        self.display.ahead(self._least_seconds_ahead(), self._gain_fraction)
+        if request is None and self.stop_reason is None:
+            request = self._next_round() if self.options.confirm and self.search_reason is not None else None
+            if self._is_over():
+                self.stop_reason = self.search_reason
+        return request
+
+    def _is_over(self) -> bool:
+        if self._elsewhere or (self._running and len(self.hosts()) > 1):
+            return False  # a failure may have to be tried again on another host
+        return not self.options.confirm or (self.confirmation is not None and self.confirmation.is_over)
+
+    def _all_closed(self) -> bool:
+        """Whether every host is under suspicion, so that new settings wait for what is tried again."""
+        hosts = set(self.hosts())
+        return bool(hosts) and hosts <= self.health.closed and bool(self._running or self._elsewhere)
+
+    def _next_elsewhere(self) -> TrialRequest | None:
+        """Return a trial that failed on one host and is tried on another one; None where no such trial waits."""
+        while self._elsewhere:
+            number, request = next(iter(self._elsewhere.items()))
+            hosts = set(self.hosts())
+            if hosts and hosts <= self.avoided(request):  # with no host at all, one may come back
+                self.nowhere(request)
+            elif self.seconds_left() <= 0 and request.origin != "baseline":
+                del self._elsewhere[number]
+                self.health.forget(request.config)
+                self.brain.give_up(number, "the time budget was spent before another host tried the setting")
+            else:
+                del self._elsewhere[number]
+                self._begin(request)
+                return request
+        return None
+
+    def avoided(self, request: TrialRequest) -> set[str]:
+        """Return the ids of the hosts that must not measure this trial."""
+        return self.health.set_aside.keys() | (request.avoid or self.health.closed)
+
+    def nowhere(self, request: TrialRequest) -> None:
+        """Count the failure of a trial that was to be tried on another host: no other host is left."""
+        self._elsewhere.pop(request.number, None)
+        if self._running.pop(request.number, None) is not None:
+            self.budget.ended(request.key)
+        self.health.forget(request.config)
+        tell_record(self.brain, self._failures.pop(request.number), self.options.objective)
+
+    def _begin(self, request: TrialRequest) -> None:
+        self._running[request.number] = request
+        self.budget.asked(request.key)
+        self.display.started(request.number, request.config, request.origin)
+
+    def _next_setting(self) -> TrialRequest | None:
+        self._opening.review(self.measured(), self.brain.predict, self.display.say, self._rates)
+        if yours := self._yours_without_rounds():
+            self.brain.enqueue(yours, "baseline")
+        self.search_reason = self._why_stop()
+        if self.search_reason is None and not self.brain.waiting():
+            while (found := self._opening.next()) and not self.brain.enqueue(*found):  # those of before a resume
+                pass
+        ask = self.brain.ask() if self.search_reason is None else None
+        if ask is None:
+            self.search_reason = self.search_reason or EXHAUSTED
+            return None
+        request = TrialRequest(
+            kind="search",
+            number=ask.number,
+            configs=(ask.config,),
+            origin=ask.origin,
+            measure_step=not self.has_ceiling(ask.config.batch_size),
+            # a trial that would outlast the budget is cut short rather than not begun
+            max_trial_s=min(self.options.max_trial_s, max(self.seconds_left(), SHORTEST_TRIAL_S)),
+        )
+        self._begin(request)
+        return request
+
+    def _next_round(self) -> TrialRequest | None:
+        if self._running or self._elsewhere:
+            return None  # what it gives may be a finalist
+        if self.confirmation is None:
+            able = self._finalists()
+            at_ceiling = any(each.is_baseline and self._near_ceiling(each) for each in able)
+            finalists, self.unconfirmed_because = for_rounds(able, self.seconds_left(), at_ceiling=at_ceiling)
+            self.confirmation = Confirmation(self, finalists)
+        return self.confirmation.next()
+
+    def should_stop(self, number: int, columns: dict[str, Any]) -> bool:
+        """Whether a running trial cannot win any more; remembered, so that its record says so."""
+        within = rate_so_far(columns, self.options.objective, columns.get("epoch_samples") or self.epoch_samples)
+        if within is None:
+            return False  # it rises, or may rise soon
+        self.brain.report(number, len(columns["window_duration_s"]), within.sps, within.half_width_fraction)
+        if self.brain.should_prune(number):
+            self._stopped.add(number)
+            return True
+        return False
+
+    def completed(self, number: int, columns: dict[str, Any], failure: dict[str, Any] | None) -> None:
+        """A trial ended: write its record, then tell the study.
+
+        Args:
+            number: the trial.
+            columns: measurement and host columns, as far as they are known.
+            failure: failure columns, None when the setting was measured.
+        """
+        request = self._running.pop(number, None)
+        if request is None:
+            return  # told already
+        if failure is not None:
+            failure = failure | {"failure_message": failure["failure_message"] + self._what_fitted(request, failure)}
+        stopped_early = failure is None and number in self._stopped
+        avoid = self.learn_host(request.config, columns, failure, is_baseline=request.origin == "baseline")
+        more = {"retried": True} if avoid is not None else {}
+        record = self.write(request, request.config, columns, failure, origin=request.origin, stopped_early=stopped_early, **more)
+        if avoid is not None:
+            self._failures[number] = record
+            self._elsewhere[number] = replace(request, attempt=request.attempt + 1, avoid=avoid)
+            self.budget.ended(request.key)
+            self.display.finished(record, None)
+            return
+        self._failures.pop(number, None)
+        objective = self.options.objective
+        rate, change = record_rate(record, objective), record_change(record, objective)
+        tell_record(self.brain, record, objective)
+        self.budget.ended(request.key)
+        self._spent_s.append(record["finished_unix_s"] - record["started_unix_s"])
+        self.display.finished(record, rate, change)
+        if record.get("step_returned") is not None:
+            self.display.note_once(counted_anyway(record["step_returned"]))
+        if request.measure_step and failure is None:
+            size, is_baseline = record["batch_size"], request.origin == "baseline" and not change
+            self.display.ceiling(size, self.ceilings.at(size), rate if is_baseline else None, self.ceilings.why_not(size))
+
+    def write(
+        self,
+        request: TrialRequest,
+        config: LoaderConfig,
+        columns: dict[str, Any],
+        failure: dict[str, Any] | None,
+        *,
+        stopped_early: bool = False,
+        **more: Any,
+    ) -> dict[str, Any]:
+        """Append the record of one measurement, and learn from it; `more` are further columns."""
+        record = {
+            "schema": SCHEMA,
+            "study": self.study,
+            "number": request.number,
+            "attempt": request.attempt,
+            "kind": request.kind,
+            "started_unix_s": self.budget.began_unix_s(request.key),
+            "finished_unix_s": self.clock(),
+            **config.to_dict(),
+            **columns,
+            **(failure or {}),
+            "stopped_early": stopped_early,
+            **more,
+        }
+        if record.get("epoch_samples") is None:  # a trial knows it in the items that it trained
+            record["epoch_samples"] = self.epoch_samples
+        self.folder.append(record)
+        size = record["batch_size"]
+        was_known = self.has_ceiling(size)
+        self._learn(record)
+        if was_known and not self.has_ceiling(size):
+            self.display.ceiling(size, None, None, self.ceilings.why_not(size))
+        return record
+
+    def learn_host(
+        self, config: LoaderConfig, columns: dict[str, Any], failure: dict[str, Any] | None, *, is_baseline: bool
+    ) -> frozenset[str] | None:
+        """Learn what a host made of a setting; return the hosts to avoid where another one is to try it, else None."""
+        host = columns.get("host_id")
+        if host is None:
+            self.health.forget(config)
+            return None
+        self.health.names[host] = columns.get("hostname") or host
+        if failure is not None:
+            return self.health.failed(config, host, failure, self.hosts(), is_baseline=is_baseline)
+        self.health.measured(config, host)
+        return None
+
+    def _set_aside(self, host: str, why: str) -> None:
+        name = self.health.name_of(host)
+        self.display.say(f"note: no more trials of this search run on {name}: {why}")
+        search = self.folder.read_search()
+        aside = [*search.get("set_aside", []), {"hostname": name, "host_id": host, "reason": why}]
+        self.folder.write_search(search | {"set_aside": aside})
+
+    def lost(self, number: int, reason: str = "", *, starved: bool = False, place: dict[str, Any] | None = None) -> None:
+        """The trial's supervisor died. It is recorded as failed, and the setting, which may be innocent, is tried once more.
+
+        Args:
+            number: the trial.
+            reason: Ray's word for it.
+            place: the columns host_id and hostname, where they are known.
+            starved: it was killed for the memory that its trial took; the setting is not tried again.
+        """
+        request = self._running.get(number)
+        if request is None:
+            return
+        kind, message = "supervisor-died", "the process that supervises the trial was killed, or its node was lost"
+        if starved:
+            kind = "out-of-memory"
+            message = (
+                "the node ran low on memory, so Ray's memory monitor ended the trial: use fewer workers, a smaller prefetch_factor or a "
+                "smaller batch_size. Or start Ray on that node with RAY_memory_monitor_refresh_ms=0: feedrate guards the memory itself"
+            )
+        failure = Failure(kind=kind, phase="measure", message=message, cause=(reason,) if reason else ())
+        self.completed(number, dict(place or {}), failure.columns())
+        if not starved and number not in self._elsewhere:
+            self.brain.enqueue(request.config, request.origin)  # refused when it was tried twice
+
+    def abandon(self) -> None:
+        """The search was interrupted: what still runs is given up, and waits for `resume`; a round is begun anew."""
+        for number in [*self._running, *self._elsewhere]:
+            self.give_back(number, "the search was interrupted")
+
+    def give_back(self, number: int, reason: str) -> None:
+        """Nobody measures this trial: its setting waits anew, and no record is written."""
+        request = self._running.pop(number, None) or self._elsewhere.pop(number)
+        self.budget.ended(request.key)
+        self.health.forget(request.config)
+        self.brain.give_up(number, reason)
+
+    @property
+    def running(self) -> list[TrialRequest]:
+        """Measurements asked for and not ended."""
+        return [*self._running.values(), *(self.confirmation.running if self.confirmation else [])]
+
+    def has_ceiling(self, batch_size: int | None) -> bool:
+        """Whether the rate of the step alone is known at this batch size (ceilings.py)."""
+        return self.ceilings.at(batch_size) is not None
+
+    def measured(self) -> list[Candidate]:
+        """The settings that were measured to their end and may be the answer."""
+        return able(list(self._candidates.values()), self.brain.disqualified)
+
+    def seconds_left(self) -> float:
+        """Of the time budget."""
+        return self.budget.seconds_left()
+
+    def _what_fitted(self, request: TrialRequest, failure: dict[str, Any]) -> str:
+        """What to add to a failure for want of memory: the largest smaller batch that was trained."""
+        asked = request.config.batch_size
+        if failure["failure_kind"] not in ("cuda-out-of-memory", "out-of-memory") or asked is None:
+            return ""
+        sizes = [record["batch_size"] for record in self.records if status(record) != "failed" and record["batch_size"]]
+        fitted = max((size for size in sizes if size < asked), default=None)
+        return f"; batch_size {fitted} fitted" if fitted is not None else ""
+
+    def _finalists(self) -> list[Candidate]:
+        """Whom rounds would measure now."""
+        untried = [config for config in self._baselines if config not in self.brain.tried()]
+        known, left_out = list(self._candidates.values()), self.brain.disqualified
+        return choose(known, left_out, untried=untried, max_trial_s=self.options.max_trial_s)
+
+    def _yours_without_rounds(self) -> LoaderConfig | None:
+        """The baseline at the best one's batch size, where it was left out and there will be no rounds to measure it."""
+        chosen = [] if set(self._baselines) <= self.brain.tried() else self._finalists()
+        yours = [each.config for each in chosen if each.is_baseline and each.config.batch_size == chosen[0].config.batch_size]
+        rounds = self.options.confirm and for_rounds(chosen, self.seconds_left(), at_ceiling=False)[0]
+        return None if rounds else next((config for config in yours if config not in self._candidates), None)
+
+    def _near_ceiling(self, candidate: Candidate) -> bool:
+        """Whether training without loading would be less than 2 % faster than this setting, at every batch size."""
+        known = [self.ceilings.at(size) for size in self._batch_sizes]
+        most_sps = candidate.rate.sps * (1 + WORTH_ROUNDS_FRACTION)
+        return not candidate.is_changing and all(sps is not None and sps <= most_sps for sps in known)
+
+    def _why_stop(self) -> str | None:
+        tried = self.brain.counts().told + len(self._running) + len(self._elsewhere)
+        if self.options.max_trials is not None and tried >= self.options.max_trials:
+            return f"{self.options.max_trials} settings were tried (--max-trials)"
+        mine = [record for record in self.records[self._num_replayed :] if not record.get("retried")]  # a resumed search may follow a repair of the workload
+        if (reason := same_failures(mine)) is not None:
+            return reason
+        expected_s = self._trial_s()
+        kept_s = rounds_time_s(self._finalists(), self.options.time_budget_s) if self.options.confirm else 0.0
+        if self._spent_s and self.seconds_left() - kept_s < expected_s:
+            return "the time budget is spent (--time-budget)"
+        if self.options.keep_going:
+            return None
+        expected = self.brain.expectation()
+        if expected is None:
+            return None
+        self._gain_fraction = expected.gain_fraction
+        waiting = [*self.brain.waiting(), *self._opening.ahead]
+        best = max(self.measured(), key=lambda each: each.rate.low_sps, default=None)
+        reason = at_ceiling(best, expected.surely_sps, self.ceilings.known(), self._batch_sizes, waiting)
+        if reason is not None or waiting:
+            return reason
+        reason = nothing_to_gain(expected.gain_fraction, self.brain.counts().told)
+        return None if reason is not None and self._extended() else reason
+
+    def _trial_s(self) -> float:
+        """What a trial takes, as the latest ones did."""
+        recent = self._spent_s[-5:]
+        return sum(recent) / len(recent) if recent else min(FIRST_TRIAL_GUESS_S, self.options.time_budget_s / 3)
+
+    def _least_seconds_ahead(self) -> float | None:
+        """What a search takes from here that finds nothing better; None before a trial ended, and where it goes on anyway."""
+        counts = self.brain.counts()
+        if not self._spent_s or (self.options.keep_going and self.search_reason is None):
+            return None
+        num_ahead = max(counts.waiting + len(self._opening.ahead), LEAST_TOLD - counts.told - len(self._running), 0)
+        if self.options.max_trials is not None:
+            num_ahead = min(num_ahead, self.options.max_trials - counts.told - len(self._running))
+        if self.search_reason is not None:
+            num_ahead = 0
+        num_rounds = 0 if not self.options.confirm else self.confirmation.num_ahead if self.confirmation else MIN_ROUNDS
+        finalists = self.confirmation.finalists if self.confirmation else self._finalists()
+        return self._trial_s() * (num_ahead + len(self._running)) + num_rounds / MIN_ROUNDS * rounds_s(finalists)
+
+    def _extended(self) -> bool:
+        """Whether there is more to try after all, because the best setting is on the edge of a default range."""
+        allowed = self.measured()
+        best = max(allowed, key=lambda each: each.rate.low_sps, default=None)
+        if best is None:
+            return False
+        fewer = [each for each in allowed if each.config.num_workers < best.config.num_workers]
+        if any(each.rate.sps >= best.rate.sps * (1 - TIED_FRACTION) for each in fewer):
+            return False  # it levels off inside the range
+        space = self.brain.extend(best.config)
+        if space is None:
+            return False
+        self.folder.write_search(self.folder.read_search() | {"space": space.to_json()})
+        self.display.say(f"{best.name} is on the edge of the default range, so the search now goes up to {space.values('num_workers')[-1]} workers")
+        return True
+
+    def _learn(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+        if (rate := record_rate(record, self.options.objective)) is not None:
+            self._rates[LoaderConfig.from_dict(record)] = rate.sps
+        candidate = candidate_of(record, self.options.objective)
+        if candidate is not None:
+            self._candidates[candidate.config] = candidate
+        self.ceilings.learn_record(record)

@@ -1,0 +1,201 @@
+"""What a search was asked for, against the workload as it is: its reference, its space, its baseline.
+
+Nothing here is written anywhere, and whatever cannot be done is said as a `UsageError`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from feedrate.search.engine.reservation import Placement
+from feedrate.search.options import ANY_ORDER, OWN_BATCHES, OWN_STEP, SearchOptions, UsageError
+from feedrate.search.space.dimension import Choice, Dimension, Range
+from feedrate.search.space.search_space import OPT_IN, WITH_WORKERS, SearchSpace, num_batches
+from feedrate.search.versions import recorded
+from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.resolve import UnknownWorkload, WorkloadRef, make_ref
+
+SHORT_FORM_BATCH_SIZES = (32, 64, 128)
+
+
+def make_workload_ref(workload: str | Callable[..., Any], options: Mapping[str, Any] | None) -> WorkloadRef:
+    """The workload as another process can import it.
+
+    Raises:
+        UsageError: there is none by that name, or the function is not at the top level of a file.
+    """
+    if callable(workload):
+        path = inspect.getsourcefile(workload)
+        if path is None or workload.__qualname__ != workload.__name__:
+            raise UsageError(
+                "the workload's function must be defined at the top level of a file, so that another process can import it"
+            )
+        workload = f"{Path(path).resolve()}:{workload.__name__}"
+    try:
+        return make_ref(workload, options)
+    except UnknownWorkload as error:
+        raise UsageError(str(error)) from None
+
+
+def given_dimensions(space: Mapping[str, Any]) -> dict[str, Dimension]:
+    """The dimensions that were asked for, Ray Tune's domains among them, as our own.
+
+    Raises:
+        UsageError: a name that is no dimension, or a domain without an exact equal here.
+    """
+    from feedrate.search.space.domains import from_tune
+
+    given: dict[str, Dimension] = {name: value for name, value in space.items() if isinstance(value, Range | Choice)}
+    domains = {name: value for name, value in space.items() if name not in given}
+    try:
+        translated = from_tune(domains, num_cpus=1, has_accelerator=True) if domains else None
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return given | {name: getattr(translated, name) for name in domains}
+
+
+def search_space(
+    given: Mapping[str, Dimension], described: Mapping[str, Any], placement: Placement, epoch_samples: int | None = None
+) -> SearchSpace:
+    """The space of the search, where the workload's own loader decides the batch sizes that nobody named.
+
+    Args:
+        given: what was asked for.
+        described: facts about the workload (prepare.describe_workload).
+        placement: what a trial may use.
+        epoch_samples: items of the user's epoch; None where it is not known.
+
+    Raises:
+        UsageError: the space cannot be searched.
+    """
+    given = dict(given)
+    own = LoaderConfig.from_dict(described["baseline"] or {"batch_size": None})
+    for name in ("multiprocessing_context", "in_order"):
+        # what the user chose for the loader, perhaps for a reason, is neither undone nor left out of the record
+        if name not in given and getattr(own, name) != LoaderConfig.__dataclass_fields__[name].default:
+            given[name] = Choice((getattr(own, name),))
+    if "batch_size" in described["fixed"]:
+        given["batch_size"] = Choice((None,))
+    elif "batch_size" not in given:
+        given["batch_size"] = Choice((own.batch_size,) if described["baseline"] else SHORT_FORM_BATCH_SIZES)
+    try:
+        space = SearchSpace.default(
+            num_cpus=placement.cpus, has_accelerator=placement.gpus > 0, given=given, epoch_samples=epoch_samples
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    kept = max((count for count in space.values("trainer_cpus") if count is not None), default=0)
+    if kept >= placement.cpus:
+        raise UsageError(
+            f"--trainer-cpus {kept} leaves no CPU for the workers: a trial has only {placement.cpus} here. "
+            + (f"Ask for {placement.cpus - 1} at most" if placement.cpus > 1 else "Leave it out")
+        )
+    return space
+
+
+def baseline_of(options: SearchOptions, described: Mapping[str, Any], space: SearchSpace) -> LoaderConfig:
+    """What speed-ups are measured against: as asked, else the user's own loader, else torch's default."""
+    config = options.baseline or LoaderConfig.from_dict(described["baseline"] or {"batch_size": None})
+    if not space.has_accelerator:
+        config = config.without_accelerator()
+    sizes = space.values("batch_size")
+    return config if config.batch_size in sizes else replace(config, batch_size=sizes[0])
+
+
+def seed_configs(baseline: LoaderConfig, placement: Placement, space: SearchSpace) -> list[LoaderConfig]:
+    """What people use without measuring, as far as the space has it; with the space's own value where it has no default.
+
+    Every second one is at the largest batch size: what workers bring differs from size to size, and rates mostly rise with it.
+    """
+    seeds = []
+    sizes = [size for size in space.values("batch_size") if size is not None]
+    for index, config in enumerate(rules_of_thumb(baseline.batch_size, placement.cpus, placement.gpus > 0)):
+        if index % 2 and sizes and config.num_workers <= space.most_workers(max(sizes)):
+            config = replace(config, batch_size=max(sizes))
+        names = (*OPT_IN, "persistent_workers")
+        asked = {name: space.values(name)[0] for name in names if getattr(config, name) not in space.values(name)}
+        config = space.fold(replace(config, **asked))
+        if space.contains(config):
+            seeds.append(config)
+    return seeds
+
+
+def epoch_remarks(given: Mapping[str, Dimension], space: SearchSpace) -> list[str]:
+    """One sentence for each dimension of which a part is not searched, because an epoch has too few batches for it."""
+    said = []
+    sizes = [size for size in space.values("batch_size") if size is not None]
+    batches = {size: num_batches(space.epoch_samples, size) or math.inf for size in sizes}
+    told = " and ".join(f"{number} batches of {size}" for size, number in batches.items())
+    epoch = f"your epoch of {space.epoch_samples} items has {told}"
+    workers = space.values("num_workers")
+    if "num_workers" in given and any(max(workers) > number for number in batches.values()):
+        said.append(f"--num-workers: {epoch}; settings with more workers than batches are not tried, because the extra workers would be idle")
+    choices = space.values("prefetch_factor")
+    if "prefetch_factor" in given and any(choices[:-1] and choices[-2] * max(workers) >= number for number in batches.values()):
+        said.append(f"--prefetch-factor: {epoch}; settings that would prefetch more than one epoch are tried only once, with the smallest value that has the same effect")
+    return said
+
+
+def baseline_configs(baseline: LoaderConfig, batch_sizes: Sequence[int | None]) -> list[LoaderConfig]:
+    """The baseline at every batch size, its own first: speed-ups compare equal batch sizes."""
+    ordered = sorted(batch_sizes, key=lambda size: size != baseline.batch_size)
+    return [replace(baseline, batch_size=size) for size in ordered]
+
+
+def rules_of_thumb(batch_size: int | None, num_cpus: int, accelerator: bool) -> list[LoaderConfig]:
+    """Settings that people use without measuring (PEERS.md 3c): 0, 2, one a CPU, 8 and 16 workers."""
+    workers = dict.fromkeys([0, num_cpus, 8, 2, 16])
+    return [
+        LoaderConfig(num_workers=number, batch_size=batch_size, pin_memory=accelerator, persistent_workers=number > 0)
+        for number in workers
+    ]
+
+
+def check_step_options(options: SearchOptions, described: Mapping[str, Any]) -> None:
+    """Refuse what only the short form's training step can do.
+
+    Raises:
+        UsageError: the workload has a step of its own.
+    """
+    if not described["is_short"] and (options.amp or options.compile):
+        raise UsageError(f"--{'amp' if options.amp else 'compile'} {OWN_STEP}")
+
+
+def check_batch_sizes(given: Mapping[str, Dimension], described: Mapping[str, Any]) -> None:
+    """Refuse batch sizes where the loader has none.
+
+    Raises:
+        UsageError: the workload's sampler or dataset makes the batches.
+    """
+    asked = given["batch_size"].values if "batch_size" in given else (None,)
+    if "batch_size" in described["fixed"] and asked != (None,):
+        raise UsageError(f"--batch-size {','.join(map(str, asked))}: {OWN_BATCHES}")
+
+
+def remarks(given: Mapping[str, Dimension], options: SearchOptions, described: Mapping[str, Any]) -> list[str]:
+    """One sentence for each thing asked for that changes nothing here, or more than it seems to."""
+    said = []
+    pin = given.get("pin_memory")
+    if pin is not None and True in pin.values and options.address is None and not described["facts"]["num_gpus"]:
+        said.append("--pin-memory has no effect: there is no accelerator here, so torch ignores it")
+    workers = given.get("num_workers")
+    if workers is not None and workers.values == (0,):
+        said += [f"{_flag(name)} has no effect with 0 workers" for name in WITH_WORKERS if name in given]
+    elif "in_order" in given and False in given["in_order"].values:
+        said.append(ANY_ORDER)
+    return said
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def versions(described: Mapping[str, Any]) -> dict[str, str]:
+    """Versions for the record: what is installed, and what the workload's own process says of itself."""
+    own: dict[str, str] = described["facts"]["versions"]
+    return recorded() | own

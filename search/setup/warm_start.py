@@ -1,0 +1,78 @@
+"""What an earlier search of the same workload on the same hardware found: its best settings are tried early (`--warm-start`).
+
+Only settings are taken over, never rates: a memory that is out of date costs as many trials as it names settings.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from feedrate.analysis.load import load_run
+from feedrate.analysis.run import Run
+from feedrate.analysis.run_folder import RunError
+from feedrate.analysis.summary import may_win, ranking
+from feedrate.search.options import UsageError
+from feedrate.search.result import config_of
+from feedrate.search.space.search_space import SearchSpace
+from feedrate.trainables.config import LoaderConfig
+
+MAX_REMEMBERED = 2
+
+
+def fingerprint(search: Mapping[str, Any]) -> dict[str, Any]:
+    """What has to be the same for a memory to be of use: the workload, the size of its data, and the machine.
+
+    Args:
+        search: the content of search.json.
+    """
+    workload, hardware = search.get("workload") or {}, search.get("hardware") or {}
+    return {
+        "workload": workload.get("name"),
+        "options of the workload": workload.get("options"),
+        "items in an epoch": workload.get("epoch_samples"),
+        "GPUs": hardware.get("gpus"),
+        "CPU": hardware.get("cpu_model"),
+        "number of CPUs": hardware.get("num_cpus"),
+        "objective": search.get("objective"),
+    }
+
+
+def check_run(run: str | os.PathLike[str]) -> Run:
+    """Read an earlier run.
+
+    Raises:
+        UsageError: the folder is no run.
+    """
+    try:
+        return load_run(run)
+    except RunError as error:
+        raise UsageError(f"--warm-start: {error}") from None
+
+
+def remembered(run: str | os.PathLike[str], search: Mapping[str, Any], space: SearchSpace) -> tuple[list[LoaderConfig], str]:
+    """The best settings of an earlier run that this search may try, the best first, and a sentence about them.
+
+    Args:
+        run: the earlier run folder.
+        search: what goes into this search's search.json.
+        space: what may be tried.
+
+    Raises:
+        UsageError: the folder is no run.
+    """
+    earlier = check_run(run)
+    theirs, ours = fingerprint(earlier.search), fingerprint(search)
+    other = [name for name, value in ours.items() if theirs[name] != value]
+    if other:
+        return [], f"--warm-start has no effect: {earlier.path} has different values of {', '.join(other)}"
+    ranked = ranking(earlier)
+    ranked = ranked[(ranked["status"] == "complete") & may_win(earlier, ranked) & ~ranked["is_baseline"]]
+    ranked = ranked.sort_values("throughput_low_sps", ascending=False, kind="stable")
+    settings = [config_of(row) for _, row in ranked.iterrows()]
+    found = [config for config in settings if space.contains(config)][:MAX_REMEMBERED]
+    if not found:
+        return [], f"--warm-start has no effect: except your own setting, no setting of {earlier.path} is in the space of this search"
+    is_first = "are tried first: they were" if len(found) > 1 else "is tried first: it was"
+    return found, f"--warm-start: {' and '.join(config.short() for config in found)} {is_first} the best in {earlier.path}"

@@ -1,0 +1,121 @@
+"""What a submitted search and its trials find on the cluster beside the folder that is sent: --env and --pip.
+
+The values of --env travel as a module, which Ray unpacks on each node, in a file that only the user that Ray runs as can read. As
+`env_vars` of a runtime environment they would stand in the list of jobs and in world-readable logs of every node (Ray 2.60:
+raylet.out, runtime_env_agent.log, debug_state.txt).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from feedrate.search.options import UsageError
+from feedrate.search.shipping.submission import VARIABLE as SUBMISSION
+from feedrate.search.shipping.submission import Submission
+
+MODULE = "feedrate_job_environment"
+VALUES = "values.json"
+
+
+def add_to(parser: argparse.ArgumentParser) -> None:
+    """What the job and its trials find on the cluster beside the folder that is sent."""
+    group = parser.add_argument_group("environment of a submitted search")
+    group.add_argument(
+        "--env", action="append", default=[], metavar="NAME[=VALUE]",
+        help="set an environment variable for the search and its trials; NAME alone takes the value from this shell. No log, list or run folder "
+        "contains the value, but Ray unpacks it in a file on each node, which anyone who can run jobs on the cluster can read",
+    )  # fmt: skip
+    group.add_argument(
+        "--pip", action="append", default=[], metavar="REQUIREMENT|FILE.txt",
+        help="have Ray install a package on each node before the search and its trials start; may be given several times",
+    )  # fmt: skip
+
+
+def variables(given: Sequence[str]) -> dict[str, str]:
+    """Return the variables of --env.
+
+    Raises:
+        UsageError: a name that is none, one that is Ray's or ours, or one without a value here.
+    """
+    found = {}
+    for text in given:
+        name, has_value, value = text.partition("=")
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise UsageError("--env: write NAME=VALUE, or only NAME for a variable of this shell")
+        if name == SUBMISSION or name.startswith("RAY_JOB_"):
+            raise UsageError(f"--env {name}: feedrate or Ray sets that variable itself")
+        if not has_value and name not in os.environ:
+            raise UsageError(f"--env {name}: this shell does not set it; write {name}=VALUE")
+        found[name] = value if has_value else os.environ[name]
+    return found
+
+
+def packed(env: Mapping[str, str], parent: Path) -> list[str]:
+    """Write the module that holds variables into a folder; return its path, or nothing where there are no variables."""
+    if not env:
+        return []
+    module = parent / MODULE
+    module.mkdir(mode=0o700)
+    (module / "__init__.py").write_text('"""The variables of feedrate submit --env."""\n')
+    descriptor = os.open(module / VALUES, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "w") as stream:
+        json.dump(dict(env), stream)
+    return [str(module)]
+
+
+def unpacked() -> dict[str, str]:
+    """Return the variables of the job that this process belongs to; empty without --env, and outside of a job."""
+    found = importlib.util.find_spec(MODULE)
+    if found is None or found.origin is None:
+        return {}
+    values: dict[str, str] = json.loads(Path(found.origin).with_name(VALUES).read_text())
+    return values
+
+
+def requirements(given: Sequence[str]) -> list[str]:
+    """Return the requirements of --pip, those in files one by one.
+
+    Raises:
+        UsageError: a file that cannot be read.
+    """
+    found: list[str] = []
+    for text in given:
+        if not text.endswith(".txt"):
+            found.append(text)
+            continue
+        try:
+            lines = [line.partition(" #")[0].strip() for line in Path(text).read_text().splitlines()]
+        except OSError as error:
+            raise UsageError(f"--pip {text} cannot be read: {error.strerror}") from None
+        found += [line for line in lines if line and not line.startswith("#")]
+    return found
+
+
+def kept(before: Any, given_env: Sequence[str], given_pip: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the variables and requirements of a search that is carried on.
+
+    Args:
+        before: Ray's details of the search, or a `FolderJob`.
+        given_env: of --env; all variables that the search was submitted with have to be among them.
+        given_pip: of --pip; replaces the earlier requirements where it is given.
+
+    Raises:
+        UsageError: an earlier variable was not given again. Its value is kept nowhere.
+    """
+    earlier = before.runtime_env or {}
+    text = earlier.get("env_vars", {}).get(SUBMISSION)
+    submission = Submission.from_json(json.loads(text)) if text else getattr(before, "submission", None)
+    env = variables(given_env)
+    if missing := sorted(set(submission.env) - env.keys()) if submission is not None else []:
+        again = " ".join(f"--env {name}" for name in missing)
+        raise UsageError(f"the search was submitted with {again}, whose values are not stored: give them again")
+    pip = earlier.get("pip") or []
+    pip = pip.get("packages", []) if isinstance(pip, dict) else pip
+    return env, requirements(given_pip) or list(pip)

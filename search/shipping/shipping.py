@@ -1,0 +1,123 @@
+"""What travels to a cluster with a search: the user's folder and feedrate itself, by Ray's runtime_env. torch never does.
+
+Data do not travel either (folder_contents.py says what of the folder does). On a node where
+the user's folder lies at the same place with the same workload in it (the driver's own, or a shared file system), it
+is used as it is there; elsewhere the copy that was sent is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+from feedrate.search.shipping.folder_contents import OWN_IGNORE_FILE, FolderContents, contents
+from feedrate.search.shipping.job_environment import packed
+from feedrate.trainables.resolve import BUNDLED, WorkloadRef
+
+PACKAGES = ("search", "trainables", "analysis")
+
+
+@dataclass(frozen=True, slots=True)
+class Shipment:
+    """What is sent, and what is not."""
+
+    runtime_env: dict[str, Any]
+    """`working_dir` and `py_modules` for Ray; what they name exists as long as the context of `shipment`."""
+    contents: FolderContents | None
+    """The user's folder; None where it is not needed."""
+
+    def said(self) -> str | None:
+        """One sentence about what is left out; None where that is nothing."""
+        missed = self.contents.missed() if self.contents is not None else []
+        if not missed:
+            return None
+        more = f" and {len(missed) - 5} more" if len(missed) > 5 else ""
+        names = ", ".join(f"{entry.path} ({entry.why})" for entry in missed[:5])
+        return f"not sent to the cluster: {names}{more}; with {OWN_IGNORE_FILE} you can add to this list or take from it (docs/cluster.md)"
+
+
+@contextmanager
+def shipment(folder: str | os.PathLike[str] | None, env: Mapping[str, str] | None = None) -> Iterator[Shipment]:
+    """What a search that was started in this folder sends to a cluster; feedrate alone for None.
+
+    Args:
+        folder: the user's.
+        env: variables that the search and its trials have there (job_environment.py).
+
+    Raises:
+        UsageError: the folder holds more files than a project does.
+    """
+    found = contents(folder) if folder is not None else None
+    with tempfile.TemporaryDirectory(prefix="feedrate-shipping-") as parent:
+        sent: dict[str, Any] = {"py_modules": [*_ourselves(Path(parent)), *packed(env or {}, Path(parent))]}
+        if found is not None:
+            copy = Path(parent, "folder")
+            found.copy(copy)
+            sent["working_dir"] = str(copy)
+        yield Shipment(sent, found)
+
+
+def digest_of(ref: WorkloadRef) -> str | None:
+    """Of the file that defines the workload, by which a node sees whether it has the same; None for installed ones."""
+    path = _file_of(ref)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None else None
+
+
+def on_this_node(ref: WorkloadRef, root: str | None, digest: str | None) -> WorkloadRef:
+    """The workload where it lies on this node: at its own place, or in the copy that was sent.
+
+    Args:
+        ref: as the driver has it.
+        root: the folder that was sent; None where none was.
+        digest: of the driver's file (`digest_of`).
+    """
+    if root is None or ref.folder is None or (os.path.isdir(ref.folder) and digest_of(ref) == digest):
+        return ref
+    return moved(ref, root, os.getcwd())  # Ray starts its workers in the copy
+
+
+def moved(ref: WorkloadRef, root: str, here: str) -> WorkloadRef:
+    """The workload in another copy of the folder that it is in."""
+
+    def there(path: str) -> str:
+        return here + path[len(root) :] if path == root or path.startswith(root + os.sep) else path
+
+    place, _, function = ref.target.rpartition(":")
+    return replace(
+        ref,
+        target=f"{there(place)}:{function}" if place.endswith(".py") else ref.target,
+        folder=there(ref.folder) if ref.folder is not None else None,
+        cwd=there(ref.cwd) if ref.cwd is not None else None,
+    )
+
+
+def _file_of(ref: WorkloadRef) -> Path | None:
+    place = ref.target.rpartition(":")[0]
+    if ref.target in BUNDLED or ref.folder is None:
+        return None
+    if place.endswith(".py"):
+        return Path(place) if Path(place).is_file() else None
+    module = Path(ref.folder, *place.split("."))
+    return next((path for path in (module.with_suffix(".py"), module / "__init__.py") if path.is_file()), None)
+
+
+def _ourselves(parent: Path) -> list[str]:
+    """Folders that make feedrate importable, with its version, wherever they are on the path."""
+    package = parent / "feedrate"
+    for name in PACKAGES:
+        source = Path(importlib.import_module(f"feedrate.{name}").__path__[0])
+        shutil.copytree(source, package / name, ignore=shutil.ignore_patterns("__pycache__"))
+    dist = distribution("feedrate")
+    info = parent / f"feedrate-{dist.version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(dist.read_text("METADATA") or "")
+    return [str(package), str(info)]

@@ -1,0 +1,1 @@
+"""Which settings exist, and how Ray Tune and Optuna spell them."""

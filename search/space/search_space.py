@@ -1,0 +1,310 @@
+"""`SearchSpace`: which DataLoader settings a search may try, each canonical setting exactly once.
+
+Dimensions that need workers do not exist at 0 workers, and pin_memory does not exist without an accelerator, so that
+no setting can be spelled twice. Knows neither Ray nor Optuna.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from feedrate.search.space.dimension import LEAST, WORDS, Choice, Dimension, Range, parse_dimension, problem
+from feedrate.trainables.config import LoaderConfig
+
+__all__ = ["Choice", "Dimension", "Range", "SearchSpace", "applicable", "parse_dimension"]
+
+ALWAYS = ("num_workers", "batch_size", "pin_memory")
+"""Dimensions of every setting."""
+OPT_IN = ("multiprocessing_context", "in_order", "sharing_strategy", "trainer_cpus")
+"""Dimensions that are searched only when they are asked for."""
+WITH_WORKERS = ("prefetch_factor", "persistent_workers", *OPT_IN)
+"""Dimensions that exist only with one worker or more."""
+NAMES = ALWAYS + WITH_WORKERS
+MAX_SIZE = 1_000_000
+MOST_WORKERS = 256
+"""A default range is not extended beyond this."""
+_DEFAULT = Choice((None,))
+_SAMPLER_ORDER = Choice((True,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSpace:
+    """The settings of one search. `SearchSpace.default` fills in what was not asked for.
+
+    Raises:
+        ValueError: a dimension holds a value that cannot work, or there are more than a million settings.
+    """
+
+    num_workers: Dimension
+    batch_size: Dimension
+    """`Choice((None,))` where the workload's own batch sampler decides."""
+    pin_memory: Dimension
+    prefetch_factor: Dimension
+    persistent_workers: Dimension
+    multiprocessing_context: Dimension = _DEFAULT
+    in_order: Dimension = _SAMPLER_ORDER
+    sharing_strategy: Dimension = _DEFAULT
+    trainer_cpus: Dimension = _DEFAULT
+    has_accelerator: bool
+    """False folds pin_memory to False: torch ignores it without an accelerator."""
+    defaulted: frozenset[str] = frozenset()
+    """Dimensions that nobody asked for; a default range whose edge wins may be extended."""
+    epoch_samples: int | None = None
+    """Items of the user's epoch. More workers than it has batches would be idle, and batches beyond it cannot be prefetched: such
+    settings are not in the space. None where it is not known."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sharing_strategy, Choice):  # Linux's default has two spellings
+            names, strategies = WORDS["sharing_strategy"], self.sharing_strategy.values
+            object.__setattr__(self, "sharing_strategy", Choice(tuple(names.get(each, each) for each in strategies)))
+        for name in NAMES:
+            if said := problem(name, getattr(self, name)):
+                raise ValueError(f"{name}: {said}")
+        if not self.has_accelerator:
+            object.__setattr__(self, "pin_memory", Choice((False,)))
+        if self._grid_size() > MAX_SIZE:
+            way_out = "list a few choices instead of a range, such as 32,64,128"
+            raise ValueError(f"the search space has {self._grid_size():,} settings, more than {MAX_SIZE:,}: {way_out}")
+
+    @classmethod
+    def default(
+        cls,
+        *,
+        num_cpus: int,
+        has_accelerator: bool,
+        given: Mapping[str, Dimension] | None = None,
+        epoch_samples: int | None = None,
+    ) -> SearchSpace:
+        """The space of a search that names only the dimensions in `given`.
+
+        More workers than cores win where samples are waited for, so that num_workers goes to at least 32, or to the number of batches
+        in an epoch where that is smaller.
+        """
+        given = dict(given or {})
+        if unknown := sorted(set(given) - set(NAMES)):
+            raise ValueError(f"no dimension of a search: {', '.join(unknown)}; these are: {', '.join(NAMES)}")
+        defaults: dict[str, Dimension] = {
+            "batch_size": Choice((32, 64, 128)),
+            "pin_memory": Choice((True, False)),
+            "prefetch_factor": Choice((1, 2, 4, 8)),
+            "persistent_workers": Choice((True, False)),
+        }
+        smallest = (given.get("batch_size") or defaults["batch_size"]).values[0]
+        most = min(max(32, min(2 * num_cpus, 128)), num_batches(epoch_samples, smallest) or MOST_WORKERS)
+        defaults["num_workers"] = Range(0, most)
+        defaulted = frozenset(defaults) - set(given)
+        return cls(has_accelerator=has_accelerator, defaulted=defaulted, epoch_samples=epoch_samples, **(defaults | given))
+
+    def extended(self, config: LoaderConfig) -> SearchSpace | None:
+        """A wider space for a best setting on the edge of a range that nobody asked for; None where it is not there.
+
+        Only num_workers is a default range: a larger batch size is nearly always faster and changes training, and deeper
+        prefetching is a list of choices.
+        """
+        workers = self.num_workers
+        if "num_workers" not in self.defaulted or not isinstance(workers, Range) or config.num_workers < workers.high:
+            return None
+        most = min(num_batches(self.epoch_samples, self.values("batch_size")[0]) or MOST_WORKERS, MOST_WORKERS)
+        if workers.high >= most:
+            return None
+        return replace(self, num_workers=Range(workers.low, min(2 * workers.high, most)))
+
+    def values(self, name: str) -> tuple[Any, ...]:
+        """Every value of one dimension."""
+        dimension: Dimension = getattr(self, name)
+        return dimension.values
+
+    def size(self) -> int:
+        """Number of different settings."""
+        return self._grid_size() if self.epoch_samples is None else len(self._table)
+
+    def most_workers(self, batch_size: int | None) -> int:
+        """The most workers that have a batch of an epoch to load; the least number of the space where all have more."""
+        most = num_batches(self.epoch_samples, batch_size)
+        values: tuple[int, ...] = self.values("num_workers")
+        return max(values) if most is None else max((value for value in values if value <= most), default=min(values))
+
+    def fold(self, config: LoaderConfig) -> LoaderConfig:
+        """The setting of the space that means the same: prefetching the whole epoch is the most that a worker can do."""
+        most = num_batches(self.epoch_samples, config.batch_size)
+        if most is None or config.prefetch_factor is None:
+            return config
+        enough = [value for value in self.values("prefetch_factor") if value * config.num_workers >= most]
+        return replace(config, prefetch_factor=min([config.prefetch_factor, *enough]))
+
+    def _grid_size(self) -> int:
+        """Number of settings, those that an epoch is too short for among them."""
+        rest = math.prod(len(self.values(name)) for name in WITH_WORKERS)
+        with_workers = sum(rest if count else 1 for count in self.values("num_workers"))
+        return with_workers * len(self.values("batch_size")) * len(self.values("pin_memory"))
+
+    def configs(self) -> Iterator[LoaderConfig]:
+        """Every setting once, fewest workers first."""
+        return (self.config_at(row) for row in range(len(self._table)))
+
+    def contains(self, config: LoaderConfig) -> bool:
+        """Whether the search may try this setting."""
+        is_listed = all(getattr(config, name) in self.values(name) for name in applicable(config))
+        return is_listed and config.num_workers <= self.most_workers(config.batch_size) and self.fold(config) == config
+
+    def nearest_untried(self, config: LoaderConfig, tried: AbstractSet[LoaderConfig]) -> LoaderConfig | None:
+        """The setting most like `config` that is not in `tried`; None when every setting was tried.
+
+        Distance is the sum over dimensions of the difference in position, each dimension's length being 1. Between a
+        setting with workers and one without, the dimensions that need workers count 1 together. Ties go to fewer
+        workers, then to earlier values.
+        """
+        difference = np.abs(self._scaled - self._position(config))
+        difference[self._is_single | (config.num_workers == 0), len(ALWAYS) :] = 0.0
+        difference[self._is_single != (config.num_workers == 0), len(ALWAYS)] = 1.0
+        distance = difference.sum(axis=1).round(9)  # rounded, so that equal sums of steps compare equal
+        for row in np.argsort(distance, kind="stable"):  # stable: ties stay in table order, fewest workers first
+            candidate = self.config_at(int(row))
+            if candidate not in tried:
+                return candidate
+        return None
+
+    def numbers(self, rows: Sequence[int] | None = None) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Settings as numbers, in the order of configs(), shape (settings, len(NAMES)): what a number is, 0 for None; else the position of a choice.
+
+        Args:
+            rows: positions in configs(); None is all of them.
+        """
+        table = self._table if rows is None else self._table[np.asarray(rows)]
+        columns = [self._codes(name)[table[:, index]] for index, name in enumerate(NAMES)]
+        return np.stack(columns, axis=1)
+
+    def numbers_of(self, configs: Sequence[LoaderConfig]) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """The same for settings that need not be in the space; choices that it does not have come after those it has."""
+        made = np.zeros((len(configs), len(NAMES)))
+        for row, config in enumerate(configs):
+            for index, name in enumerate(NAMES):
+                value, values = getattr(config, name), self.values(name)
+                if name in LEAST:
+                    made[row, index] = 0.0 if value is None else float(value)
+                else:
+                    made[row, index] = float(values.index(value) if value in values else len(values))
+        return made
+
+    def rows_near(self, config: LoaderConfig) -> np.ndarray[Any, np.dtype[np.intp]]:
+        """Positions in configs() of the settings that differ from one in a single dimension at most."""
+        indices = []
+        for name in NAMES:
+            value, values = getattr(config, name), self.values(name)
+            indices.append(values.index(value) if value in values else 0 if not config.num_workers else -1)
+        return np.flatnonzero((self._table != indices).sum(axis=1) <= 1)
+
+    def _codes(self, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+        values = self.values(name)
+        return np.array([0.0 if value is None else float(value) for value in values] if name in LEAST else range(len(values)), dtype=float)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, for `search.json`."""
+        saved: dict[str, Any] = {
+            "has_accelerator": self.has_accelerator,
+            "defaulted": sorted(self.defaulted),
+            "epoch_samples": self.epoch_samples,
+        }
+        for name in NAMES:
+            match getattr(self, name):
+                case Range(low, high):
+                    saved[name] = {"range": [low, high]}
+                case Choice(values):
+                    saved[name] = {"choice": list(values)}
+        return saved
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> SearchSpace:
+        """The space that `to_json` wrote; keys of a later version are ignored."""
+        dimensions: dict[str, Dimension] = {
+            name: Range(*entry["range"]) if "range" in entry else Choice(tuple(entry["choice"]))
+            for name, entry in saved.items()
+            if name in NAMES
+        }
+        return cls(
+            has_accelerator=saved["has_accelerator"],
+            defaulted=frozenset(saved["defaulted"]),
+            epoch_samples=saved.get("epoch_samples"),
+            **dimensions,
+        )
+
+    # rows of the tables below are settings in the order of configs(), columns are dimensions in the order of NAMES
+
+    @cached_property
+    def _table(self) -> np.ndarray[Any, np.dtype[np.int32]]:
+        """Index of the value of each dimension, 0 where the dimension does not exist."""
+        lengths = [len(self.values(name)) for name in NAMES]
+        grid = np.indices(lengths, dtype=np.int32).reshape(len(NAMES), -1).T
+        is_single = np.asarray(self.values("num_workers"))[grid[:, 0]] == 0
+        is_spelled_twice = is_single & grid[:, len(ALWAYS) :].any(axis=1)
+        return np.ascontiguousarray(grid[~(is_spelled_twice | self._is_beyond_epoch(grid))])
+
+    def _is_beyond_epoch(self, grid: np.ndarray[Any, np.dtype[np.int32]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which rows of a table have idle workers, or prefetch more than the epoch where less means the same."""
+        beyond = np.zeros(len(grid), dtype=bool)
+        workers = np.asarray(self.values("num_workers"))[grid[:, NAMES.index("num_workers")]]
+        prefetch = np.asarray(self.values("prefetch_factor"))
+        place = grid[:, NAMES.index("prefetch_factor")]
+        for index, size in enumerate(self.values("batch_size")):
+            most = num_batches(self.epoch_samples, size)
+            if most is None:
+                continue
+            less = np.where(place > 0, prefetch[place - 1], 0)  # choices ascend: the next smaller one
+            has_size = grid[:, NAMES.index("batch_size")] == index
+            beyond |= has_size & ((workers > self.most_workers(size)) | (less * workers >= most))
+        return beyond
+
+    @cached_property
+    def _is_single(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which rows have 0 workers."""
+        return np.asarray(np.asarray(self.values("num_workers"))[self._table[:, 0]] == 0)
+
+    @cached_property
+    def _scaled(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Position in each dimension, 0 to 1."""
+        return np.asarray(self._table / [max(len(self.values(name)) - 1, 1) for name in NAMES])
+
+    @cached_property
+    def _made(self) -> dict[int, LoaderConfig]:
+        return {}
+
+    def config_at(self, row: int) -> LoaderConfig:
+        """The setting at a position in configs()."""
+        if row not in self._made:
+            indices = self._table[row].tolist()
+            chosen = {name: self.values(name)[index] for name, index in zip(NAMES, indices, strict=True)}
+            self._made[row] = LoaderConfig(**chosen)
+        return self._made[row]
+
+    def _position(self, config: LoaderConfig) -> list[float]:
+        """Where a setting lies in each dimension, 0 to 1; numbers that are not listed lie between those that are."""
+        position = []
+        for name in NAMES:
+            values, value = self.values(name), getattr(config, name)
+            if value in values:
+                index = float(values.index(value))
+            elif name in LEAST and None not in (value, values[0]):
+                index = float(np.interp(value, values, range(len(values))))
+            else:
+                index = 0.0
+            position.append(index / max(len(values) - 1, 1))
+        return position
+
+
+def num_batches(epoch_samples: int | None, batch_size: int | None) -> int | None:
+    """Batches of an epoch; None where it is not known, as where the workload's own batch sampler decides."""
+    if not epoch_samples or batch_size is None:
+        return None
+    return math.ceil(epoch_samples / batch_size)
+
+
+def applicable(config: LoaderConfig) -> tuple[str, ...]:
+    """The dimensions that this setting has."""
+    return NAMES if config.num_workers else ALWAYS

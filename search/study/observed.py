@@ -1,0 +1,124 @@
+"""`Observed`: what the finished trials of a study say about rates, each of them looked at once, as it never changes again."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from bisect import insort
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from optuna.trial import FrozenTrial, TrialState
+
+from feedrate.analysis.ceilings import Ceilings
+from feedrate.analysis.estimate import RUN_SD_FRACTION, Rate
+from feedrate.search.study.compat import constraints
+from feedrate.search.study.pruner import HALF_WIDTH, LOW
+from feedrate.trainables.config import LoaderConfig
+
+STEP_ONLY = "step_only_sps"
+"""User attribute: items per second of the training step alone at this batch size, where nothing disturbed it."""
+CPU_ITEM = "cpu_item_s"
+"""User attribute: CPU seconds of trainer and workers for an item."""
+CHANGING = "still_changing"
+"""User attribute: the rate had not stopped changing when the trial ended, so that it is known badly."""
+NUM_CPUS = "num_cpus"
+"""User attribute: CPUs the trial could use."""
+UNSURE_SD = 0.05
+"""Of a trial that was stopped and says nothing about its own interval."""
+MOST_SD = 0.15
+"""Readings of few windows differed by so much from one fresh start to the next (analysis/estimate.py), however wide their intervals are."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Seen:
+    """The rate that one trial gave."""
+
+    number: int
+    config: LoaderConfig
+    log_sps: float
+    sd: float
+    """Standard deviation of log_sps."""
+
+
+class Observed:
+    """Grows with the study."""
+
+    def __init__(self) -> None:
+        self._num_known = 0
+        self._open: list[int] = []
+        self._seen: list[Seen] = []
+        self._ceilings = Ceilings()
+        self._cpu_item_s: list[float] = []
+        self.num_cpus: int | None = None
+        """CPUs of a trial; None where no trial says."""
+        self.too_large: list[LoaderConfig] = []
+        """Settings that did not fit the machine."""
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    @property
+    def num_finished(self) -> int:
+        """Trials taken in, those without a rate among them."""
+        return self._num_known - len(self._open)
+
+    def learn(self, trials: Sequence[FrozenTrial]) -> None:
+        """Take in the trials, all of the study in order, that finished since the last time."""
+        numbers = [*self._open, *range(self._num_known, len(trials))]
+        self._num_known, self._open = len(trials), []
+        for number in numbers:
+            trial = trials[number]
+            if trial.state.is_finished():
+                self._take(number, trial)
+            else:
+                self._open.append(number)
+
+    def latest_and_best(self, most: int) -> list[Seen]:
+        """At most so many of the rates, in order: half of them the latest ones, half the highest before those."""
+        if len(self._seen) <= most:
+            return list(self._seen)
+        late, early = self._seen[-most // 2 :], self._seen[: -most // 2]
+        return heapq.nlargest(most // 2, early, key=lambda each: each.log_sps) + late
+
+    def cpu_item_s(self) -> float | None:
+        """Median CPU seconds for an item; None where no trial says."""
+        return float(np.median(self._cpu_item_s)) if self._cpu_item_s else None
+
+    def ceilings(self) -> dict[int, float]:
+        """Batch size (0 for none) -> items per second of the training step alone; infinite where something trained faster."""
+        return {size or 0: self._ceilings.at(size) or math.inf for size in self._ceilings.timed}
+
+    def _take(self, number: int, trial: FrozenTrial) -> None:
+        attrs = trial.user_attrs
+        if attrs.get(CPU_ITEM):
+            self._cpu_item_s.append(attrs[CPU_ITEM])
+        if attrs.get(NUM_CPUS):
+            self.num_cpus = max(attrs[NUM_CPUS], self.num_cpus or 0)
+        if "config" not in attrs:
+            return
+        config = LoaderConfig.from_dict(attrs["config"])
+        if any(violation > 0 for violation in constraints(trial).values()):
+            self.too_large.append(config)
+        rate = _rate(trial, attrs)
+        known = None if rate is None else Rate(sps=rate[0], low_sps=rate[0] * (1 - 1.96 * rate[1]), high_sps=rate[0] * (1 + 1.96 * rate[1]))
+        self._ceilings.learn(config.batch_size, attrs.get(STEP_ONLY), known, disturbed=False)
+        if rate is not None:
+            sps, sd = rate
+            sd = MOST_SD if attrs.get(CHANGING) else min(max(sd, 0.005), MOST_SD)
+            insort(self._seen, Seen(number, config, math.log(sps), sd))
+
+
+def _rate(trial: FrozenTrial, attrs: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Items per second and their standard deviation as a fraction; None where the trial has no rate."""
+    if trial.state == TrialState.COMPLETE and trial.value is not None:
+        sps, low = trial.value, attrs.get(LOW)
+        sd = UNSURE_SD if low is None else (1 - low / sps) / 1.96
+    elif trial.state == TrialState.PRUNED and trial.last_step is not None and not constraints(trial):
+        sps, half = trial.intermediate_values[trial.last_step], attrs.get(HALF_WIDTH)
+        sd = UNSURE_SD if half is None else math.hypot(half / 1.96, RUN_SD_FRACTION)
+    else:
+        return None
+    return (sps, sd) if sps > 0 else None

@@ -1,0 +1,1 @@
+"""Does changing the loader change the data?"""

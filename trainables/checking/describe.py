@@ -1,0 +1,110 @@
+"""`describe`: what a workload is, without training: its baseline, its size, what a quick look at its data found."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from typing import Any, NoReturn
+
+from feedrate.trainables.checking.disqualify import QuickLook, quick_look
+from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.failure import Failure, TrialFailed
+from feedrate.trainables.isolation.isolated import Died
+from feedrate.trainables.probing.fresh_loader import CannotBeMade, FreshLoader, check_again
+from feedrate.trainables.probing.survey import Make, Survey
+from feedrate.trainables.workload import WorkloadError, WorkloadRaised
+
+
+def describe(make: Make) -> dict[str, Any]:
+    """Say what a workload is: name, unit, epoch_samples, baseline (None: torch's default), fixed dimensions, notes, data.
+
+    `data` says which settings repeat data (disqualify.py). The workload is made in processes that end, once in each.
+    Where such a process ends by itself, this one ends in the same way.
+
+    Raises:
+        WorkloadError: it cannot be made, or make_loader does not pass on what it is asked for.
+        TrialFailed: making it hangs.
+    """
+    try:
+        survey, quick = _looked_at(make)
+    except CannotBeMade as error:
+        raise WorkloadRaised(str(error)) from None
+    return _described(survey, quick)
+
+
+def _looked_at(make: Make) -> tuple[Survey, QuickLook]:
+    try:
+        with FreshLoader(make) as loader:
+            if loader.survey.is_short:
+                return loader.survey, quick_look(loader)
+    except CannotBeMade:
+        raise
+    except TrialFailed as error:
+        _cannot_be_built(error.failure)
+    return loader.survey, _general_look(make, loader.survey)
+
+
+def _general_look(make: Make, survey: Survey) -> QuickLook:
+    """A quick look with more workers than the user's own, to find out now whether make_loader passes on what it is asked for.
+
+    Raises:
+        WorkloadError: it does not.
+        CannotBeMade: no second process can make the loader.
+    """
+    own = survey.setting
+    other = LoaderConfig(num_workers=max(own.num_workers + 1, 2), batch_size=own.batch_size)
+    try:
+        with FreshLoader(make, other, survey) as loader:
+            return quick_look(loader)
+    except CannotBeMade:
+        raise
+    except TrialFailed as error:
+        failure = error.failure
+    if failure.kind == "override-ignored":
+        raise WorkloadError(failure.message)
+    check_again(make)
+    if failure.message.startswith("TypeError"):
+        raise WorkloadError(
+            f"make_loader of workload {survey.name!r} must take DataLoader's arguments, as in "
+            f"`def make_loader(**overrides)`, and pass them on: {failure.message.partition(': ')[2]}"
+        )
+    _cannot_be_built(failure, survey.name)
+
+
+def _cannot_be_built(failure: Failure, name: str | None = None) -> NoReturn:
+    if isinstance(failure, Died):
+        _end_alike(failure.exit_code)
+    if failure.kind == "hang":
+        raise TrialFailed(failure)
+    whose = "the workload's loader" if name is None else f"the loader of workload {name!r}"
+    raise WorkloadRaised(f"{whose} cannot be built:\n{failure.traceback or failure.message}".rstrip())
+
+
+def _end_alike(exit_code: int) -> NoReturn:
+    """End this process as another one ended, so that whoever watches it says how."""
+    if exit_code < 0:
+        with contextlib.suppress(OSError):  # SIGKILL, which has no handler
+            signal.signal(-exit_code, signal.SIG_DFL)
+        os.kill(os.getpid(), -exit_code)
+    os._exit(exit_code)
+
+
+def _described(survey: Survey, quick: QuickLook) -> dict[str, Any]:
+    own = None if survey.is_short else survey.setting
+    notes = [*survey.notes, *quick.notes]
+    if quick.reason:
+        notes.append(f"with 2 workers or more, {quick.reason}; `feedrate check` shows the fix")
+    if quick.epochs_reason:
+        notes.append(f"with persistent_workers={not quick.persistent_workers}, {quick.epochs_reason}; `feedrate check` shows the fix")
+    return {
+        "name": survey.name,
+        "unit": survey.unit,
+        "is_short": survey.is_short,
+        "iterable": survey.is_iterable,
+        "epoch_samples": survey.epoch_samples if survey.unit == "samples" else None,
+        "baseline": None if own is None else own.to_dict(),
+        "fixed": list(survey.fixed),
+        "notes": notes,
+        "data": quick.to_json(),
+    }

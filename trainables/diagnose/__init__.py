@@ -1,0 +1,1 @@
+"""Where a trial hangs, and why a batch failed."""

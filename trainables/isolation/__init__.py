@@ -1,0 +1,1 @@
+"""Runs user code in processes that end, and leaves nothing of them behind."""

@@ -1,0 +1,213 @@
+"""Builds the loader of one setting: seeded, and checked against what was asked."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.failure import Failure, TrialFailed, sentence, user_traceback
+from feedrate.trainables.loader.epochs import EndlessSampler
+from feedrate.trainables.loader.no_loader import why_no_loader
+from feedrate.trainables.step import tensors
+from feedrate.trainables.workload import Workload, WorkloadError
+
+MOST_PASSED_OVER = 20
+"""Batches that may hold nothing to train on before one that does."""
+_END = object()
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch in this process; torch derives the workers' seeds from the loader's generator."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def build_loader(workload: Workload, config: LoaderConfig, *, seed: int) -> DataLoader[Any]:
+    """The workload's loader with this setting.
+
+    The short form gets an endless sampler unless it names its own; the general form is the user's loader as it is.
+
+    Raises:
+        TrialFailed: the dataset is empty, or the built loader does not show a setting that was asked for (kind
+            override-ignored).
+    """
+    kwargs = config.to_kwargs()
+    seed_everything(seed)  # what draws from the global generators must not depend on how many steps warmed the model
+    generator = torch.Generator().manual_seed(seed)
+    if not workload.is_short:
+        loader = _general_loader(workload, config)
+        check_overrides(loader, config)
+        if loader.generator is None:
+            loader.generator = generator
+        return loader
+    fixed = {"generator": generator} | workload.loader_kwargs
+    if "batch_sampler" in fixed:
+        kwargs.pop("batch_size", None)
+    elif not isinstance(workload.dataset, IterableDataset) and "sampler" not in fixed:
+        shuffle = bool(fixed.pop("shuffle", True))
+        num_samples = len(workload.dataset)  # type: ignore[arg-type]
+        if num_samples == 0:
+            raise no_batch(0)
+        fixed["sampler"] = EndlessSampler(num_samples, shuffle=shuffle, seed=seed)
+    return DataLoader(workload.dataset, collate_fn=workload.collate_fn, **fixed, **kwargs)
+
+
+def no_batch(consumed: int) -> TrialFailed:
+    """The failure of a loader that is at its end at once.
+
+    Args:
+        consumed: batches that came in earlier epochs.
+    """
+    if consumed:
+        message = (
+            f"the loader delivered {consumed} batches and then empty epochs: every iter(loader) must start it again"
+        )
+    else:
+        message = "the loader delivers no batch at all: its dataset or sampler is empty, or drop_last drops the only batch"
+    return TrialFailed(Failure(kind="user-code", phase="loader", message=message))
+
+
+def _general_loader(workload: Workload, config: LoaderConfig) -> DataLoader[Any]:
+    """The user's own loader with this setting.
+
+    What a setting leaves at torch's default is passed too where make_loader takes it: `DataLoader(..., **(mine |
+    overrides))` keeps its own otherwise, which is another setting, or with 0 workers one that torch refuses.
+    """
+    own = _defaults(config)
+    taken = inspect.signature(workload.make_loader).parameters.values()
+    if not any(each.kind is each.VAR_KEYWORD for each in taken):
+        own = {name: value for name, value in own.items() if name in {each.name for each in taken}}
+    overrides = own | config.to_kwargs()
+    try:
+        loader = workload.make_loader(**overrides)
+    except Exception as error:
+        if not workload.has_made_a_loader:
+            raise
+        message = (
+            f"make_loader of {workload.name!r} raised {sentence(error)} when it was called a second time in one process, "
+            "although the first call worked: release whatever can exist only once (named shared memory, a port, a lock file), or create it outside "
+            "of make_loader"
+        )
+        raise TrialFailed(
+            Failure(kind="user-code", phase="loader", message=message, traceback=user_traceback(error))
+        ) from error
+    workload.has_made_a_loader = True
+    if (why := why_no_loader(loader)) is not None:
+        message = f"make_loader of {workload.name!r} {why}"
+        raise TrialFailed(Failure(kind="user-code", phase="loader", message=message))
+    return loader
+
+
+def _defaults(config: LoaderConfig) -> dict[str, Any]:
+    """DataLoader arguments that `to_kwargs` leaves out, at torch's defaults."""
+    without_workers: dict[str, Any] = {"prefetch_factor": None, "persistent_workers": False}
+    return {"multiprocessing_context": None, "in_order": True} | ({} if config.num_workers else without_workers)
+
+
+def check_overrides(loader: DataLoader[Any], config: LoaderConfig) -> None:
+    """Refuse a loader that silently ignored an override.
+
+    Raises:
+        TrialFailed: names the setting, what was asked and what the loader shows.
+    """
+    asked_for = config.to_kwargs()
+    if config.num_workers:
+        asked_for = _defaults(config) | asked_for
+    for name, asked in asked_for.items():
+        shown: Any = getattr(loader, name)
+        if name == "multiprocessing_context":
+            shown = shown.get_start_method() if shown is not None else None
+        if shown != asked:
+            message = (
+                f"make_loader did not apply {name}={asked!r}: the loader it returned has {name}={shown!r}. "
+                f"Pass **overrides on to DataLoader, or keep {name} fixed with --{name.replace('_', '-')} {shown}"
+            )
+            raise TrialFailed(Failure(kind="override-ignored", phase="loader", message=message))
+
+
+def read_baseline(loader: DataLoader[Any]) -> LoaderConfig:
+    """The setting of a loader that the user built."""
+    context = loader.multiprocessing_context
+    return LoaderConfig(
+        num_workers=loader.num_workers,
+        batch_size=loader.batch_size,
+        pin_memory=bool(loader.pin_memory),
+        prefetch_factor=loader.prefetch_factor,
+        persistent_workers=loader.persistent_workers,
+        multiprocessing_context=context.get_start_method() if context is not None else None,
+        in_order=bool(getattr(loader, "in_order", True)),
+    )
+
+
+def own_loader(workload: Workload) -> DataLoader[Any]:
+    """The loader that the user's make_loader builds when nothing is asked of it: the baseline of the general form.
+
+    Raises:
+        WorkloadError: it returned something else.
+    """
+    loader = workload.make_loader()
+    if (why := why_no_loader(loader)) is not None:
+        raise WorkloadError(f"make_loader of workload {workload.name!r} {why}")
+    return loader
+
+
+def start_method(loader: DataLoader[Any]) -> str:
+    """How the loader's workers start: its own way, else Python's."""
+    return str((loader.multiprocessing_context or torch.multiprocessing).get_start_method())
+
+
+def cached_batch(workload: Workload, config: LoaderConfig) -> Any:
+    """One host batch of the right size, for warming the step and timing it alone. Call it in a process that ends.
+
+    The short form reads at most 8 samples and repeats them: fetching a whole batch can cost seconds. The general
+    form (and an iterable dataset) takes a batch of a loader without workers. Batches that hold nothing to train on (None
+    where a collate_fn dropped every sample, tensors without elements) are passed over, up to MOST_PASSED_OVER of them.
+
+    Raises:
+        TrialFailed: there is no batch.
+    """
+    batches = itertools.islice(_few_batches(workload, config), MOST_PASSED_OVER)
+    first = next(batches, _END)
+    if first is _END:
+        raise no_batch(0)
+    return next((batch for batch in itertools.chain([first], batches) if _can_be_trained(batch)), first)
+
+
+def _can_be_trained(batch: Any) -> bool:
+    sizes = [tensor.numel() for tensor in tensors(batch)]
+    return any(sizes) or (not sizes and batch is not None)
+
+
+def _few_batches(workload: Workload, config: LoaderConfig) -> Iterator[Any]:
+    """Batches as the loader of this setting would give them, without workers."""
+    fixed = workload.loader_kwargs
+    iterable = workload.is_short and isinstance(workload.dataset, IterableDataset)
+    if not workload.is_short:
+        yield from _general_loader(workload, LoaderConfig(num_workers=0, batch_size=config.batch_size))
+    elif iterable or config.batch_size is None or "batch_sampler" in fixed:
+        kwargs = LoaderConfig(num_workers=0, batch_size=config.batch_size).to_kwargs()
+        if "batch_sampler" in fixed:
+            kwargs.pop("batch_size", None)
+        yield from workload.make_loader(**kwargs)
+    else:
+        dataset: Any = workload.dataset
+        indices = iter(fixed["sampler"] if "sampler" in fixed else range(len(dataset)))
+        while some := list(itertools.islice(indices, min(8, config.batch_size))):
+            yield _repeated(dataset, some, config.batch_size, workload.collate_fn or torch.utils.data.default_collate)
+
+
+def _repeated(dataset: Any, indices: list[Any], batch_size: int, collate: Callable[[Any], Any]) -> Any:
+    """A batch of the samples at these indices, as often as it takes."""
+    if getattr(dataset, "__getitems__", None):  # torch hands what it returns to collate_fn as it is
+        return collate(dataset.__getitems__([indices[number % len(indices)] for number in range(batch_size)]))
+    samples = [dataset[index] for index in indices]
+    return collate([samples[number % len(samples)] for number in range(batch_size)])

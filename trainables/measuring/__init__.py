@@ -1,0 +1,1 @@
+"""Times one setting."""

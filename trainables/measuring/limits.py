@@ -1,0 +1,142 @@
+"""Refuses a setting that cannot fit this machine before its loader starts: /dev/shm, open files, memory.
+
+Workers hand batches over in shared memory: `prefetch_factor * num_workers` in flight and one with the training step,
+each tensor's storage a file descriptor (MEASURING.md 5). Without workers there is none of it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.failure import Failure, TrialFailed
+from feedrate.trainables.machine.memory_guard import available_bytes as memory_available_bytes
+from feedrate.trainables.step import tensors
+
+SHM_MARGIN = 1.3
+"""Batches are not all of the cached one's size, and other processes use /dev/shm as well."""
+SPARE_FILES = 64
+"""Descriptors of the trainer itself: libraries, pipes and the dataset's own files."""
+WORKER_BYTES = {"fork": 25e6, "spawn": 160e6, "forkserver": 160e6}
+"""Memory of a worker of its own before it has loaded anything (measured, MEASURING.md 5)."""
+
+
+def check_limits(
+    config: LoaderConfig,
+    storage_sizes: Sequence[int],
+    *,
+    free_shm_bytes: int | None = None,
+    used_shm_bytes: int = 0,
+    max_open_files: int | None = None,
+    available_bytes: int | None = None,
+) -> None:
+    """Refuse a setting whose batches in flight cannot fit.
+
+    Only tensors count, each storage once. Memory is a lower bound: what the dataset itself needs in a worker is not
+    known before it runs.
+
+    Args:
+        config: the setting.
+        storage_sizes: bytes of each storage of a host batch of its size (`storage_bytes`), as the loader gives it.
+        free_shm_bytes: of /dev/shm; None asks the system, as for the other limits.
+        used_shm_bytes: of /dev/shm, so that the size to ask for can be named.
+        max_open_files: the limit of file descriptors of a process.
+        available_bytes: memory that can still be had.
+
+    Raises:
+        TrialFailed: kind shm-full, too-many-files or out-of-memory; the sentence says how to raise the limit.
+    """
+    if config.num_workers == 0:
+        return
+    sizes = list(storage_sizes)
+    num_batches = (config.prefetch_factor or 2) * config.num_workers + 1
+    if free_shm_bytes is None:
+        free_shm_bytes, used_shm_bytes = _shm_bytes()
+    if max_open_files is None:
+        max_open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if available_bytes is None:
+        available_bytes = memory_available_bytes()
+    _check_shm(num_batches, sum(sizes), free_shm_bytes, used_shm_bytes)
+    # asked here and not in the setting: the user's own module may have set it
+    if torch.multiprocessing.get_sharing_strategy() == "file_descriptor":  # type: ignore[no-untyped-call]
+        _check_files(num_batches, len(sizes), max_open_files)
+    _check_memory(config, num_batches, sizes, available_bytes)
+
+
+def storage_bytes(batch: Any) -> list[int]:
+    """Size of every storage behind a batch's tensors in host memory, each once: views share one."""
+    storages = {}
+    for tensor in tensors(batch):
+        if tensor.device.type == "cpu" and tensor.layout == torch.strided:
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return [size for size in storages.values() if size]
+
+
+def _check_shm(num_batches: int, batch_bytes: int, free_bytes: int | None, used_bytes: int) -> None:
+    need = round(SHM_MARGIN * num_batches * batch_bytes)
+    if free_bytes is None or need <= free_bytes:
+        return
+    size = math.ceil((used_bytes + need) / 2**30)
+    message = (
+        f"/dev/shm is too small: {num_batches} batches of {amount(batch_bytes)} and a margin of {SHM_MARGIN - 1:.0%} need "
+        f"{amount(need)}, but only {amount(free_bytes)} are free. Use docker run --shm-size={size}g, fewer workers or a smaller "
+        "prefetch_factor"
+    )
+    raise TrialFailed(Failure(kind="shm-full", phase="loader", message=message))
+
+
+def _check_files(num_batches: int, num_storages: int, limit: int) -> None:
+    need = num_batches * num_storages + SPARE_FILES
+    if limit == resource.RLIM_INFINITY or need <= limit:
+        return
+    message = (
+        f"the limit of open files is too low: {num_batches} batches of {num_storages} tensors need up to {need:,}, but the limit is "
+        f"{limit:,}. Use ulimit -n {_round_up(need)}, the file_system sharing strategy, fewer workers or a smaller prefetch_factor"
+    )
+    raise TrialFailed(Failure(kind="too-many-files", phase="loader", message=message))
+
+
+def _check_memory(config: LoaderConfig, num_batches: int, sizes: list[int], available_bytes: int | None) -> None:
+    batch_bytes = sum(sizes)
+    method = config.multiprocessing_context or torch.multiprocessing.get_start_method(allow_none=True) or "fork"
+    workers = config.num_workers * (WORKER_BYTES.get(method, WORKER_BYTES["fork"]) + batch_bytes)
+    # torch's pinned allocator rounds every block up to a power of two and keeps it
+    pinned = (num_batches + 1) * sum(_round_up(size) for size in sizes) if config.pin_memory else 0
+    need = math.ceil(workers + num_batches * batch_bytes + pinned)
+    if available_bytes is None or need <= available_bytes:
+        return
+    message = (
+        f"not enough memory: {config.num_workers} workers and {num_batches} batches of {amount(batch_bytes)} need at least "
+        f"{amount(need)}, but only {amount(available_bytes)} are available. Use fewer workers, a smaller prefetch_factor or a smaller batch"
+    )
+    raise TrialFailed(Failure(kind="out-of-memory", phase="loader", message=message))
+
+
+def amount(num_bytes: float) -> str:
+    """Bytes for people, three digits: 71 MB, 9.16 GB."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= 0.9995 * size:
+            value = num_bytes / size
+            return f"{value:.{0 if value >= 99.95 else 1}f}".removesuffix(".0") + f" {unit}"
+    return f"{num_bytes:.0f} bytes"
+
+
+def _round_up(number: int) -> int:
+    """The next power of two."""
+    return 1 << (number - 1).bit_length() if number > 1 else 1
+
+
+def _shm_bytes() -> tuple[int | None, int]:
+    """Free for us, and used or kept for root; None where there is no /dev/shm."""
+    try:
+        stat = os.statvfs("/dev/shm")
+    except OSError:
+        return None, 0
+    return stat.f_bavail * stat.f_frsize, (stat.f_blocks - stat.f_bavail) * stat.f_frsize

@@ -1,0 +1,320 @@
+"""Measures one setting: a generator that yields growing measurements of real training until it is closed or sure.
+
+Order: the step is warmed on a cached batch before the loader starts, start-up is timed apart, what is not steady is
+discarded, then windows of `m * num_workers` batches follow one another without a gap (MEASURING.md 2.1-2.3), and at
+the end, where it matters for the user's epoch, epoch boundaries.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.diagnose.hang_message import INTERPRETERS_S
+from feedrate.trainables.failure import Failure, TrialFailed
+from feedrate.trainables.loader.build_loader import build_loader, seed_everything, start_method
+from feedrate.trainables.loader.cold_cache import ColdCache
+from feedrate.trainables.loader.epoch_size import EpochSize
+from feedrate.trainables.loader.loader_watch import LoaderWatch, collecting
+from feedrate.trainables.loader.process_settings import PlacedWorker, placed
+from feedrate.trainables.machine.accelerator import pick_device
+from feedrate.trainables.machine.conditions import MachineClock
+from feedrate.trainables.machine.host import cpu_budget
+from feedrate.trainables.machine.process import Memory, growth_bytes_per_batch, tree_memory
+from feedrate.trainables.measurement import Measurement
+from feedrate.trainables.measuring.cached_batch import CachedBatch, read_apart
+from feedrate.trainables.measuring.limits import check_limits
+from feedrate.trainables.measuring.step_and_loader_alone import loading_step, time_copy, time_step, warm
+from feedrate.trainables.measuring.training import MIN_WINDOWS, Training
+from feedrate.trainables.step import Step, StepContext, loss_is_finite, to_device
+from feedrate.trainables.workload import Workload
+
+BOUNDARY_MATTERS_FRACTION = 0.002
+"""An estimated epoch boundary of less than this share of an epoch is not measured."""
+EPOCHS_FRACTION = 0.25
+"""Share of a trial's time that epoch boundaries may take."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeasureOptions:
+    """How one setting is measured."""
+
+    max_trial_s: float = 20.0
+    """Wall time for loading and training, from iter(loader) on; set-up is apart."""
+    seed: int = 0
+    measure_step: bool = True
+    """Also time the step alone: the ceiling at this batch size."""
+    loader_only: bool = False
+    """Load and copy to the device, train nothing: the loader's own ceiling."""
+    cold: bool = False
+    """With `loader_only`: drop each file from the page cache before it is read."""
+    objective: str = "epoch"
+    """epoch: measure epoch boundaries too, where they matter; steady: do not."""
+    epoch_samples: int | None = None
+    """Items of the user's real epoch; None asks the dataset."""
+    device: str | None = None
+    """torch device; None takes the accelerator when there is one."""
+    amp: str | None = None
+    """bf16: forward and loss of the short form under torch.autocast."""
+    compile: bool = False
+    """torch.compile the model of the short form."""
+    shares_host: bool = False
+    """Other trials run on the host's other CPUs: foreign load is that on this process's own."""
+
+
+def measure(
+    workload: Workload,
+    config: LoaderConfig,
+    options: MeasureOptions | None = None,
+    on_phase: Callable[[str], None] = lambda phase: None,
+    steps: dict[int | None, Step] | None = None,
+    cached: CachedBatch | None = None,
+) -> Iterator[Measurement]:
+    """Train with one setting and yield the growing measurement after every window from the fifth on.
+
+    The object yielded is the same one each time. Closing the generator stops the measurement early; the loader's
+    workers end with it.
+
+    Args:
+        workload: what to train.
+        config: the setting.
+        options: how long and how to measure.
+        on_phase: told setup, warm, loader, measure, teardown as they begin.
+        steps: training steps by batch size that earlier measurements of this workload made in this process; used
+            again where there is one, added to where there is none. None makes a new one.
+        cached: the batch that warms the step and times it alone, read in another process (cached_batch.py). None reads it
+            in a process that is forked now: nothing here touches the dataset before the loader does.
+
+    Raises:
+        TrialFailed: the setting cannot be measured as asked, does not fit this machine, or its loader failed; the
+            failure says why and what to do.
+        Exception: whatever the workload's model, loss or step raises.
+    """
+    options = options or MeasureOptions()
+    # before the trainer is restricted to some of them
+    cpus = _Cpus(num=cpu_budget()[0], counted=os.sched_getaffinity(0) if options.shares_host else None)
+    with placed(config) as placed_worker:
+        yield from _measure(workload, config, options, on_phase, placed_worker, cpus, {} if steps is None else steps, cached)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cpus:
+    """What trainer and workers may use, and whose load counts; None is the whole machine's."""
+
+    num: int
+    counted: set[int] | None
+
+
+def _measure(
+    workload: Workload,
+    config: LoaderConfig,
+    options: MeasureOptions,
+    on_phase: Callable[[str], None],
+    placed_worker: PlacedWorker | None,
+    cpus: _Cpus,
+    steps: dict[int | None, Step],
+    cached: CachedBatch | None,
+) -> Iterator[Measurement]:
+    started = time.perf_counter()
+    on_phase("setup")
+    seed_everything(options.seed)
+    cached = cached or read_apart(lambda: workload, config, seed=options.seed)  # before CUDA is touched: it forks
+    device = pick_device(options.device)
+    context = StepContext(device=device, batch_size=config.batch_size, amp=options.amp, compile=options.compile)
+    if config.batch_size not in steps:
+        steps[config.batch_size] = workload.make_step(context)
+    step = steps[config.batch_size]
+    result = Measurement(unit=workload.unit)
+    on_phase("warm")
+    if cached.failure is not None:
+        result.cached_batch_failure = cached.failure.message
+    if options.loader_only:
+        step = loading_step(workload, cached.batch, step, device)
+    elif cached.failure is None:
+        _warm(step, cached.batch, config, options, device, result)
+    on_phase("loader")
+    check_limits(config, cached.storage_sizes)
+    del cached
+    with collecting() as begun:
+        loader = build_loader(workload, config, seed=options.seed)
+    watch = LoaderWatch(loader, begun)
+    if watch.has_started and (placed_worker is not None or options.cold):
+        raise _started_too_early(workload)
+    if placed_worker is not None:
+        loader.worker_init_fn = placed_worker.wrap(loader.worker_init_fn)
+    cold = _cool(loader) if options.cold else None
+    training = _prepare(watch, workload, options, step, device, result)
+    result.setup_s = time.perf_counter() - started
+    try:
+        yield from _train(training, options, on_phase, cpus, cold)
+    finally:
+        if cold is not None:
+            cold.stop()
+    on_phase("teardown")
+
+
+def _warm(
+    step: Step, host_batch: Any, config: LoaderConfig, options: MeasureOptions, device: torch.device, result: Measurement
+) -> None:
+    """Warm the step on the cached batch, and time step and copy alone."""
+    batch = to_device(host_batch, device)
+    result.first_step_s = warm(step, batch, device)
+    if options.measure_step:
+        blocks = time_step(step, batch, device, options.max_trial_s / 5)
+        result.step_only_num_items, result.step_only_duration_s = blocks or (None, None)
+    if device.type != "cpu":
+        copies = time_copy(host_batch, device, pinned=config.pin_memory)
+        result.copy_only_num_items, result.copy_only_duration_s = copies or (None, None)
+
+
+def _train(
+    training: Training,
+    options: MeasureOptions,
+    on_phase: Callable[[str], None],
+    cpus: _Cpus,
+    cold: ColdCache | None,
+) -> Iterator[Measurement]:
+    result, device = training.result, training.device
+    training.start()
+    on_phase("measure")
+    training.settle()
+    if cold is not None and cold.stayed_fraction() is None:  # nothing was read from files: there is nothing to be cold
+        result.cold_refused = cold.why_not_cold()
+        yield result
+        return
+    before = _Machine.read(cpus)
+    while not training.finished():
+        if cold is not None:
+            cold.drop_held()
+        training.window()
+        reserves = _boundary_matters(training, options) and _epochs_s(training, options) < EPOCHS_FRACTION * options.max_trial_s
+        training.reserved_s = EPOCHS_FRACTION * options.max_trial_s if reserves else 0.0
+        if len(result.windows) >= MIN_WINDOWS and training.has_rate():
+            if len(result.windows) == MIN_WINDOWS:  # once, as it takes a moment; it may be stopped from here on
+                before.fill(result)
+            result.settled = training.steady()
+            yield result
+    if not training.has_rate():
+        raise training.no_rate()
+    result.cold_refused = cold.why_not_cold() if cold is not None else None
+    before.fill(result, dropped=cold is not None and result.cold_refused is None)
+    if device.type == "cuda":
+        result.gpu_free_bytes, _ = torch.cuda.mem_get_info(device)
+        result.gpu_peak_bytes = torch.cuda.max_memory_allocated(device)
+    result.loss_is_finite = None if options.loader_only else loss_is_finite(training.step)
+    result.settled = training.steady()
+    if _boundary_matters(training, options):
+        _measure_epochs(training, options)
+    yield result
+
+
+def _cool(loader: DataLoader[Any]) -> ColdCache:
+    """Drop what the loader reads from now on, in its workers too."""
+    cold = ColdCache(loader.num_workers, start_method(loader) if loader.num_workers else None)
+    cold.install()
+    loader.worker_init_fn = cold.wrap(loader.worker_init_fn)
+    cold.drop_held()
+    return cold
+
+
+def _started_too_early(workload: Workload) -> TrialFailed:
+    message = (
+        f"make_loader of {workload.name!r} starts the loader's workers itself, so feedrate cannot change how they run: leave out "
+        "--trainer-cpus, --sharing-strategy and a cold page cache, or start the workers in __iter__"
+    )
+    return TrialFailed(Failure(kind="override-ignored", phase="loader", message=message))
+
+
+def _prepare(
+    watch: LoaderWatch,
+    workload: Workload,
+    options: MeasureOptions,
+    step: Step,
+    device: torch.device,
+    result: Measurement,
+) -> Training:
+    """The training, not started yet."""
+    loader = watch.loader
+    if loader.num_workers and not loader.timeout:
+        # a batch that the worker could not send is waited for without an end; new interpreters import torch first
+        starting_s = 0.0 if start_method(loader) == "fork" else INTERPRETERS_S
+        loader.timeout = options.max_trial_s + starting_s
+        watch.wait_at_most(loader.timeout)
+    result.epoch_samples = options.epoch_samples
+    is_told = options.epoch_samples is not None or workload.unit != "samples"  # lengths count samples, not tokens
+    result.start_method = start_method(loader) if loader.num_workers else None
+    epoch = None if is_told else EpochSize.of_loader(loader)
+    return Training(loader, watch, step, device, result, options.max_trial_s, epoch)
+
+
+def _boundary_matters(training: Training, options: MeasureOptions) -> bool:
+    """Whether the rate over an epoch hangs on what its boundary costs, which is an estimate so far."""
+    result = training.result
+    if options.objective != "epoch" or options.loader_only or not result.epoch_samples or not training.has_rate():
+        return False
+    if not training.watch.ends_when_told:
+        return False
+    lost_samples = result.boundary_s * result.windows.rate().sps
+    return result.boundary_from == "estimated" and lost_samples >= BOUNDARY_MATTERS_FRACTION * result.epoch_samples
+
+
+def _num_epoch_batches(training: Training, options: MeasureOptions) -> int:
+    """Batches of the epochs to measure: the user's own where they are short, else as few as show their ends."""
+    result = training.result
+    assert result.epoch_samples is not None
+    num_batches = max(math.ceil(result.epoch_samples / training.items_per_batch() - 1e-9), 1)
+    if num_batches * training.batch_s() + result.boundary_s > EPOCHS_FRACTION * options.max_trial_s / 3:
+        return min(num_batches, max(training.cycle, 4))
+    return num_batches
+
+
+def _epochs_s(training: Training, options: MeasureOptions) -> float:
+    """What measuring an epoch boundary takes at least: what is in flight, an epoch, its ends."""
+    in_flight = training.loader.num_workers * (training.loader.prefetch_factor or 0)
+    return (in_flight + _num_epoch_batches(training, options)) * training.batch_s() + 2 * training.result.boundary_s
+
+
+def _measure_epochs(training: Training, options: MeasureOptions) -> None:
+    """Measure epoch boundaries where time allows; five in what is left where workers lose with the epoch what made the rate rise."""
+    loader, left_s = training.loader, training.deadline - time.perf_counter()
+    loses = training.result.windows.lasting().direction > 0 and loader.num_workers > 0 and not loader.persistent_workers
+    budget_s = EPOCHS_FRACTION * options.max_trial_s
+    most_s = left_s if loses else budget_s
+    if _epochs_s(training, options) < min(most_s, left_s):
+        training.measure_epochs(_num_epoch_batches(training, options), budget_s, most_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Machine:
+    """What the machine and the trial's processes had used when the windows began."""
+
+    cpus: _Cpus
+    began: float
+    clock: MachineClock
+    memory: Memory | None
+
+    @classmethod
+    def read(cls, cpus: _Cpus) -> _Machine:
+        return cls(cpus=cpus, began=time.perf_counter(), clock=MachineClock.read(cpus.counted), memory=tree_memory())
+
+    def fill(self, result: Measurement, dropped: bool = False) -> None:
+        """Write the columns of what was used since; `dropped`: the page cache was, all along."""
+        wall_s = time.perf_counter() - self.began
+        now = MachineClock.read(self.cpus.counted)
+        columns = now.columns_since(self.clock, wall_s, dropped=dropped, num_cpus=self.cpus.num)
+        for name, value in columns.items():
+            setattr(result, name, value)
+        memory = tree_memory()
+        if memory is not None:
+            result.tree_pss_bytes, result.tree_uss_bytes = memory.pss_bytes, memory.uss_bytes
+            result.max_open_files = memory.max_open_files
+            num_batches = sum(result.windows.window_num_batches)
+            result.tree_uss_growth_bytes_per_batch = growth_bytes_per_batch(self.memory, memory, num_batches)

@@ -1,0 +1,1 @@
+"""Looks at what a loader delivers, in a process that made it and did nothing else."""

@@ -1,0 +1,273 @@
+"""The clean template process: imports torch and the user's module once, then forks a child for every request.
+
+A forked child runs user code 30 ms after it was asked for, where a new interpreter pays seconds for `import torch`
+(RAY_OPTUNA.md 8). Started by `feedrate.trainables.sandbox.template` as `python -P -m feedrate.trainables.sandbox.template_main FD`, where FD
+is one end of a socket pair: requests come in with the pipe for their events, {"started": pid} and {"ended": wait
+status} go out. When the other end closes, however its owner died, the template ends every child and then itself.
+
+Top-level imports stay light: a spawned loader worker imports this module again as its `__main__`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import multiprocessing
+import os
+import select
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from typing import Any, NoReturn
+
+from feedrate.trainables.diagnose import stacks
+from feedrate.trainables.isolation.leaving import EXIT_S, forget_inherited_exits, leave, leave_on_sigterm
+from feedrate.trainables.isolation.sweeping import MARKER, marked, sweep
+
+TERMINATING = (signal.SIGTERM, signal.SIGHUP)
+"""Signals that the template ignores: it ends with its owner. systemd and Slurm send SIGTERM to every process, and a template
+that died of it would leave its folder behind."""
+_PR_SET_PDEATHSIG = 1
+
+
+def main(argv: list[str]) -> None:
+    """Serve requests until the control socket closes; `--once` serves one without forking."""
+    stacks.install()
+    control = socket.socket(fileno=int(argv[0]))
+    hello = json.loads(_receive_line(control))
+    once = "--once" in argv
+    if hello.get("cpus"):
+        os.sched_setaffinity(0, hello["cpus"])
+    if once:
+        _run_once(control, hello)
+        return
+    resource_tracker.ensure_running()  # here, so that it outlives killed children and unlinks their semaphores
+    before = _end_with_owner(control, hello)
+    clean = _num_threads() <= before.num_threads and not _accelerator_touched() and not positioned_files() - before.files
+    for number in TERMINATING:
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.SIG_IGN)
+    os.mkdir(hello["temp"], 0o700)  # by a name that the owner chose: it can remove the folder whenever it is interrupted
+    _use_folder(hello["temp"])
+    spare = {os.getpid(), *marked(os.environ[MARKER])}
+    ready = {"ready": True, "clean": clean, "spare": sorted(spare)}
+    control.sendall(json.dumps(ready).encode() + b"\n")
+    while True:
+        line, descriptors = _receive_request(control)
+        if not line:
+            _last_sweep(hello)
+            leave()
+        _serve(control, json.loads(line), descriptors[0], hello, clean)
+
+
+def _run_once(control: socket.socket, hello: dict[str, Any]) -> None:
+    """Serve one request in this process, which was executed for it."""
+    _use_folder(hello["temp"])
+    control.sendall(b"{}\n")
+    line, descriptors = _receive_request(control)
+    if not line:
+        return
+    resource_tracker.ensure_running()  # still in the template's process group, which is not killed
+    _become_child(os.getppid(), hello)
+    control.sendall(b"{}\n")
+    from feedrate.trainables.sandbox.child_main import run_request
+
+    run_request(json.loads(line), descriptors[0])
+    leave()
+
+
+def _use_folder(path: str) -> None:
+    """Let loader workers, however they start, put their sockets into one folder: a killed one leaves its own behind."""
+    multiprocessing.current_process()._config["tempdir"] = path  # type: ignore[attr-defined]
+
+
+def _last_sweep(hello: dict[str, Any], group: int | None = None) -> None:
+    """End everything but this process, when there is nobody else to do it."""
+    sweep(os.environ[MARKER], group=group, spare={os.getpid()}, helpers_s=0)
+    shutil.rmtree(hello["temp"], ignore_errors=True)
+
+
+def _serve(control: socket.socket, request: dict[str, Any], pipe: int, hello: dict[str, Any], clean: bool) -> None:
+    """Start a child, wait until it ends or the supervisor is gone, report how it ended."""
+    pid = _fork(control, request, pipe, hello) if clean else _spawn(request, pipe, hello)
+    os.close(pipe)
+    watch = os.pidfd_open(pid)
+    try:
+        _tell(control, {"started": pid}, hello, pid, watch)
+        poll = select.poll()
+        poll.register(watch, select.POLLIN)
+        poll.register(control, select.POLLRDHUP)
+        while True:
+            ready = dict(poll.poll())
+            if control.fileno() in ready:
+                _end_without_owner(hello, pid, watch)
+            if watch in ready:
+                _, status = os.waitpid(pid, 0)
+                _tell(control, {"ended": status}, hello, pid, watch)
+                return
+    finally:
+        os.close(watch)
+
+
+def _tell(control: socket.socket, message: dict[str, Any], hello: dict[str, Any], pid: int, watch: int) -> None:
+    """Send a message; where the owner died meanwhile, end everything as if its end had been noticed first."""
+    try:
+        control.sendall(json.dumps(message).encode() + b"\n")
+    except (BrokenPipeError, ConnectionResetError):
+        _end_without_owner(hello, pid, watch)
+
+
+def _end_without_owner(hello: dict[str, Any], pid: int, watch: int) -> NoReturn:
+    """Let the child run its exit functions, end everything that came from this process, and then itself."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(watch, signal.SIGTERM)
+    select.select([watch], [], [], EXIT_S)
+    _last_sweep(hello, group=pid)
+    with contextlib.suppress(ChildProcessError):  # it may have been waited for already
+        os.waitpid(pid, 0)
+    leave()
+
+
+def _fork(control: socket.socket, request: dict[str, Any], pipe: int, hello: dict[str, Any]) -> int:
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            control.close()
+            forget_inherited_exits()
+            _become_child(parent, hello)
+            from feedrate.trainables.sandbox.child_main import run_request
+
+            run_request(request, pipe)
+        finally:
+            leave()
+    os.setpgid(pid, pid)  # both sides set it, so that neither can be too late
+    return pid
+
+
+def _spawn(request: dict[str, Any], pipe: int, hello: dict[str, Any]) -> int:
+    """A new interpreter for one request: importing the user's module left threads, CUDA state or open files behind."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "feedrate.trainables.sandbox.template_main", str(theirs.fileno()), "--once"],
+            pass_fds=[theirs.fileno()],
+        )
+        theirs.close()
+        ours.sendall(json.dumps(hello).encode() + b"\n")
+        _receive_line(ours)  # it has started
+        socket.send_fds(ours, [json.dumps(request).encode() + b"\n"], [pipe])
+        _receive_line(ours)  # it leads its own process group
+    child.returncode = 0  # waited for by pid
+    return child.pid
+
+
+def _become_child(parent: int, hello: dict[str, Any]) -> None:
+    """Its own process group, ended with its template, plain signal handling, the user's folder and threads."""
+    if os.getpgrp() != os.getpid():
+        os.setpgid(0, 0)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    leave_on_sigterm()
+    if hello.get("threads"):
+        import torch
+
+        torch.set_num_threads(hello["threads"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """What this process had before the user's module was imported."""
+
+    num_threads: int
+    files: set[str]
+
+
+def _end_with_owner(control: socket.socket, hello: dict[str, Any]) -> _Before:
+    """Import everything, ended by SIGIO if the owner dies meanwhile: an import may take minutes, or forever.
+
+    Nothing is sent to the template before it is ready, so the only event on the socket is its end.
+    """
+    flags = fcntl.fcntl(control, fcntl.F_GETFL)
+    fcntl.fcntl(control, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(control, fcntl.F_SETFL, flags | os.O_ASYNC)
+    try:
+        poll = select.poll()
+        poll.register(control, select.POLLRDHUP)
+        if poll.poll(0):
+            sys.exit(0)
+        return _import_everything(hello)
+    finally:
+        fcntl.fcntl(control, fcntl.F_SETFL, flags)
+
+
+def _import_everything(hello: dict[str, Any]) -> _Before:
+    """Import torch, our child and the user's module; return what there was before the user's module."""
+    import torch._dynamo  # the first optimizer of a process imports it, which takes a second  # noqa: F401
+
+    import feedrate.trainables.sandbox.child_main  # noqa: F401
+    from feedrate.trainables.resolve import WorkloadRef, preload
+
+    before = _Before(_num_threads(), positioned_files())
+    with contextlib.suppress(BaseException):  # the child imports again and reports it with the user's traceback
+        preload(WorkloadRef(**hello["workload"]))
+    return before
+
+
+def positioned_files() -> set[str]:
+    """What this process has open that forked processes would read from one shared position: files, sockets; no log files.
+
+    Each is given as "descriptor target", as /proc names it.
+    """
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            mode = os.fstat(int(number)).st_mode
+            appends = fcntl.fcntl(int(number), fcntl.F_GETFL) & (os.O_APPEND | os.O_WRONLY)
+            if stat.S_ISSOCK(mode) or (stat.S_ISREG(mode) and not appends):
+                found.add(f"{number} {os.readlink(f'/proc/self/fd/{number}')}")
+    return found
+
+
+def _num_threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def _accelerator_touched() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and (torch.cuda.is_initialized() or torch.xpu.is_initialized())
+
+
+def _receive_line(control: socket.socket) -> bytes:
+    """Bytes up to a newline, read one at a time: what follows may carry a file descriptor."""
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = control.recv(1)
+        if not byte:
+            sys.exit(0)
+        line += byte
+    return line
+
+
+def _receive_request(control: socket.socket) -> tuple[bytes, list[int]]:
+    data, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+    if not data:
+        return b"", []
+    return data + _receive_line(control), list(descriptors)
+
+
+if __name__ == "__mp_main__":  # a loader worker that was spawned: whatever it does next, it can be asked where it is
+    stacks.install()
+if __name__ == "__main__":
+    main(sys.argv[1:])
