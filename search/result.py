@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pandas as pd
 from feedrate.analysis.best import BEST_SCHEMA, write_best
 from feedrate.analysis.compat import median
 from feedrate.analysis.disqualified import Disqualified
-from feedrate.analysis.doubts import doubts, what_settles
+from feedrate.analysis.doubts import Doubt, doubts, what_settles
 from feedrate.analysis.load import load_run
 from feedrate.analysis.rounds import DISTURBED_FRACTION, TIED_FRACTION, Standing
 from feedrate.analysis.run import Run
@@ -128,9 +129,7 @@ def _best(run: Run, ranked: pd.DataFrame, chosen: pd.Series[Any], where: Standin
         tied = others[others["throughput_sps"] >= chosen["throughput_sps"] * (1 - TIED_FRACTION)]
     else:
         tied = others[others["config"].isin(where.tied)]
-    workload, hardware, placement = (run.search.get(name, {}) for name in ("workload", "hardware", "placement"))
-    options = run.search.get("options", {})
-    threads = options.get("threads")
+    workload, threads = run.search.get("workload", {}), run.search.get("options", {}).get("threads")
     fraction = None if ceiling_sps is None else float(trial["steady_sps"]) / ceiling_sps
     facts = _facts(trial) | {"copy_only_sps": run.copies.get((size, bool(chosen["pin_memory"])))}
     verdict = judge(facts, ceiling_sps, ceilings.why_not(size))
@@ -155,47 +154,65 @@ def _best(run: Run, ranked: pd.DataFrame, chosen: pd.Series[Any], where: Standin
             for _, row in best_by_batch_size(run, ranked).iterrows()
             if not pd.isna(row["batch_size"])
         },
-        "scope": {
-            "ranks_per_host": 1,
-            "world_size": 1,
-            "cpus_per_rank": placement.get("cpus"),
-            "exclusive_host": all((_float(trial[name]) or 0.0) < SHARED_FRACTION for name in FOREIGN)
-            and placement.get("trials_per_host", 1) == 1,
-            "trials_per_host": placement.get("trials_per_host", 1),
-            **{name: _float(trial[name]) for name in FOREIGN},
-            "cache": _text(trial["cache_state"]),
-        },
-        "measured_on": {
-            "hostname": _text(trial["hostname"]),
-            "device": _text(trial["device"]),
-            "device_name": _text(trial["device_name"]),
-            "num_cpus": hardware.get("num_cpus"),
-            "cpu_model": hardware.get("cpu_model"),
-            "start_method": _text(trial["start_method"]),
-            "versions": run.search.get("versions", {}),
-        },
+        "scope": _scope(run, trial),
+        "measured_on": _measured_on(run, trial),
         "workload": workload | {"epoch_samples": _whole(trial["epoch_samples"])},
-        "search": {
-            "study": run.search["study"],
-            "objective": run.search.get("objective", "epoch"),
-            "amp": options.get("amp"),
-            "compile": options.get("compile", False),
-            "disqualified": run.search.get("disqualified"),
-            "num_trials": int((run.latest["kind"] != "confirm").sum()),
-            "num_failed": int((run.failures["kind"] != "confirm").sum()),
-            "num_rounds": int(run.latest["round"].nunique()),
-            "num_round_hosts": int(run.latest[run.latest["kind"] == "confirm"]["host_id"].nunique()),
-            "num_hosts": int(run.latest["host_id"].nunique()),
-            "num_measurements": int(run.latest["throughput_sps"].notna().sum()),
-            "num_disturbed": int((run.latest["foreign_cpu_fraction"] >= DISTURBED_FRACTION).sum()),
-            **{f"most_{name}": _float(run.latest[name].max()) for name in FOREIGN},
-            "unconfirmed_because": run.search.get("unconfirmed_because") if where is None else None,
-            "set_aside": run.search.get("set_aside", []),
-            "undecided": [] if where is None else list(where.undecided),
-            "open": [each.text for each in is_open],
-            "settle": what_settles(is_open),
-            "created_unix_s": run.search.get("created_unix_s"),
-        },
+        "search": _searched(run, where, is_open),
+    }
+
+
+def _scope(run: Run, trial: pd.Series[Any]) -> dict[str, Any]:
+    """Of one rank on how much of a host the rate is."""
+    placement = run.search.get("placement", {})
+    return {
+        "ranks_per_host": 1,
+        "world_size": 1,
+        "cpus_per_rank": placement.get("cpus"),
+        "exclusive_host": all((_float(trial[name]) or 0.0) < SHARED_FRACTION for name in FOREIGN)
+        and placement.get("trials_per_host", 1) == 1,
+        "trials_per_host": placement.get("trials_per_host", 1),
+        **{name: _float(trial[name]) for name in FOREIGN},
+        "cache": _text(trial["cache_state"]),
+    }
+
+
+def _measured_on(run: Run, trial: pd.Series[Any]) -> dict[str, Any]:
+    """The machine and what ran on it."""
+    hardware = run.search.get("hardware", {})
+    return {
+        "hostname": _text(trial["hostname"]),
+        "device": _text(trial["device"]),
+        "device_name": _text(trial["device_name"]),
+        "num_cpus": hardware.get("num_cpus"),
+        "cpu_model": hardware.get("cpu_model"),
+        "start_method": _text(trial["start_method"]),
+        "versions": run.search.get("versions", {}),
+    }
+
+
+def _searched(run: Run, where: Standing | None, is_open: Sequence[Doubt]) -> dict[str, Any]:
+    """How the setting was found, and how sure that is."""
+    options = run.search.get("options", {})
+    return {
+        "study": run.search["study"],
+        "objective": run.search.get("objective", "epoch"),
+        "amp": options.get("amp"),
+        "compile": options.get("compile", False),
+        "disqualified": run.search.get("disqualified"),
+        "num_trials": int((run.latest["kind"] != "confirm").sum()),
+        "num_failed": int((run.failures["kind"] != "confirm").sum()),
+        "num_rounds": int(run.latest["round"].nunique()),
+        "num_round_hosts": int(run.latest[run.latest["kind"] == "confirm"]["host_id"].nunique()),
+        "num_hosts": int(run.latest["host_id"].nunique()),
+        "num_measurements": int(run.latest["throughput_sps"].notna().sum()),
+        "num_disturbed": int((run.latest["foreign_cpu_fraction"] >= DISTURBED_FRACTION).sum()),
+        **{f"most_{name}": _float(run.latest[name].max()) for name in FOREIGN},
+        "unconfirmed_because": run.search.get("unconfirmed_because") if where is None else None,
+        "set_aside": run.search.get("set_aside", []),
+        "undecided": [] if where is None else list(where.undecided),
+        "open": [each.text for each in is_open],
+        "settle": what_settles(is_open),
+        "created_unix_s": run.search.get("created_unix_s"),
     }
 
 

@@ -30,6 +30,7 @@ from feedrate.search.engine.reservation import Placement, SeveralClasses, place
 from feedrate.search.options import HIDDEN, SearchOptions, UsageError, without_password
 from feedrate.search.result import SearchResult, conclude
 from feedrate.search.service.mirror import bring, check_url, mirrored
+from feedrate.search.session.display import Display
 from feedrate.search.session.job_display import make_display
 from feedrate.search.session.session import Session
 from feedrate.search.setup.duplicates import disqualification, restricted
@@ -104,13 +105,7 @@ def run_search(
         out = Path("feedrate-runs") / check_url(mirror, options, force)
     if out is not None:
         choose_folder(out, "", force)  # what is wrong with it is said before the data are made
-    if options.warm_start is not None:
-        check_run(options.warm_start)
-    if options.storage is not None:
-        try:
-            check_address(options.storage)
-        except BrainError as error:
-            raise UsageError(str(error)) from None
+    _check_sources(options)
     _say(console, quiet, f"feedrate {version('feedrate')}: looking at {ref.target}")
     described = describe_workload(ref)
     check_step_options(options, described)
@@ -138,46 +133,7 @@ def run_search(
         space_ = search_space(given, described, placement, epoch_samples)
         for text in epoch_remarks(given, space_):
             _say(console, quiet, f"note: {text}")
-        submission = Submission.from_environment()
-        search = {
-            "schema": SEARCH_SCHEMA,
-            "study": f"{folder.path.name}-{os.urandom(4).hex()}",
-            "workload": {
-                **ref.to_json(),
-                "name": described["name"],
-                "unit": described["unit"],
-                "epoch_samples": epoch_samples,
-            },
-            "objective": options.objective,
-            "argv": [without_password(word) for word in argv or []],
-            "command": shlex.join(["feedrate", *(without_password(word) for word in argv)])
-            if argv
-            else "run_search(...)",
-            "created_unix_s": time.time(),
-            "owner": owner_here() if submission is None else submission.owner,
-            "submission": None if submission is None else submission.to_json(),
-            "mirror": mirror,
-            "finished": False,
-            "versions": versions(described),
-            "hardware": {
-                "hostname": socket.gethostname(),
-                "cpu_model": cpu_model(),
-                "num_cpus": described["facts"]["num_cpus"],
-                "gpus": [described["facts"]["device_name"]] * local_gpus,
-            },
-            "placement": {
-                "cpus": placement.cpus,
-                "gpus": placement.gpus,
-                "where": placement.where,
-                "hardware": placement.hardware or None,
-                "trials_per_host": placement.num_shares,
-            },
-            "hosts": [host.to_json() for host in hosts or []],
-            "space": space_.to_json(),
-            "disqualified": None if disqualified.is_nothing else disqualified.to_json(),
-            "baseline": baseline_of(options, described, space_).to_dict(),
-            "options": options.to_json(),
-        }
+        search = _record(folder, ref, options, described, placement, space_, hosts, disqualified, argv or [], mirror)
         if options.warm_start is not None:
             warm, said = remembered(options.warm_start, search, space_)
             search["warm_start"] = [config.to_dict() for config in warm]
@@ -187,6 +143,72 @@ def run_search(
             folder.write_search(search)
             with mirrored(folder.path, search, lambda text: _say(console, quiet, text)):
                 return _search(folder, search, ref, options, placement, space_, console, quiet, [*notes, *described["notes"]])
+
+
+def _check_sources(options: SearchOptions) -> None:
+    """Refuse an earlier run or a database that cannot be read, before the data are made."""
+    if options.warm_start is not None:
+        check_run(options.warm_start)
+    if options.storage is not None:
+        try:
+            check_address(options.storage)
+        except BrainError as error:
+            raise UsageError(str(error)) from None
+
+
+def _record(
+    folder: RunFolder,
+    ref: WorkloadRef,
+    options: SearchOptions,
+    described: Mapping[str, Any],
+    placement: Placement,
+    space: SearchSpace,
+    hosts: Sequence[Host] | None,
+    disqualified: Disqualified,
+    argv: Sequence[str],
+    mirror: str | None,
+) -> dict[str, Any]:
+    """What search.json says of a search before its first trial."""
+    submission = Submission.from_environment()
+    facts, words = described["facts"], [without_password(word) for word in argv]
+    num_gpus = facts["num_gpus"]
+    return {
+        "schema": SEARCH_SCHEMA,
+        "study": f"{folder.path.name}-{os.urandom(4).hex()}",
+        "workload": {
+            **ref.to_json(),
+            "name": described["name"],
+            "unit": described["unit"],
+            "epoch_samples": options.epoch_samples or described["epoch_samples"],
+        },
+        "objective": options.objective,
+        "argv": words,
+        "command": shlex.join(["feedrate", *words]) if words else "run_search(...)",
+        "created_unix_s": time.time(),
+        "owner": owner_here() if submission is None else submission.owner,
+        "submission": None if submission is None else submission.to_json(),
+        "mirror": mirror,
+        "finished": False,
+        "versions": versions(described),
+        "hardware": {
+            "hostname": socket.gethostname(),
+            "cpu_model": cpu_model(),
+            "num_cpus": facts["num_cpus"],
+            "gpus": [facts["device_name"]] * num_gpus,
+        },
+        "placement": {
+            "cpus": placement.cpus,
+            "gpus": placement.gpus,
+            "where": placement.where,
+            "hardware": placement.hardware or None,
+            "trials_per_host": placement.num_shares,
+        },
+        "hosts": [host.to_json() for host in hosts or []],
+        "space": space.to_json(),
+        "disqualified": None if disqualified.is_nothing else disqualified.to_json(),
+        "baseline": baseline_of(options, described, space).to_dict(),
+        "options": options.to_json(),
+    }
 
 
 def resume_search(
@@ -304,6 +326,43 @@ def _at_last(interrupted: Interrupted) -> None:
     answer_error(str(interrupted), "interrupted", **interrupted.facts)
 
 
+def _brain(folder: RunFolder, search: dict[str, Any], options: SearchOptions, space: SearchSpace) -> Brain:
+    """The study of this search, opened anew.
+
+    Raises:
+        UsageError: its storage cannot be used.
+    """
+    try:
+        brain = Brain.open(
+            options.storage,
+            folder.journal,
+            study_name=search["study"],
+            space=space,
+            seed=options.seed,
+            sampler=options.sampler,
+        )
+    except BrainError as error:
+        raise UsageError(str(error)) from None
+    brain.disqualified = Disqualified.of(search)
+    return brain
+
+
+def _display(
+    folder: RunFolder, search: dict[str, Any], options: SearchOptions, brain: Brain, console: Console, quiet: bool
+) -> Display:
+    display = make_display(
+        folder.path,
+        console,
+        time_budget_s=options.time_budget_s,
+        max_trials=options.max_trials,
+        disqualified=brain.disqualified,
+        unit=search["workload"]["unit"],
+        quiet=quiet,
+    )
+    display.names_hosts = options.address is not None
+    return display
+
+
 def _search(
     folder: RunFolder,
     search: dict[str, Any],
@@ -318,30 +377,10 @@ def _search(
     from feedrate.search.engine.tuner import run_trials
     from feedrate.search.space.domains import to_tune
 
-    try:
-        brain = Brain.open(
-            options.storage,
-            folder.journal,
-            study_name=search["study"],
-            space=space,
-            seed=options.seed,
-            sampler=options.sampler,
-        )
-    except BrainError as error:
-        raise UsageError(str(error)) from None
-    brain.disqualified = Disqualified.of(search)
+    brain = _brain(folder, search, options, space)
     records, problems = folder.records()
     again = reconcile(brain, records, options.objective).requeued
-    display = make_display(
-        folder.path,
-        console,
-        time_budget_s=options.time_budget_s,
-        max_trials=options.max_trials,
-        disqualified=brain.disqualified,
-        unit=search["workload"]["unit"],
-        quiet=quiet,
-    )
-    display.names_hosts = options.address is not None
+    display = _display(folder, search, options, brain, console, quiet)
     display.begin()
     try:
         display.say(placement.where)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -13,32 +14,25 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PARTS = ("search", "trainables", "analysis")
 
-# The files that talk to Ray and to Optuna. A file in both lists is named a third time: it should have a reason.
-RAY_FILES = {
-    "search/engine/compat.py",
-    "search/space/domains.py",
-    "search/engine/ray_cluster.py",
-    "search/service/folder_job.py",
-    "search/service/jobs.py",
-    "search/engine/nodes.py",
-    "search/engine/scheduler.py",
-    "search/engine/searcher.py",
-    "search/engine/slots.py",
-    "search/engine/trainable.py",
-    "search/engine/tuner.py",
-}
-OPTUNA_FILES = {
-    "search/study/compat.py",
-    "search/space/domains.py",
-    "search/study/observed.py",
-    "search/study/pruner.py",
-    "search/study/reconcile.py",
-    "search/study/sampler.py",
-    "search/study/storage.py",
-    "search/study/brain.py",
-}
-# domains.py translates Tune's domains into Optuna's distributions
-RAY_AND_OPTUNA_FILES = {"search/space/domains.py"}
+# Where the heavy libraries are imported: rooms, or single files of search/.
+RAY_ROOMS = {"search/engine", "search/service", "search/space"}
+OPTUNA_ROOMS = {"search/study", "search/space"}
+MAX_FILES = 12
+"""Of a room, without its __init__.py."""
+MAX_LINES = 60
+"""Of a function, its docstring left out."""
+
+# The rooms from the ground up: each may import those before it, and itself. A file at the top of a folder is a room of its own.
+FLOORS = {
+    "trainables": [
+        "doubt", "failure", "config", "step", "workload", "resolve", "measurement", "machine", "diagnose", "isolation", "loader",
+        "measuring", "probing", "checking", "sandbox", "bundled",
+    ],
+    "search": [
+        "options", "versions", "terminal", "space", "study", "session", "shipping", "engine", "result", "setup", "service", "run", "cli",
+        "head", "job",
+    ],
+}  # fmt: skip
 
 # What each part never imports.
 BANNED = {
@@ -87,6 +81,59 @@ def imports(path: str, source: str) -> Iterator[str]:
                     yield module
 
 
+def room_of(path: str) -> str:
+    """`search/engine` for search/engine/nodes.py, `search/run` for search/run.py; analysis is one room."""
+    part, *rooms, name = PurePosixPath(path).with_suffix("").parts
+    return part if part == "analysis" else f"{part}/{rooms[0] if rooms else name}"
+
+
+def own_modules() -> dict[str, str]:
+    """Dotted name -> path of each module of the three parts."""
+    found = {}
+    for path in sources():
+        if part_of(path):
+            pure = PurePosixPath(path)
+            found[".".join(("feedrate", *(pure.parent if pure.name == "__init__.py" else pure.with_suffix("")).parts))] = path
+    return found
+
+
+def graph() -> dict[str, set[str]]:
+    """Path -> paths of the files of ours that it imports, anywhere in it."""
+    modules = own_modules()
+    found: dict[str, set[str]] = {}
+    for path in modules.values():
+        targets = set()
+        for name in imports(path, (ROOT / path).read_text()):
+            target = modules.get(name) or modules.get(name.rpartition(".")[0])
+            if target is not None and target != path and not target.endswith("__init__.py"):
+                targets.add(target)
+        found[path] = targets
+    return found
+
+
+def circles(arrows: dict[str, set[str]]) -> list[str]:
+    """What is left when files that import nothing (more) are taken away, one after the other: circles, and who imports them."""
+    left = {name: set(targets) for name, targets in arrows.items()}
+    while ends := [name for name, targets in left.items() if not targets & left.keys()]:
+        for name in ends:
+            del left[name]
+    return sorted(left)
+
+
+def upward(arrows: dict[str, set[str]]) -> list[str]:
+    """Imports from a room of one that is above it."""
+    found = []
+    for path, targets in arrows.items():
+        part, _, room = room_of(path).partition("/")
+        for target in targets:
+            other_part, _, other = room_of(target).partition("/")
+            if part == other_part and room and not path.endswith("__init__.py"):
+                floors = FLOORS[part]
+                if floors.index(room) < floors.index(other):
+                    found.append(f"{path} imports {target}, which is above it")
+    return found
+
+
 def inside(module: str, *packages: str) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in packages)
 
@@ -94,16 +141,16 @@ def inside(module: str, *packages: str) -> bool:
 def breaches(path: str, source: str) -> list[str]:
     """What a file does that its place does not allow."""
     part, found = part_of(path), []
-    if part and len(PurePosixPath(path).parts) != 2:
-        found.append(f"{path}: a sub-package, which the wheel would not contain")
+    if part and len(PurePosixPath(path).parts) > (2 if part == "analysis" else 3):
+        found.append(f"{path}: a room inside a room")
     for module in imports(path, source):
         allowed = not inside(module, *PARTS) and not inside(module, *BANNED.get(part, ()))
         if part == "trainables" and inside(module, "feedrate.analysis"):
             allowed = allowed and inside(module, *OF_ANALYSIS_IN_TRAINABLES)
         if part == "search" and inside(module, "ray"):
-            allowed = allowed and path in RAY_FILES
+            allowed = allowed and room_of(path) in RAY_ROOMS
         if part == "search" and inside(module, "optuna"):
-            allowed = allowed and path in OPTUNA_FILES
+            allowed = allowed and room_of(path) in OPTUNA_ROOMS
         if path in ONLY_BESIDES_STDLIB and module.partition(".")[0] not in sys.stdlib_module_names:
             allowed = allowed and inside(module, *ONLY_BESIDES_STDLIB[path])
         if not allowed:
@@ -122,17 +169,77 @@ def test_every_file_keeps_to_its_fence():
     assert not found, "\n".join(found)
 
 
-def test_the_lists_of_files_that_talk_to_ray_and_optuna_are_true():
-    for package, files in (("ray", RAY_FILES), ("optuna", OPTUNA_FILES)):
-        for path in files:
-            assert any(inside(module, package) for module in imports(path, (ROOT / path).read_text())), path
-    assert RAY_FILES & OPTUNA_FILES == RAY_AND_OPTUNA_FILES
+def test_the_rooms_that_import_ray_and_optuna_do():
+    for package, rooms in (("ray", RAY_ROOMS), ("optuna", OPTUNA_ROOMS)):
+        talking = {room_of(path) for path in sources() if part_of(path) for module in imports(path, (ROOT / path).read_text()) if inside(module, package)}
+        assert talking == rooms
+
+
+def test_no_files_import_each_other():
+    assert circles(graph()) == []
+
+
+def test_rooms_import_only_what_is_below_them():
+    assert upward(graph()) == []
+
+
+def test_a_circle_and_a_step_upward_would_be_noticed():
+    arrows = graph()
+    arrows["search/space/domains.py"] |= {"search/engine/nodes.py"}
+    assert upward(arrows) == ["search/space/domains.py imports search/engine/nodes.py, which is above it"]
+    arrows["search/engine/nodes.py"] |= {"search/space/domains.py"}
+    assert {"search/space/domains.py", "search/engine/nodes.py"} <= set(circles(arrows))
+
+
+def test_a_room_holds_a_dozen_files_at_most():
+    rooms = Counter(str(PurePosixPath(path).parent) for path in sources() if part_of(path) and not path.endswith("__init__.py"))
+    assert {room: num for room, num in rooms.items() if num > MAX_FILES and room != "analysis"} == {}  # analysis is flat
+
+
+def test_every_room_says_what_it_is_for():
+    for room in sorted({str(PurePosixPath(path).parent) for path in sources() if part_of(path)}):
+        assert ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text())), room
+
+
+def test_a_class_is_not_named_like_another_file():
+    """A class whose name is that of a file of its part lives in that file."""
+    names: dict[tuple[str | None, str], list[str]] = {}
+    for path in sources():
+        names.setdefault((part_of(path), PurePosixPath(path).stem), []).append(path)
+    wrong = []
+    for path in sources():
+        if not part_of(path):
+            continue
+        for node in ast.parse((ROOT / path).read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                home = names.get((part_of(path), re.sub(r"(?<!^)(?=[A-Z])", "_", node.name).lower()), [])
+                if home and path not in home:
+                    wrong.append(f"{path}: class {node.name} belongs into {' or '.join(home)}")
+    assert wrong == []
+
+
+def num_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without its docstring."""
+    first = node.body[0]
+    is_docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+    return node.end_lineno - node.lineno + 1 - (first.end_lineno - first.lineno + 1 if is_docstring else 0)
+
+
+def long_functions(path: str, source: str) -> list[str]:
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    return [f"{path}:{node.lineno}: {node.name} has {num_lines(node)} lines" for node in functions if num_lines(node) > MAX_LINES]
+
+
+def test_a_function_fits_on_a_screen():
+    assert [found for path in sources() if part_of(path) for found in long_functions(path, (ROOT / path).read_text())] == []
+    assert long_functions("planted.py", "def f():\n" + "    pass\n" * MAX_LINES)
+
 
 
 def named_files(line: str) -> tuple[str, list[str]]:
     """The package of a dependency line of pyproject.toml, and the files and folders that its comment names."""
     package, comment = re.fullmatch(r'  "([\w-]+).*?",\s*# (.*)', line).groups()
-    return package, re.findall(rf"\b(?:{'|'.join(PARTS)})/[\w.]*", comment)
+    return package, re.findall(rf"\b(?:{'|'.join(PARTS)})/[\w./]*", comment)
 
 
 def test_each_dependency_line_names_the_files_that_import_it():
@@ -168,12 +275,15 @@ def test_a_heavy_import_would_be_noticed():
         ("trainables/planted.py", "from ..search import run"),
         ("trainables/planted.py", "from feedrate.analysis import load_run"),
         ("trainables/planted.py", "import feedrate.analysis.page"),
-        ("trainables/planted/deeper.py", ""),
+        ("trainables/planted/deeper/still.py", ""),
         ("analysis/planted.py", "from torch import Tensor"),
         ("analysis/planted.py", "import feedrate.trainables.config"),
         ("analysis/schema.py", "import numpy"),
         ("search/planted.py", "from ray import tune"),
         ("search/planted.py", "import optuna"),
+        ("search/engine/planted.py", "import optuna"),
+        ("search/study/planted.py", "import ray"),
+        ("analysis/planted/deeper.py", ""),
         ("tests/test_planted.py", "from trainables.config import LoaderConfig"),
     ],
 )

@@ -44,109 +44,9 @@ class Search:
         space = parser.add_argument_group("what is searched: a range such as 0..32, a list such as 32,64, or one value")
         for name, (example, text) in arguments.DIMENSIONS.items():
             space.add_argument(f"--{name.replace('_', '-')}", metavar=example, help=text)
-        run = parser.add_argument_group("the search")
-        run.add_argument(
-            "--out",
-            metavar="DIR|URL",
-            help="run folder (default: the next free feedrate-runs/NAME-N); an address such as s3://bucket/NAME keeps a copy there",
-        )
-        run.add_argument("--force", action="store_true", help="replace a run that is already in --out")
-        run.add_argument(
-            "--time-budget",
-            dest="time_budget_s",
-            type=arguments.positive_s,
-            default=300.0,
-            metavar="TIME",
-            help="time for the search, such as 90s, 5m or 1h (default 5m)",
-        )
-        run.add_argument("--max-trials", type=arguments.whole(1), metavar="N", help="maximum number of settings to try")
-        run.add_argument(
-            "--baseline",
-            type=arguments.setting,
-            metavar="NAME=VALUE,...",
-            help="the setting to compare with (default: your loader's, else torch's default)",
-        )
-        run.add_argument(
-            "--sampler",
-            choices=SAMPLERS,
-            default="gp",
-            help="how settings are proposed: gp uses a model of data loading, tpe and random are Optuna's (default gp)",
-        )
-        run.add_argument(
-            "--seed",
-            type=arguments.whole(0),
-            default=0,
-            metavar="N",
-            help="seed of the sampler, the data order and the model (default 0)",
-        )
-        run.add_argument(
-            "--allow-duplicates",
-            action="store_true",
-            help="also search settings that repeat data (see feedrate check); their rates count the repeated samples",
-        )
-        run.add_argument(
-            "--warm-start",
-            metavar="RUN",
-            help="first try the best settings of an earlier run of the same workload on the same hardware (default: none)",
-        )
-        run.add_argument(
-            "--keep-going",
-            action="store_true",
-            help="continue to --max-trials or the end of --time-budget, even if no further gain is expected",
-        )
-        run.add_argument(
-            "--no-confirm",
-            dest="confirm",
-            action="store_false",
-            help="answer from one measurement per setting (default: measure the best settings and your own again in rounds)",
-        )
-        run.add_argument("--quiet", action="store_true", help="print only the answer")
-        arguments.add_json(run)
+        _add_search(parser.add_argument_group("the search"))
         arguments.add_trial(parser)
-        place = parser.add_argument_group("where it runs")
-        place.add_argument(
-            "--address",
-            metavar="ADDR",
-            help=self.address_help,
-        )
-        arguments.add_require_token(place)
-        place.add_argument(
-            "--hardware",
-            metavar="NAME",
-            help="use only nodes whose hardware class contains NAME (default: one answer for each class in the cluster)",
-        )
-        place.add_argument(
-            "--gpus-per-trial", type=arguments.whole(0), metavar="N", help="GPUs per trial (default 1 if there is any, else 0)"
-        )
-        place.add_argument(
-            "--cpus-per-trial",
-            type=arguments.cpus,
-            metavar="N|all",
-            help="CPUs per trial (default: the node's CPUs, or the share of them that goes with the trial's GPUs); all: reserve that share, but use every CPU",
-        )
-        place.add_argument(
-            "--exclusive",
-            action="store_true",
-            help="reserve whole nodes of a cluster, so that Ray runs nothing else beside a trial",
-        )
-        place.add_argument(
-            "--share",
-            choices=SHARES,
-            help="host: run as many trials at once on a host as its GPUs allow, each on its own GPUs and CPUs. They share disk and memory "
-            "bandwidth, so the rates are those of a shared host (default: one trial per host at a time)",
-        )
-        place.add_argument(
-            "--wait",
-            dest="wait_s",
-            type=arguments.duration_s,
-            metavar="TIME",
-            help="how long to wait for a busy host before measuring anyway; the report notes it (default 10m with --address, else 0)",
-        )
-        place.add_argument(
-            "--storage",
-            metavar="URL",
-            help="Optuna database, such as sqlite:///studies.db (default: a journal file in the run folder)",
-        )
+        _add_place(parser.add_argument_group("where it runs"), self.address_help)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         args.address = None if args.address == LOCAL else args.address or arguments.ray_address()
@@ -177,6 +77,114 @@ class Search:
             code = one_each(several.names, argv, several.out, objects if args.json else None)
             answer("search", dict.fromkeys(SEARCH_FIELDS) | {"run": several.out.absolute(), "by_hardware": objects})
             return code
+
+
+def _add_search(run: argparse._ArgumentGroup) -> None:
+    """How long to search, from where, and what to believe."""
+    run.add_argument(
+        "--out",
+        metavar="DIR|URL",
+        help="run folder (default: the next free feedrate-runs/NAME-N); an address such as s3://bucket/NAME keeps a copy there",
+    )
+    run.add_argument("--force", action="store_true", help="replace a run that is already in --out")
+    run.add_argument(
+        "--time-budget",
+        dest="time_budget_s",
+        type=arguments.positive_s,
+        default=300.0,
+        metavar="TIME",
+        help="time for the search, such as 90s, 5m or 1h (default 5m)",
+    )
+    run.add_argument("--max-trials", type=arguments.whole(1), metavar="N", help="maximum number of settings to try")
+    run.add_argument(
+        "--baseline",
+        type=arguments.setting,
+        metavar="NAME=VALUE,...",
+        help="the setting to compare with (default: your loader's, else torch's default)",
+    )
+    run.add_argument(
+        "--sampler",
+        choices=SAMPLERS,
+        default="gp",
+        help="how settings are proposed: gp uses a model of data loading, tpe and random are Optuna's (default gp)",
+    )
+    run.add_argument(
+        "--seed",
+        type=arguments.whole(0),
+        default=0,
+        metavar="N",
+        help="seed of the sampler, the data order and the model (default 0)",
+    )
+    run.add_argument(
+        "--allow-duplicates",
+        action="store_true",
+        help="also search settings that repeat data (see feedrate check); their rates count the repeated samples",
+    )
+    run.add_argument(
+        "--warm-start",
+        metavar="RUN",
+        help="first try the best settings of an earlier run of the same workload on the same hardware (default: none)",
+    )
+    run.add_argument(
+        "--keep-going",
+        action="store_true",
+        help="continue to --max-trials or the end of --time-budget, even if no further gain is expected",
+    )
+    run.add_argument(
+        "--no-confirm",
+        dest="confirm",
+        action="store_false",
+        help="answer from one measurement per setting (default: measure the best settings and your own again in rounds)",
+    )
+    run.add_argument("--quiet", action="store_true", help="print only the answer")
+    arguments.add_json(run)
+
+
+def _add_place(place: argparse._ArgumentGroup, address_help: str) -> None:
+    """On which machines, with what of them."""
+    place.add_argument(
+        "--address",
+        metavar="ADDR",
+        help=address_help,
+    )
+    arguments.add_require_token(place)
+    place.add_argument(
+        "--hardware",
+        metavar="NAME",
+        help="use only nodes whose hardware class contains NAME (default: one answer for each class in the cluster)",
+    )
+    place.add_argument(
+        "--gpus-per-trial", type=arguments.whole(0), metavar="N", help="GPUs per trial (default 1 if there is any, else 0)"
+    )
+    place.add_argument(
+        "--cpus-per-trial",
+        type=arguments.cpus,
+        metavar="N|all",
+        help="CPUs per trial (default: the node's CPUs, or the share of them that goes with the trial's GPUs); all: reserve that share, but use every CPU",
+    )
+    place.add_argument(
+        "--exclusive",
+        action="store_true",
+        help="reserve whole nodes of a cluster, so that Ray runs nothing else beside a trial",
+    )
+    place.add_argument(
+        "--share",
+        choices=SHARES,
+        help="host: run as many trials at once on a host as its GPUs allow, each on its own GPUs and CPUs. They share disk and memory "
+        "bandwidth, so the rates are those of a shared host (default: one trial per host at a time)",
+    )
+    place.add_argument(
+        "--wait",
+        dest="wait_s",
+        type=arguments.duration_s,
+        metavar="TIME",
+        help="how long to wait for a busy host before measuring anyway; the report notes it (default 10m with --address, else 0)",
+    )
+    place.add_argument(
+        "--storage",
+        metavar="URL",
+        help="Optuna database, such as sqlite:///studies.db (default: a journal file in the run folder)",
+    )
 
 
 def options_of(args: argparse.Namespace) -> tuple[SearchOptions, dict[str, Any]]:
