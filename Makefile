@@ -7,9 +7,9 @@ OLDEST_BIN := .venv-oldest/bin
 # What the oldest versions change: tables and pages (pandas, pyarrow, plotly, rich), studies (Optuna), processes (psutil), images
 # (Pillow), and every command with one search (Ray). Other versions of torch and Python change trials too.
 OLDEST_TESTS := every_command versions install laptop load page questions rounds summary export best two_runs runs schema result \
-  storage study reconcile sampler pruner observed expectation domains process machine images estimate verdict progress
-VERSIONS_TESTS := $(OLDEST_TESTS) config loading step measuring failure template isolated kept accelerator
-test_files = $(addprefix tests/test_,$(addsuffix .py,$(1)))
+  storage brain reconcile sampler pruner observed expectation domains process conditions images estimate verdict display
+VERSIONS_TESTS := $(OLDEST_TESTS) config build_loader step measure failure template_main isolated kept_child accelerator
+test_files = $(foreach name,$(1),$(wildcard tests/test_$(name).py tests/*/test_$(name).py tests/*/*/test_$(name).py))
 
 .PHONY: help venv search test test-slow test-oldest test-versions lint types soak wheel clean
 

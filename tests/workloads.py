@@ -33,6 +33,31 @@ class Rows(Dataset):
         return torch.full((4,), float(index)), torch.tensor(index % 2)
 
 
+class Forever:
+    def __init__(self, sampler):
+        self.sampler = sampler
+
+    def __iter__(self):
+        while True:
+            yield from self.sampler
+
+
+class Reusing(DataLoader):
+    """Starts its iterator, and with it its workers, once and for all when it is made."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        object.__setattr__(self, "batch_sampler", Forever(self.batch_sampler))
+        self.iterator = super().__iter__()
+
+    def __len__(self):
+        return len(self.batch_sampler.sampler)
+
+    def __iter__(self):
+        for _ in range(len(self)):
+            yield next(self.iterator)
+
+
 class Stream(IterableDataset):
     """`num_rows` rows from every worker; nobody knows how many before."""
 

@@ -192,7 +192,7 @@ def _without_dumps() -> Iterator[None]:
 @contextmanager
 def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
     before = getattr(module, name, None)
-    if before is None:  # of another Ray; tests/test_engine.py says what is missed then
+    if before is None:  # of another Ray; tests/search/engine/test_ray_cluster.py says what is missed then
         yield
         return
     setattr(module, name, value)

@@ -1,0 +1,156 @@
+"""template.py, child.py, child_main.py: a child whose set-up took long serves further settings, and never a wrong one."""
+
+import os
+import signal
+import uuid
+
+import pytest
+from census import TAG, eventually, remove_locks, tagged
+from workloads import PATH
+
+from feedrate.analysis.estimate import record_rate
+from feedrate.search.cli.measure import _still
+from feedrate.trainables.machine.host_lock import HostLock
+from feedrate.trainables.machine.process import tree_pids
+from feedrate.trainables.resolve import make_ref
+from feedrate.trainables.sandbox import child
+from feedrate.trainables.sandbox.child_main import KEEP_VARIABLE
+from feedrate.trainables.sandbox.template import Template
+
+SETTING = {"num_workers": 2, "batch_size": 4}
+OPTIONS = {"max_trial_s": 1.0, "measure_step": False}
+
+
+@pytest.fixture(scope="module")
+def tag():
+    """Marks what this module starts; at its end nothing of it is left."""
+    name = uuid.uuid4().hex
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEEDRATE_HOST_ID", f"test-{name}")
+        yield name
+        assert eventually(lambda: not tagged(name)), tagged(name)
+        remove_locks()
+
+
+@pytest.fixture
+def template(tag):
+    """A template whose workload takes long to set up: its model is made in 1.5 s, and 1.4 s are long."""
+    made = Template(make_ref(f"{PATH}:slow_to_set_up"), environment={TAG: tag, KEEP_VARIABLE: "1.4"})
+    yield made
+    made.close()
+
+
+def run(template, setting=SETTING, **more):
+    """The last event of one setting, and the pid of the child that measured it."""
+    request = {"op": "measure", "config": setting, "options": OPTIONS, "keep": True} | more
+    for event in template.run(request):
+        if event["event"] == "failure":
+            pytest.fail(event["failure_message"])
+    return event["columns"], kept_pid(template)
+
+
+def kept_pid(template):
+    return template._kept.pid if template._kept is not None else None
+
+
+def test_a_child_is_kept_for_settings_that_need_the_same_step(template, tag):
+    """The model is made once; loader and workers are new every time, and only the child is left between two trials."""
+    first, pid = run(template)
+    assert first["setup_s"] > 1.4
+    assert tagged(tag) - template._channel.spare == {pid}
+    second, again = run(template, SETTING | {"num_workers": 3, "prefetch_factor": 4})
+    assert again == pid
+    assert second["window_num_batches"][0] > 0
+    lock = HostLock()
+    lock.acquire(pytest.fail)  # between two trials others may measure
+    lock.release()
+    _, other = run(template, SETTING | {"batch_size": 8})
+    assert other != pid
+    assert eventually(lambda: tagged(tag) - template._channel.spare == {other})
+
+
+def test_a_child_is_not_kept_where_something_may_be_left(template, tag):
+    """Without keep, with 0 workers (the dataset was used here) and with process settings each setting has its own."""
+    for setting, more in ((SETTING, {"keep": False}), (SETTING | {"num_workers": 0}, {}), (SETTING | {"trainer_cpus": 1}, {})):
+        columns, pid = run(template, setting, **more)
+        assert (columns["setup_s"] > 1.4, pid) == (True, None)
+        assert not tagged(tag) - template._channel.spare
+
+
+def test_a_trial_that_is_stopped_early_keeps_its_child(template, tag):
+    """Closing the events of a running trial ends its workers, and the next setting does not wait for a model."""
+    events = template.run({"op": "measure", "config": SETTING, "options": OPTIONS | {"max_trial_s": 30.0}, "keep": True})
+    assert any(event["event"] == "progress" for event in events)
+    events.close()
+    pid = kept_pid(template)
+    assert tagged(tag) - template._channel.spare == {pid}
+    _columns, again = run(template)
+    assert again == pid
+
+
+def test_a_kept_child_that_was_killed_is_replaced(template, tag):
+    """A child that died while it waited costs nothing but its set-up."""
+    _, pid = run(template)
+    os.kill(pid, signal.SIGKILL)
+    assert eventually(lambda: pid not in tagged(tag))
+    columns, again = run(template)
+    assert columns["setup_s"] > 1.4
+    assert again != pid
+
+
+def test_a_failed_setting_ends_its_child(template, tag):
+    """After any fault the next setting gets a fresh process."""
+    assert run(template)[1] is not None
+    request = {"op": "measure", "config": SETTING, "options": OPTIONS | {"max_trial_s": -1.0}, "keep": True}
+    *_, event = template.run(request)
+    assert event["event"] == "failure"
+    assert template._kept is None
+    assert not tagged(tag) - template._channel.spare
+
+
+def test_cheap_set_up_is_not_kept(tag):
+    """Where a fresh process costs next to nothing, every setting has one."""
+    template = Template(make_ref(f"{PATH}:rows"), environment={TAG: tag, KEEP_VARIABLE: "60"})  # also on a busy machine
+    columns, pid = run(template)
+    template.close()
+    assert columns["setup_s"] > 0
+    assert pid is None
+    assert tree_pids()
+
+
+def test_a_silent_trial_is_said_to_be(template, monkeypatch):
+    """Whoever waits hears in which phase a trial says nothing, again and again, for as long as it may."""
+    monkeypatch.setattr(child, "SILENT_S", 0.3)
+    events = list(template.run({"op": "measure", "config": SETTING, "options": OPTIONS}))
+    silent = [event for event in events if event["event"] == "silent" and event["phase"] == "setup"]
+    assert len(silent) >= 3
+    assert silent[0]["silent_s"] < silent[1]["silent_s"] < silent[2]["silent_s"]
+    assert events[-1]["event"] == "result"
+
+
+@pytest.mark.parametrize(("sleep_s", "are_waited_for"), [(0.2, False), (0.001, True)])
+def test_workers_amid_a_slow_batch_are_not_waited_for(template, tmp_path, sleep_s, are_waited_for):
+    """A batch of 0.8 s is given up where it is when the trial ends, and what was measured is whole; one of 4 ms is finished."""
+    path = tmp_path / "log"
+    template.ref = make_ref(f"{PATH}:logged", {"path": str(path), "sleep_s": sleep_s})
+    columns, pid = run(template, options=OPTIONS | {"max_trial_s": 4.0})
+    assert (record_rate(columns).sps > 0, pid) == (True, None)
+    lines = path.read_text().splitlines()
+    assert (lines.count("begin") == lines.count("end")) == are_waited_for
+
+
+def test_a_trial_that_waits_is_said_to_wait(template, monkeypatch):
+    """Not to be in a phase: it has not begun, however long the other trial takes."""
+    monkeypatch.setattr(child, "SILENT_S", 0.2)
+    held = HostLock()
+    held.acquire(pytest.fail)
+    events = template.run({"op": "measure", "config": SETTING, "options": OPTIONS})
+    try:
+        assert next(event for event in events if event["event"] in ("waiting", "silent"))["event"] in ("waiting", "silent")
+        silent = next(event for event in events if event["event"] == "silent" and event["waits"])
+    finally:
+        held.release()
+    assert _still(silent, "another trial") == f"still waiting, for {silent['silent_s']:.0f} s: another trial"
+    event = next(event for event in events if event["event"] == "silent")
+    assert _still(event, "").startswith("still in phase setup, for ")
+    events.close()
