@@ -1,1 +1,1 @@
-"""The same search while its user is away: Ray Jobs, a lost head, the copy at an address."""
+"""Searches that continue while the user is away: Ray Jobs, searches that outlived Ray's memory of them, copies at an address."""
