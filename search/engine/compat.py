@@ -26,8 +26,8 @@ def quiet_ray_init() -> Iterator[None]:
 def use_own_token() -> None:
     """Turn token authentication on if this user has a token and RAY_AUTH_MODE is not set, as ray.init("auto") does since Ray 2.60.
 
-    Older versions of Ray lack the function. When Ray 2.60 is the oldest supported version, import it at the top of ray_cluster.py
-    instead.
+    With a version of Ray that lacks the function, do nothing. When Ray 2.60 is the oldest supported version, import the function at the
+    top of ray_cluster.py instead.
     """
     from ray._private.authentication import authentication_token_setup as setup
 

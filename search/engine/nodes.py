@@ -138,7 +138,7 @@ def look() -> tuple[list[Host], list[str]]:
     """Ask each node of the connected cluster for its facts.
 
     Returns:
-        The nodes that answered, and a sentence about each node that did not.
+        The nodes that answered with their facts, and a sentence about each other node.
 
     Raises:
         UsageError: a node has other versions than the driver, or no node can run a task of feedrate.

@@ -206,7 +206,7 @@ def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def _handling_sigterm() -> Iterator[None]:
-    """Set the SIGTERM handler of before ray.init again; if there was none, a SIGTERM unwinds the stack and exits."""
+    """Install the SIGTERM handler that was set before ray.init again; if there was none, install one that unwinds the stack and exits."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -46,8 +46,8 @@ class Supervisor(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Wait for the trial's next event, and return it as a result.
 
-        An event is a number of windows in LOOKS, the end of the trial, or the begin or end of a wait for the host. In a
-        confirmation round the end of each setting is an event, and then the end of the round.
+        An event is that the number of windows has reached one in LOOKS, the end of the trial, or the start or end of a wait for the host.
+        In a confirmation round the end of each setting is an event, and then the end of the round.
         """
         if self._refusal is not None:
             return self._result(done=True)

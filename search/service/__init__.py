@@ -1,1 +1,1 @@
-"""Searches that continue while the user is away: Ray Jobs, searches that outlived Ray's memory of them, copies at an address."""
+"""Searches whose user is away: Ray Jobs, searches that Ray has forgotten, copies of a run at an address, and freeing disk space."""

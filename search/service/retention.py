@@ -112,7 +112,7 @@ def _why_kept(folder: RunFolder, policy: Policy, now_unix_s: float) -> str | Non
 
 
 def _files(folder: RunFolder) -> list[Path]:
-    """Return the files of searches and reports in a run folder, including rests of interrupted writes; search.json and lock last."""
+    """Return the files of searches and reports in a run folder, including those of interrupted writes; search.json and lock come last."""
     names = (*FORMATS.values(), ".*.json.*", ".report.html.*", ".trials.*", ".report.md.*")
     more = [path for name in names for path in sorted(folder.path.glob(name))]
     return [path for path in more if path.is_file() and not path.is_symlink()] + folder.files()

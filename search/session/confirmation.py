@@ -91,7 +91,7 @@ class Confirmation:
             return None
         session = self.session
         comparison = self._comparison()
-        begun = self._round - self._before  # rounds of before a resume inform the comparison, but do not count here
+        begun = self._round - self._before  # rounds from before a resume inform the comparison, but do not count here
         left_out = session.brain.disqualified
         configs = next_round(self.finalists, comparison, begun + 1, seed=session.options.seed, disqualified=left_out)
         if self._running and (begun >= MIN_ROUNDS or not configs):

@@ -32,8 +32,8 @@ WORTH_A_ROUND_FRACTION = 0.005
 BUDGET_FRACTION = 0.5
 """Largest share of the time budget that is kept for rounds."""
 FAR = 3.0
-"""A baseline that is certainly this many times slower is called far behind. It is measured only to know the speed-up: only the one at
-the leader's batch size, and less often."""
+"""A baseline that is certainly (by its interval) this many times slower than the best setting so far is called far behind. It is
+measured only to know the speed-up, only at the batch size of the best setting, and as a rule not in the first round."""
 GAIN_HALF_WIDTH_FRACTION = 0.05
 """Half of a speed-up's interval that is precise enough, as a fraction of the speed-up, both as logarithms: a speed-up of 12 or 13 times
 is the same answer."""
@@ -118,8 +118,8 @@ def choose(
 ) -> list[Candidate]:
     """Return the finalists, the most important first.
 
-    They are the leader (the setting with the highest lower bound), the baseline at its batch size, the cheapest settings that may be
-    as good, the settings with the highest measured rates, and the baselines at the batch sizes of all of these.
+    They are the best setting so far (the one with the highest lower bound), the baseline at its batch size, the cheapest settings that
+    may be as good, the settings with the highest measured rates, and the baselines at the batch sizes of all of these.
 
     Args:
         candidates: measured settings.
@@ -207,7 +207,7 @@ def _wanted(
         wanted = names - (out_soon(comparison, {each.name for each in rivals}) - yours)
         leader = max(rivals, key=lambda each: _rate_sps(comparison, each), default=None)
         alone = len(wanted - {each.name for each in far}) == 1
-        # of the baselines far behind, only the one at the leader's batch size, and not in the first round unless a rival would be alone
+        # of the baselines far behind, only the one at the leader's batch size, and in the first round only if a rival would be alone
         return wanted - {each.name for each in far if leader is None or not _same_size(each, leader) or (number == 1 and not alone)}
     answer = next(each for each in finalists if each.name == now.answer)
     open_ = {each.name for each in rivals if each.name in now.undecided and _is_worth_a_round(comparison, each, answer)}

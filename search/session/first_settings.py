@@ -1,8 +1,8 @@
 """The settings that a search measures before the sampler draws any: the user's own, commonly used ones, and baselines at other batch sizes.
 
 The rates measured so far decide the order. Settings that the model (rate_model.py) expects to be fast come first. A setting is skipped
-if it is expected to be more than FAR times slower than the best one so far. Baselines at other batch sizes are skipped if the user's own
-setting is that far behind. Skipping saves most time in exactly these cases, because a slow loader needs seconds for a batch.
+if it has workers and is expected to be more than FAR times slower than the best one so far. Baselines at other batch sizes are skipped if
+the user's own setting is that far behind. Skipping saves most time in exactly these cases, because a slow loader needs seconds for a batch.
 Rounds at the end measure the baseline that the answer is compared with.
 """
 

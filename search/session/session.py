@@ -96,7 +96,7 @@ class Session:
         display.budget = self.budget
 
     def replay(self, records: Sequence[dict[str, Any]]) -> None:
-        """Learn the records of before a resume; their time does not count against the budget."""
+        """Learn the records from before a resume; their time does not count against the budget."""
         for record in records:
             self._learn(record)
             self.display.learn(record, record_rate(record, self.options.objective))

@@ -18,6 +18,7 @@ class TrialRequest:
     configs: tuple[LoaderConfig, ...]
     origin: str
     measure_step: bool
+    """Whether to time the training step alone, too, because the ceiling is not known yet at a batch size of the trial."""
     max_trial_s: float
     attempt: int = 1
     """Number of the attempt; 2 or more if the setting failed on other hosts, perhaps by their fault."""
