@@ -132,7 +132,7 @@ def place(options: SearchOptions, hosts: Sequence[Host] | None = None) -> Placem
         )
     fit = [host for host in fit if host.num_cpus >= cpus]
     used = sorted({host.hardware for host in fit})
-    if len(used) > 1 and any(host.cpu_model or host.label for host in fit):  # known well enough to tell them apart
+    if len(used) > 1 and any(host.cpu_model or host.label for host in fit):  # otherwise too little is known to tell classes apart
         raise SeveralClasses(used)
     num_shares = _num_shares(options, fit, cpus, gpus)
     there, come = [host for host in fit if host.node_id], [host for host in fit if not host.node_id]

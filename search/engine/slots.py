@@ -50,7 +50,7 @@ class Slots:
             return []
         try:
             hosts, problems = look()
-        except UsageError:  # no node can: there is nowhere else to go
+        except UsageError:  # no node can run one, so refusing nodes would not help
             return []
         strangers = left_out_of(hosts) - self.refused
         self.refused |= strangers

@@ -45,7 +45,7 @@ def status_facts(jobs: Jobs, submission_id: str) -> dict[str, Any]:
         on the head and the best setting so far (by hardware class if there are several), the last lines of its log, and the command
         that continues it if Ray has forgotten it.
     """
-    from feedrate.search.session.job_display import split_log  # imports pandas, which --help does without
+    from feedrate.search.session.job_display import split_log  # it imports pandas, which --help does not need
 
     job = jobs.job(submission_id)
     log, told = split_log(jobs.raw_log(submission_id))

@@ -68,7 +68,7 @@ def plain(value: Any) -> Any:
         return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(each) for each in value]
-    if isinstance(value, float):  # numpy's are floats too
+    if isinstance(value, float):  # numpy's float64 is a float, too
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)
