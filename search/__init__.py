@@ -1,6 +1,6 @@
-"""What to try, where it runs, when to stop: Ray Tune as the engine, an Optuna study as the brain.
+"""The search: what to try, where it runs and when to stop. Ray Tune runs the trials, an Optuna study keeps them.
 
-The public names load on first use, so that importing the package costs nothing.
+The public names load on first use, so importing the package imports neither Ray nor torch.
 """
 
 from importlib import import_module

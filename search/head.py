@@ -1,9 +1,10 @@
-"""What runs on a cluster's head for the cluster commands: python -m feedrate.search.head search|resume|pack|log|hardware ID ..., or list.
+"""The program that the cluster commands (`submit`, `status`, `logs`, `stop`, `fetch`) run on a cluster's head as Ray Jobs.
 
-A search whose run folder is there already, by the same command, is carried on.
+It is called as `python -m feedrate.search.head search|resume|pack|log|hardware ID ...`, or with `list` alone. If the run folder
+of a search exists and was begun by the same command, the search continues there.
 
-The run folder is FOLDER/ID on the head, with FOLDER from FEEDRATE_RUNS_DIR there, else ~/feedrate-runs. It outlives the job,
-whose own folder Ray removes.
+The run folder is FOLDER/ID on the head. FOLDER comes from FEEDRATE_RUNS_DIR there, else it is ~/feedrate-runs. The run folder
+outlives the job, whose own folder Ray removes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from feedrate.search.session.job_display import VARIABLE
 from feedrate.search.shipping.job_environment import unpacked
 
 PARTS = ("search.json", "trials.jsonl", "best.json", "report.html", "study.journal")
-"""Of a run folder; Tune's own state stays."""
+"""Files of a run folder that are sent to the client; Ray Tune's own state stays on the head."""
 
 
 def parent_here() -> Path:
@@ -33,15 +34,15 @@ def parent_here() -> Path:
 
 
 def folder_of(submission_id: str) -> Path:
-    """The run folder of a search on this head."""
+    """Return the run folder of a search on this head."""
     return parent_here() / submission_id
 
 
 def pack(folder: Path) -> str:
-    """A run folder, and those inside it (one for each hardware class), as lines of a log.
+    """Return a run folder, and the run folders inside it (one per hardware class), as lines of a log.
 
     Raises:
-        SystemExit: there is nothing yet; the message says so.
+        SystemExit: there is no run folder yet; the message says so.
     """
     found = sorted(path for path in folder.rglob("*") if path.name in PARTS and path.is_file())
     if not found:
@@ -49,7 +50,7 @@ def pack(folder: Path) -> str:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:gz") as archive:
         for path in found:
-            data = path.read_bytes()  # as it is now: a search may be appending
+            data = path.read_bytes()  # a search may be appending: the size in the archive must be that of the bytes read here
             info = tarfile.TarInfo(str(path.relative_to(folder)))
             info.size, info.mtime = len(data), int(path.stat().st_mtime)
             archive.addfile(info, io.BytesIO(data))
@@ -59,7 +60,7 @@ def pack(folder: Path) -> str:
 
 
 def hardware_classes() -> list[str]:
-    """The hardware classes of the cluster that this job runs on, those of nodes that it starts on demand too."""
+    """Return the hardware classes of the cluster that this job runs on, including those of nodes that it starts on demand."""
     from feedrate.search.engine.nodes import look, promised
     from feedrate.search.engine.ray_cluster import cluster
     from feedrate.search.engine.reservation import with_slots
@@ -70,7 +71,7 @@ def hardware_classes() -> list[str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Do what the words ask for; gives the exit code."""
+    """Do what the arguments ask for and return the exit code."""
     what, submission_id, *words = [*argv, ""] if len(argv) == 1 else argv
     if what in ("pack", "log", "list"):
         print(_told(what, submission_id), flush=True)
@@ -80,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     from feedrate.search.cli.main import main as command
 
-    # Ray starts jobs with SIGINT blocked, and stops them with SIGTERM, which the command line makes an interrupt
+    # Ray starts jobs with SIGINT blocked, and stops them with SIGTERM, which the command line turns into an interrupt
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     folder = folder_of(submission_id)
     os.environ[VARIABLE] = submission_id
@@ -93,17 +94,17 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _runs_in(folder: Path) -> list[Path]:
-    """Return the run folders to carry on: the folder itself, or of one for each hardware class those that are unfinished."""
+    """Return the run folders to continue: the folder itself, or the unfinished (else all) folders in it, one per hardware class."""
     found = {path.parent: path for path in sorted(folder.glob("*/search.json"))}
     unfinished = [run for run, path in found.items() if not json.loads(path.read_text())["finished"]]
     return [folder] if (folder / "search.json").exists() or not found else unfinished or list(found)
 
 
 def _told(what: str, submission_id: str) -> str:
-    """What a client asks the head for, as lines of a log.
+    """Return what the client asked for (`pack`, `list` or `log`) as lines of a log.
 
     Raises:
-        SystemExit: there is nothing; the message says so.
+        SystemExit: `pack` found no run folder; the message says so.
     """
     if what == "pack":
         return pack(folder_of(submission_id))
@@ -114,7 +115,7 @@ def _told(what: str, submission_id: str) -> str:
 
 
 def _began(folder: Path, words: Sequence[str]) -> bool:
-    """Whether this very search has a run folder: the job is another attempt after a crash, as RayJob's backoffLimit makes."""
+    """Return whether the same command began this run folder: the job is then a new attempt after a crash (RayJob's backoffLimit)."""
     try:
         return bool(json.loads((folder / "search.json").read_text())["argv"] == list(words))
     except (OSError, ValueError, KeyError):

@@ -1,4 +1,4 @@
-"""The name under which feedrate 0.1 started its jobs: `python -m feedrate.search.job`. Goes with the next release."""
+"""The old name of `head.py`: feedrate 0.1 started its jobs as `python -m feedrate.search.job`. Remove it in the next release."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`SearchOptions`: how a search is run, apart from what is searched. No torch, no ray."""
+"""`SearchOptions`: how a search is run, as opposed to which settings it may try. Imports neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ OWN_BATCHES = (
     "set. Leave --batch-size out, or write one workload function per batch size and search each of them"
 )
 LOOKS = (5, 8, 13, 20)
-"""Numbers of windows after which a trial may be stopped; few looks keep its confidence honest (MEASURING.md 3.1)."""
+"""Numbers of windows after which a trial may be stopped. An interval that is tested after every window overstates its confidence,
+so there are few such tests."""
 
 
 class UsageError(Exception):
-    """What was asked cannot be done; the message says why and the way out. The command line exits with 2."""
+    """An error for a request that cannot be met; the message says why and what to do instead. The command line exits with 2."""
 
 
 class WorkloadFailed(UsageError):
-    """The workload's own code failed before anything was measured; the message ends with its traceback.
+    """An error for a workload whose own code failed before anything was measured; the message ends with its traceback.
 
-    A UsageError, because nothing was written; but the command line was right, and exits with 1.
+    It is a UsageError because nothing was written. The command line was right, however, so the exit code is 1.
     """
 
 
 def refusal(failure: Mapping[str, Any]) -> UsageError:
-    """The error for a failure event that came before anything was measured (trainables/sandbox/child_main.py)."""
+    """Return the error for a failure event of trainables/sandbox/child_main.py that came before anything was measured."""
     sentence = failure["failure_message"]
     if failure.get("failure_traceback"):
         sentence += f"\n{failure['failure_traceback']}"
@@ -43,7 +44,7 @@ def refusal(failure: Mapping[str, Any]) -> UsageError:
 
 
 class NothingFound(Exception):
-    """The search ended without any setting that works; the message says why. The command line exits with 1."""
+    """An error for a search that ended without any setting that works; the message says why. The command line exits with 1."""
 
     def __init__(self, sentence: str, run: object = None) -> None:
         super().__init__(sentence)
@@ -51,7 +52,7 @@ class NothingFound(Exception):
 
 
 def counted_anyway(step_returned: str) -> str:
-    """What a reader should know of a step that returned something else than a number of items; takes the name of its type."""
+    """Return a note about a step that did not return a number of items; `step_returned` is the name of the type that it returned."""
     return (
         f"step(batch) returned a {step_returned}, not a number of items, so feedrate counts samples instead (the first dimension of the "
         "first tensor in the batch). To count something else, return the number of items trained as an int; to count samples without "
@@ -61,60 +62,60 @@ def counted_anyway(step_returned: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchOptions:
-    """How a search is run.
+    """The options that say how a search is run.
 
     Raises:
-        ValueError: a value that cannot work; the message names the option.
+        ValueError: a value cannot work; the message names the option.
     """
 
     time_budget_s: float = 300.0
-    """Wall time for the search itself; making data and starting Ray are apart."""
+    """Wall time for the search itself, without making data and starting Ray."""
     max_trials: int | None = None
-    """Settings tried at most: complete, stopped early and failed ones together."""
+    """Largest number of settings to try: complete, stopped early and failed ones together. None leaves it to the time budget."""
     max_trial_s: float = 20.0
-    """Wall time at most for loading and training in one trial."""
+    """Longest wall time for loading and training in one trial."""
     objective: str = "epoch"
-    """epoch: rate over the user's whole epoch, start-up included; steady: rate between epoch boundaries."""
+    """The rate to compare. epoch: over the user's whole epoch, including start-up; steady: between epoch boundaries."""
     epoch_samples: int | None = None
     """Items in the user's real epoch; None asks the dataset."""
     gpus_per_trial: int | None = None
-    """None: 1 where the cluster has any, else 0."""
+    """GPUs that one trial reserves. None: 1 if the cluster has any, else 0."""
     cpus_per_trial: int | None = None
-    """None: the node's CPUs divided by its GPUs, times the GPUs asked."""
+    """CPUs that one trial reserves. None: the node's CPUs divided by its GPUs, times the trial's GPUs."""
     pin_cpus: bool = True
-    """Keep each trial to the CPUs that it reserved; False lets it use all of its node's."""
+    """Keep each trial to the CPUs that it reserved; False lets it use all CPUs of its node."""
     exclusive: bool = False
-    """Reserve whole nodes, so that nothing else that Ray places runs beside a trial."""
+    """Reserve whole nodes, so that Ray places nothing else beside a trial."""
     share: str | None = None
-    """host: as many trials at once on a host as its GPUs allow, each on CPUs of its own; None: one at a time."""
+    """host: run as many trials at once on a host as its GPUs allow, each on its own CPUs; None: one trial per host at a time."""
     wait_s: float | None = None
-    """How long each host is waited for that other processes use; None: 10 minutes on a joined cluster, else not at all."""
+    """How long to wait for a host that other processes use. None: 10 minutes on a joined cluster, else not at all."""
     threads: int | None = None
-    """torch's intra-op threads in the trainer; None leaves it to torch."""
+    """torch's intra-op threads in the training process; None leaves it to torch."""
     address: str | None = None
-    """A running Ray cluster; None starts a local one and stops it."""
+    """Address of a running Ray cluster; None starts a local one and stops it afterwards."""
     require_token: bool = False
     """Refuse a cluster without token authentication."""
     hardware: str | None = None
-    """Search on machines of this hardware class alone (reservation.py); None where the cluster has one kind."""
+    """Use only machines of this hardware class (reservation.py); None if the cluster has one class."""
     storage: str | None = None
     """Optuna database URL; None keeps a journal file in the run folder."""
     baseline: LoaderConfig | None = None
-    """What speed-ups are measured against; None: the user's own loader, else torch's default."""
+    """The setting that speed-ups are relative to. None: the setting of the user's own loader, else torch's default."""
     amp: str | None = None
-    """Precision of the short form's step: bf16 runs forward and loss under autocast; None leaves the model's own."""
+    """Precision of the step in a workload's short form. bf16: forward and loss run under autocast; None: the model's own precision."""
     compile: bool = False
     """Compile the short form's model with torch.compile; compiling is not timed."""
     keep_going: bool = False
-    """Try settings until max_trials or the time budget, also where nothing more is expected to be gained."""
+    """Try settings until max_trials or the end of the time budget, even if no further gain is expected."""
     confirm: bool = True
     """Measure finalists and baseline again in interleaved rounds before answering (finalists.py)."""
     allow_duplicates: bool = False
-    """Search settings that repeat data, too (duplicates.py)."""
+    """Also search settings that repeat data (duplicates.py)."""
     warm_start: str | None = None
     """An earlier run folder whose best settings are tried early (warm_start.py)."""
     sampler: str = "gp"
-    """gp: highest expected gain under a model of loading (expectation.py); tpe, random: Optuna's."""
+    """gp: try the setting with the highest expected gain under a model of loading (expectation.py); tpe, random: Optuna's samplers."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -149,14 +150,14 @@ class SearchOptions:
             raise ValueError(f"--sampler must be one of {', '.join(SAMPLERS)}, not {self.sampler!r}")
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object for search.json; a password in the storage URL is left out."""
+        """Return the options as a JSON object for search.json, without a password in the storage URL."""
         fields = asdict(self)
         fields["storage"] = without_password(self.storage) if self.storage else None
         return fields
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> SearchOptions:
-        """The options inside a search.json; fields of newer versions are ignored."""
+        """Return the options inside a search.json; fields of newer versions are ignored."""
         known = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
         if known.get("baseline") is not None:
             known["baseline"] = LoaderConfig.from_dict(known["baseline"])
@@ -171,16 +172,16 @@ HIDDEN = "***"
 
 
 def without_password(text: str) -> str:
-    """A URL, or an argument that holds one, with its password replaced by ***; one in the query (?password=) too."""
+    """Return a URL, or an argument that contains one, with its password replaced by ***, also if it is in the query (?password=)."""
     text = re.sub(r"(://[^:/@\s]*):\S*@", rf"\1:{HIDDEN}@", text)
     return re.sub(r"(?i)([?&][^=&\s]*pass[^=&\s]*=)[^&\s]*", rf"\1{HIDDEN}", text)
 
 
 def parse_duration_s(text: str) -> float:
-    """Seconds in "90", "90s", "5m", "1.5h", "30d", "40ms".
+    """Return the seconds in a duration such as "90", "90s", "5m", "1.5h", "30d" or "40ms".
 
     Raises:
-        ValueError: the text is no duration.
+        ValueError: the text is no duration, or is negative.
     """
     if text.strip().startswith("-"):
         raise ValueError(f"must be 0 or more, not {text.strip()}")
@@ -191,7 +192,7 @@ def parse_duration_s(text: str) -> float:
 
 
 def parse_config(text: str) -> LoaderConfig:
-    """A setting from "num_workers=4,prefetch_factor=2,pin_memory=true".
+    """Return the setting in a text such as "num_workers=4,prefetch_factor=2,pin_memory=true".
 
     Raises:
         ValueError: an unknown name or an impossible value; the message lists the names.

@@ -1,4 +1,4 @@
-"""`SearchResult`: what a search found, made from the records of its run folder; wording.py prints it."""
+"""`SearchResult`: what a search found, computed from the records of its run folder. cli/wording.py prints it."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ FACTS = (
     "steady_sps", "change_fraction", "wait_fraction", "own_cpu_fraction", "num_cpus", "num_workers",
     "throttled_fraction", "steal_fraction", "psi_io_fraction",
 )  # fmt: skip
-"""What the verdict looks at."""
+"""Columns of a trial that the verdict is based on."""
 FOREIGN = ("foreign_cpu_fraction", "foreign_gpu_fraction")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchResult:
-    """What a search found; `best` is the content of best.json, None where nothing worked."""
+    """What a search found. `best` is the content of best.json, None if no setting worked."""
 
     folder: Path
     best: dict[str, Any] | None
     ranking: pd.DataFrame
-    """One row a setting, the fastest first; see feedrate.analysis.summary.ranking."""
+    """One row per setting, the fastest first; see feedrate.analysis.summary.ranking."""
     failures: pd.DataFrame
-    """One row a failed trial."""
+    """One row per failed trial."""
     stop_reason: str | None
     """Why the search ended; None when it was interrupted."""
 
@@ -47,7 +47,7 @@ class SearchResult:
         """Keyword arguments for DataLoader: `DataLoader(dataset, **result.dataloader)`.
 
         Raises:
-            ValueError: nothing worked; see `failures`.
+            ValueError: no setting worked; see `failures`.
         """
         if self.best is None:
             raise ValueError("no setting of this search worked; see .failures")
@@ -56,8 +56,10 @@ class SearchResult:
 
     @property
     def baseline_failures(self) -> pd.DataFrame:
-        """The failed trials of the baseline that the answer should be compared with: a row for each host. Empty where the baseline was
-        measured, or nothing worked."""
+        """The failed trials of the baseline at the answer's batch size, one row per host.
+
+        Empty if the baseline was measured, or if no setting worked.
+        """
         if self.best is None or self.best["baseline"] is not None:
             return self.failures.iloc[:0]
         at_its_size = same(self.failures["batch_size"], self.best["dataloader"].get("batch_size"))
@@ -65,17 +67,17 @@ class SearchResult:
 
     @property
     def best_path(self) -> Path:
-        """Where best.json lies."""
+        """Path of best.json."""
         return RunFolder(self.folder).best
 
     @property
     def verdict(self) -> str | None:
-        """Where the time goes with the best setting."""
+        """Which resource limits the rate of the best setting; None if no setting worked."""
         return self.best["verdict"] if self.best else None
 
 
 def conclude(folder: RunFolder, stop_reason: str | None) -> SearchResult:
-    """Read a run's records, choose the answer, and write best.json when there is one and the search is over."""
+    """Read a run's records, choose the answer, and write best.json if there is an answer and the search is over."""
     run = load_run(folder.path)
     ranked = ranking(run)
     complete = ranked[(ranked["status"] == "complete") & may_win(run, ranked)]
@@ -87,10 +89,11 @@ def conclude(folder: RunFolder, stop_reason: str | None) -> SearchResult:
 
 
 def pick(complete: pd.DataFrame, where: Standing | None = None) -> pd.Series[Any]:
-    """The cheapest setting within 2 % of the fastest, at the fastest one's batch size: fewest workers, then memory.
+    """Return the cheapest setting within 2 % of the fastest, at the batch size of the fastest. Fewer workers are cheaper, then less memory.
 
-    Confirmation rounds decide where there were any. Else the fastest is the one with the highest lower bound, not the
-    luckiest value. What is not significantly faster than the baseline, and no cheaper, is not worth a change: the baseline is.
+    If there were confirmation rounds, they decide. Otherwise the fastest setting is the one with the highest lower bound, because the
+    highest rate may be luck. If the chosen setting is neither significantly faster nor cheaper than the baseline, the baseline is
+    returned: a change would not be worth it.
     """
     if where is not None:
         return _or_baseline(complete, complete[complete["config"] == where.answer].iloc[0])
@@ -102,7 +105,7 @@ def pick(complete: pd.DataFrame, where: Standing | None = None) -> pd.Series[Any
 
 
 def _or_baseline(complete: pd.DataFrame, chosen: pd.Series[Any]) -> pd.Series[Any]:
-    """The baseline of that batch size, where the chosen setting neither gains significantly nor is cheaper."""
+    """Return the baseline at the same batch size if the chosen setting is neither significantly faster nor cheaper, else the setting."""
     yours = complete[same(complete["batch_size"], chosen["batch_size"]) & complete["is_baseline"]]
     if yours.empty or not chosen["speedup_low"] <= 1:
         return chosen
@@ -123,7 +126,7 @@ def _best(run: Run, ranked: pd.DataFrame, chosen: pd.Series[Any], where: Standin
     ceiling_sps = ceilings.at(size)
     same_size = complete[same(complete["batch_size"], chosen["batch_size"])]
     mine = ranked[(ranked["status"] == "complete") & ranked["is_baseline"] & same(ranked["batch_size"], chosen["batch_size"])]
-    baseline = mine[Disqualified.of(run.search).true_rates(mine)]  # compared with, also where it cannot be the answer
+    baseline = mine[Disqualified.of(run.search).true_rates(mine)]  # the comparison needs it even if it cannot be the answer
     others = same_size[same_size["config"] != chosen["config"]]
     if where is None:
         tied = others[others["throughput_sps"] >= chosen["throughput_sps"] * (1 - TIED_FRACTION)]
@@ -162,7 +165,7 @@ def _best(run: Run, ranked: pd.DataFrame, chosen: pd.Series[Any], where: Standin
 
 
 def _scope(run: Run, trial: pd.Series[Any]) -> dict[str, Any]:
-    """Of one rank on how much of a host the rate is."""
+    """Return how much of a host the measured rank had: its CPUs, and what else ran there."""
     placement = run.search.get("placement", {})
     return {
         "ranks_per_host": 1,
@@ -177,7 +180,7 @@ def _scope(run: Run, trial: pd.Series[Any]) -> dict[str, Any]:
 
 
 def _measured_on(run: Run, trial: pd.Series[Any]) -> dict[str, Any]:
-    """The machine and what ran on it."""
+    """Return the machine and the software on it."""
     hardware = run.search.get("hardware", {})
     return {
         "hostname": _text(trial["hostname"]),
@@ -191,7 +194,7 @@ def _measured_on(run: Run, trial: pd.Series[Any]) -> dict[str, Any]:
 
 
 def _searched(run: Run, where: Standing | None, is_open: Sequence[Doubt]) -> dict[str, Any]:
-    """How the setting was found, and how sure that is."""
+    """Return how the setting was found, and how certain it is."""
     options = run.search.get("options", {})
     return {
         "study": run.search["study"],
@@ -217,12 +220,12 @@ def _searched(run: Run, where: Standing | None, is_open: Sequence[Doubt]) -> dic
 
 
 def _facts(trial: pd.Series[Any]) -> dict[str, Any]:
-    """FACTS, None where one is not known."""
+    """Return the columns FACTS of a trial, and its cache state; an unknown value is None."""
     return {name: _float(trial[name]) for name in FACTS} | {"cache_state": _text(trial["cache_state"])}
 
 
 def config_of(row: pd.Series[Any]) -> LoaderConfig:
-    """The setting in a row of a ranking or of `Run.trials`."""
+    """Return the setting in a row of a ranking or of `Run.trials`."""
     names = LoaderConfig.__dataclass_fields__
     fields: dict[str, Any] = {name: None if pd.isna(row[name]) else row[name] for name in names}
     for name in ("num_workers", "batch_size", "prefetch_factor", "trainer_cpus"):

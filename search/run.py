@@ -1,7 +1,7 @@
-"""`run_search` and `resume_search`: the main job from a workload's name to a `SearchResult`.
+"""`run_search` and `resume_search`: a whole search, from a workload's name to a `SearchResult`.
 
-What a crash at any moment leaves behind: a run folder whose `trials.jsonl` holds every finished trial, and a study
-that knows them or learns them when the search is resumed. No process survives the driver by more than seconds.
+A crash at any moment leaves a run folder whose `trials.jsonl` contains every finished trial. The study may lack the last of them;
+it learns them when the search is resumed. No process outlives the driver by more than seconds.
 """
 
 from __future__ import annotations
@@ -76,25 +76,25 @@ def run_search(
     quiet: bool = False,
     argv: Sequence[str] | None = None,
 ) -> SearchResult:
-    """Search DataLoader settings of a workload by training it.
+    """Search for the best DataLoader settings of a workload by training it.
 
     Args:
         workload: a bundled name, "package.module:function", "path/to/file.py:function", or the function itself
             (defined at the top level of an importable module).
         options: budget, objective, resources; see `SearchOptions`.
         space: dimension -> Ray Tune domain (`tune.randint(0, 33)`, `tune.choice([32, 64])`), `Range`, `Choice`, or one
-            value; dimensions left out have their default.
+            value; a dimension that is not given has its default.
         workload_options: keyword arguments of the workload's function.
-        out: run folder; None takes the next free feedrate-runs/<name>-N. An address (s3://...) keeps a copy there of a folder in
-            feedrate-runs, see mirror.py.
-        force: replace a run that is in `out` already.
-        console: where progress goes; None is standard error.
+        out: run folder; None takes the next free feedrate-runs/<name>-N. If it is an address (s3://...), the run folder is in
+            feedrate-runs, and a copy of it is kept at the address (mirror.py).
+        force: replace a run that is already in `out`.
+        console: where progress is printed; None is standard error.
         quiet: show no progress.
-        argv: the command line, for the record.
+        argv: the command line, to be recorded in search.json.
 
     Raises:
-        UsageError: something asked for cannot be done; nothing was written.
-        KeyboardInterrupt: interrupted; what was measured is in the run folder, and `resume_search` carries on.
+        UsageError: the request cannot be met; nothing was written.
+        KeyboardInterrupt: the search was interrupted. All measurements are in the run folder; `resume_search` continues the search.
     """
     options = options or SearchOptions()
     console = console or Console(stderr=True)
@@ -104,7 +104,7 @@ def run_search(
         mirror = os.fspath(out).rstrip("/")
         out = Path("feedrate-runs") / check_url(mirror, options, force)
     if out is not None:
-        choose_folder(out, "", force)  # what is wrong with it is said before the data are made
+        choose_folder(out, "", force)  # refuses an unusable folder before the data are made
     _check_sources(options)
     _say(console, quiet, f"feedrate {version('feedrate')}: looking at {ref.target}")
     described = describe_workload(ref)
@@ -168,7 +168,7 @@ def _record(
     argv: Sequence[str],
     mirror: str | None,
 ) -> dict[str, Any]:
-    """What search.json says of a search before its first trial."""
+    """Return the content of search.json as it is before the first trial."""
     submission = Submission.from_environment()
     facts, words = described["facts"], [without_password(word) for word in argv]
     num_gpus = facts["num_gpus"]
@@ -221,23 +221,24 @@ def resume_search(
     console: Console | None = None,
     quiet: bool = False,
 ) -> SearchResult:
-    """Carry an interrupted search on, or extend a finished one.
+    """Continue an interrupted search, or extend a finished one.
 
-    The records are the truth: the study is first told what they know, then what was running is enqueued anew.
+    The records in `trials.jsonl` have priority: the study first learns what they contain, then trials that were running are
+    enqueued again.
 
     Args:
         run: the run folder, or the address of its copy.
         time_budget_s: wall time from now on; None is the run's own budget again.
-        max_trials: settings in total, those of before included, tried also where nothing more is expected to be gained;
-            None is the run's own limit.
-        storage: the database URL again, where the run used one with a password (it is not stored).
-        confirm: measure the best settings and the baseline in rounds, also where the run was begun without them.
-        console: where progress goes; None is standard error.
+        max_trials: total number of settings, including those already tried; if given, settings are tried even if no further gain
+            is expected. None is the run's own limit.
+        storage: the database URL, needed again if the run used one with a password, which is not stored.
+        confirm: measure the best settings and the baseline in rounds, even if the run was started without rounds.
+        console: where progress is printed; None is standard error.
         quiet: show no progress.
 
     Raises:
         RunError: the folder is no run.
-        UsageError: it cannot be carried on as asked.
+        UsageError: the run cannot be continued as requested.
     """
     console = console or Console(stderr=True)
     folder = RunFolder(bring(run))
@@ -255,7 +256,7 @@ def resume_search(
         options,
         time_budget_s=time_budget_s or options.time_budget_s,
         max_trials=max_trials or options.max_trials,
-        keep_going=options.keep_going or max_trials is not None,  # so many were asked for
+        keep_going=options.keep_going or max_trials is not None,  # the caller asked for this number of settings
         confirm=options.confirm or confirm,
     )
     tried = len({record["number"] for record in folder.records()[0] if record["kind"] != "confirm"})
@@ -267,7 +268,7 @@ def resume_search(
     fields = {name: search["workload"][name] for name in ("target", "options", "folder", "cwd")}
     ref = WorkloadRef(**fields)
     if JOB in os.environ and ref.cwd is not None:
-        ref = moved(ref, ref.cwd, os.getcwd())  # the folder of the job that began it has ended with it
+        ref = moved(ref, ref.cwd, os.getcwd())  # Ray removed the folder of the job that began this search
     described = describe_workload(ref)
     described["notes"] += changed(search.get("versions") or {})
     space = SearchSpace.from_json(search["space"])
@@ -283,7 +284,7 @@ def resume_search(
 
 
 def _hosts(options: SearchOptions, ref: WorkloadRef, notes: list[str]) -> list[Host] | None:
-    """The nodes of a joined cluster, each asked what it is; None for a local Ray."""
+    """Return the nodes of a joined cluster, after asking each for its hardware and versions; None for a local Ray."""
     if options.address is None:
         return None
     if ref.cwd is not None and ref.folder is not None and not Path(ref.folder).is_relative_to(ref.cwd):
@@ -294,7 +295,7 @@ def _hosts(options: SearchOptions, ref: WorkloadRef, notes: list[str]) -> list[H
 
 
 def _own_folder(ref: WorkloadRef) -> str | None:
-    """The folder that a cluster needs for this workload; None for a bundled one."""
+    """Return the folder that a cluster needs for this workload; None for a bundled workload."""
     return ref.cwd if ref.folder is not None else None
 
 
@@ -305,7 +306,7 @@ def _say(console: Console, quiet: bool, text: str) -> None:
 
 @contextmanager
 def _resumable(folder: RunFolder) -> Iterator[None]:
-    """Make an interrupt say how to carry on, once there is a run to carry on."""
+    """Replace a KeyboardInterrupt by one whose message says how to continue the run, once there is a run to continue."""
     try:
         with at_the_latest(lambda: _at_last(_interrupted(folder))):
             yield
@@ -327,7 +328,7 @@ def _at_last(interrupted: Interrupted) -> None:
 
 
 def _brain(folder: RunFolder, search: dict[str, Any], options: SearchOptions, space: SearchSpace) -> Brain:
-    """The study of this search, opened anew.
+    """Open the study of this search.
 
     Raises:
         UsageError: its storage cannot be used.
@@ -384,7 +385,7 @@ def _search(
     display.begin()
     try:
         display.say(placement.where)
-        if options.address is not None:  # Ray ends a driver whose head is gone without a word from us
+        if options.address is not None:  # Ray ends a driver whose head is lost before feedrate can print anything
             display.say(f"if the cluster's head is lost, carry on with: {resume_command(folder)}")
         for note in [*notes, *problems]:
             display.say(f"note: {note}")
@@ -417,6 +418,6 @@ def _search(
     if len(session.records) == len(records):
         display.say(f"nothing new was measured: {session.stop_reason}")
     over = {"finished": True, "stop_reason": session.stop_reason, "unconfirmed_because": session.unconfirmed_because}
-    search = folder.read_search() | over  # its space may be wider now
+    search = folder.read_search() | over  # read again, because the session may have extended the space
     folder.write_search(search)
     return conclude(folder, session.stop_reason)

@@ -1,4 +1,4 @@
-"""Which versions feedrate runs with: for `feedrate version`, the record of every run, and the nodes of a cluster.
+"""The versions of Python and packages, for `feedrate version`, for the record of a run, and to compare the nodes of a cluster.
 
 Versions are read from the metadata of installed packages; no package is imported.
 """
@@ -16,13 +16,13 @@ from typing import Any
 TESTED = {"torch": ("2.6", "2.13"), "ray": ("2.54", "2.60")}
 """Package -> the oldest and the newest release that feedrate was tested with (docs/versions.md)."""
 LOADING = ("torchvision", "torchaudio", "torchcodec", "opencv-python-headless", "opencv-python", "datasets", "webdataset", "lightning", "transformers", "accelerate")
-"""Packages of other people's training scripts whose versions change rates."""
+"""Packages that training scripts load data with, and whose versions change rates."""
 RATES = ("python", "torch", "numpy", "pillow", *LOADING)
-"""Names whose version changes what a setting gives."""
+"""Names whose version changes the rate of a setting."""
 
 
 def installed(name: str) -> str | None:
-    """Return the version of an installed package; None where it is not installed."""
+    """Return the version of a package; None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -30,7 +30,7 @@ def installed(name: str) -> str | None:
 
 
 def packages() -> dict[str, str | None]:
-    """Return the versions of feedrate's dependencies, None for a missing optional one, and of what is installed of LOADING."""
+    """Return the versions of feedrate's dependencies (None for a missing optional one) and of the installed packages of LOADING."""
     needed = [requirement for requirement in requires("feedrate") or [] if 'extra == "dev"' not in requirement]
     names = dict.fromkeys(re.split(r"[^\w.-]", requirement, maxsplit=1)[0] for requirement in needed)
     found = {name: installed(name) for name in names}
@@ -38,7 +38,7 @@ def packages() -> dict[str, str | None]:
 
 
 def recorded() -> dict[str, str]:
-    """Return the versions for the record of a run, by name; missing packages are left out."""
+    """Return name -> version for the record of a run; missing packages are left out."""
     return {
         "feedrate": version("feedrate"),
         "python": platform.python_version(),
@@ -49,7 +49,7 @@ def recorded() -> dict[str, str]:
 
 
 def changed(before: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each version that changes rates and is not what it was when a run was recorded."""
+    """Return a sentence for each version that changes rates and differs from the one recorded in `before`."""
     now = recorded()
     pairs = [(name, before[name], now[name]) for name in RATES if before.get(name) and name in now]
     return [
@@ -99,5 +99,5 @@ def _distribution() -> str | None:
 
 
 def _release(number: str) -> tuple[int, ...]:
-    """Major and minor version as numbers: 2.13.0+cu130 is (2, 13)."""
+    """Return major and minor version as numbers: (2, 13) for 2.13.0+cu130."""
     return tuple(int(part) for part in re.findall(r"\d+", number)[:2])

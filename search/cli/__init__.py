@@ -1,1 +1,1 @@
-"""One file per command; with terminal/ the only place that parses arguments or prints."""
+"""The commands, one file per command: they parse the arguments, run the work and print the answer."""

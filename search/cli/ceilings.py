@@ -1,4 +1,4 @@
-"""`feedrate ceilings`: the training step and the loader each alone, both together, and which of them is the limit."""
+"""`feedrate ceilings`: the rates of the training step alone, of the loader alone and of both together, and which of them is the limit."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ class Ceilings:
 
 
 class _Lines:
-    """What is known so far, as lines for people and as one object for programs."""
+    """The results so far, printed as lines for people and collected as one object for programs."""
 
     def __init__(self, *, quiet: bool, setting: str, num_workers: int) -> None:
         self.quiet, self.setting, self.num_workers = quiet, setting, num_workers
         self.facts: dict[str, Any] = {}
         self.advice = ""
-        """What would tell more; empty where enough is known."""
+        """How to measure more precisely; empty if the results are precise enough."""
 
     def together(self, columns: Columns) -> None:
-        """The step alone and training as it is, and what that says: a ceiling counts only where training does not exceed it."""
+        """Report the rates of the step alone and of training with loading; a ceiling counts only if training does not exceed it."""
         from feedrate.analysis.ceilings import NOT_TIMED, UNREAD
         from feedrate.analysis.ceilings import Ceilings as Known
         from feedrate.analysis.estimate import copy_only_sps
@@ -74,7 +74,7 @@ class _Lines:
         known.learn_record(columns)
         size, sps = columns.get("batch_size"), found["steady_sps"]
         step = known.at(size)
-        verdict = judge(found | {"num_workers": self.num_workers}, step, known.why_not(size))  # columns do not hold the setting
+        verdict = judge(found | {"num_workers": self.num_workers}, step, known.why_not(size))  # columns do not contain the setting
         is_changing = bool(found["change_fraction"])
         gain = None if step is None or is_changing else max(step / sps, 1.0)
         if is_changing:
@@ -102,7 +102,7 @@ class _Lines:
         self._rate("both together", sps, f"with {self.setting}{note}")
 
     def warm(self, columns: Columns) -> None:
-        """The loader alone, and how much it and the step get into each other's way."""
+        """Report the rate of the loader alone, and how much loader and step slow each other down."""
         from feedrate.analysis.estimate import record_change, record_steady
         from feedrate.analysis.verdict import alternating_sps, changing
 
@@ -111,7 +111,7 @@ class _Lines:
         state, step = columns["cache_state"], self.facts["step_only_sps"]
         interference = None
         if step is not None and not change and not self.facts["still_changing"]:
-            # without workers they take turns; with workers the slower one sets the pace
+            # without workers, loader and step take turns; with workers, the slower of them determines the rate
             expected = min(step, rate.sps) if self.num_workers else alternating_sps(step, rate.sps)
             interference = max(1 - self.facts["together_sps"] / expected, 0.0)
         self.facts |= {"loader_only_sps": rate.sps, "cache_state": state, "interference_fraction": interference}
@@ -120,7 +120,7 @@ class _Lines:
         self._rate("loader alone", rate.sps, told.get(state, "page cache not known") + note)
 
     def cold(self, columns: Columns, failure: Columns | None) -> None:
-        """The loader alone from storage, or why that is not known."""
+        """Report the rate of the loader alone with files read from storage, or why it is not known."""
         from feedrate.analysis.estimate import record_steady
 
         self.facts |= {"loader_only_cold_sps": None, "fetch_fraction": None, "cold_refused": None}
@@ -142,7 +142,7 @@ class _Lines:
         self._rate("loader alone", rate.sps, f"page cache cold: {shares}")
 
     def last(self) -> None:
-        """What it comes to."""
+        """Report the conclusion: data stall, interference, verdict and the possible gain."""
         facts = self.facts
         if facts["interference_fraction"] is not None:
             expected = "the slower of step and loader" if self.num_workers else "step and loader taking turns"

@@ -1,4 +1,4 @@
-"""`feedrate check`: does changing the loader change the data? Without Ray."""
+"""`feedrate check`: find out whether changing the loader changes the data. Runs without Ray."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Check:
 
 
 def _checked(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The report, or the failure that kept the samples from being loaded."""
+    """Return the report, or the failure because of which the samples could not be loaded."""
     from feedrate.trainables.sandbox.template import Template
 
     template = Template(measure._ref(args), show_output=True)

@@ -1,6 +1,6 @@
-"""The `feedrate` command: finds the subcommand, prints errors, chooses the exit code. Nothing else does either.
+"""The `feedrate` command: run the subcommand, print errors, and choose the exit code. No other module does the last two.
 
-Help is answered without importing torch or ray.
+--help imports neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ DONE, NOTHING_FOUND, USAGE = 0, 1, 2
 
 
 class Command(Protocol):
-    """One subcommand; its name is the class's name in lower case, its help the docstring."""
+    """One subcommand. Its name is the class's name in lower case, and its help text is the docstring of the class."""
 
     def prepare(self, parser: argparse.ArgumentParser) -> None:
-        """Add arguments."""
+        """Add the subcommand's arguments."""
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
-        """Do the work; returns an exit code other than 0 where there is one. Raises UsageError, NothingFound, RunError."""
+        """Run the subcommand and return its exit code, or None for 0. It raises UsageError, NothingFound or RunError."""
 
 
 COMMANDS: tuple[Command, ...] = (
@@ -89,7 +89,7 @@ def _run(argv: Sequence[str]) -> int:
         _say(said)
         return _interrupted()
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone; Python would complain about it at exit
+        sys.stderr.close()  # the reader of a pipe has gone; Python would print an error about it at exit
         return DONE
     except Exception as error:
         if "--debug" in argv:
@@ -105,7 +105,7 @@ def _interrupted() -> int:
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
-    """A command line with negative values joined to their flags (--time-budget=-5s), as argparse takes such a word for a flag of its own."""
+    """Return a command line with negative values joined to their flags (--time-budget=-5s), because argparse takes -5s for a flag."""
     joined: list[str] = []
     for word in argv:
         if re.match(r"-\.?\d", word) and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
@@ -116,7 +116,7 @@ def _joined(argv: Sequence[str]) -> list[str]:
 
 
 def _verdict(error: Exception) -> tuple[str, str, int]:
-    """What an error says, its kind, and the exit code."""
+    """Return the sentence for an error, its kind, and the exit code."""
     from feedrate.analysis.run_folder import RunError
 
     if isinstance(error, NothingFound):
@@ -148,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
             help=text.splitlines()[0].rstrip("."),
             description=text,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,  # flags are taken out of command lines by their whole names
+            allow_abbrev=False,  # arguments.without removes flags from command lines by their full names
         )
         child.add_argument("--debug", action="store_true", help="show the traceback of an error")
         command.prepare(child)

@@ -1,4 +1,4 @@
-"""`feedrate measure` and `workloads`: one setting or one workload, without Ray; what `ceilings` shares with them."""
+"""`feedrate measure` and `feedrate workloads`, which run without Ray, and functions that other commands without Ray share with them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Measure:
 
 
 def _settled(settled: bool, change_fraction: float | None) -> str:
-    """What to add to a rate that was still moving when the time was over."""
+    """Return a note for a rate that was still changing when the time was over; else an empty text."""
     from feedrate.analysis.verdict import changing
 
     if change_fraction:
@@ -84,13 +84,13 @@ def _settled(settled: bool, change_fraction: float | None) -> str:
 
 
 def _ceiling(ceilings: Ceilings, batch_size: int | None, unit: str) -> str:
-    """The rate of the step alone, or why it is not known."""
+    """Return the rate of the step alone in words, or why it is not known."""
     sps = ceilings.at(batch_size)
     return f"not known, because {ceilings.why_not(batch_size)}" if sps is None else f"{sps:,.1f} {unit}/s"
 
 
 def _remarks(columns: dict[str, Any], steady_sps: float) -> list[str]:
-    """What a reader of the rates should know."""
+    """Return notes that a reader of the rates should know."""
     from feedrate.analysis.verdict import SHARED_FRACTION
 
     said = []
@@ -154,7 +154,7 @@ def _add_setting(parser: argparse.ArgumentParser) -> None:
 
 
 def _setting(args: argparse.Namespace) -> LoaderConfig:
-    """What was asked over the workload's own setting."""
+    """Return the workload's own setting, changed by the given arguments."""
     from feedrate.search.setup.prepare import describe_workload
     from feedrate.search.space.search_space import WITH_WORKERS
 
@@ -194,13 +194,13 @@ def _trial(
     more: dict[str, Any],
     template: Any = None,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Columns of one measurement, or of its failure.
+    """Measure one setting, and return its columns, and the failure or None.
 
     Args:
-        args: what was asked for.
+        args: the command's arguments.
         config: the setting.
         more: options of the measurement that no argument sets.
-        template: to measure in, left open; None makes one and closes it.
+        template: the template process to measure in, which stays open; None makes one and closes it.
     """
     from feedrate.trainables.sandbox.template import Template
 
@@ -229,7 +229,7 @@ def _trial(
 
 
 def _still(event: Mapping[str, Any], why: str) -> str:
-    """What a child is doing that has said nothing for long (child.py: the event "silent"), and for how long; `why` it waits."""
+    """Return what a silent child process is doing, and for how long (the event "silent" of child.py); `why` is the reason of its wait."""
     if event["waits"]:
         return f"still waiting, for {event['silent_s']:.0f} s: {why}"
     return f"still in phase {event['phase']}, for {event['silent_s']:.0f} s"
@@ -241,10 +241,10 @@ def _print_failure(as_json: bool, config: LoaderConfig, failure: dict[str, Any])
 
 
 def show_failure(as_json: bool, failure: dict[str, Any], what: str, **more: Any) -> int:
-    """Print why a trial or a check failed: one object, or a sentence with the user's traceback and the stacks.
+    """Print why a trial or a check failed, as one object or as a sentence with the user's traceback and the stacks; return the exit code.
 
     Args:
-        as_json: whether one object is asked for.
+        as_json: print one object instead of text.
         failure: failure columns of a record.
         what: the beginning of the sentence.
         more: further fields of the object.

@@ -1,4 +1,4 @@
-"""`feedrate report`, `show` and `export`: what a run folder says. `compare` and `runs` are in runs.py."""
+"""`feedrate report`, `show` and `export`: show the results in a run folder. `compare` and `runs` are in runs.py."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ RUN = "the run folder, or an address that pyarrow or fsspec can open (s3://bucke
 
 
 def terminal() -> Console:
-    """For tables: a file or a pipe gets them as wide as they are."""
+    """Return a console for tables; in a file or a pipe, tables keep their full width."""
     from rich.console import Console
 
     return Console(soft_wrap=True) if sys.stdout.isatty() else Console(soft_wrap=True, width=1000)
 
 
 def print_section(console: Console, section: Section, heading: str, most_rows: int) -> None:
-    """A table on the terminal, no wider than its text; `heading` stands above it."""
+    """Print a table that is no wider than its text, with `heading` above it and at most `most_rows` rows."""
     from rich.table import Table
     from rich.text import Text
 
@@ -193,7 +193,7 @@ class Export:
 
 
 def _kept(folder: RunFolder) -> dict[str, Any]:
-    """The content of best.json."""
+    """Return the content of best.json."""
     from feedrate.analysis.best import load_best
     from feedrate.analysis.run_folder import RunError
 

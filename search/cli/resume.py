@@ -1,4 +1,4 @@
-"""`feedrate resume`: carries a search on, here or on the cluster that it was submitted to."""
+"""`feedrate resume`: continue a search, here or on the cluster that it was submitted to."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Resume:
         arguments.add_json(parser)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
-        from feedrate.analysis.remote import is_url  # imports pyarrow, which --help does without
+        from feedrate.analysis.remote import is_url  # it imports pyarrow, which --help does not need
 
         if args.address is None and not is_url(args.run) and not Path(args.run).exists():
             args.address = arguments.api_address()

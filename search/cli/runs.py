@@ -1,4 +1,4 @@
-"""`feedrate compare` and `feedrate runs`: several runs beside each other."""
+"""`feedrate compare` and `feedrate runs`: compare two runs, list runs, and free disk space."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class Runs:
 
 
 def _prune(args: argparse.Namespace) -> int | None:
-    """`feedrate runs --prune`."""
+    """List or remove what finished or old runs no longer need (`feedrate runs --prune`)."""
     from feedrate.analysis.remote import is_url
     from feedrate.analysis.runs import run_folders
     from feedrate.search.service.retention import Policy, prune

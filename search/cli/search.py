@@ -1,4 +1,4 @@
-"""`feedrate search`: the main job."""
+"""`feedrate search`: search for the best settings, and print the answer. `feedrate resume` prints its answer with `finish`, too."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from feedrate.search.result import SearchResult
 
 LOCAL = "local"
-"""What --address names for a Ray that the command starts and stops, where RAY_ADDRESS names another one."""
+"""Value of --address for a Ray that the command itself starts and stops, even if RAY_ADDRESS names a cluster."""
 NO_COMPARISON = 1
 """Exit code of a search that has an answer, but could not measure the user's own setting on any host."""
 DRIVER_SHOWN = "Ray shows the command line of a driver to everybody on the cluster, as ps does on this machine"
@@ -80,7 +80,7 @@ class Search:
 
 
 def _add_search(run: argparse._ArgumentGroup) -> None:
-    """How long to search, from where, and what to believe."""
+    """Add the options for the length of a search, where it begins, and what decides its answer."""
     run.add_argument(
         "--out",
         metavar="DIR|URL",
@@ -141,7 +141,7 @@ def _add_search(run: argparse._ArgumentGroup) -> None:
 
 
 def _add_place(place: argparse._ArgumentGroup, address_help: str) -> None:
-    """On which machines, with what of them."""
+    """Add the options for the machines of a search, and the resources of a trial on them."""
     place.add_argument(
         "--address",
         metavar="ADDR",
@@ -188,10 +188,10 @@ def _add_place(place: argparse._ArgumentGroup, address_help: str) -> None:
 
 
 def options_of(args: argparse.Namespace) -> tuple[SearchOptions, dict[str, Any]]:
-    """How the search is run, and the dimensions that were given.
+    """Return the options of the search, and the dimensions that were given.
 
     Raises:
-        UsageError: a value that cannot work.
+        UsageError: a value cannot work.
     """
     from feedrate.search.space.dimension import parse_dimension
 
@@ -216,7 +216,7 @@ SEARCH_FIELDS = (
 
 
 def _facts(result: SearchResult, run: Run) -> dict[str, Any]:
-    """What search and resume print with --json."""
+    """Return the fields that search and resume print with --json."""
     from feedrate.search.cli.wording import settling
 
     folder = result.folder.absolute()
@@ -230,11 +230,12 @@ def _facts(result: SearchResult, run: Run) -> dict[str, Any]:
 
 
 def finish(search: Any, command: str, as_json: bool) -> int | None:
-    """Run a search, write its report and print its answer; gives the exit code.
+    """Run a search, write its report, print its answer, and return the exit code, or None for 0.
 
     Args:
-        search: gives the `SearchResult`.
+        search: runs the search and returns its `SearchResult`.
         command: search or resume, for the object that --json prints.
+        as_json: print that object instead of text.
 
     Raises:
         NothingFound: no setting can be the answer.
@@ -281,7 +282,7 @@ def finish(search: Any, command: str, as_json: bool) -> int | None:
 
 
 def _reasons(failures: pd.DataFrame) -> str:
-    """Return each reason once, with the hosts where it was given if there are several."""
+    """Return each failure message once, with the hosts on which it occurred if there are several hosts."""
     failures = failures.dropna(subset=["failure_message"])
     reasons = []
     for _, group in failures.groupby(failures["failure_message"].str.partition(" (raised ")[0], sort=False):

@@ -1,4 +1,4 @@
-"""`feedrate submit`, `status`, `logs`, `stop`, `fetch`: a search as a Ray Job, which goes on when this machine is switched off."""
+"""`feedrate submit`, `status`, `logs`, `stop`, `fetch`: a search as a Ray Job, which continues when this machine is switched off."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 
 def add_cluster(parser: argparse.ArgumentParser) -> None:
-    """Which cluster, and which search on it."""
+    """Add the arguments that name a cluster and a search on it."""
     parser.add_argument("id", metavar="ID", help="ID of the search, as printed by submit (feedrate runs --address URL lists them)")
     parser.add_argument("--address", metavar="URL", help=arguments.API_ADDRESS)
     arguments.add_require_token(parser)
 
 
 def connect(args: argparse.Namespace) -> Jobs:
-    """The cluster that was named, with what the user should know of it said.
+    """Connect to the cluster that --address or the environment names, and print notes about it.
 
     Raises:
-        UsageError: none was named, neither here nor in the environment.
+        UsageError: neither of them names a cluster.
     """
     from feedrate.search.service.jobs import Jobs
 
@@ -82,7 +82,7 @@ class Submit(Search):
         submission_id = args.submission_id or f"{name}-{os.urandom(3).hex()}"
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", submission_id):
             raise UsageError(f"--submission-id {submission_id!r}: letters, digits, '-', '_' and '.' only")
-        folder = os.getcwd() if ":" in target else None  # a bundled workload is where feedrate is
+        folder = os.getcwd() if ":" in target else None  # a bundled workload is part of feedrate and needs no folder
         if args.dry_run:
             list_contents(folder, args.json)
             return None
@@ -99,18 +99,18 @@ OF_SUBMIT = (
     "--address", "--submission-id", "--debug", "--require-token", "--allow-unauthenticated", FLAG, "--follow", "-f", "--dry-run",
     "--env", "--pip",
 )  # fmt: skip
-"""Flags that are for submit itself, not for the search."""
+"""Flags of submit itself, which are not passed on to the search."""
 
 
 def add_follow(parser: argparse.ArgumentParser) -> None:
-    """The switch that waits."""
+    """Add the switch --follow, with which a command waits for the end of the search."""
     parser.add_argument(
         "-f", "--follow", action="store_true", help="print the search's log until it ends, and exit with its exit code; Ctrl-C stops the printing, not the search"
     )
 
 
 def list_contents(folder: str | None, as_json: bool) -> None:
-    """Print what would be sent of a folder, the largest files first, and what would not."""
+    """Print which files of a folder would be sent, the largest first, and which would not."""
     from feedrate.search.shipping.folder_contents import contents
 
     found = contents(folder) if folder is not None else None
@@ -138,7 +138,7 @@ def send(
     env: dict[str, str],
     pip: Sequence[str],
 ) -> int | None:
-    """Submit a job, say how to go on, and follow it where that was asked for; gives the exit code."""
+    """Submit a job, print the commands for it, and with --follow print its log; return the exit code, or None without --follow."""
     print(f"sending {folder or 'feedrate'} to {jobs.address}", file=sys.stderr, flush=True)
     submission = Submission(
         owner=metadata["owner"],
@@ -175,7 +175,7 @@ def send(
 
 
 def say_how_to_go_on(jobs: Jobs, submission_id: str) -> dict[str, str]:
-    """The new search's id for programs, the commands for people; gives the commands by their name."""
+    """Print the new search's id for programs and the next commands for people; return the commands by their name."""
     print(submission_id, flush=True)
     commands = {}
     for verb, *flag in (["status"], ["logs", "-f"], ["stop"], ["fetch"]):
@@ -186,12 +186,12 @@ def say_how_to_go_on(jobs: Jobs, submission_id: str) -> dict[str, str]:
 
 
 def dashboard(jobs: Jobs, submission_id: str) -> str:
-    """Return the address of the page that Ray shows of a job."""
+    """Return the address of a job's page in Ray's dashboard."""
     return f"{jobs.address}/#/jobs/{submission_id}"
 
 
 def follow(jobs: Jobs, submission_id: str) -> int:
-    """Print a search's log until it ends; gives its exit code."""
+    """Print a search's log until the search ends, and return its exit code."""
     try:
         for piece in jobs.follow(submission_id):
             print(piece, end="", flush=True)
@@ -205,7 +205,7 @@ def follow(jobs: Jobs, submission_id: str) -> int:
 
 
 def resume_there(args: argparse.Namespace, argv: Sequence[str]) -> int | None:
-    """`feedrate resume ID --address URL`: a new job that carries the search in an earlier one's run folder on."""
+    """Submit a new job that continues an earlier search in its run folder (`feedrate resume ID --address URL`)."""
     _check_storage(args.storage)
     jobs = connect(args)
     before = jobs.job(args.run)
@@ -323,7 +323,7 @@ class Fetch:
 
 
 def print_searches(args: argparse.Namespace) -> None:
-    """`feedrate runs --address URL`."""
+    """Print the searches that were submitted to a cluster (`feedrate runs --address URL`)."""
     jobs = connect(args)
     try:
         found = [summary(job) for job in jobs.searches()]
@@ -341,10 +341,10 @@ def print_searches(args: argparse.Namespace) -> None:
 
 
 def _check_hardware(jobs: Jobs, name: str) -> None:
-    """Refuse a hardware class that the cluster does not have, where the cluster can be asked.
+    """Refuse a hardware class that the cluster does not have; accept any if the cluster does not answer.
 
     Raises:
-        UsageError: none of its classes is meant, or several are; the message lists them.
+        UsageError: the name matches none of the cluster's classes, or several; the message lists them.
     """
     from feedrate.search.engine.reservation import class_named
 
@@ -359,10 +359,10 @@ def _check_hardware(jobs: Jobs, name: str) -> None:
 
 
 def _check_storage(storage: str | None) -> None:
-    """Refuse a database address that a job cannot have.
+    """Refuse a database address that is unsuitable for a job.
 
     Raises:
-        UsageError: it holds a password, or names a file that ends with the job.
+        UsageError: the address contains a password, or names a file that is removed with the job.
     """
     arguments.refuse_password(storage, "everybody on the cluster can see a job's command line", "on the head")
     if storage is not None and re.match(r"sqlite:///(?!/)", storage):
@@ -370,7 +370,7 @@ def _check_storage(storage: str | None) -> None:
 
 
 def defines(path: Path, name: str) -> bool:
-    """Whether a file has such a name at its top level, read but not run; True where that cannot be told."""
+    """Return whether a Python file defines a name at its top level, without running it; True if that cannot be decided."""
     try:
         tree = ast.parse(path.read_bytes())
     except SyntaxError as error:
@@ -390,10 +390,10 @@ def defines(path: Path, name: str) -> bool:
 
 
 def _inside(workload: str, workload_options: dict[str, Any]) -> str:
-    """The workload as it is named in the folder that is sent.
+    """Return the workload's name relative to the folder that is sent.
 
     Raises:
-        UsageError: there is none by that name, or it is outside of the folder.
+        UsageError: there is no workload with that name, or it is outside the folder.
     """
     from feedrate.search.setup.request import make_workload_ref
 

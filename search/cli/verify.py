@@ -1,4 +1,4 @@
-"""`feedrate verify`: an earlier answer measured again here, without Ray."""
+"""`feedrate verify`: measure an earlier answer again on this machine, without Ray."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Verify:
                 print(text)
             return DOES_NOT_HOLD
         found = verified(best, rounds)
-        assert found is not None  # three rounds of both were made
+        assert found is not None  # _rounds measures MIN_ROUNDS rounds of both in any case
         recorded = best.throughput["samples_per_second"]
         if args.json:
             body: dict[str, Any] = NOT_MEASURED | {"holds": found.holds, "sentence": found.sentence, "differences": differs, "num_rounds": len(rounds)}
@@ -91,8 +91,11 @@ class Verify:
 
 
 def _rounds(args: argparse.Namespace, best: Any) -> tuple[list[Round], float, dict[str, Any] | None]:
-    """Rounds of the setting and its baseline until the time is over, the most CPU time that others took meanwhile, and
-    the failure of one of them."""
+    """Measure rounds of the setting and its baseline until the time is over.
+
+    Returns:
+        The rounds, the largest share of the CPUs that other processes used, and the failure of a measurement, or None.
+    """
     from feedrate.analysis.rounds import MIN_ROUNDS, rounds_of
     from feedrate.search.session.verification import baseline_of, setting_of
     from feedrate.trainables.sandbox.template import Template
@@ -103,7 +106,7 @@ def _rounds(args: argparse.Namespace, best: Any) -> tuple[list[Round], float, di
     try:
         while number < MIN_ROUNDS or (time.monotonic() - begun) * (number + 1) / number <= args.time_budget_s:
             number += 1
-            for config in configs if number % 2 else configs[::-1]:  # ABBA
+            for config in configs if number % 2 else configs[::-1]:  # alternate the order (ABBA), so that a drift affects both alike
                 args.seed += 1
                 columns, failure = measure._trial(args, config, {"measure_step": False}, template=template)
                 if failure is not None:
@@ -127,7 +130,7 @@ def _measured(args: argparse.Namespace, config: LoaderConfig, columns: dict[str,
 
 
 def _here(args: argparse.Namespace) -> dict[str, Any]:
-    """Facts of this machine and this workload, by the names that best.json has."""
+    """Return facts about this machine and this workload, with the names that best.json has."""
     import socket
 
     from feedrate.search.setup.prepare import describe_workload

@@ -1,4 +1,4 @@
-"""`feedrate version`: what to put into a report of a defect."""
+"""`feedrate version`: print the versions that a bug report should contain."""
 
 from __future__ import annotations
 

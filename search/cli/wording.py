@@ -1,4 +1,4 @@
-"""The end of a search in words: a short table, why it is so, and what to paste."""
+"""The printed answer of a search: a short table, the reasons for the answer, and code to paste."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from feedrate.search.setup.prepare import resume_command
 from feedrate.trainables.config import LoaderConfig
 
 GROWN_BYTES = 1e9
-"""Memory at the end of an epoch below this is not worth a line."""
+"""Least memory at the end of an epoch for which its growth is printed."""
 
 
 def print_result(result: SearchResult, console: Console, unit: str = "samples") -> None:
-    """The short table at the end of a search, why it is so, and what to paste."""
+    """Print the answer of a search: a short table, the reasons for the answer, and code to paste."""
     best = result.best
     if best is None:
         return
@@ -65,7 +65,7 @@ def print_result(result: SearchResult, console: Console, unit: str = "samples") 
 
 
 def explain(result: SearchResult) -> list[str]:
-    """The sentences under the table."""
+    """Return the sentences under the table."""
     best = result.best
     assert best is not None
     lines = []
@@ -125,7 +125,7 @@ def explain(result: SearchResult) -> list[str]:
 
 
 def _conclusion(result: SearchResult, left_out: bool) -> list[str]:
-    """What to do with yours, in words as firm as the numbers, and what settles the rest."""
+    """Return whether to keep the user's own setting, in words no firmer than the numbers, and the command that settles what is open."""
     best, ranked = result.best, result.ranking
     assert best is not None
     yours, settle = best["baseline"], best["search"]["settle"]
@@ -165,7 +165,7 @@ def _conclusion(result: SearchResult, left_out: bool) -> list[str]:
 
 
 def settling(result: SearchResult) -> str | None:
-    """The whole command that settles what is open about an answer; None where nothing is."""
+    """Return the whole command that settles what is open about an answer; None if nothing is open."""
     settle = result.best["search"]["settle"] if result.best is not None else None
     if settle is None:
         return None
@@ -177,7 +177,7 @@ def _search_json(result: SearchResult) -> dict[str, Any]:
 
 
 def _confirmed(best: dict[str, Any]) -> str:
-    """Whether the answer was measured again, and what is still open."""
+    """Return a sentence that says whether rounds confirmed the answer, and which settings could not be told apart from it."""
     if not best["confirmed"]:
         because = best["search"].get("unconfirmed_because")
         why = f", because {because}" if because else ""
@@ -194,7 +194,7 @@ def _confirmed(best: dict[str, Any]) -> str:
 
 
 def _is_cheaper(result: SearchResult) -> bool:
-    """Whether the answer has fewer workers than the baseline."""
+    """Return whether the answer has fewer workers than the baseline."""
     assert result.best is not None and result.best["baseline"] is not None
     return bool(result.best["dataloader"]["num_workers"] < result.best["baseline"]["dataloader"]["num_workers"])
 

@@ -1,1 +1,1 @@
-"""Ray itself: the cluster, its nodes, what a trial reserves, Tuner, searcher, scheduler and trainable."""
+"""The connection to Ray: the cluster, its nodes, what a trial reserves, and Ray Tune's Tuner, searcher, scheduler and trainable."""

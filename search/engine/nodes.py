@@ -1,7 +1,7 @@
-"""The nodes of a joined cluster: what each has, of which hardware class it is, whether it runs the driver's versions.
+"""The nodes of a joined cluster: their resources, their hardware class, and whether they run the driver's versions.
 
-Ray knows a node's resources and labels; processor, memory and versions are asked for by a task on each node, which needs
-feedrate there (shipping.py sends it).
+Ray knows a node's resources and labels. A task on each node finds processor, memory and versions; it needs feedrate there, which
+shipping.py sends.
 """
 
 from __future__ import annotations
@@ -19,30 +19,31 @@ from feedrate.search.versions import installed
 from feedrate.trainables.machine.host import cpu_model, host_id
 
 LABEL = "feedrate-hardware"
-"""A node's own name for its hardware class: `labels` in cluster.yaml, `ray start --labels`."""
+"""Ray label with which a node names its hardware class: `labels` in cluster.yaml, or `ray start --labels`."""
 ANSWER_S = 90.0
-"""A node that does not answer for so long is left out: making a runtime environment takes seconds, a stuck node for ever."""
+"""Longest wait for a node's answer; a node without an answer is left out. Making a runtime environment takes seconds, but a stuck
+node never answers."""
 SAME = ("python", "torch", "ray", "feedrate", "numpy", "pillow")
-"""What must be the same on every node, as it changes rates or files; other packages may differ."""
+"""Names whose version must be the same on every node, because it changes rates or files; other packages may differ."""
 ACCELERATOR = "accelerator_type:"
 BOOTSTRAP = "ray_bootstrap_config.yaml"
-"""Where `ray up` puts its configuration on the head, in the home folder."""
+"""File in the home folder of the head into which `ray up` writes its configuration."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Host:
-    """A node of the cluster, as far as it is known."""
+    """A node of the cluster; fields that are not known have their defaults."""
 
     node_id: str
     hostname: str
     num_cpus: int
-    """That Ray counts there."""
+    """The node's CPUs as Ray counts them."""
     num_gpus: int
     gpu_model: str = ""
     has_slot: bool = False
-    """The node declares the resource trial_slot."""
+    """Whether the node declares the resource trial_slot."""
     label: str = ""
-    """Its own name for its hardware class."""
+    """The node's label LABEL: its own name for its hardware class; empty if it has none."""
     cpu_model: str = ""
     memory_bytes: int = 0
     host_id: str = ""
@@ -50,7 +51,10 @@ class Host:
 
     @property
     def hardware(self) -> str:
-        """The hardware class: its own name for it, else what is in the machine; equal for machines that compare."""
+        """The hardware class: the node's label, else a name made from its GPUs, CPUs, memory and processor model.
+
+        Rates can be compared between nodes of one class.
+        """
         if self.label:
             return self.label
         gpus = f"{self.num_gpus}x{self.gpu_model or 'gpu'}-" if self.num_gpus else ""
@@ -58,12 +62,12 @@ class Host:
         return _word(f"{gpus}{self.num_cpus}cpu{memory}-{self.cpu_model}")
 
     def to_json(self) -> dict[str, Any]:
-        """For search.json."""
+        """Return the fields of this node in search.json."""
         return {name: getattr(self, name) for name in ("hostname", "host_id", "hardware", "num_cpus", "num_gpus", "gpu_model", "cpu_model", "memory_bytes")}
 
 
 def living() -> list[Host]:
-    """What Ray knows of the living nodes of the connected cluster, those without a CPU left out."""
+    """Return the living nodes of the connected cluster as Ray knows them, without nodes that have no CPU."""
     import ray
 
     found = []
@@ -76,9 +80,10 @@ def living() -> list[Host]:
 
 
 def promised(path: Path | None = None) -> list[Host]:
-    """Nodes that the cluster starts when trials wait for them: of `ray up`'s configuration, on its head; none elsewhere.
+    """Return the nodes that the cluster can start when trials wait for them, from `ray up`'s configuration.
 
-    Each type is there as often as it may be started. Its label tells its hardware class, as nobody can ask it.
+    The configuration exists only on the head of such a cluster; elsewhere the list is empty. Each node type is listed as often as
+    it may be started. Its hardware class comes from its label, because a node that is not started cannot be asked.
     """
     import yaml
 
@@ -100,7 +105,7 @@ def promised(path: Path | None = None) -> list[Host]:
 
 
 def _host(node_id: str, hostname: str, resources: Mapping[str, float], labels: Mapping[str, str]) -> Host:
-    """What a node's resources and labels tell."""
+    """Return a node with the facts that its resources and labels contain."""
     models = [name.removeprefix(ACCELERATOR) for name in resources if name.startswith(ACCELERATOR)]
     return Host(
         node_id=node_id,
@@ -114,7 +119,7 @@ def _host(node_id: str, hostname: str, resources: Mapping[str, float], labels: M
 
 
 def facts() -> dict[str, Any]:
-    """What only the node itself can tell; runs there."""
+    """Return the facts that only the node itself can find. Runs on that node."""
     return {
         "host_id": host_id(),
         "cpu_model": cpu_model(),
@@ -124,16 +129,19 @@ def facts() -> dict[str, Any]:
 
 
 def versions_here() -> dict[str, str]:
-    """Versions that must be the same on every node; a package's build (+cu126) may differ."""
+    """Return the versions that must be the same on every node, without a package's build (+cu126), which may differ."""
     python = ".".join(platform.python_version_tuple()[:2])
     return {"python": python} | {name: (installed(name) or "none").partition("+")[0] for name in SAME[1:]}
 
 
 def look() -> tuple[list[Host], list[str]]:
-    """Ask each node of the connected cluster for its facts; gives those that answered, and a sentence about each other.
+    """Ask each node of the connected cluster for its facts.
+
+    Returns:
+        The nodes that answered with their facts, and a sentence about each other node.
 
     Raises:
-        UsageError: nodes have other versions than the driver, or none of them can run a task of ours.
+        UsageError: a node has other versions than the driver, or no node can run a task of feedrate.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -152,7 +160,7 @@ def look() -> tuple[list[Host], list[str]]:
         host = asked[each]
         try:
             told = ray.get(each)
-        except Exception as error:  # of the node's Python: what is missing there
+        except Exception as error:  # raised by the node's Python, for example because a package is missing there
             reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
             problems.append(f"{host.hostname} is left out: {reason.strip()}")
             continue
@@ -164,15 +172,15 @@ def look() -> tuple[list[Host], list[str]]:
 
 
 def left_out_of(hosts: Iterable[Host] | None) -> frozenset[str]:
-    """Return Ray's ids of the living nodes that `look` did not give; none where nobody looked (None)."""
+    """Return Ray's ids of the living nodes that are not in `hosts`, which `look` returned; none if `hosts` is None."""
     return frozenset() if hosts is None else frozenset(host.node_id for host in living()) - {host.node_id for host in hosts}
 
 
 def check_versions(hosts: Iterable[Host], here: dict[str, str]) -> None:
-    """Refuse nodes whose rates would be another program's.
+    """Refuse nodes with other versions than the driver, because their rates cannot be compared.
 
     Raises:
-        UsageError: a node has another version of something in SAME than the driver.
+        UsageError: a node has another version of a package in SAME than the driver.
     """
     found = [text for host in hosts for text in differences(host, here)]
     if found:
@@ -180,7 +188,7 @@ def check_versions(hosts: Iterable[Host], here: dict[str, str]) -> None:
 
 
 def differences(host: Host, here: Mapping[str, str]) -> list[str]:
-    """What a node has in another version than the driver."""
+    """Return a phrase for each package in SAME of which a node has another version than the driver."""
     return [f"{host.hostname} has {name} {host.versions[name]}" for name in SAME if host.versions[name] != here[name]]
 
 
@@ -189,12 +197,12 @@ def _named(versions: Mapping[str, str]) -> str:
 
 
 def why_not(host: Host, versions: Mapping[str, str], hardware: str) -> str | None:
-    """Why trials of a search do not run on a node, which joined when the search was under way; None where they do.
+    """Return why a node that joined during the search may not run its trials; None if it may.
 
     Args:
         host: the node, with its facts.
-        versions: of the driver.
-        hardware: the class that the search runs on; empty where it is not known.
+        versions: the driver's versions.
+        hardware: the hardware class that the search runs on; empty if it is not known.
     """
     if other := differences(host, versions):
         return f"{'; '.join(other)}, but the driver has {_named(versions)}"
@@ -204,7 +212,7 @@ def why_not(host: Host, versions: Mapping[str, str], hardware: str) -> str | Non
 
 
 def place_of(actor: Any) -> tuple[str, str]:
-    """Return the id and the host name of the node that an actor runs on, both empty where Ray does not know the actor."""
+    """Return the id and the host name of the node that an actor runs on; both are empty if Ray does not know the actor."""
     import ray
 
     address = ray._private.state.actors(actor._actor_id.hex()).get("Address", {})
@@ -213,7 +221,7 @@ def place_of(actor: Any) -> tuple[str, str]:
 
 
 def here() -> Host:
-    """The node that this Ray worker runs on."""
+    """Return the node that this Ray worker runs on."""
     import ray
 
     node_id = ray.get_runtime_context().get_node_id()
@@ -221,7 +229,7 @@ def here() -> Host:
 
 
 def _two_digits(value: float) -> str:
-    """Machines of one kind differ by a few MiB: 31.2 is 31, 503.7 is 500."""
+    """Round to two digits (31.2 to 31, 503.7 to 500), because machines of one kind differ by a few MiB of memory."""
     return f"{float(f'{value:.2g}'):.0f}"
 
 

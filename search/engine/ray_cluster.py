@@ -1,8 +1,8 @@
-"""Joins or starts a Ray cluster for the length of a search.
+"""Join or start a Ray cluster for the duration of a search.
 
-Differences that matter: Ray counts CPUs but does not enforce them (the supervisor sets the affinity); Ray workers run
-at nice 15 and with OMP_NUM_THREADS of the trial's CPUs (both undone, they would change what is measured); Ray's
-memory monitor kills whole runs (switched off on nodes that we start).
+Three habits of Ray matter here. Ray counts CPUs but does not enforce them, so the supervisor sets the CPU affinity. Ray workers run
+at nice 15 and with OMP_NUM_THREADS set to the trial's CPUs; feedrate undoes both, because they would change the measured rates.
+Ray's memory monitor can kill a whole run, so it is switched off on the nodes that feedrate starts.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ WRONG_TOKEN = (
     "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
 )
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Environment variable: set by Ray in the driver of a Job."""
+"""Environment variable that Ray sets in the driver of a Ray Job."""
 LONGEST_SOCKET = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1"
-"""Path of a Unix socket below the folder that Ray is given."""
+"""Longest path of a Unix socket of Ray, relative to the folder that Ray is given."""
 SOCKET_PATH_BYTES = 107
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -54,15 +54,15 @@ _WORKERS = {
     "RAY_worker_niceness": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-    "RAY_kill_child_processes_on_worker_exit": "0",  # a template ends by itself, and removes its folder then
+    "RAY_kill_child_processes_on_worker_exit": "0",  # a template (trainables/sandbox) ends by itself and then removes its folder
 }
-# Without "clusters" Ray takes 127.0.0.1 as the node's address, and so binds every socket to it; it would listen on all
-# interfaces otherwise, whatever _node_ip_address says
+# If clusters are disabled, Ray takes 127.0.0.1 as the node's address and binds every socket to it. Otherwise it would listen on
+# all interfaces, whatever _node_ip_address says
 _LOCAL = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_memory_monitor_refresh_ms": "0",
-    # The three pages of metrics that Ray 2.60 shows to whoever asks, without a token: an impossible port keeps two of them away
+    # Ray 2.60 serves three metrics pages that need no token. An invalid port keeps two of them closed
     "RAY_enable_metrics_collection": "0",
     "AUTOSCALER_METRIC_PORT": "-1",
     "DASHBOARD_METRIC_PORT": "-1",
@@ -71,15 +71,15 @@ _LOCAL = {
 
 @contextmanager
 def cluster(options: SearchOptions, num_gpus: int, folder: str | None = None) -> Iterator[list[str]]:
-    """A Ray cluster for the length of a search: the one at `--address`, or a local one started and stopped here.
+    """Connect to the Ray cluster at `--address`, or start a local one, and disconnect or stop it afterwards.
 
-    Gives what the user should know of it. To a joined cluster feedrate and the user's `folder` are sent (shipping.py), except
-    in a Ray Job, for which that was done already. The local one listens on the loopback interface alone, and with token authentication; the token is made anew, and
-    lives in the environment of this process and its children only.
+    Yields notes about the cluster for the user. A joined cluster receives feedrate and the user's `folder` (shipping.py), except in
+    a Ray Job, which has received them already. A local cluster listens only on the loopback interface, with token authentication.
+    Its token is made anew for each search, and exists only in the environment of this process and its children.
 
     Raises:
-        UsageError: there is no Ray at the address, it asks nobody for a token and one is required, or this process is
-            connected to one already.
+        UsageError: there is no Ray at the address, or it has no token authentication although a token is required, or this
+            process is already connected to a Ray cluster.
     """
     before = dict(os.environ)
     os.environ.update(_QUIET)
@@ -105,10 +105,10 @@ def cluster(options: SearchOptions, num_gpus: int, folder: str | None = None) ->
         stack.enter_context(_without_dumps())
         with _by_itself():
             if options.address is None:
-                ray_constants.ENABLE_RAY_CLUSTER = False  # as in _LOCAL, where ray was imported before
+                ray_constants.ENABLE_RAY_CLUSTER = False  # if ray was imported earlier, it did not see the variable in _LOCAL
                 with _small(), quiet_ray_init():
                     ray.init(
-                        "local",  # without it Ray joins a cluster that somebody else started on this machine
+                        "local",  # otherwise Ray joins a cluster that somebody else started on this machine
                         num_cpus=len(os.sched_getaffinity(0)),
                         num_gpus=num_gpus,
                         include_dashboard=False,
@@ -124,7 +124,7 @@ def cluster(options: SearchOptions, num_gpus: int, folder: str | None = None) ->
 
 
 def _end(environment: dict[str, str], has_clusters: bool) -> None:
-    """Disconnect, end a local Ray, and leave this process as it was."""
+    """Disconnect, end a local Ray, and restore this process as it was before."""
     import ray
     from ray._private import ray_constants
 
@@ -137,10 +137,10 @@ def _end(environment: dict[str, str], has_clusters: bool) -> None:
 
 @contextmanager
 def _private_folder() -> Iterator[str]:
-    """A folder for a local Ray inside one that this user alone may enter, removed afterwards.
+    """Make a folder for a local Ray inside a folder that only this user may enter, and remove it afterwards.
 
-    Ray 2.60 opens the folder that it is given to everybody (try_make_directory_shared). The path of a Unix socket has at
-    most 107 bytes, hence /tmp where the user's own temporary folder has a long path.
+    The outer folder is necessary because Ray 2.60 opens the folder that it is given to everybody (try_make_directory_shared). The
+    path of a Unix socket has at most 107 bytes, so /tmp is used if the path of the user's own temporary folder is too long.
     """
     parent = tempfile.gettempdir()
     if len(os.fsencode(f"{parent}/feedrate-ray-00000000/r{LONGEST_SOCKET}")) > SOCKET_PATH_BYTES:
@@ -154,7 +154,7 @@ def _private_folder() -> Iterator[str]:
 
 
 def _end_at_once(folder: str) -> None:
-    """End a local Ray that cannot be shut down any more, because some of its processes are gone."""
+    """Kill a local Ray that can no longer be shut down normally, because some of its processes are gone, and remove its folder."""
     from ray._private import worker
 
     node: Any = worker._global_node
@@ -166,11 +166,11 @@ def _end_at_once(folder: str) -> None:
 
 @contextmanager
 def _by_itself() -> Iterator[None]:
-    """Have ray.init (2.60) start its processes in a session of their own, and leave our handler of SIGTERM alone.
+    """Make ray.init (2.60) start its processes in a session of their own, and keep it from replacing feedrate's SIGTERM handler.
 
-    A signal to the process group of a command would end the local Ray before the search, which then waits for it for a
-    minute and is aborted. ray.init sets a handler of SIGTERM that ends the process without a word, and its C++ part
-    another one that aborts it; neither removes the temporary folder.
+    Without a session of its own, the local Ray would end before the search if a signal is sent to the command's process group; the
+    search would then wait for it for a minute and be aborted. ray.init sets a SIGTERM handler that ends the process silently, and
+    its C++ part sets another one that aborts it; neither removes the temporary folder.
     """
     from ray._private import services, utils
 
@@ -181,8 +181,10 @@ def _by_itself() -> Iterator[None]:
 
 @contextmanager
 def _without_dumps() -> Iterator[None]:
-    """Keep the last lines of a raylet's log, which Ray 2.60 prints on the driver's standard output when a node is lost, out of the
-    user's log. What a lost node means for the search is in the record of the trial that ran there."""
+    """Keep Ray 2.60 from printing the last lines of a raylet's log on the driver's standard output when a node is lost.
+
+    The record of the trial that ran on the node says what the loss means for the search.
+    """
     from ray._private import worker
 
     with _replaced(worker, "print_to_stdstream", lambda *given, **named: None):
@@ -192,7 +194,7 @@ def _without_dumps() -> Iterator[None]:
 @contextmanager
 def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
     before = getattr(module, name, None)
-    if before is None:  # of another Ray; tests/search/engine/test_ray_cluster.py says what is missed then
+    if before is None:  # another version of Ray lacks the name; tests/search/engine/test_ray_cluster.py fails if that matters
         yield
         return
     setattr(module, name, value)
@@ -204,7 +206,7 @@ def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def _handling_sigterm() -> Iterator[None]:
-    """Keep the handler of SIGTERM that was set before ray.init; where there is none, unwind the stack and exit."""
+    """Install the SIGTERM handler that was set before ray.init again; if there was none, install one that unwinds the stack and exits."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -222,7 +224,7 @@ def _exit(number: int, frame: object) -> None:
 
 @contextmanager
 def _no_second_interrupt() -> Iterator[None]:
-    """Ignore Ctrl-C for the seconds in which Ray is shut down: a second one would leave its processes and folder behind."""
+    """Ignore Ctrl-C for the seconds in which Ray shuts down: a second Ctrl-C would leave Ray's processes and folder behind."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -235,8 +237,10 @@ def _no_second_interrupt() -> Iterator[None]:
 
 @contextmanager
 def _small() -> Iterator[None]:
-    """Have Ray start as it does where ray[default] is not installed: sooner, with less work beside the trials, and without
-    the pages of metrics that its agents would give to everybody on this machine."""
+    """Make Ray start as if ray[default] were not installed.
+
+    Ray then starts sooner, does less work beside the trials, and its agents do not serve metrics pages to everybody on this machine.
+    """
     name = "ray.dashboard.optional_deps"
     before = sys.modules.get(name)
     sys.modules[name] = None  # type: ignore[assignment]  # importing it fails
@@ -266,14 +270,14 @@ def _join(address: str, notes: list[str], folder: str | None, *, require_token: 
             raise ValueError(f"{port!r} is not a port")
         _probe(host.strip("[]"), int(port))
         if address == "auto":
-            use_own_token()  # as ray.init does, which comes too late
+            use_own_token()  # ray.init does the same, but too late for the checks below
         with_token = get_authentication_mode() == AuthenticationMode.TOKEN
         if with_token and not AuthenticationTokenLoader.instance().has_token():
-            raise UsageError(f"the Ray cluster at --address {address} {WRONG_TOKEN}")  # Ray's own code would abort
+            raise UsageError(f"the Ray cluster at --address {address} {WRONG_TOKEN}")  # Ray's own code would abort the process
         if require_token and _lets_anyone_in(f"{host}:{port}"):
             text = without_token(f"the Ray cluster at --address {address}")
             raise UsageError(f"{text} (--require-token). {AUTHENTICATE}")
-        GcsClient(address=f"{host}:{port}")  # tries once, where ray.init tries for 20 s and does not say why
+        GcsClient(address=f"{host}:{port}")  # tries once; ray.init would try for 20 s and not report the cause
         with shipment(folder) if JOB not in os.environ else nullcontext(Shipment({}, None)) as sent, quiet_ray_init():
             context = ray.init(
                 address,
@@ -281,7 +285,7 @@ def _join(address: str, notes: list[str], folder: str | None, *, require_token: 
                 logging_level=logging.CRITICAL,
                 runtime_env={"env_vars": _WORKERS, **sent.runtime_env},
             )
-        if context.dashboard_url and JOB not in os.environ:  # submit has said both
+        if context.dashboard_url and JOB not in os.environ:  # `feedrate submit` has printed both notes for a Job
             notes.append(f"Ray's dashboard: http://{context.dashboard_url}")
         if not with_token and JOB not in os.environ:
             notes.append(without_token(f"the Ray cluster at --address {address}"))
@@ -298,12 +302,12 @@ def _join(address: str, notes: list[str], folder: str | None, *, require_token: 
 
 
 def without_token(what: str) -> str:
-    """Return the warning about a cluster without token authentication, for people."""
+    """Return the warning about a cluster without token authentication."""
     return f"{what} does not ask for a token: anyone who can reach it can run code on the cluster"
 
 
 def _lets_anyone_in(address: str) -> bool:
-    """Return whether the control store at HOST:PORT answers without a token.
+    """Return whether the control store (GCS) at HOST:PORT answers without a token.
 
     Ray reads its token once per process, so another process asks.
     """
@@ -315,10 +319,10 @@ def _lets_anyone_in(address: str) -> bool:
 
 
 def _probe(host: str, port: int) -> None:
-    """See in seconds whether something there speaks HTTP/2, as Ray does; ray.init would try for many minutes.
+    """Check within PROBE_S seconds that a server there speaks HTTP/2, as Ray does; ray.init would try for many minutes.
 
     Raises:
-        OSError: nothing does.
+        OSError: no such server answers.
     """
     with socket.create_connection((host, port), timeout=PROBE_S) as connection:
         connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))  # empty SETTINGS
@@ -328,7 +332,7 @@ def _probe(host: str, port: int) -> None:
 
 
 def _forget_authentication() -> None:
-    """Have Ray read token and mode from the environment again; it keeps the first ones of a process otherwise."""
+    """Make Ray read token and authentication mode from the environment again; otherwise a process keeps the first ones it read."""
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     AuthenticationTokenLoader.instance().reset_cache()

@@ -1,4 +1,4 @@
-"""Where trials run: what each reserves, on nodes of one hardware class, and how many can run at once."""
+"""Where trials run: what each trial reserves, on nodes of which hardware class, and how many trials can run at once."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from feedrate.search.engine.nodes import LABEL, Host, living
 from feedrate.search.options import SearchOptions, UsageError
 
 NODE_ID = "ray.io/node-id"
-"""Ray's own label of every node."""
+"""Label that Ray gives every node."""
 MOST_NAMES = 16
-"""Number of hosts that are named to the user."""
+"""Largest number of hosts that are printed by name."""
 RAY_UNITS = 10_000
-"""Ray counts parts of a resource in steps of 1/10,000."""
+"""Steps into which Ray divides one unit of a resource."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,30 +23,30 @@ class Placement:
     """What one trial reserves, and how many trials can run at once."""
 
     cpus: int
-    """That a trial may use."""
+    """CPUs that a trial may use."""
     gpus: int
     trial_slot: bool
-    """Nodes declare the resource `trial_slot`, one a host."""
+    """Whether nodes declare the resource `trial_slot`, one per host."""
     num_slots: int
     where: str
-    """For people: host, CPUs and GPUs."""
+    """Description for the user: hosts, CPUs and GPUs."""
     hardware: str = ""
-    """The class of the nodes that trials run on; empty where nobody asked."""
+    """Hardware class of the nodes that trials run on; empty if the nodes have several."""
     selector: dict[str, str] = field(default_factory=dict)
-    """Labels that a node must have; empty where any node will do that has the resources."""
+    """Labels that a node must have; empty if any node with the resources will do."""
     reserved: tuple[int, int] | None = None
-    """CPUs and GPUs that Ray reserves, where they are not what a trial may use."""
+    """CPUs and GPUs that Ray reserves for a trial; None if they are those that the trial may use."""
     num_promised: int = 0
-    """Trials at once when the cluster has started every node of this kind that it starts where trials wait."""
+    """Number of trials that can run at once on the nodes that the cluster starts on demand."""
     num_shares: int = 1
-    """Trials at once on a host, each on GPUs and CPUs of its own."""
+    """Number of trials that can run at once on one host, each on its own GPUs and CPUs."""
     host_ids: dict[str, str] = field(default_factory=dict)
-    """Ray's node id -> host id of the nodes that were looked at."""
+    """Ray's node id -> host id of the nodes that were asked for their facts."""
     left_out: frozenset[str] = frozenset()
-    """Ray's ids of the nodes that did not answer, or cannot run a task of ours."""
+    """Ray's ids of the nodes that did not answer, or cannot run a task of feedrate."""
 
     def where_not(self, refused: Iterable[str]) -> dict[str, str]:
-        """The labels that a node must have, when nodes of these ids take no more trials."""
+        """Return the labels that a node must have if the nodes with the ids `refused` take no more trials."""
         refused = set(refused)
         if named := self._named:
             kept = [node_id for node_id in named if node_id not in refused]
@@ -55,27 +55,30 @@ class Placement:
 
     @property
     def _named(self) -> list[str]:
-        """The ids of the nodes that are selected one by one; empty where nodes are selected by their label, or all of them."""
+        """The ids of the nodes that are selected by id; empty if nodes are selected by their label, or all are."""
         text = self.selector.get(NODE_ID, "")
         return text.removeprefix("in(").removesuffix(")").split(", ") if text else []
 
     @property
     def bundle(self) -> dict[str, float]:
-        """What Ray reserves for a trial."""
+        """The resources that Ray reserves for a trial."""
         cpus, gpus = self.reserved or (self.cpus, self.gpus)
         slot = math.floor(RAY_UNITS / self.num_shares) / RAY_UNITS
         return {"CPU": float(cpus), "GPU": float(gpus)} | ({"trial_slot": slot} if self.trial_slot else {})
 
     def takes(self, host: Host) -> bool:
-        """Whether a trial can run on this node, as far as Ray alone knows it."""
+        """Return whether a trial can run on this node, judged by its resources and labels in Ray."""
         same = not self.selector.get(LABEL) or self.selector[LABEL] == host.label
         enough = host.num_cpus >= self.bundle["CPU"] and host.num_gpus >= self.bundle["GPU"]
         named = not self._named or host.node_id in self._named
         return same and named and enough and host.has_slot == self.trial_slot
 
     def at_once(self, hosts: Sequence[Host]) -> int:
-        """Trials at once on these nodes: one a node where they declare it, else one a host, which may be several nodes;
-        where they share it as many as it has shares."""
+        """Return how many trials can run at once on these nodes.
+
+        One trial runs per node if nodes declare `trial_slot`, else one per host, which may have several nodes. If trials share
+        hosts, each of these counts as often as it has shares.
+        """
         most: dict[str, int] = {}
         for host in hosts:
             name = host.node_id if self.trial_slot else self.host_ids.get(host.node_id, host.host_id or host.hostname)
@@ -84,7 +87,7 @@ class Placement:
 
 
 class SeveralClasses(UsageError):
-    """The search could run on unlike machines, whose rates do not compare; `names` are their hardware classes."""
+    """An error for a search that could run on unlike machines, whose rates cannot be compared; `names` are their hardware classes."""
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__(f"the cluster has {len(names)} kinds of machines, whose rates cannot be compared: choose one with --hardware ({', '.join(names)})")
@@ -94,15 +97,15 @@ class SeveralClasses(UsageError):
 
 
 def place(options: SearchOptions, hosts: Sequence[Host] | None = None) -> Placement:
-    """What a trial reserves on the connected cluster.
+    """Decide what a trial reserves on the connected cluster.
 
     Args:
-        options: what was asked for.
-        hosts: the nodes that may be used (nodes.look); None takes what Ray knows of them.
+        options: the options of the search.
+        hosts: the nodes that may be used (nodes.look); None takes all living nodes as Ray knows them.
 
     Raises:
-        UsageError: no node has what was asked for; the message says what there is.
-        SeveralClasses: nodes of several hardware classes have it, and none was named.
+        UsageError: no node has the requested resources; the message says what there is.
+        SeveralClasses: nodes of several hardware classes have the resources, and the options name none.
     """
     hosts = with_slots(living() if hosts is None else hosts)
     slots = any(host.has_slot for host in hosts)
@@ -121,7 +124,7 @@ def place(options: SearchOptions, hosts: Sequence[Host] | None = None) -> Placem
         )
     fit = [host for host in hosts if host.num_gpus >= gpus]
     most_cpus = max(host.num_cpus for host in fit)
-    # one constant bundle for every trial, so that the smallest eligible node can run it (and actors are reused)
+    # every trial reserves the same bundle, so that the smallest eligible node can run it and Tune can reuse actors
     cpus = options.cpus_per_trial or max(min(_share(host, gpus, whole=options.share is not None) for host in fit), 1)
     if cpus > most_cpus:
         raise UsageError(
@@ -129,7 +132,7 @@ def place(options: SearchOptions, hosts: Sequence[Host] | None = None) -> Placem
         )
     fit = [host for host in fit if host.num_cpus >= cpus]
     used = sorted({host.hardware for host in fit})
-    if len(used) > 1 and any(host.cpu_model or host.label for host in fit):  # known well enough to tell them apart
+    if len(used) > 1 and any(host.cpu_model or host.label for host in fit):  # otherwise too little is known to tell classes apart
         raise SeveralClasses(used)
     num_shares = _num_shares(options, fit, cpus, gpus)
     there, come = [host for host in fit if host.node_id], [host for host in fit if not host.node_id]
@@ -152,10 +155,10 @@ def place(options: SearchOptions, hosts: Sequence[Host] | None = None) -> Placem
 
 
 def _num_shares(options: SearchOptions, fit: Sequence[Host], cpus: int, gpus: int) -> int:
-    """Trials at once on the smallest of these nodes.
+    """Return how many trials can run at once on the smallest of these nodes; 1 without `--share`.
 
     Raises:
-        UsageError: a host is to be shared that has not two shares.
+        UsageError: a host is to be shared but has room for only one trial.
     """
     if options.share is None:
         return 1
@@ -173,22 +176,25 @@ def _num_shares(options: SearchOptions, fit: Sequence[Host], cpus: int, gpus: in
 
 
 def _shares(host: Host, cpus: int, gpus: int) -> int:
-    """Trials at once on a host that they share: each GPU has equally many CPUs, of which a trial uses no others."""
+    """Return how many trials can share a host.
+
+    CPUs are split evenly among the GPUs; a trial uses only the CPUs of its own GPUs.
+    """
     if not gpus or _share(host, gpus, whole=True) < cpus:
         return 1
     return max(host.num_gpus // gpus, 1)
 
 
 def with_slots(hosts: Sequence[Host]) -> list[Host]:
-    """The nodes that may run trials: those that declare a trial_slot where any does, else all."""
+    """Return the nodes that may run trials: those that declare a trial_slot if any node does, else all."""
     return [host for host in hosts if host.has_slot] or list(hosts)
 
 
 def class_named(text: str, kinds: Sequence[str]) -> str:
-    """The one hardware class that is meant by its name, or a part of it.
+    """Return the one hardware class whose name is `text`, or contains it.
 
     Raises:
-        UsageError: none of `kinds` is meant, or several are; the message lists them.
+        UsageError: `text` matches none of `kinds`, or several; the message lists them.
     """
     found = [kind for kind in kinds if kind == text] or [kind for kind in kinds if text.lower() in kind.lower()]
     if len(found) == 1:
@@ -198,14 +204,14 @@ def class_named(text: str, kinds: Sequence[str]) -> str:
 
 
 def _share(host: Host, gpus: int, *, whole: bool = False) -> int:
-    """The CPUs that belong to so many GPUs of a host; `whole`: each GPU has as many as each other."""
+    """Return how many CPUs belong to this number of GPUs of a host; `whole` gives every GPU the same whole number of CPUs."""
     if not gpus:
         return host.num_cpus
     return host.num_cpus // host.num_gpus * gpus if whole else host.num_cpus * gpus // host.num_gpus
 
 
 def _selector(fit: Sequence[Host]) -> dict[str, str]:
-    """Keeps trials on these nodes: by their own label, which nodes that join late have too, else one by one."""
+    """Return the labels that keep trials on these nodes: their hardware label, which nodes that join later have too, else their ids."""
     if fit[0].label:
         return {LABEL: fit[0].label}
     return {NODE_ID: f"in({', '.join(host.node_id for host in fit if host.node_id)})"}

@@ -1,7 +1,7 @@
-"""Tune's `TrialScheduler` that lets the study's pruner stop trials which cannot win.
+"""The `TrialScheduler` with which Ray Tune lets the study's pruner stop trials that cannot win.
 
-Tune asks the scheduler before it tells the searcher, so the intermediate value is reported here. Scheduler state is
-never checkpointed by Tune, so none is kept: it lives in the study.
+Tune calls the scheduler before the searcher, so the scheduler reports the intermediate value to the study. Tune never checkpoints
+the state of a scheduler, so this one has none: all state is in the study.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from feedrate.search.engine.searcher import SessionSearcher
 
 
 class PruningScheduler(FIFOScheduler):
-    """First in, first out; stops a trial when the session says that it cannot win."""
+    """A first-in-first-out scheduler that stops a trial when the session decides that it cannot win."""
 
     _supports_buffered_results = False
 
@@ -25,11 +25,11 @@ class PruningScheduler(FIFOScheduler):
         self.searcher = searcher
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        """The metric is the session's own."""
+        """Accept Tune's call and ignore it: the session computes the metric itself."""
         return True
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        """The next one in line. An actor that Tune keeps for it is a slot, which another search may be waiting for."""
+        """Return the next trial in line, after stopping stranded trials and releasing kept actors that another search may need."""
         for trial in list(tune_controller.get_live_trials()):
             if self.searcher.stranded(trial.trial_id):
                 tune_controller.stop_trial(trial)
@@ -38,7 +38,7 @@ class PruningScheduler(FIFOScheduler):
         return super().choose_trial_to_run(tune_controller)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """CONTINUE or STOP."""
+        """Return CONTINUE or STOP for a trial that reported a result."""
         request = self.searcher.requests.get(trial.trial_id)
         if request is None:
             return str(TrialScheduler.CONTINUE)
@@ -60,7 +60,7 @@ class PruningScheduler(FIFOScheduler):
         return str(TrialScheduler.CONTINUE)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Keep what Ray says of a lost supervisor; Tune tells the searcher next, without the reason."""
+        """Keep Ray's reason for the loss of a supervisor, because Tune calls the searcher next and does not pass the reason."""
         try:
             lines = Path(trial.error_file).read_text().strip().splitlines()
         except (OSError, TypeError):
@@ -69,5 +69,5 @@ class PruningScheduler(FIFOScheduler):
         super().on_trial_error(tune_controller, trial)
 
     def debug_string(self) -> str:
-        """For Tune's own log."""
+        """Return a description for Tune's own log."""
         return "Stops trials whose interval lies below the best one's."

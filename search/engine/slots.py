@@ -1,8 +1,8 @@
 """How many trials of one search can run at once, while nodes come and go and other searches want their share.
 
-Searches on one cluster share its slots equally, each at least one; who finds none free waits until a search ends. A search is
-known by the placement groups of its trials, which every driver can list; Tune's kept actors hold theirs, see
-`PruningScheduler.choose_trial_to_run`.
+Searches on one cluster share its slots equally, with at least one slot each; a search that finds none free waits until another
+search ends. Drivers recognize other searches by the placement groups of their trials, which every driver can list. Actors that Tune
+keeps for reuse hold their placement groups; `PruningScheduler.choose_trial_to_run` releases them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TRIAL_RESOURCES = {"CPU", "GPU", "trial_slot"}
 
 
 class Slots:
-    """Counts again every COUNT_AGAIN_S.
+    """The number of trials that one search may run now, counted again every COUNT_AGAIN_S seconds.
 
     Args:
         placement: what a trial of this search reserves.
@@ -36,28 +36,28 @@ class Slots:
         self._living: list[Host] = []
         self._at_once, self._num_searches = placement.num_slots, 1
         self.refused = set(placement.left_out)
-        """Nodes, by Ray's id, that take no trials: they did not answer, or joined when the search was under way and are no match for it."""
+        """Ray's ids of the nodes that take no trials: they did not answer, or joined during the search and do not match it."""
         self.host_ids = dict(placement.host_ids)
-        """Ray's node id -> host id, of the nodes that were asked at the start and of those that have reported since."""
+        """Ray's node id -> host id, for the nodes that were asked at the start and those that have reported since."""
 
     def hosts(self) -> set[str]:
-        """Return the ids of the living hosts that can take a trial of this search; a node's own id while its host is not known."""
+        """Return the ids of the living hosts that can take a trial of this search; a node whose host is unknown gives its own id."""
         return {self._host_of(host.node_id) for host in self._there()}
 
     def look_again(self) -> list[str]:
-        """Ask every node again whether it can run a task of ours; refuse those that cannot, and return a sentence about each."""
+        """Ask every node again whether it can run a task of feedrate; refuse those that cannot, and return a sentence about each."""
         if not self.placement.host_ids:  # a local Ray
             return []
         try:
             hosts, problems = look()
-        except UsageError:  # no node can: there is nowhere else to go
+        except UsageError:  # no node can run one, so refusing nodes would not help
             return []
         strangers = left_out_of(hosts) - self.refused
         self.refused |= strangers
         return problems if strangers else []
 
     def nodes_of(self, hosts: Collection[str]) -> set[str]:
-        """Return the node ids of hosts."""
+        """Return the ids of the nodes on these hosts."""
         return {node for node, host in self.host_ids.items() if host in hosts} | (set(hosts) - set(self.host_ids.values()))
 
     def _host_of(self, node_id: str) -> str:
@@ -69,7 +69,7 @@ class Slots:
         return [host for host in self._living if self.placement.takes(host) and host.node_id not in self.refused]
 
     def at_once(self, closed: Collection[str] = ()) -> int:
-        """Return how many trials of this search may run now; never less than 1, so that a cluster that grows is waited for.
+        """Return how many trials of this search may run now. It is never less than 1, so that the search waits for a growing cluster.
 
         Args:
             closed: ids of hosts that take no new trials.
@@ -77,7 +77,7 @@ class Slots:
         if time.monotonic() - self._counted_s >= COUNT_AGAIN_S:
             self._counted_s = time.monotonic()
             there = [host for host in self._there() if self._host_of(host.node_id) not in closed]
-            # trials that wait are what makes a cluster start nodes
+            # a cluster starts nodes only if trials wait for them
             self._at_once = max(self.placement.at_once(there), self.placement.num_promised)
             searches = {searching_job(group, self.placement.trial_slot) for group in placement_group_table().values()}
             self._num_searches = len((searches - {None}) | {self._job})
@@ -90,11 +90,12 @@ class Slots:
 
 
 def searching_job(group: dict[str, Any], trial_slot: bool) -> str | None:
-    """The Ray job of a placement group that holds a trial; None for others.
+    """Return the id of the Ray job whose trial a placement group holds; None if the group holds no trial.
 
     Args:
-        group: an entry of `placement_group_table()`, whose id ends with its job's.
-        trial_slot: nodes declare it, so that trials have it; where they do not, other Tune runs look like searches.
+        group: an entry of `placement_group_table()`; its id ends with the id of its job.
+        trial_slot: whether nodes declare `trial_slot`, so that every trial reserves some of it. If they do not, other programs that
+            use Tune look like searches.
     """
     if group["state"] == "REMOVED" or len(group["bundles"]) != 1:
         return None

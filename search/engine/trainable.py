@@ -1,7 +1,7 @@
-"""The Tune trainable: a thin supervisor actor, reused from trial to trial, that runs each one in a clean child.
+"""The Tune trainable: a supervisor actor, reused from trial to trial, that runs each trial in a clean child process.
 
-Runs inside a Ray worker. Where Ray and a trial differ: a failed measurement is an ordinary result with a `failure`
-column, never a Ray error; a Ray error means that this supervisor itself was lost.
+It runs inside a Ray worker. A failed measurement is an ordinary result with a `failure` column, never a Ray error; a Ray error
+means that this supervisor itself was lost.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from feedrate.trainables.sandbox.template import Template
 
 
 class Supervisor(tune.Trainable):
-    """One trial after another on the resources that Ray gave this actor; a confirmation round is one of several settings."""
+    """An actor that runs one trial after another on its Ray resources. A confirmation round is one trial with several settings."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Start the template; the first trial begins with it."""
+        """Start the template process, and begin the first trial."""
         expects = json.loads(config["request"])["expects"]
         self._refusal = why_not(here(), **expects) if expects is not None else None
         self._template: Template | None = None
@@ -38,20 +38,21 @@ class Supervisor(tune.Trainable):
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """End the last trial's child, if it still runs, and take the next one."""
+        """End the last trial's child process, if it still runs, and begin the next trial."""
         self._end()
         self._begin(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        """Wait for the trial's next news: a look at its windows, its end, or that it waits for the host or does no longer.
+        """Wait for the trial's next event, and return it as a result.
 
-        Of a confirmation round the end of every setting is news, and then that of the round.
+        An event is that the number of windows has reached one in LOOKS, the end of the trial, or the start or end of a wait for the host.
+        In a confirmation round the end of each setting is an event, and then the end of the round.
         """
         if self._refusal is not None:
             return self._result(done=True)
         if self._events is None:
-            return self._result(done=True)  # the last setting of a round was told already
+            return self._result(done=True)  # the last setting of a round has been reported already
         columns: dict[str, Any] = {}
         failure = None
         for event in self._events:
@@ -80,7 +81,7 @@ class Supervisor(tune.Trainable):
         return told
 
     def cleanup(self) -> None:
-        """End the child and the template."""
+        """End the child process and the template process."""
         self._end()
         if self._template is not None:
             self._template.close()
@@ -117,7 +118,7 @@ class Supervisor(tune.Trainable):
                 "allocated_cpus": self._request["cpus_per_trial"],
                 "gpus": self._gpus,
                 "wait_s": wait_s,
-                "keep": not self._is_round,  # where making the step takes long; rounds start afresh every time
+                "keep": not self._is_round,  # a child whose step takes long to make is kept; rounds use a fresh child every time
             },
             max_s=self._request["options"]["max_trial_s"],
         )
@@ -152,22 +153,26 @@ class Supervisor(tune.Trainable):
 
 
 def _affinity(num_cpus: int | None) -> set[int] | None:
-    """The first `num_cpus` CPUs of those allowed; None where that is all of them."""
+    """Return the first `num_cpus` of the CPUs that this process may use; None if that is all of them."""
     allowed = sorted(os.sched_getaffinity(0))
     return set(allowed[:num_cpus]) if num_cpus is not None and num_cpus < len(allowed) else None
 
 
 def _gpu_numbers() -> list[int]:
-    """Which of the node's GPUs this actor has, counted from 0; Ray names them as CUDA_VISIBLE_DEVICES did where the node began."""
+    """Return which of the node's GPUs this actor has, counted from 0.
+
+    Ray names GPUs as CUDA_VISIBLE_DEVICES did when the node started.
+    """
     visible = ray._private.worker.global_worker.original_visible_accelerator_ids.get("GPU")
     ids = ray.get_gpu_ids()
     return sorted(int(each) if visible is None else visible.index(str(each)) for each in ids)
 
 
 def _user_environment(environment: dict[str, str | None], gpus: int) -> dict[str, str | None]:
-    """What the user's own run would have: Ray sets OMP_NUM_THREADS, and leaves every GPU visible to a CPU trial.
+    """Return the environment variables that the user's own training would have, which differ from Ray's.
 
-    A trial that reserved a whole node (--exclusive) still trains on as many GPUs as it asked for.
+    `environment` undoes Ray's OMP_NUM_THREADS. CUDA_VISIBLE_DEVICES is limited to the trial's number of GPUs: Ray leaves every GPU
+    visible to a CPU trial, and a trial that reserved a whole node (--exclusive) sees all of its GPUs.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     if gpus and len(visible) <= gpus:

@@ -1,4 +1,4 @@
-"""Runs a session's trials with Ray Tune: one Tuner, our searcher and scheduler, a reused supervisor actor a host."""
+"""Run a session's trials with Ray Tune: one Tuner, feedrate's searcher and scheduler, and one reused supervisor actor per slot."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from feedrate.trainables.failure import chain
 from feedrate.trainables.resolve import WorkloadRef
 
 USER_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-"""Ray sets the first of them in its workers; trials get the values of the user's own shell, absent ones too."""
+"""Thread variables of the user's shell that trials get; one that is absent there is removed. Ray sets the first one in its workers."""
 
 
 ROUND_SEED = 500_000
-"""Rounds are seeded from here on, so that they see other data than the trials which chose the finalists."""
+"""Offset of the seeds of rounds, so that rounds see other data than the trials that chose the finalists."""
 MAX_MEMORY_KILLS = 20
-"""Ray's memory monitor may end so many trials of a search: each ends Tune's whole run, which is then begun anew."""
+"""How often Ray's memory monitor may kill a supervisor in one search; each kill ends Tune's whole run, which is then started again."""
 
 
 MOST_SLOTS = 10_000
 DEFAULT_WAIT_S = 600.0
-"""On a joined cluster, whose hosts others use too."""
+"""Default of `wait_s` on a joined cluster, whose hosts other users need too."""
 
 
 class Ticker(tune.Callback):
-    """Redraws the display while Tune waits. Tune pickles its callbacks: the searcher stays out."""
+    """A Tune callback that redraws the display while Tune waits. Tune pickles its callbacks, so the searcher is left out of the state."""
 
     def __init__(self, searcher: SessionSearcher) -> None:
         self.searcher: SessionSearcher | None = searcher
@@ -51,12 +51,12 @@ class Ticker(tune.Callback):
         return {"searcher": None}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A supervisor has begun with the trial."""
+        """Tell the searcher that a supervisor has begun the trial, and on which node."""
         if self.searcher is not None:
             self.searcher.begun(trial.trial_id, *place_of(trial.temporary_state.ray_actor))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Called about ten times a second."""
+        """Redraw the display. Tune calls it about ten times a second."""
         if self.searcher is not None:
             self.searcher.tick()
 
@@ -71,7 +71,7 @@ def run_trials(
     root: str | None = None,
     command: str = "",
 ) -> bool:
-    """Run trials until the session ends; True when it did, False when it was interrupted.
+    """Run trials until the session ends; return True if it ended, False if it was interrupted.
 
     Args:
         session: the search.
@@ -80,8 +80,8 @@ def run_trials(
         options: how each trial is measured.
         storage_path: folder for Tune's own state.
         domains: the search space as Tune domains, for Tune's own records.
-        root: the folder that was sent to the cluster (shipping.py); None where none was.
-        command: the command line, for others who wait for a host that this search uses.
+        root: the folder that was sent to the cluster (shipping.py); None if none was.
+        command: the command line, shown to other searches that wait for a host that this search uses.
     """
     searcher = SessionSearcher(session, _to_config(placement, ref, options, root, command), Slots(placement))
     name, memory_kills = "tune", 0
@@ -93,7 +93,7 @@ def run_trials(
                 search_alg=searcher,
                 scheduler=PruningScheduler(searcher),
                 num_samples=-1,
-                max_concurrent_trials=MOST_SLOTS,  # the searcher counts the real ones
+                max_concurrent_trials=MOST_SLOTS,  # effectively no limit: the searcher counts the free slots
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
@@ -102,7 +102,7 @@ def run_trials(
                 storage_path=storage_path,
                 verbose=0,
                 callbacks=[Ticker(searcher)],
-                # a supervisor has no state to keep
+                # a supervisor has no state to save
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=0),
             ),
@@ -124,8 +124,8 @@ def run_trials(
 def _without_credentials() -> Iterator[None]:
     """Keep Ray Tune (2.60) from copying the driver's AWS credentials into the runtime environment of its actors.
 
-    Runtime environments are shown by Ray's state API and stand in world-readable logs of every node. A local search needs
-    no copy: its processes inherit the driver's environment.
+    Ray's state API shows runtime environments, and every node writes them into world-readable logs. A local search needs no copy,
+    because its processes inherit the driver's environment.
     """
     before = set(class_cache.ENV_VARS_TO_PROPAGATE)
     class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in before if name.startswith("AWS_")}
@@ -136,7 +136,7 @@ def _without_credentials() -> Iterator[None]:
 
 
 def _resources(bundle: dict[str, float], config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    """What Ray reserves for a trial, and on which nodes."""
+    """Return what Ray reserves for a trial, and the labels of the nodes on which it may."""
     selector = json.loads(config["selector"])
     more: dict[str, Any] = {"bundle_label_selector": [selector]} if selector else {}
     return tune.PlacementGroupFactory([bundle], **more)
@@ -147,7 +147,7 @@ def _to_config(
 ) -> Callable[[TrialRequest, set[str]], dict[str, Any]]:
     shipped = {"root": root, "digest": digest_of(ref) if root is not None else None}
     environment = {name: os.environ.get(name) for name in USER_THREADS}
-    expects = None  # a local Ray has one node, this one
+    expects = None  # a local Ray has only this node, so there is nothing to compare
     if options.address is not None:
         expects = {"versions": versions_here(), "hardware": placement.hardware if placement.host_ids else ""}
 
@@ -160,7 +160,7 @@ def _to_config(
             "configs": [config.to_dict() for config in request.configs],
             "options": {
                 "max_trial_s": request.max_trial_s,
-                # another place of the data in every trial; the same one for all settings of a round
+                # every trial starts at another place of the data; all settings of a round start at the same one
                 "seed": options.seed * 1_000_003 + request.number + (ROUND_SEED if request.kind == "confirm" else 0),
                 "measure_step": request.measure_step,
                 "objective": options.objective,

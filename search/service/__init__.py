@@ -1,1 +1,1 @@
-"""The same search while its user is away: Ray Jobs, a lost head, the copy at an address."""
+"""Searches whose user is away: Ray Jobs, searches that Ray has forgotten, copies of a run at an address, and freeing disk space."""

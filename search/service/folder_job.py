@@ -1,6 +1,6 @@
-"""`FolderJob`: a submitted search that Ray has forgotten, because its head was started anew, known by its run folder on the head.
+"""`FolderJob`: a submitted search that Ray has forgotten, because the head was restarted, reconstructed from its run folder on the head.
 
-It has the fields of Ray's JobDetails that the cluster commands read.
+It has those fields of Ray's JobDetails that the cluster commands read.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ LOST = "unfinished, and Ray no longer knows it: the cluster's head was lost or r
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FolderJob:
-    """A search by its run folder."""
+    """A submitted search, described by its run folder."""
 
     submission_id: str
     status: JobStatus
     metadata: dict[str, str]
     start_time: int | None
-    """Milliseconds since 1970, as Ray gives them."""
+    """Milliseconds since 1970, as in Ray's JobDetails."""
     end_time: int | None
     message: str
     submission: Submission | None
@@ -38,7 +38,7 @@ class FolderJob:
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> FolderJob:
-        """Read what `described` gave on the head."""
+        """Return the job for the facts that `described` yielded on the head."""
         from ray.job_submission import JobStatus
 
         submission = Submission.from_json(facts["submission"]) if facts.get("submission") else None
@@ -65,7 +65,7 @@ class FolderJob:
 
 
 def described(parent: Path) -> Iterator[dict[str, Any]]:
-    """Give the facts of each submitted search whose run folder is in a folder on the head; those that cannot be read are skipped."""
+    """Yield the facts of each search whose run folder is in `parent`, a folder on the head; unreadable run folders are skipped."""
     for folder in sorted(path for path in parent.glob("*") if path.is_dir()):
         found = next(iter(sorted(folder.glob("search.json")) or sorted(folder.glob("*/search.json"))), None)
         try:
@@ -92,7 +92,7 @@ def _facts(folder: Path, search: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_held(folder: Path) -> bool:
-    """Whether a driver is searching into this folder (prepare.held)."""
+    """Return whether a driver is searching into this folder, that is, holds its lock (prepare.held)."""
     try:
         with RunFolder(folder).lock.open() as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)

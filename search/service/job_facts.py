@@ -1,4 +1,4 @@
-"""What the Jobs API knows of a submitted search, as an object for programs and in words."""
+"""Facts about a submitted search from the Jobs API, as an object for programs and in words."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 FAILED = 1
 STOPPED = 128 + signal.SIGTERM
 MEANING = {0: "done", 1: "nothing that works was found", 2: "wrong usage", 128 + signal.SIGINT: "interrupted"}
-"""Exit code of a search -> what it means; more than 128 is a signal. docs/json.md has the table."""
+"""Exit code of a search -> its meaning; a code above 128 is 128 plus the number of a signal. docs/json.md has the table."""
 
 
 def summary(job: Any) -> dict[str, Any]:
-    """One search on a cluster, without its log."""
+    """Return the facts about one search on a cluster that do not need its log."""
     ended_s = job.end_time / 1e3 if job.end_time else time.time()
     return {
         "id": job.submission_id,
@@ -34,18 +34,18 @@ def summary(job: Any) -> dict[str, Any]:
 
 
 def status_facts(jobs: Jobs, submission_id: str) -> dict[str, Any]:
-    """Everything that is known of one search.
+    """Return all known facts about one search.
 
     Args:
-        jobs: of the cluster.
-        submission_id: of the search.
+        jobs: the jobs of the cluster.
+        submission_id: id of the search.
 
     Returns:
-        `summary` and: the sentence it ended with, who carried it on, the run folder on the head, how far it is and its best
-        setting so far (by hardware class where it runs on several), the end of its log, and the command that carries it on if Ray
-        has forgotten it.
+        `summary`, and: how and with which sentence the search ended, the searches that continued it, its progress with the run folder
+        on the head and the best setting so far (by hardware class if there are several), the last lines of its log, and the command
+        that continues it if Ray has forgotten it.
     """
-    from feedrate.search.session.job_display import split_log  # imports pandas, which --help does without
+    from feedrate.search.session.job_display import split_log  # it imports pandas, which --help does not need
 
     job = jobs.job(submission_id)
     log, told = split_log(jobs.raw_log(submission_id))
@@ -65,7 +65,7 @@ def status_facts(jobs: Jobs, submission_id: str) -> dict[str, Any]:
 
 
 def _way_on(jobs: Jobs, job: Any) -> str | None:
-    """The command that carries on an unfinished search that Ray has forgotten; None for others."""
+    """Return the command that continues an unfinished search that Ray has forgotten; None for other searches."""
     if not isinstance(job, FolderJob) or not exit_code(job):
         return None
     names = job.submission.env if job.submission is not None else ()
@@ -73,7 +73,7 @@ def _way_on(jobs: Jobs, job: Any) -> str | None:
 
 
 def exit_code(job: Any) -> int | None:
-    """Exit code that the search would have had in a shell; None while it goes on."""
+    """Return the exit code that the search would have had in a shell; None while it runs."""
     if not job.status.is_terminal():
         return None
     code = job.driver_exit_code
@@ -83,7 +83,7 @@ def exit_code(job: Any) -> int | None:
 
 
 def ended_by(job: Any) -> str:
-    """What ended the search: its exit code or a signal, in words."""
+    """Return in words what ended the search: its exit code, a signal, or a lost head."""
     code = exit_code(job)
     if job.message == LOST:
         return LOST

@@ -1,4 +1,4 @@
-"""A copy of what a submitted search prints, beside its run folder: Ray forgets a job's log with the cluster's head."""
+"""A copy of the output of a submitted search, beside its run folder, because Ray loses a job's log with the cluster's head."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ FOLDER = ".logs"
 
 
 def log_of(run: Path) -> Path:
-    """Return the file that holds the copy for a run folder."""
+    """Return the file with the copied output for a run folder."""
     return run.parent / FOLDER / f"{run.name}.log"
 
 
 @contextmanager
 def copied(run: Path) -> Iterator[None]:
-    """Copy to a file, which this user alone can read, what Python prints meanwhile; a file that cannot be written is done without."""
+    """Copy what Python prints in the context to a file that only this user can read; make no copy if the file cannot be written."""
     path = log_of(run)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -36,13 +36,13 @@ def copied(run: Path) -> Iterator[None]:
 
 
 class _Copied:
-    """A stream whose text goes to a second one, too. Everything else is the first one's."""
+    """A stream that also writes its text to a second stream. Its other attributes are those of the first stream."""
 
     def __init__(self, stream: TextIO, copy: TextIO) -> None:
         self._stream, self._copy = stream, copy
 
     def write(self, text: str) -> int:
-        with suppress(OSError, ValueError):  # the disk is full: the search goes on
+        with suppress(OSError, ValueError):  # a full disk must not end the search
             self._copy.write(text)
         return self._stream.write(text)
 

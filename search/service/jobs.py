@@ -1,8 +1,9 @@
-"""A cluster's Ray Jobs API as `feedrate submit` and its fellows use it: searches that go on when the client is gone.
+"""A cluster's Ray Jobs API as the cluster commands use it: searches that continue when the client is gone.
 
-Ray's Jobs API runs what it is sent, by design. What differs from Ray's own client: the address is the one given, also
-where RAY_ADDRESS names another; an address where nothing answers is reported within seconds; a cluster without token
-authentication is used with a warning, or refused where that was asked for. Needs the extra feedrate[cluster].
+The cluster commands are `submit`, `status`, `logs`, `stop`, `fetch`, and `resume` and `runs` with a Jobs API address. By design, Ray's
+Jobs API runs the code that it is sent. This client differs from Ray's own: it uses the given address even if RAY_ADDRESS
+names another; it reports within seconds that nothing answers at an address; it uses a cluster without token authentication with a
+warning, or refuses it if asked to. It needs the extra feedrate[cluster].
 """
 
 from __future__ import annotations
@@ -35,37 +36,37 @@ from feedrate.search.terminal.paste import pasted
 
 
 class UnknownSearch(UsageError):
-    """The cluster has no job of this id."""
+    """An error: the cluster has no job with this id."""
 
 
 OURS = "feedrate"
-"""Key of a job's metadata that tells our jobs from others; its value is our version."""
+"""Key in a job's metadata that marks the jobs of feedrate; its value is feedrate's version."""
 PROBE_S = 10.0
 STOP_WAIT_S = 60
-"""Time for a search that is stopped to end its trial and write down where it is, before Ray kills it."""
+"""Seconds that Ray gives a stopped search to end its trial and save its state, before Ray kills it."""
 BEGIN, END = "feedrate-pack-begin", "feedrate-pack-end"
-"""Around a packed run folder in a job's log."""
+"""Marks around packed bytes in a job's log."""
 PACK_S = 300.0
 HARDWARE_S = 150.0
-"""Time for the cluster to say what hardware it has: a job's start, and 90 s for nodes that do not answer (nodes.py)."""
+"""Longest wait for the cluster's hardware classes: a job must start, and silent nodes are waited for during 90 s (nodes.py)."""
 CLASSES = "feedrate-hardware-classes "
-"""Before the names of the hardware classes in a job's log."""
+"""Mark before the names of the hardware classes in a job's log."""
 
 
 class Jobs:
     """The jobs of one cluster.
 
     Args:
-        address: of the Jobs API, such as http://localhost:8265.
+        address: address of the Jobs API, such as http://localhost:8265.
         require_token: refuse a cluster without token authentication.
 
     Raises:
-        UsageError: it does not answer, refuses the token, or (require_token) asks nobody for one.
+        UsageError: the cluster does not answer, refuses the token, or has no token authentication although it is required.
     """
 
     def __init__(self, address: str, *, require_token: bool = False) -> None:
         try:
-            import aiohttp  # noqa: F401 - Ray's client is quiet about its absence until it is used
+            import aiohttp  # noqa: F401 - Ray's client does not report that it is missing until it is used
             import requests
             from ray.job_submission import JobSubmissionClient
         except ImportError as error:
@@ -84,10 +85,10 @@ class Jobs:
             os.environ.update(hidden)
 
     def _check(self, requests: Any, require_token: bool) -> None:
-        """See in seconds whether something answers, and whether it asks for a token.
+        """Check within PROBE_S seconds that a server answers, and note if it does not ask for a token.
 
         Raises:
-            UsageError: nothing answers, or a token is required and not asked for.
+            UsageError: nothing answers, or the server asks for no token although that is required.
         """
         try:
             status = requests.get(f"{self.address}/api/jobs/", timeout=PROBE_S).status_code
@@ -102,7 +103,7 @@ class Jobs:
             self.notes.append(text)
 
     def _call(self, call: Callable[..., Any], *given: Any, **named: Any) -> Any:
-        """Call Ray's client, with its errors as sentences."""
+        """Call Ray's client, and turn its errors into a UsageError with one sentence."""
         from ray.exceptions import AuthenticationError
 
         try:
@@ -111,13 +112,13 @@ class Jobs:
             raise UsageError(f"the cluster at --address {self.address} {WRONG_TOKEN}") from None
         except (RuntimeError, ConnectionError, OSError, ValueError) as error:
             lines = [line for line in str(error).splitlines() if line.strip(" .")] or [type(error).__name__]
-            reason = lines[-1] if "Traceback" in lines[0] else lines[0]  # of a server's traceback the end tells
+            reason = lines[-1] if "Traceback" in lines[0] else lines[0]  # the last line of a server's traceback has the error
             if "404" in reason or "does not exist" in reason:
                 raise UnknownSearch(f"the cluster at {self.address} has no such search: {self.command('runs')} lists them") from None
             raise UsageError(f"the cluster at --address {self.address} refused: {reason}") from None
 
     def command(self, *words: str) -> str:
-        """Return a feedrate command on this cluster, for people to paste."""
+        """Return a feedrate command for this cluster that people can paste."""
         return pasted(*words, "--address", self.address, *(["--require-token"] if self.require_token else []))
 
     def submit(
@@ -131,14 +132,14 @@ class Jobs:
         env: Mapping[str, str] | None = None,
         pip: Sequence[str] = (),
     ) -> Shipment:
-        """Have the cluster run `python -m feedrate.search.head` with these words; gives what was sent.
+        """Have the cluster run `python -m feedrate.search.head` with these arguments; return what was sent.
 
         Args:
-            words: its arguments.
-            submission_id: of the job, unique on the cluster.
-            folder: the user's, which is sent; None sends feedrate alone.
-            metadata: to find the job by.
-            submission: what the driver is to know; None for a job that is no search.
+            words: the arguments.
+            submission_id: id of the job, unique on the cluster.
+            folder: the user's folder, which is sent; None sends only feedrate.
+            metadata: metadata by which the job can be found.
+            submission: facts for the driver about whoever submitted it; None for a job that is no search.
             env: environment variables of the search and its trials.
             pip: requirements that Ray installs for the job and for its trials.
         """
@@ -151,7 +152,7 @@ class Jobs:
                 runtime_env["pip"] = list(pip)
             self._call(
                 self.client.submit_job,
-                # Ray hands it to a shell on the head: every word is quoted
+                # Ray passes the entrypoint to a shell on the head, so every word is quoted
                 entrypoint=shlex.join(["python", "-m", "feedrate.search.head", *words]),
                 submission_id=submission_id,
                 runtime_env=runtime_env,
@@ -160,7 +161,7 @@ class Jobs:
             return sent
 
     def job(self, submission_id: str) -> Any:
-        """Ray's details of one of our searches; a `FolderJob` where Ray has forgotten it and its run folder is on the head."""
+        """Return Ray's details of a feedrate search; a `FolderJob` if Ray has forgotten it and its run folder is on the head."""
         try:
             found = self._call(self.client.get_job_info, submission_id)
         except UnknownSearch:
@@ -172,12 +173,12 @@ class Jobs:
         return found
 
     def known(self) -> list[Any]:
-        """Ray's details of the searches that it knows, the oldest first."""
+        """Return Ray's details of the searches that Ray knows, the oldest first."""
         ours = [job for job in self._call(self.client.list_jobs) if (job.metadata or {}).get("kind") == "search" and OURS in job.metadata]
         return sorted(ours, key=lambda job: job.start_time or 0)
 
     def searches(self) -> list[Any]:
-        """The searches that Ray knows, and those that it has forgotten, the oldest first."""
+        """Return the searches that Ray knows and those that it has forgotten, the oldest first."""
         found = self.known()
         runs = {job.metadata.get("run") for job in found}
         found += [job for name, job in self.folder_jobs.items() if name not in runs]
@@ -185,32 +186,32 @@ class Jobs:
 
     @cached_property
     def folder_jobs(self) -> dict[str, FolderJob]:
-        """The searches whose run folders are on the head, by their ids; asking takes seconds."""
+        """Id -> search, for the searches whose run folders are on the head; asking the head takes seconds."""
         facts = json.loads(self._ask("list", "", "the list of run folders on the cluster's head"))
         return {each["id"]: FolderJob.from_json(each) for each in facts}
 
     def continued(self, job: Any) -> list[Any]:
-        """The later searches that carried one on, the oldest first."""
+        """Return the later searches that continued this one, the oldest first."""
         run = job.metadata.get("run")
         return [other for other in self.known() if other.metadata.get("run") == run and (other.start_time or 0) > (job.start_time or 0)]
 
     def raw_log(self, submission_id: str) -> str:
-        """The log as Ray has it, with the lines for programs (job_display.py); the copy beside the run folder where Ray has none."""
+        """Return Ray's log, with the lines for programs (job_display.py); if Ray has none, the copy beside the run folder."""
         try:
             return str(self._call(self.client.get_job_logs, submission_id))
         except UnknownSearch:
             return self._ask("log", submission_id, f"the log of {submission_id}").decode(errors="replace")
 
     def _ask(self, what: str, submission_id: str, name: str) -> bytes:
-        """Have the head print something, packed, in a job of its own: the Jobs API is the only way in that a client needs.
+        """Return bytes that a job of its own prints, packed, on the head, so that a client needs no access but the Jobs API.
 
         Args:
             what: pack, log or list (head.py).
-            submission_id: of the search.
-            name: of what is asked for, for people.
+            submission_id: id of the search.
+            name: what is asked for, in words for error messages.
 
         Raises:
-            UsageError: the head has nothing of the kind, or does not answer in time.
+            UsageError: the head does not have it, or does not answer in time.
         """
         asking = f"feedrate-{what}-{os.urandom(4).hex()}"
         self.submit([what, submission_id], submission_id=asking, folder=None, metadata={OURS: "", "kind": what})
@@ -224,17 +225,17 @@ class Jobs:
         return found
 
     def log(self, submission_id: str) -> str:
-        """What the search has printed so far."""
+        """Return what the search has printed so far."""
         return split_log(self.raw_log(submission_id))[0]
 
     def follow(self, submission_id: str, pause_s: float = 1.0) -> Iterator[str]:
-        """Pieces of the log as they come, to its end. A connection that breaks is taken up again where it broke."""
+        """Yield pieces of the log as they are printed, until its end. After a lost connection it continues at the same place."""
         told, misses = 0, 0
         while True:
             try:
                 over = self.job(submission_id).status.is_terminal()
                 text = self.raw_log(submission_id)
-                text = split_log(text if over else text[: text.rfind("\n") + 1])[0]  # whole lines
+                text = split_log(text if over else text[: text.rfind("\n") + 1])[0]  # only whole lines while it grows
                 misses = 0
             except UsageError:
                 misses += 1
@@ -250,16 +251,16 @@ class Jobs:
             time.sleep(pause_s)
 
     def stop(self, submission_id: str) -> bool:
-        """Ask a search to end, keeping what it measured; False where it had ended."""
+        """Ask a search to end and keep its measurements; return False if it had ended already."""
         if self.job(submission_id).status.is_terminal():
             return False
         return bool(self._call(self.client.stop_job, submission_id))
 
     def hardware(self) -> list[str]:
-        """The hardware classes of the cluster, as a job on its head sees them (reservation.py).
+        """Return the hardware classes of the cluster, as a job on its head sees them (nodes.py).
 
         Raises:
-            UsageError: the cluster did not say; the search itself will look.
+            UsageError: the cluster did not answer; the search itself can still find them.
         """
         asking = f"hardware-{os.urandom(3).hex()}"
         self.submit(["hardware", asking], submission_id=asking, folder=None, metadata={OURS: "", "kind": "hardware"})
@@ -279,7 +280,7 @@ class Jobs:
         """Wait for the end of a short job.
 
         Raises:
-            UsageError: it did not end in that time; the message says that the cluster did `otherwise`.
+            UsageError: the job did not end in time; `otherwise` is the part of the message that says what the cluster failed to do.
         """
         deadline = time.monotonic() + seconds
         while not self._call(self.client.get_job_status, submission_id).is_terminal():
@@ -288,12 +289,12 @@ class Jobs:
             time.sleep(0.5)
 
     def fetch(self, submission_id: str, to: Path, *, force: bool = False) -> None:
-        """Bring a search's run folder here, as it is now; `to` appears whole or not at all.
+        """Copy a search's run folder to this machine, in its current state; `to` appears whole or not at all.
 
         Args:
-            submission_id: of the search.
-            to: where to.
-            force: replace what was fetched there before.
+            submission_id: id of the search.
+            to: the folder to make.
+            force: replace a run folder that was fetched there before.
 
         Raises:
             UsageError: there is nothing to fetch yet, or `to` exists.
@@ -319,16 +320,16 @@ class Jobs:
 
 
 def packed(files: bytes) -> str:
-    """Bytes as lines of a log."""
+    """Return bytes as lines of a log, with their checksum."""
     text = base64.encodebytes(files).decode()
     return f"{BEGIN} {hashlib.sha256(files).hexdigest()}\n{text}{END}\n"
 
 
 def unpacked(log: str, what: str) -> bytes:
-    """The bytes that `packed` put into a log.
+    """Return the bytes that `packed` put into a log; `what` names them in error messages.
 
     Raises:
-        UsageError: there are none, or they did not come whole.
+        UsageError: the log has none, or they did not arrive complete.
     """
     _, begun, rest = log.partition(f"{BEGIN} ")
     body, ended, _ = rest.partition(END)

@@ -1,8 +1,8 @@
-"""A run folder that is kept at an address as well (--out s3://...), for drivers whose disk may be lost.
+"""A copy of a run folder at an address (--out s3://...), for drivers whose disk may be lost.
 
-The folder of the driver stays the truth; what changed in it is copied within seconds, each file whole. A crash loses at most
-those seconds of records, which the study's database may know more of; `resume URL` on another machine brings the copy
-and carries on, and what the database counts as under way is measured again.
+The driver's own folder has priority; changed files are copied within seconds, each as a whole. A crash loses at most the records
+of those seconds; the study's database may know of more trials. `resume URL` on another machine downloads the copy and continues; trials
+that the database knows and the copy does not are measured again.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ PERIOD_S = 2.0
 
 
 class Mirror:
-    """Copies a run folder while it is used: `with Mirror(...)`.
+    """A context in which a thread copies a run folder to an address: `with Mirror(...)`.
 
     Args:
-        folder: of the run.
-        url: where the copy goes.
-        say: told once where copying fails, and at the end if it still does.
+        folder: the run folder.
+        url: the address of the copy.
+        say: called with a sentence once if copying fails, and at the end if it still fails.
     """
 
     def __init__(self, folder: Path, url: str, say: Callable[[str], None]) -> None:
@@ -53,7 +53,7 @@ class Mirror:
             self.say(f"{self.folder} is complete, but its copy at {self.url} is not")
 
     def push(self) -> None:
-        """Copy what has changed since the last time; a failure is told once, and tried again the next time."""
+        """Copy the files that have changed since the last call; a failure is reported once, and the next call tries again."""
         try:
             for name in FILES:
                 path = self.folder / name
@@ -76,15 +76,15 @@ class Mirror:
 
 
 def mirrored(folder: Path, search: Mapping[str, Any], say: Callable[[str], None]) -> AbstractContextManager[object]:
-    """Copy a run while it is used, where it has an address; `search` is its search.json."""
+    """Return a context that copies a run if it has an address, and else does nothing; `search` is the run's search.json."""
     return Mirror(folder, search["mirror"], say) if search.get("mirror") else nullcontext()
 
 
 def write_url(url: str, data: bytes) -> None:
-    """Replace the file at an address whole.
+    """Replace the file at an address as a whole.
 
     Raises:
-        RunError: it cannot be written.
+        RunError: the file cannot be written.
     """
     filesystem, place = filesystem_of(url)
     is_local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
@@ -93,17 +93,17 @@ def write_url(url: str, data: bytes) -> None:
             Path(place).parent.mkdir(parents=True, exist_ok=True)
             write_atomic(Path(place), data)
             return
-        with filesystem.open_output_stream(place) as stream:  # what is not closed in order is never seen
+        with filesystem.open_output_stream(place) as stream:  # an object store shows the file only once it is closed properly
             stream.write(data)
     except (OSError, pyarrow.ArrowException, ImportError, ValueError) as error:
         raise RunError(f"{url} cannot be written: {words(error)}") from None
 
 
 def check_url(url: str, options: SearchOptions, force: bool) -> str:
-    """Refuse an address that a search cannot be resumed from; gives the name of the folder here.
+    """Refuse an address from which a search could not be resumed; return the name of the local run folder.
 
     Raises:
-        UsageError: the study would be lost with this machine, the address holds a password or another run, or it
+        UsageError: the study would be lost with this machine, the address contains a password or has another run, or it
             cannot be written.
     """
     if without_password(url) != url:
@@ -120,7 +120,7 @@ def check_url(url: str, options: SearchOptions, force: bool) -> str:
 
 
 def exists(url: str) -> bool:
-    """Whether there is a file of some content at an address.
+    """Return whether an address has a file with more content than the empty object that `check_url` writes.
 
     Raises:
         RunError: the address cannot be opened.
@@ -132,10 +132,10 @@ def exists(url: str) -> bool:
 
 
 def bring(run: str | os.PathLike[str]) -> Path:
-    """The folder of a run here: made from the copy where the run is at an address and no folder of it is here.
+    """Return the local folder of a run; if the run is at an address and has no folder here, make one from the copy.
 
     Raises:
-        RunError: there is no run at the address.
+        RunError: there is no run at the address, or the local folder has another run.
     """
     if not is_url(run):
         return Path(run)
@@ -144,7 +144,7 @@ def bring(run: str | os.PathLike[str]) -> Path:
     if not (folder / "search.json").exists():
         found = read_run(url, FILES)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in reversed(FILES):  # search.json last: the folder is a run when it is whole
+        for name in reversed(FILES):  # search.json comes last, because it makes the folder a run
             if name in found:
                 write_atomic(folder / name, found[name])
     elif RunFolder(folder).read_search().get("mirror") != url:

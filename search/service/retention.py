@@ -1,7 +1,7 @@
-"""Makes room: removes what finished or old runs leave, and nothing else.
+"""Free disk space: remove finished or old runs, or only Ray Tune's state in them, and nothing else.
 
-A folder counts as a run by its search.json. Links are never followed, a run that somebody uses is left alone, and in a run
-folder only what a search or a report writes is removed.
+A folder is a run if it has a search.json. Links are never followed, a run that is in use is not touched, and in a run
+folder only files that a search or a report writes are removed.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ TUNE, WHOLE = "Ray Tune's state", "the run"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Policy:
-    """Which runs to remove what of."""
+    """What to remove, and of which runs."""
 
     whole: bool = False
-    """Remove the run; otherwise only Ray Tune's state, which takes most of the space and of which nothing is read again."""
+    """Remove the whole run; otherwise only Ray Tune's state, which takes most of the space and is never read again."""
     older_than_s: float | None = None
-    """Only runs that were not written to for so long, and then unfinished ones too; None: finished ones of any age."""
+    """Consider only runs that were last written to longer ago than this, including unfinished ones. None: finished runs of any age."""
     keep: Sequence[str] = ()
-    """Patterns of names or paths of runs that stay."""
+    """Patterns for names or paths of runs that are kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What is to be removed of one run."""
+    """What is removed of one run, and how much space it takes."""
 
     path: str
     what: str
@@ -58,12 +58,12 @@ def prune(folders: Sequence[Path], policy: Policy, *, now_unix_s: float, remove:
 
     Args:
         folders: run folders.
-        policy: what to remove of which.
-        now_unix_s: seconds since 1970.
-        remove: False only lists.
+        policy: what to remove, and of which runs.
+        now_unix_s: the current time in seconds since 1970.
+        remove: remove it; False only lists it.
 
     Returns:
-        What was removed, or would be, and why each other run is kept.
+        What was or would be removed, and the reason why each other run is kept.
     """
     removed, kept = [], []
     for path in folders:
@@ -83,7 +83,7 @@ def prune(folders: Sequence[Path], policy: Policy, *, now_unix_s: float, remove:
 
 
 def num_bytes(path: Path) -> int:
-    """Space on the disk that a file or a folder takes; links count for themselves."""
+    """Return the disk space of a file or folder in bytes; a link counts as itself, not as its target."""
     total = path.lstat().st_blocks * 512
     if path.is_dir() and not path.is_symlink():
         for parent, _, names in os.walk(path):
@@ -94,7 +94,7 @@ def num_bytes(path: Path) -> int:
 
 
 def _why_kept(folder: RunFolder, policy: Policy, now_unix_s: float) -> str | None:
-    """The reason why nothing of a run is removed; None where something is."""
+    """Return why nothing of a run is removed; None if the policy applies to it."""
     if any(path.is_symlink() for path in (folder.path, folder.search, folder.lock)):
         return "a link"
     if any(fnmatch.fnmatch(name, pattern) for pattern in policy.keep for name in (folder.path.name, str(folder.path))):
@@ -112,7 +112,7 @@ def _why_kept(folder: RunFolder, policy: Policy, now_unix_s: float) -> str | Non
 
 
 def _files(folder: RunFolder) -> list[Path]:
-    """What a search and a report write, the rests of a write that was cut short too; search.json and the lock last."""
+    """Return the files of searches and reports in a run folder, including those of interrupted writes; search.json and lock come last."""
     names = (*FORMATS.values(), ".*.json.*", ".report.html.*", ".trials.*", ".report.md.*")
     more = [path for name in names for path in sorted(folder.path.glob(name))]
     return [path for path in more if path.is_file() and not path.is_symlink()] + folder.files()
@@ -125,16 +125,16 @@ def _remove(folder: RunFolder, paths: Sequence[Path], whole: bool) -> None:
         else:
             path.unlink()
     if whole:
-        with contextlib.suppress(OSError):  # what somebody else put there stays, and so does the folder
+        with contextlib.suppress(OSError):  # if somebody else put files there, they stay, and so does the folder
             folder.path.rmdir()
 
 
 @contextmanager
 def _unused(folder: RunFolder) -> Iterator[bool]:
-    """Hold the run's lock, as a search does; gives False where somebody else has it."""
+    """Hold the run's lock, as a search does; yield False if another process holds it."""
     try:
         descriptor = os.open(folder.lock, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:  # no search has locked it, or the lock is a link, which is found later
+    except OSError:  # there is no lock file, or it is a link, which _why_kept refuses
         yield True
         return
     try:

@@ -1,7 +1,7 @@
-"""The confirmation of a search under way: one interleaved round after the other until the answer is clear.
+"""The confirmation at the end of a search: one interleaved round after the other until the answer is clear.
 
-Where several hosts measure, rounds run beside each other, each whole on one host. A crash loses the round that was
-under way, except what it had recorded; a resumed search goes on with the next round.
+If several hosts measure, several rounds run at once, each on one host. A crash loses the round that was running, except for the
+records it had written; a resumed search continues with the next round.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import Failure
 
 LOST_ROUNDS = 2
-"""Rounds whose supervisor died before no more are begun."""
+"""Number of rounds whose supervisor may die; after that no further round is begun."""
 
 
 class Bookkeeping(Protocol):
-    """What a confirmation uses of the session that it belongs to (session.py)."""
+    """The part of `Session` (session.py) that a confirmation uses."""
 
     brain: Brain
     options: SearchOptions
@@ -59,8 +59,8 @@ class Confirmation:
     """The rounds of one search.
 
     Args:
-        session: the search; records go through it.
-        finalists: as `finalists.choose` gives them; empty confirms nothing.
+        session: the search, which writes the records.
+        finalists: what `finalists.choose` returned; if it is empty, there are no rounds.
     """
 
     def __init__(self, session: Bookkeeping, finalists: Sequence[Candidate]) -> None:
@@ -77,25 +77,25 @@ class Confirmation:
 
     @property
     def running(self) -> list[TrialRequest]:
-        """Rounds asked for and not ended."""
+        """Rounds that have been asked for and have not ended."""
         return list(self._running.values())
 
     @property
     def num_ahead(self) -> int:
-        """Rounds that are needed at least, those under way included."""
+        """Least number of further rounds, including those that are running."""
         return 0 if self.is_over else max(MIN_ROUNDS - (self._round - self._before), 0) + len(self._running)
 
     def next(self) -> TrialRequest | None:
-        """The next round; None where there is none now, and once `is_over` there will be none."""
+        """Return the next round. None means that there is none now; once `is_over` is true, there will be none."""
         if self.is_over:
             return None
         session = self.session
         comparison = self._comparison()
-        begun = self._round - self._before  # rounds of an earlier confirmation inform, and do not count
+        begun = self._round - self._before  # rounds from before a resume inform the comparison, but do not count here
         left_out = session.brain.disqualified
         configs = next_round(self.finalists, comparison, begun + 1, seed=session.options.seed, disqualified=left_out)
         if self._running and (begun >= MIN_ROUNDS or not configs):
-            return None  # what it gives may be enough
+            return None  # the running round may give enough to decide
         expected_s = sum(each.spent_s for each in self.finalists if each.config in configs)
         is_late = begun >= MIN_ROUNDS and session.seconds_left() < expected_s
         if not configs or is_late or self._lost >= LOST_ROUNDS:
@@ -118,7 +118,7 @@ class Confirmation:
         return request
 
     def _avoid(self, configs: Sequence[LoaderConfig]) -> frozenset[str]:
-        """Return the hosts on which one of the settings failed, perhaps by the host's fault; empty where no other host is left."""
+        """Return the hosts on which one of the settings failed, perhaps by the host's fault; empty if no other host is left."""
         health = self.session.health
         doubted = health.doubted(configs)
         return doubted if set(self.session.hosts()) - doubted - health.set_aside.keys() else frozenset()
@@ -126,18 +126,20 @@ class Confirmation:
     def measured(
         self, number: int, position: int, columns: dict[str, Any], failure: dict[str, Any] | None
     ) -> bool:
-        """One setting of a round was measured, or failed: write its record. Return False to end the round, because the failure may be
-        the host's; another host is to measure the setting.
+        """Write the record of one setting of a round, which was measured or failed.
 
         Args:
-            number: of the round.
-            position: of the setting in the round, from 0.
+            number: number of the round.
+            position: position of the setting in the round, from 0.
             columns: measurement and host columns, as far as they are known.
-            failure: failure columns, None when the setting was measured.
+            failure: failure columns; None if the setting was measured.
+
+        Returns:
+            False if the round must end, because the failure may be the host's fault and another host is to measure the setting.
         """
         request = self._running.get(number)
         if request is None:
-            return True  # of a round that was given up
+            return True  # the round was given up
         config = request.configs[position]
         self._num_measured[number] = position + 1
         yours = any(each.is_baseline and each.config == config for each in self.finalists)
@@ -156,12 +158,12 @@ class Confirmation:
         return not elsewhere
 
     def over(self, number: int, *, lost: bool = False, place: dict[str, Any] | None = None) -> None:
-        """A round ended, or (lost) its supervisor died: what was recorded of it counts as far as it can be compared.
+        """Note that a round ended or was lost. Its records count as far as they can be compared.
 
         Args:
-            number: of the round.
-            lost: its supervisor died.
-            place: the columns host_id and hostname, where they are known.
+            number: number of the round.
+            lost: whether its supervisor died.
+            place: the columns host_id and hostname, if they are known.
         """
         request = self._running.pop(number, None)
         if request is None:

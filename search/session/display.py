@@ -1,4 +1,4 @@
-"""What a search shows while it runs: a live panel on a terminal, plain lines elsewhere. Neither Ray nor Optuna."""
+"""What a search shows while it runs: a live panel on a terminal, plain lines elsewhere. Imports neither Ray nor Optuna."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _spread(rate: Rate) -> str:
 
 
 def _changing(record: Mapping[str, Any], change_fraction: float | None) -> str:
-    """How a rate had not stopped changing, and after how long; empty where it had, or too little was measured to say."""
+    """Return how a rate was still changing and after how long; empty if it had stopped changing, or if too little was measured to say."""
     if not change_fraction:
         return ""
     spent = [record.get(name) or 0.0 for name in ("iter_s", "first_batch_s", "settle_s")]
@@ -40,15 +40,16 @@ def _minutes(seconds: int) -> str:
 
 
 class Display:
-    """Told what happens in a search; draws it.
+    """The display of one search. The session calls its methods, one per event.
 
     Args:
-        console: where to draw; a terminal gets a live panel, anything else a line an event.
-        time_budget_s: for the time left.
-        max_trials: for how many are left; None where time alone is the limit.
-        disqualified: settings that repeat data and are not the best so far.
+        console: where to draw; a terminal gets a live panel, anything else one line per event.
+        time_budget_s: the search's time budget, from which the time left is shown.
+        max_trials: largest number of settings, to show how many are left; None if time is the only limit.
+        disqualified: settings that repeat data, which are never shown as the best so far.
+        unit: name of the items that a rate counts.
         quiet: draw nothing.
-        clock: seconds; tests pass their own.
+        clock: returns seconds; tests pass their own.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Display:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.names_hosts = False
-        """Name the host of each failure: a search on a cluster."""
+        """Whether to name the host of each failure; true for a search on a cluster."""
         self.console, self.time_budget_s, self.unit, self.quiet, self.clock = console, time_budget_s, unit, quiet, clock
         self.begun = clock()
         self.max_trials, self.disqualified = max_trials, disqualified
@@ -77,58 +78,58 @@ class Display:
         self._waits_since = self.begun
         self._live: Live | None = None
         self.budget: Budget | None = None
-        """The session's, whose clock stands still while it waits."""
+        """The session's budget, whose clock stands still while every trial waits; None without a session."""
 
     def begin(self) -> None:
-        """The search begins: start the clock and, on a terminal, the panel."""
+        """Start the clock and, on a terminal, the panel."""
         self.begun = self.clock()
         if self.console.is_terminal and not self.quiet:
             self._live = Live(self._panel(), console=self.console, auto_refresh=False, transient=True)
             self._live.start(refresh=True)
 
     def end(self) -> None:
-        """Take the panel away."""
+        """Remove the panel."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line with the elapsed time."""
         if not self.quiet:
             self.console.print(f"[{self._elapsed()}] {text}", markup=False, highlight=False, soft_wrap=True)
 
     def note_once(self, text: str) -> None:
-        """A note that holds for the whole search, whichever trial it is known from."""
+        """Print a note that holds for the whole search; several trials may report it, but it is printed once."""
         if text not in self._noted:
             self._noted.add(text)
             self.say(f"note: {text}")
 
     def tick(self) -> None:
-        """Redraw the panel; called a few times a second."""
+        """Redraw the panel. Called a few times per second."""
         if self._live is not None:
             self._live.update(self._panel(), refresh=True)
 
     def started(self, number: int, config: LoaderConfig, origin: str) -> None:
-        """A trial was asked for."""
+        """Show that a trial has been asked for."""
         self.now = f"measuring {config.short()}" + (f" ({origin})" if origin != "sampler" else "")
         self.tick()
 
     def ahead(self, seconds: float | None, gain_fraction: float | None) -> None:
-        """What is to be expected: the time that is needed even if no further setting is better, and what one may gain."""
+        """Show what to expect: the seconds needed even if no further setting is better, and the expected gain of another setting."""
         self._soonest_end = None if seconds is None else self.clock() + seconds
         self.to_gain = "" if gain_fraction is None else f"another setting is expected to gain {gain_fraction:.1%} (the search ends below {WORTH_FRACTION:.0%})"
 
     def confirming(self, configs: Sequence[LoaderConfig]) -> None:
-        """The settings were tried; the best of them are measured again in rounds."""
+        """Show that all settings have been tried, and which of them are measured again in rounds."""
         self.say(f"confirming in interleaved rounds: {', '.join(config.short() for config in configs)}")
 
     def round_started(self, number: int, num_settings: int) -> None:
-        """A round was asked for."""
+        """Show that a round has been asked for."""
         self.now = f"confirming, round {number} ({num_settings} settings)"
         self.tick()
 
     def in_round(self, record: dict[str, Any], rate: Rate | None, change_fraction: float | None = None) -> None:
-        """One setting of a round was measured and its record is on disk; see `finished`."""
+        """Show one measurement of a round, whose record is on disk. Arguments as for `finished`."""
         config = LoaderConfig.from_dict(record).short()
         if rate is None:
             self.say(f"round {record['round']}: {config}  {self._failed(record)}")
@@ -137,7 +138,7 @@ class Display:
         self.tick()
 
     def waiting(self, why: str) -> None:
-        """A trial waits for its turn on a host; the time budget waits too where all do."""
+        """Show that a trial waits for its turn on a host, and why. If all trials wait, the time budget waits too."""
         text = f"waiting: {why}"
         if self.now != text:
             self.now = text
@@ -145,19 +146,19 @@ class Display:
             self.say(text)
 
     def proceeds(self, what: str) -> None:
-        """Say that the wait is over, and how long it was; nothing where nobody was told to wait."""
+        """Show that the wait is over, and how long it was; do nothing if no wait was shown."""
         if self.now.startswith("waiting: "):
             self.say(f"{what} after {_minutes(int(self.clock() - self._waits_since))}")
             self.now = ""
 
     def ceiling(self, batch_size: int | None, sps: float | None, baseline: Rate | None, why_not: str | None = None) -> None:
-        """The step alone was timed.
+        """Show the ceiling: the rate of the training step without loading.
 
         Args:
-            batch_size: at which it was.
-            sps: the ceiling, never below a measured rate; None where it is not known.
-            baseline: the baseline's rate at that size, for how much there is to gain; None says nothing of that.
-            why_not: why it is not known.
+            batch_size: the batch size at which the step was timed.
+            sps: the ceiling, never below a measured rate; None if it is not known.
+            baseline: the baseline's rate at that size, to show how much there is to gain; None shows no gain.
+            why_not: why the ceiling is not known.
         """
         where = "" if batch_size is None else f" at b{batch_size}"
         if sps is None:
@@ -171,7 +172,7 @@ class Display:
         self.say(f"ceiling{where} (no loading): {sps:,.0f} {self.unit}/s{gain}")
 
     def learn(self, record: dict[str, Any], rate: Rate | None) -> None:
-        """Count a trial, also one of an earlier driver; what a round measures again is not counted twice."""
+        """Count a trial, also one from before a resume. Measurements in rounds, and trials that another host retries, do not count."""
         if record["kind"] != "search" or record.get("retried"):
             return
         outcome = status(record)
@@ -182,11 +183,11 @@ class Display:
             self.best = (LoaderConfig.from_dict(record), rate)
 
     def finished(self, record: dict[str, Any], rate: Rate | None, change_fraction: float | None = None) -> None:
-        """A trial ended and its record is on disk.
+        """Show a trial that has ended and whose record is on disk.
 
         Args:
-            record: as it was written.
-            rate: None where the trial has none.
+            record: the record as it was written.
+            rate: the trial's rate; None if it has none.
             change_fraction: by how much the rate was still changing (estimate.record_change).
         """
         self.learn(record, rate)
@@ -207,7 +208,7 @@ class Display:
         return words
 
     def _failed(self, record: dict[str, Any]) -> str:
-        """What is said of a failure: where, why, and whether another host tries the setting."""
+        """Return the words for a failure: on which host, why, and whether another host tries the setting."""
         where = f" on {record['hostname']}" if self.names_hosts and record.get("hostname") else ""
         again = "; retrying on another host" if record.get("retried") else ""
         return f"failed{where}: {record.get('failure_message')}{again}"

@@ -1,8 +1,8 @@
-"""Who is measured again before a search answers, in which order, and when that is enough. Neither Ray nor Optuna.
+"""Which settings are measured again before a search answers, in which order, and when that is enough.
 
-The best of many noisy readings is flattered by luck, so that the finalists and the baseline are measured again in
-interleaved rounds (analysis/rounds.py), and only those rounds decide. A crash loses the round that was under way; what
-was recorded is counted when the search is resumed.
+The best of many noisy measurements is partly luck. So the finalists and the baseline are measured again in interleaved rounds
+(analysis/rounds.py), and only those rounds decide. A crash loses the round that was running; its records count when the search is
+resumed. This module imports neither Ray nor Optuna.
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ from feedrate.search.study.surrogate import improvement
 from feedrate.trainables.config import LoaderConfig
 
 MAX_FINALISTS = 4
-"""Beside the baseline."""
+"""Largest number of finalists, not counting baselines."""
 MAX_ROUNDS = 6
 MAX_REPEATED = 4
-"""Rounds that may be repeated because other processes disturbed them."""
+"""Largest number of rounds that are added because other processes disturbed rounds."""
 SPEEDUP_HALF_WIDTH = 0.04
 """Half of a speed-up's interval, as a fraction, at which the baseline has been measured well enough."""
 WORTH_A_ROUND_FRACTION = 0.005
-"""What another round may bring, expected over what is not known yet, as a fraction of the rate."""
+"""Least expected gain, as a fraction of the rate, for which a setting is measured in another round."""
 BUDGET_FRACTION = 0.5
-"""Share of the time budget that is kept for rounds, at most."""
+"""Largest share of the time budget that is kept for rounds."""
 FAR = 3.0
-"""A baseline this many times slower, for sure, is measured only for the speed-up over it: with one rival, and less often."""
+"""A baseline that is certainly (by its interval) this many times slower than the best setting so far is called far behind. It is
+measured only to know the speed-up, only at the batch size of the best setting, and as a rule not in the first round."""
 GAIN_HALF_WIDTH_FRACTION = 0.05
-"""Half of a speed-up's interval that is enough, as a fraction of it, both as logarithms: nobody asks whether it is 12 or 13 times."""
+"""Half of a speed-up's interval that is precise enough, as a fraction of the speed-up, both as logarithms: a speed-up of 12 or 13 times
+is the same answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,28 +50,28 @@ class Candidate:
     memory_bytes: float
     is_baseline: bool = False
     headroom_fraction: float | None = None
-    """Of the accelerator's memory; None on a CPU."""
+    """Share of the accelerator's memory that was left free; None on a CPU."""
     is_changing: bool = False
-    """Its rate was still rising or falling when the trial ended: nothing is concluded from it."""
+    """Whether its rate was still rising or falling when the trial ended; nothing is concluded from such a rate."""
 
     @property
     def name(self) -> str:
-        """As the analysis names it."""
+        """The setting's short name, by which the analysis knows it."""
         return self.config.short()
 
     @property
     def cost(self) -> tuple[float, ...]:
-        """Compared in order: workers, batches in flight for each, memory."""
+        """The cost, compared in this order: number of workers, prefetched batches per worker, memory."""
         return (self.config.num_workers, self.config.prefetch_factor or 0, self.memory_bytes)
 
     @property
     def finalist(self) -> Finalist:
-        """As the analysis knows it."""
+        """The candidate as a `Finalist` of the analysis."""
         return Finalist(name=self.name, batch_size=self.config.batch_size, cost=self.cost)
 
 
 def candidate_of(record: dict[str, Any], objective: str) -> Candidate | None:
-    """The setting of a record; None unless a search trial measured it to its end."""
+    """Return the candidate in a record; None unless it is a search trial that was measured to its end."""
     rate = record_rate(record, objective) if status(record) == "complete" and record["kind"] == "search" else None
     if rate is None:
         return None
@@ -85,17 +87,19 @@ def candidate_of(record: dict[str, Any], objective: str) -> Candidate | None:
 
 
 def is_far(baseline: Candidate, best: Candidate) -> bool:
-    """Whether a baseline is more than FAR times slower, for sure."""
+    """Return whether a baseline is certainly (by its interval) more than FAR times slower."""
     return baseline.rate.high_sps * FAR < best.rate.low_sps
 
 
 def stand_ins(candidates: Sequence[Candidate], untried: Sequence[LoaderConfig], max_trial_s: float) -> list[Candidate]:
-    """The baselines of batch sizes at which none was tried, because yours is far behind: known by yours until rounds measure them.
+    """Return placeholders for the baselines that were skipped because the user's own is far behind.
+
+    A placeholder borrows the rate of the user's own setting until a round measures it.
 
     Args:
         candidates: measured settings.
-        untried: those that were not tried.
-        max_trial_s: what a trial takes at most; without workers its time is that of its batches.
+        untried: baselines that were not tried.
+        max_trial_s: longest time of a trial; without workers, the time of a trial is taken to grow with the batch size.
     """
     best = max(candidates, key=lambda each: each.rate.low_sps, default=None)
     own = next((each for each in candidates if each.is_baseline), None)
@@ -112,7 +116,10 @@ def choose(
     untried: Sequence[LoaderConfig] = (),
     max_trial_s: float = 0.0,
 ) -> list[Candidate]:
-    """The finalists, the most important first: the surest, yours at its batch size, the cheapest that may be as good, then the fastest readings.
+    """Return the finalists, the most important first.
+
+    They are the best setting so far (the one with the highest lower bound), the baseline at its batch size, the cheapest settings that
+    may be as good, the settings with the highest measured rates, and the baselines at the batch sizes of all of these.
 
     Args:
         candidates: measured settings.
@@ -120,7 +127,7 @@ def choose(
         untried, max_trial_s: as for `stand_ins`.
 
     Returns:
-        Empty where there is nothing to compare: no setting, or the baseline alone.
+        The finalists; empty if there is nothing to compare: no setting, or only the baseline.
     """
     candidates = [*candidates, *stand_ins(candidates, untried, max_trial_s)]
     allowed = able(candidates, disqualified)
@@ -139,20 +146,20 @@ def choose(
     cheapest = sorted(near, key=lambda each: each.cost)
     yours = [each for each in candidates if each.is_baseline and _same_size(each, surest) and each is not surest]
     chosen = [surest, *yours]
-    if surest.is_baseline and not fastest:  # that nothing is faster than yours is confirmed too
+    if surest.is_baseline and not fastest:  # rounds also confirm that nothing is faster than the baseline
         fastest = sorted((each for each in allowed if each is not surest), key=lambda each: -each.rate.sps)[:1]
     for group in (cheapest[:1], fastest[:1], cheapest[1:2], fastest[1:]):
         for each in group:
             if each not in chosen and sum(not other.is_baseline for other in chosen) < MAX_FINALISTS:
                 chosen.append(each)
-    # yours at the batch sizes of rivals: should one of those win, its speed-up is a difference inside rounds, too
+    # the baselines at the rivals' batch sizes: if a rival wins, rounds then contain the baseline that its speed-up is relative to
     sizes = {each.config.batch_size for each in chosen}
     chosen += [each for each in candidates if each.is_baseline and each.config.batch_size in sizes and each not in chosen]
     return chosen if len(chosen) > 1 else []
 
 
 def able(candidates: Sequence[Candidate], disqualified: Disqualified) -> list[Candidate]:
-    """Those that may be the answer: no repeated data, and memory of the accelerator left."""
+    """Return the candidates that may be the answer: they repeat no data and leave some of the accelerator's memory free."""
     return [
         each
         for each in candidates
@@ -168,16 +175,16 @@ def _same_size(first: Candidate, second: Candidate) -> bool:
 def next_round(
     finalists: Sequence[Candidate], comparison: Comparison, number: int, *, seed: int, disqualified: Disqualified = NOTHING
 ) -> list[LoaderConfig]:
-    """The settings of round `number` (1, 2, ... of this confirmation) in the order to measure them; empty when there is nothing more to learn.
+    """Return the settings of a round in the order in which to measure them; empty if there is nothing more to learn.
 
-    Odd rounds are in random order, even ones in the reverse of the one before, so that a drift of the machine falls on
-    all alike (ABBA).
+    Odd rounds have a random order, even rounds the reverse of the round before (ABBA), so that a drift of the machine affects all
+    settings alike.
 
     Args:
-        finalists: as `choose` gives them, without those that failed.
-        comparison: of the rounds so far.
-        number: of the round.
-        seed: of the order.
+        finalists: what `choose` returned, without settings that failed.
+        comparison: the rounds so far.
+        number: number of the round in this confirmation, from 1.
+        seed: seed of the order.
         disqualified: as for `choose`.
     """
     names = _wanted(finalists, comparison, number, disqualified)
@@ -200,7 +207,7 @@ def _wanted(
         wanted = names - (out_soon(comparison, {each.name for each in rivals}) - yours)
         leader = max(rivals, key=lambda each: _rate_sps(comparison, each), default=None)
         alone = len(wanted - {each.name for each in far}) == 1
-        # of those far behind the one at the leader's size, once there is a leader
+        # of the baselines far behind, only the one at the leader's batch size, and in the first round only if a rival would be alone
         return wanted - {each.name for each in far if leader is None or not _same_size(each, leader) or (number == 1 and not alone)}
     answer = next(each for each in finalists if each.name == now.answer)
     open_ = {each.name for each in rivals if each.name in now.undecided and _is_worth_a_round(comparison, each, answer)}
@@ -215,19 +222,22 @@ def _wanted(
 
 
 def far_baselines(finalists: Sequence[Candidate]) -> list[Candidate]:
-    """Those of the finalists that are far behind the best one, as their trials say."""
+    """Return the baselines among the finalists that are far behind the best finalist, judged by their trials."""
     best = max(finalists, key=lambda each: each.rate.low_sps)
     return [each for each in finalists if each.is_baseline and is_far(each, best)]
 
 
 def _rate_sps(comparison: Comparison, each: Candidate) -> float:
-    """As rounds say, else as its trial does."""
+    """Return a candidate's rate in rounds, or the rate of its trial if it was in none."""
     rate = comparison.rate(each.name)
     return each.rate.sps if rate is None else rate.sps
 
 
 def _is_worth_a_round(comparison: Comparison, each: Candidate, answer: Candidate) -> bool:
-    """Whether a setting may still turn out enough better than the answer; a cheaper one is, from TIED_FRACTION behind it on."""
+    """Return whether a setting may still turn out to be better than the answer by enough to measure another round.
+
+    A cheaper setting is better already if it is less than TIED_FRACTION slower.
+    """
     log, half = comparison.log_ratio(each.name, answer.name)
     if math.isinf(half):
         return True
@@ -236,7 +246,7 @@ def _is_worth_a_round(comparison: Comparison, each: Candidate, answer: Candidate
 
 
 def rounds_s(finalists: Sequence[Candidate]) -> float:
-    """What MIN_ROUNDS rounds take: of baselines far behind one is measured, and not in the first."""
+    """Return the seconds that MIN_ROUNDS rounds take; of the baselines far behind, one is measured, and not in the first round."""
     if not finalists:
         return 0.0
     far = far_baselines(finalists)
@@ -245,7 +255,7 @@ def rounds_s(finalists: Sequence[Candidate]) -> float:
 
 
 def fit_into(finalists: Sequence[Candidate], seconds: float) -> list[Candidate]:
-    """As many of the finalists, the most important first, as MIN_ROUNDS rounds have time for; empty below two."""
+    """Return the finalists, the most important first, for which MIN_ROUNDS rounds fit into this time; empty if fewer than two fit."""
     kept: list[Candidate] = []
     for each in finalists:
         if rounds_s([*kept, each]) <= seconds:
@@ -254,12 +264,12 @@ def fit_into(finalists: Sequence[Candidate], seconds: float) -> list[Candidate]:
 
 
 def for_rounds(chosen: Sequence[Candidate], seconds: float, *, at_ceiling: bool) -> tuple[list[Candidate], str | None]:
-    """Whom rounds measure, and where they measure nobody, why.
+    """Return the settings that rounds measure, and if there are none, the reason.
 
     Args:
-        chosen: as `choose` gives them.
-        seconds: left for rounds.
-        at_ceiling: the baseline is as fast as training without loading.
+        chosen: what `choose` returned.
+        seconds: time left for rounds.
+        at_ceiling: whether the baseline is as fast as training without loading.
     """
     if at_ceiling:
         return [], "no setting could be noticeably faster than yours"
@@ -271,7 +281,7 @@ def for_rounds(chosen: Sequence[Candidate], seconds: float, *, at_ceiling: bool)
 
 
 def rounds_time_s(finalists: Sequence[Candidate], time_budget_s: float) -> float:
-    """Time to keep for rounds: what MIN_ROUNDS of them take, at most half of the budget; 0 where not even two settings fit."""
+    """Return the seconds to keep for MIN_ROUNDS rounds: at most half of the budget; 0 if not even two settings fit."""
     most = BUDGET_FRACTION * time_budget_s
     kept = fit_into(finalists, most)
     return min(rounds_s(kept), most)

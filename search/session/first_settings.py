@@ -1,9 +1,9 @@
-"""What a search measures before it draws: the user's own setting, what people use, and the user's setting at other batch sizes.
+"""The settings that a search measures before the sampler draws any: the user's own, commonly used ones, and baselines at other batch sizes.
 
-In the order that the rates measured so far suggest: settings that the model (rate_model.py) expects to be fast come first, and those that
-cannot reach half of what was reached already are left out, as are baselines of other batch sizes where the user's own is that far
-behind. Both take long exactly there: what loads few samples a second needs seconds for a batch. Rounds at the end measure
-the baseline that the answer is compared with.
+The rates measured so far decide the order. Settings that the model (rate_model.py) expects to be fast come first. A setting is skipped
+if it has workers and is expected to be more than FAR times slower than the best one so far. Baselines at other batch sizes are skipped if
+the user's own setting is that far behind. Skipping saves most time in exactly these cases, because a slow loader needs seconds for a batch.
+Rounds at the end measure the baseline that the answer is compared with.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ from feedrate.search.session.finalists import FAR, Candidate, is_far
 from feedrate.trainables.config import LoaderConfig
 
 EARLY_SEEDS = 4
-"""Before the baselines of further batch sizes, which say much the same again."""
+"""Number of seeds that are tried before the baselines of further batch sizes, because these tell little more than the first one."""
 TWIN_FRACTION = 0.15
-"""Numbers of workers that differ by less are about as fast."""
+"""Two settings whose numbers of workers differ by less than this fraction should be about as fast."""
 AS_FAST_FRACTION = 0.8
-"""Of the highest expected rate: from there on the given order counts, the model knows no better."""
+"""Settings expected to reach this fraction of the highest expected rate keep their given order: the model is not more precise."""
 
 
 class Opening:
-    """Settings that wait for their turn.
+    """The queue of settings to try first.
+
+    A seed here is a setting that is worth trying early, not the seed of a random number generator.
 
     Args:
-        baselines: the user's setting at each batch size, its own first.
-        seeds: what is worth trying early, in order.
+        baselines: the user's setting at each batch size, starting with its own batch size.
+        seeds: settings that are worth trying early, in order.
     """
 
     def __init__(self, baselines: Sequence[LoaderConfig], seeds: Sequence[LoaderConfig]) -> None:
@@ -35,11 +37,11 @@ class Opening:
         self._seeds = [config for config in seeds if config not in baselines]
         self._num_early = min(EARLY_SEEDS, len(self._seeds))
         self._rates: list[float] = []
-        """Expected of the seeds, which are in the same order; empty while nothing is known."""
+        """Expected rates of the seeds, in the same order; empty while nothing is known."""
 
     @property
     def ahead(self) -> list[LoaderConfig]:
-        """What has not had its turn."""
+        """The settings that have not been handed out yet."""
         return [*self._baselines, *self._seeds]
 
     def review(
@@ -49,14 +51,14 @@ class Opening:
         say: Callable[[str], None],
         rates: Mapping[LoaderConfig, float] | None = None,
     ) -> None:
-        """Leave out what is not worth its time, by what is known now.
+        """Skip the settings that are not worth their time, judged by the rates measured so far.
 
         Args:
-            measured: what trials gave so far.
-            predict: settings -> items per second that they should give; empty while nothing is known.
-            say: told a sentence on each.
-            rates: setting -> items per second of every trial so far, those that were stopped early too. Nothing is expected to be
-                slower than its twin was measured.
+            measured: the settings that trials measured to their end.
+            predict: returns the expected items per second of settings; empty while nothing is known.
+            say: called with a sentence about what is skipped.
+            rates: setting -> items per second of every trial so far, including trials that were stopped early. No setting is
+                expected to be slower than its twin (`is_twin`) was measured.
         """
         best = max(measured, key=lambda each: each.rate.low_sps, default=None)
         own = next((each for each in measured if each.config == self._own), None)
@@ -69,7 +71,7 @@ class Opening:
             return
         kept = []
         for config, sps in zip(self._seeds, self._rates, strict=True):
-            # 0 workers stay: the one setting that is right for whom loading costs nothing
+            # 0 workers are never skipped: that is the right setting if loading costs nothing
             if sps * FAR >= best.rate.low_sps or config.num_workers == 0:
                 kept.append((config, sps))
             else:
@@ -78,7 +80,7 @@ class Opening:
         self._seeds, self._rates = [config for config, _ in kept], [sps for _, sps in kept]
 
     def next(self) -> tuple[LoaderConfig, str] | None:
-        """The next setting and its origin; None when there is none left."""
+        """Return the next setting and its origin; None if none is left."""
         is_first = bool(self._baselines) and self._baselines[0] == self._own
         if self._baselines and (is_first or not self._seeds or not self._num_early):
             return self._baselines.pop(0), "baseline"
@@ -92,9 +94,10 @@ class Opening:
 
 
 def is_twin(first: LoaderConfig, second: LoaderConfig) -> bool:
-    """Whether two settings should be about as fast: nearly as many workers at the same batch size, or as many at half or twice of it.
+    """Return whether two settings should be about as fast.
 
-    What else differs (prefetching, pinning, persistent workers) matters little beside these.
+    They have nearly as many workers at the same batch size, or as many workers at batch sizes that differ by a factor of at most 2.
+    Other differences (prefetching, pinning, persistent workers) matter little in comparison.
     """
     workers, sizes = (first.num_workers, second.num_workers), (first.batch_size or 0, second.batch_size or 0)
     if workers[0] == workers[1]:
@@ -104,5 +107,5 @@ def is_twin(first: LoaderConfig, second: LoaderConfig) -> bool:
 
 
 def _twin_rates(config: LoaderConfig, rates: Mapping[LoaderConfig, float]) -> list[float]:
-    """What was measured of the twins of a setting, in items per second."""
+    """Return the measured rates of the twins of a setting, in items per second."""
     return [sps for other, sps in rates.items() if is_twin(config, other)]

@@ -1,9 +1,9 @@
-"""Tells a sick host from a setting that does not work, by what fails where. Neither Ray nor Optuna.
+"""Decide whether a failure is the fault of the host or of the setting, from what fails where. Imports neither Ray nor Optuna.
 
-A host whose /dev/shm is full, or which lacks a file that the others have, fails every setting within a second, while the
-healthy hosts measure one. So a failure that may be the host's is tried again on another host before it counts against the
-setting. A host that fails what another one measures is set aside for the rest of the search. While that is not known yet, a host
-under suspicion gets no new settings.
+A host whose /dev/shm is full, or which lacks a file that the others have, fails every setting within a second, while a
+healthy host measures one. So a setting whose failure may be the host's fault is tried again on another host before the failure counts.
+A host that fails a setting which another host measures is set aside: it gets no more trials of this search. Until that is known, the
+host is under suspicion and gets no new settings.
 """
 
 from __future__ import annotations
@@ -38,8 +38,10 @@ LOST = "supervisor-died"
 
 
 def may_be_hosts(failure: Mapping[str, Any]) -> bool:
-    """Return whether another host could measure a setting that failed like this: the loader was not made yet, or the kind or a
-    cause says so."""
+    """Return whether a failure may be the host's fault, so that another host could measure the setting.
+
+    That is so if the loader was not made yet, or if the failure's kind or a cause is one that hosts are responsible for.
+    """
     causes = [cause.partition(":")[0] for cause in failure.get("failure_cause") or ()]
     kind, phase = failure["failure_kind"], failure.get("failure_phase")
     return phase == "setup" or kind in KINDS_OF_HOSTS or any(name in ERRORS_OF_HOSTS for name in causes)
@@ -47,12 +49,12 @@ def may_be_hosts(failure: Mapping[str, Any]) -> bool:
 
 @dataclass(kw_only=True, slots=True)
 class _History:
-    """What happened on one host."""
+    """The history of one host."""
 
     num_measured: int = 0
     num_failed_in_a_row: int = 0
     num_lost: int = 0
-    """Supervisors that died with a setting that another host measured."""
+    """Number of supervisors that died there with a setting that another host measured."""
     under_suspicion: set[LoaderConfig] = field(default_factory=set)
     """Settings that failed there and are being tried elsewhere."""
 
@@ -72,15 +74,15 @@ class HostHealth:
         """Host id -> why the host gets no more trials of this search."""
         self._histories: defaultdict[str, _History] = defaultdict(_History)
         self._failures: dict[LoaderConfig, dict[str, Mapping[str, Any]]] = {}
-        """Setting -> host id -> how it failed there; only while it is not known whose fault that is."""
+        """Setting -> host id -> failure columns, kept while it is not known whose fault the failures are."""
         self._measured: dict[LoaderConfig, str] = {}
         """Setting -> the last host that measured it."""
         self._of_settings: set[str] = set()
-        """Reasons that several hosts gave for one setting: the setting's fault."""
+        """Failure reasons that several hosts gave for one setting, which are therefore the setting's fault."""
 
     @property
     def closed(self) -> set[str]:
-        """The hosts that get no new settings: those set aside, and those under suspicion that measured nothing yet or fail repeatedly."""
+        """Hosts that get no new settings: those set aside, and those under suspicion that have measured nothing yet or fail repeatedly."""
         suspects = {
             host
             for host, history in self._histories.items()
@@ -93,7 +95,7 @@ class HostHealth:
         return self.names.get(host, host)
 
     def measured(self, config: LoaderConfig, host: str) -> None:
-        """Learn that a host measured a setting; set the hosts aside that failed it."""
+        """Learn that a host measured a setting; set aside the hosts on which it failed."""
         history = self._histories[host]
         history.num_measured += 1
         history.num_failed_in_a_row = 0
@@ -112,10 +114,10 @@ class HostHealth:
             host: where it failed.
             failure: the failure's columns.
             hosts: the hosts that could take a trial of this search.
-            is_baseline: the setting is a baseline, which is tried again whatever its failure is.
+            is_baseline: whether the setting is a baseline, which is tried again whatever its failure is.
 
         Returns:
-            The hosts to avoid when the setting is tried again, or None when the failure counts.
+            The hosts to avoid when the setting is tried again, or None if the failure counts.
         """
         self._histories[host].num_failed_in_a_row += 1
         tried = self._failures.setdefault(config, {})
@@ -138,7 +140,7 @@ class HostHealth:
         return frozenset(host for config in configs for host in self._failures.get(config, ()))
 
     def forget(self, config: LoaderConfig) -> dict[str, Mapping[str, Any]]:
-        """Close the question whose fault it is that a setting failed; return host id -> how it failed there."""
+        """Stop asking whose fault the failures of a setting are; return host id -> failure columns."""
         for history in self._histories.values():
             history.under_suspicion.discard(config)
         return self._failures.pop(config, {})
@@ -151,7 +153,7 @@ class HostHealth:
         return may_be_hosts(failure) and str(reason_of(failure)) not in self._of_settings
 
     def _blame(self, host: str, config: LoaderConfig, failure: Mapping[str, Any], manages: str) -> None:
-        """Set a host aside that failed what another one measured."""
+        """Set aside a host that failed a setting which another host measured."""
         history = self._histories[host]
         if failure["failure_kind"] == LOST:
             history.num_lost += 1

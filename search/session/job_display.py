@@ -1,6 +1,6 @@
-"""The display of a search that runs as a Ray Job: it also says in the log, for programs, how far the search is.
+"""The display of a search that runs as a Ray Job: it also writes lines for programs into the log, with the progress of the search.
 
-A job's log is all that the Jobs API gives of a driver while it runs. A line is a mark and one JSON object; `feedrate status`
+While a driver runs, the Jobs API shows only its log. A line for programs is a mark and one JSON object. `feedrate status`
 reads the last one, and `feedrate logs` leaves them out.
 """
 
@@ -19,17 +19,17 @@ from feedrate.search.session.display import Display
 from feedrate.trainables.config import LoaderConfig
 
 VARIABLE = "FEEDRATE_JOB"
-"""Environment variable of the jobs that `feedrate submit` makes. Where it is set, a search has this display."""
+"""Environment variable of the jobs that `feedrate submit` makes. If it is set, a search uses `JobDisplay`."""
 MARK = "feedrate-progress"
 _LINE = re.compile(rf"^(?:\[(?P<hardware>[^\]\n]+)\] )?{MARK} (?P<object>\{{.*\}})$")
 
 
 class JobDisplay(Display):
-    """A `Display` that adds a line for programs to what it says.
+    """A `Display` that also writes lines for programs.
 
     Args:
+        given, named: the arguments of `Display`.
         run: the run folder.
-        named: what `Display` takes.
     """
 
     def __init__(self, *given: Any, run: str, **named: Any) -> None:
@@ -38,23 +38,23 @@ class JobDisplay(Display):
         self.round: int | None = None
 
     def begin(self) -> None:
-        """The search begins."""
+        """Start the clock, and write the first line for programs."""
         super().begin()
         self._tell()
 
     def finished(self, record: dict[str, Any], rate: Rate | None, change_fraction: float | None = None) -> None:
-        """A trial ended."""
+        """Show a trial that has ended, and write the progress."""
         super().finished(record, rate, change_fraction)
         self._tell()
 
     def confirming(self, configs: Sequence[LoaderConfig]) -> None:
-        """The finalists are measured again."""
+        """Show which settings are measured again in rounds, and write the progress."""
         super().confirming(configs)
         self.round = 0
         self._tell()
 
     def in_round(self, record: dict[str, Any], rate: Rate | None, change_fraction: float | None = None) -> None:
-        """One setting of a round was measured."""
+        """Show one measurement of a round, and write the progress."""
         super().in_round(record, rate, change_fraction)
         self.round = record["round"]
         self._tell()
@@ -85,18 +85,18 @@ class JobDisplay(Display):
 
 
 def make_display(run: Path, *given: Any, **named: Any) -> Display:
-    """Return the display that a search into this folder has here; the other arguments are those of `Display`."""
+    """Return the display for a search into this folder: a `JobDisplay` in a job. The other arguments are those of `Display`."""
     return JobDisplay(*given, run=str(run.absolute()), **named) if VARIABLE in os.environ else Display(*given, **named)
 
 
 def split_log(log: str) -> tuple[str, dict[str | None, dict[str, Any]]]:
-    """Take a job's log apart: what people read, and the last facts of each search in it.
+    """Split a job's log into the lines for people and the latest progress of each search in it.
 
     Args:
-        log: of a job, perhaps cut in the middle of a line.
+        log: the log of a job; it may begin or end in the middle of a line.
 
     Returns:
-        The log without the lines for programs, and hardware class -> facts; None is the class of a search that is alone.
+        The log without the lines for programs, and hardware class -> facts; the class is None if the job has only one search.
     """
     facts: dict[str | None, dict[str, Any]] = {}
     lines = []
@@ -113,5 +113,5 @@ def split_log(log: str) -> tuple[str, dict[str | None, dict[str, Any]]]:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Lines ended by a newline alone, with it."""
+    """Return the lines of a text with their newlines; only a newline ends a line, unlike in `str.splitlines`."""
     return (line for line in re.split(r"(?<=\n)", text) if line)

@@ -1,4 +1,4 @@
-"""When there is nothing left to gain by trying further settings, or no use in it. Plain functions of what was measured."""
+"""When a search stops trying settings: nothing is left to gain, or trials keep failing. Plain functions of the measurements."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from feedrate.trainables.failure import INFEASIBLE
 EXHAUSTED = "every setting of the space has been tried"
 SAME_FAILURES = 8
 LEAST_TOLD = 6
-"""Settings tried before what another one may gain is judged."""
+"""Least number of finished settings before the expected gain may end a search."""
 WORTH_FRACTION = 0.01
-"""A trial that is expected to gain less, as a fraction of the best rate, is not worth its time."""
+"""Least expected gain, as a fraction of the best rate, for which another trial is worth its time."""
 AT_CEILING_FRACTION = 0.03
-"""Less than this to gain, as a fraction of the best rate, ends a search."""
+"""A search ends if the ceiling is above the best rate by no more than this fraction of it."""
 
 
 def same_failures(records: Sequence[Mapping[str, Any]]) -> str | None:
-    """That the last settings all failed alike: the workload is broken, not its settings."""
+    """Return a sentence if the last SAME_FAILURES settings failed for one reason, so that the workload must be broken; else None."""
     last = [reason_of(record) for record in records[-SAME_FAILURES:]]
     if len(last) < SAME_FAILURES or last[0] is None or len(set(last)) > 1:
         return None
@@ -29,8 +29,11 @@ def same_failures(records: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def reason_of(record: Mapping[str, Any]) -> str | None:
-    """Return why a trial failed, None where it did not: the message without its numbers of samples, processes and seconds, which
-    differ where the reason does not. Sizes that do not fit this host stay in it."""
+    """Return why a trial failed, or None if it did not fail.
+
+    The reason is the message without its numbers (samples, processes, seconds), which may differ although the reason is the same.
+    If the setting does not fit this host, the sizes stay in the message.
+    """
     message = record.get("failure_message")
     if message is None or record.get("failure_kind") in INFEASIBLE:
         return message
@@ -38,11 +41,11 @@ def reason_of(record: Mapping[str, Any]) -> str | None:
 
 
 def nothing_to_gain(expected_gain: float | None, num_told: int) -> str | None:
-    """That another trial is not worth its time.
+    """Return a sentence if another trial is not worth its time, else None.
 
     Args:
-        expected_gain: of the most promising untried setting, as a fraction; None where it is not known.
-        num_told: settings tried so far.
+        expected_gain: expected gain of the most promising untried setting, as a fraction; None if it is not known.
+        num_told: number of settings that have finished.
     """
     if expected_gain is None or num_told < LEAST_TOLD or expected_gain >= WORTH_FRACTION:
         return None
@@ -56,15 +59,15 @@ def at_ceiling(
     batch_sizes: Collection[int | None],
     waiting: Iterable[LoaderConfig],
 ) -> str | None:
-    """That the best setting is as fast as training without loading, whatever the batch size: none can be faster.
+    """Return a sentence if the best setting is as fast as training without loading at any batch size, so that none can be faster.
 
     Args:
-        best: the setting that was measured best.
-        surely_sps: what it trains at least, in items per second; a single reading may be lucky.
-        ceilings: batch size -> items per second of the training step alone, where that is known (ceilings.py).
-        batch_sizes: all that are searched.
-        waiting: what will be measured next; while something among it needs fewer workers than the best, the search
-            goes on, as that may do as well.
+        best: the best measured setting.
+        surely_sps: a cautious estimate of its rate, in items per second, because a single measurement may be lucky.
+        ceilings: batch size -> items per second of the training step alone, for the sizes at which it is known (ceilings.py).
+        batch_sizes: all batch sizes that are searched.
+        waiting: the settings that will be measured next. If one of them needs fewer workers than the best, the search
+            continues, because that setting may be as fast.
     """
     if best is None or best.is_changing or not set(batch_sizes) <= ceilings.keys():
         return None

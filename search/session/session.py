@@ -1,7 +1,7 @@
-"""One search as plain logic: what to measure next, what to write down, when to stop. Neither Ray nor Optuna.
+"""One search as plain logic: what to measure next, what to write down, when to stop. Imports neither Ray nor Optuna.
 
-Order of truth: a trial's record is appended to `trials.jsonl` and fsynced, *then* the study is told. A crash between
-the two leaves a record that the study does not know; `resume` tells it.
+A trial's record is first appended to `trials.jsonl` and fsynced, and only then is the result reported to the study. A crash between
+the two leaves a record that the study does not know; `resume` reports it.
 """
 
 from __future__ import annotations
@@ -33,21 +33,22 @@ from feedrate.trainables.failure import Failure
 FIRST_TRIAL_GUESS_S = 10.0
 SHORTEST_TRIAL_S = 5.0
 WORTH_ROUNDS_FRACTION = 0.02
-"""Of the baseline's rate: with less to gain, rounds are not worth their time."""
+"""Least possible gain, as a fraction of the baseline's rate, for which rounds are worth their time."""
 
 
 class Session:
-    """A search under way.
+    """A running search.
 
     Args:
         brain: the study.
-        folder: where records go.
-        options: budget and objective.
-        baselines: the settings to measure first, one for each batch size.
-        seeds: settings worth trying early.
-        epoch_samples: items in an epoch; None when unknown.
-        display: told what happens.
-        clock: seconds since 1970; tests pass their own.
+        folder: the run folder, to which records are written.
+        options: the options of the search, among them budget and objective.
+        study: name of the study.
+        baselines: the settings to measure first, one per batch size.
+        seeds: settings that are worth trying early.
+        epoch_samples: items in an epoch; None if unknown.
+        display: shows what happens.
+        clock: returns seconds since 1970; tests pass their own.
     """
 
     def __init__(
@@ -66,11 +67,11 @@ class Session:
         self.brain, self.folder, self.options, self.study = brain, folder, options, study
         self.epoch_samples, self.display, self.clock = epoch_samples, display, clock
         self.search_reason: str | None = None
-        """Why no further setting is tried; rounds may still be under way."""
+        """Why no further setting is tried, although rounds may still run; None while settings are tried."""
         self.stop_reason: str | None = None
-        """The same once everything is over."""
+        """Why the search ended; None until everything, including rounds, is over."""
         self.unconfirmed_because = None if options.confirm else "rounds were turned off (--no-confirm)"
-        """Why there were no rounds; None where there were some, or they have not begun."""
+        """Why there were no rounds; None if there were some, or if it is not decided yet."""
         self.ceilings = Ceilings()
         self.records: list[dict[str, Any]] = []
         self._candidates: dict[LoaderConfig, Candidate] = {}
@@ -81,12 +82,12 @@ class Session:
         """The rounds at the end; None until they begin."""
         self._running: dict[int, TrialRequest] = {}
         self._elsewhere: dict[int, TrialRequest] = {}
-        """Trial number -> the trial that failed and waits for another host."""
+        """Trial number -> a trial that failed and waits for another host."""
         self._failures: dict[int, dict[str, Any]] = {}
         """Trial number -> the last record of a trial that failed and that another host is to try."""
         self.health = HostHealth(self._set_aside)
         self.hosts: Callable[[], Collection[str]] = tuple
-        """Gives the ids of the hosts that could take a trial now; none where there is no choice."""
+        """Returns the ids of the hosts that could take a trial now; none if the engine did not set it."""
         self._stopped: set[int] = set()
         self._spent_s: list[float] = []
         self._gain_fraction: float | None = None
@@ -95,14 +96,14 @@ class Session:
         display.budget = self.budget
 
     def replay(self, records: Sequence[dict[str, Any]]) -> None:
-        """Take over what an earlier driver of this run has recorded; its time does not count against the budget."""
+        """Learn the records from before a resume; their time does not count against the budget."""
         for record in records:
             self._learn(record)
             self.display.learn(record, record_rate(record, self.options.objective))
         self._num_replayed = len(self.records)
 
     def next(self) -> TrialRequest | None:
-        """The next trial; None where there is none now, and once `stop_reason` is set none will come."""
+        """Return the next trial. None means that there is none now; once `stop_reason` is set, there will be none."""
         request = self._next_elsewhere()
         if request is None and self.search_reason is None and not self._all_closed():
             request = self._next_setting()
@@ -119,16 +120,16 @@ class Session:
         return not self.options.confirm or (self.confirmation is not None and self.confirmation.is_over)
 
     def _all_closed(self) -> bool:
-        """Whether every host is under suspicion, so that new settings wait for what is tried again."""
+        """Return whether every host is under suspicion, so that new settings wait until the retried ones have ended."""
         hosts = set(self.hosts())
         return bool(hosts) and hosts <= self.health.closed and bool(self._running or self._elsewhere)
 
     def _next_elsewhere(self) -> TrialRequest | None:
-        """Return a trial that failed on one host and is tried on another one; None where no such trial waits."""
+        """Return a trial that failed on one host and is to be tried on another one; None if no such trial waits."""
         while self._elsewhere:
             number, request = next(iter(self._elsewhere.items()))
             hosts = set(self.hosts())
-            if hosts and hosts <= self.avoided(request):  # with no host at all, one may come back
+            if hosts and hosts <= self.avoided(request):  # if there is no host at all, wait: one may come back
                 self.nowhere(request)
             elif self.seconds_left() <= 0 and request.origin != "baseline":
                 del self._elsewhere[number]
@@ -145,7 +146,7 @@ class Session:
         return self.health.set_aside.keys() | (request.avoid or self.health.closed)
 
     def nowhere(self, request: TrialRequest) -> None:
-        """Count the failure of a trial that was to be tried on another host: no other host is left."""
+        """Count the failure of a trial that was to be tried on another host, because no other host is left."""
         self._elsewhere.pop(request.number, None)
         if self._running.pop(request.number, None) is not None:
             self.budget.ended(request.key)
@@ -163,7 +164,7 @@ class Session:
             self.brain.enqueue(yours, "baseline")
         self.search_reason = self._why_stop()
         if self.search_reason is None and not self.brain.waiting():
-            while (found := self._opening.next()) and not self.brain.enqueue(*found):  # those of before a resume
+            while (found := self._opening.next()) and not self.brain.enqueue(*found):  # skips those tried before a resume
                 pass
         ask = self.brain.ask() if self.search_reason is None else None
         if ask is None:
@@ -175,7 +176,7 @@ class Session:
             configs=(ask.config,),
             origin=ask.origin,
             measure_step=not self.has_ceiling(ask.config.batch_size),
-            # a trial that would outlast the budget is cut short rather than not begun
+            # a trial that would exceed the budget is shortened, not left out
             max_trial_s=min(self.options.max_trial_s, max(self.seconds_left(), SHORTEST_TRIAL_S)),
         )
         self._begin(request)
@@ -183,7 +184,7 @@ class Session:
 
     def _next_round(self) -> TrialRequest | None:
         if self._running or self._elsewhere:
-            return None  # what it gives may be a finalist
+            return None  # a running trial may become a finalist
         if self.confirmation is None:
             able = self._finalists()
             at_ceiling = any(each.is_baseline and self._near_ceiling(each) for each in able)
@@ -192,10 +193,10 @@ class Session:
         return self.confirmation.next()
 
     def should_stop(self, number: int, columns: dict[str, Any]) -> bool:
-        """Whether a running trial cannot win any more; remembered, so that its record says so."""
+        """Return whether a running trial can no longer win, and remember it for the trial's record."""
         within = rate_so_far(columns, self.options.objective, columns.get("epoch_samples") or self.epoch_samples)
         if within is None:
-            return False  # it rises, or may rise soon
+            return False  # the rate still rises, or may rise soon
         self.brain.report(number, len(columns["window_duration_s"]), within.sps, within.half_width_fraction)
         if self.brain.should_prune(number):
             self._stopped.add(number)
@@ -203,16 +204,16 @@ class Session:
         return False
 
     def completed(self, number: int, columns: dict[str, Any], failure: dict[str, Any] | None) -> None:
-        """A trial ended: write its record, then tell the study.
+        """Write the record of a trial that ended, then report it to the study.
 
         Args:
-            number: the trial.
+            number: number of the trial.
             columns: measurement and host columns, as far as they are known.
-            failure: failure columns, None when the setting was measured.
+            failure: failure columns; None if the setting was measured.
         """
         request = self._running.pop(number, None)
         if request is None:
-            return  # told already
+            return  # it was reported already
         if failure is not None:
             failure = failure | {"failure_message": failure["failure_message"] + self._what_fitted(request, failure)}
         stopped_early = failure is None and number in self._stopped
@@ -248,7 +249,7 @@ class Session:
         stopped_early: bool = False,
         **more: Any,
     ) -> dict[str, Any]:
-        """Append the record of one measurement, and learn from it; `more` are further columns."""
+        """Append the record of one measurement to the run folder, learn from it, and return it; `more` are further columns."""
         record = {
             "schema": SCHEMA,
             "study": self.study,
@@ -263,7 +264,7 @@ class Session:
             "stopped_early": stopped_early,
             **more,
         }
-        if record.get("epoch_samples") is None:  # a trial knows it in the items that it trained
+        if record.get("epoch_samples") is None:  # otherwise the trial has counted it, in the items that it trains
             record["epoch_samples"] = self.epoch_samples
         self.folder.append(record)
         size = record["batch_size"]
@@ -276,7 +277,7 @@ class Session:
     def learn_host(
         self, config: LoaderConfig, columns: dict[str, Any], failure: dict[str, Any] | None, *, is_baseline: bool
     ) -> frozenset[str] | None:
-        """Learn what a host made of a setting; return the hosts to avoid where another one is to try it, else None."""
+        """Learn how a setting fared on a host; return the hosts to avoid if another host is to try it, else None."""
         host = columns.get("host_id")
         if host is None:
             self.health.forget(config)
@@ -295,13 +296,13 @@ class Session:
         self.folder.write_search(search | {"set_aside": aside})
 
     def lost(self, number: int, reason: str = "", *, starved: bool = False, place: dict[str, Any] | None = None) -> None:
-        """The trial's supervisor died. It is recorded as failed, and the setting, which may be innocent, is tried once more.
+        """Record a trial as failed because its supervisor died; its setting may not be at fault, so it is tried once more.
 
         Args:
-            number: the trial.
-            reason: Ray's word for it.
-            place: the columns host_id and hostname, where they are known.
-            starved: it was killed for the memory that its trial took; the setting is not tried again.
+            number: number of the trial.
+            reason: Ray's reason for the death.
+            starved: whether it was killed for the memory that its trial took; the setting is then not tried again.
+            place: the columns host_id and hostname, if they are known.
         """
         request = self._running.get(number)
         if request is None:
@@ -316,15 +317,15 @@ class Session:
         failure = Failure(kind=kind, phase="measure", message=message, cause=(reason,) if reason else ())
         self.completed(number, dict(place or {}), failure.columns())
         if not starved and number not in self._elsewhere:
-            self.brain.enqueue(request.config, request.origin)  # refused when it was tried twice
+            self.brain.enqueue(request.config, request.origin)  # the study refuses a setting that was tried twice
 
     def abandon(self) -> None:
-        """The search was interrupted: what still runs is given up, and waits for `resume`; a round is begun anew."""
+        """Give up the running trials of an interrupted search; their settings wait for `resume`, which also begins a new round."""
         for number in [*self._running, *self._elsewhere]:
             self.give_back(number, "the search was interrupted")
 
     def give_back(self, number: int, reason: str) -> None:
-        """Nobody measures this trial: its setting waits anew, and no record is written."""
+        """Enqueue the setting of a trial again that was not measured; no record is written."""
         request = self._running.pop(number, None) or self._elsewhere.pop(number)
         self.budget.ended(request.key)
         self.health.forget(request.config)
@@ -332,23 +333,23 @@ class Session:
 
     @property
     def running(self) -> list[TrialRequest]:
-        """Measurements asked for and not ended."""
+        """Trials and rounds that have been asked for and have not ended."""
         return [*self._running.values(), *(self.confirmation.running if self.confirmation else [])]
 
     def has_ceiling(self, batch_size: int | None) -> bool:
-        """Whether the rate of the step alone is known at this batch size (ceilings.py)."""
+        """Return whether the ceiling, the rate of the step alone, is known at this batch size (ceilings.py)."""
         return self.ceilings.at(batch_size) is not None
 
     def measured(self) -> list[Candidate]:
-        """The settings that were measured to their end and may be the answer."""
+        """Return the settings that were measured to their end and may be the answer."""
         return able(list(self._candidates.values()), self.brain.disqualified)
 
     def seconds_left(self) -> float:
-        """Of the time budget."""
+        """Return the seconds left of the time budget."""
         return self.budget.seconds_left()
 
     def _what_fitted(self, request: TrialRequest, failure: dict[str, Any]) -> str:
-        """What to add to a failure for want of memory: the largest smaller batch that was trained."""
+        """Return a hint for a failure by lack of memory: the largest smaller batch size that was trained; else an empty text."""
         asked = request.config.batch_size
         if failure["failure_kind"] not in ("cuda-out-of-memory", "out-of-memory") or asked is None:
             return ""
@@ -357,20 +358,20 @@ class Session:
         return f"; batch_size {fitted} fitted" if fitted is not None else ""
 
     def _finalists(self) -> list[Candidate]:
-        """Whom rounds would measure now."""
+        """Return the settings that rounds would measure now."""
         untried = [config for config in self._baselines if config not in self.brain.tried()]
         known, left_out = list(self._candidates.values()), self.brain.disqualified
         return choose(known, left_out, untried=untried, max_trial_s=self.options.max_trial_s)
 
     def _yours_without_rounds(self) -> LoaderConfig | None:
-        """The baseline at the best one's batch size, where it was left out and there will be no rounds to measure it."""
+        """Return the baseline at the best setting's batch size if it was skipped and there will be no rounds to measure it, else None."""
         chosen = [] if set(self._baselines) <= self.brain.tried() else self._finalists()
         yours = [each.config for each in chosen if each.is_baseline and each.config.batch_size == chosen[0].config.batch_size]
         rounds = self.options.confirm and for_rounds(chosen, self.seconds_left(), at_ceiling=False)[0]
         return None if rounds else next((config for config in yours if config not in self._candidates), None)
 
     def _near_ceiling(self, candidate: Candidate) -> bool:
-        """Whether training without loading would be less than 2 % faster than this setting, at every batch size."""
+        """Return whether training without loading would be at most 2 % faster than this setting, at every batch size."""
         known = [self.ceilings.at(size) for size in self._batch_sizes]
         most_sps = candidate.rate.sps * (1 + WORTH_ROUNDS_FRACTION)
         return not candidate.is_changing and all(sps is not None and sps <= most_sps for sps in known)
@@ -401,12 +402,15 @@ class Session:
         return None if reason is not None and self._extended() else reason
 
     def _trial_s(self) -> float:
-        """What a trial takes, as the latest ones did."""
+        """Return the expected seconds of a trial: the mean of the latest five, or a guess before the first."""
         recent = self._spent_s[-5:]
         return sum(recent) / len(recent) if recent else min(FIRST_TRIAL_GUESS_S, self.options.time_budget_s / 3)
 
     def _least_seconds_ahead(self) -> float | None:
-        """What a search takes from here that finds nothing better; None before a trial ended, and where it goes on anyway."""
+        """Return the seconds that the search still needs if it finds nothing better.
+
+        None before the first trial has ended, and if the search goes on whatever it finds.
+        """
         counts = self.brain.counts()
         if not self._spent_s or (self.options.keep_going and self.search_reason is None):
             return None
@@ -420,14 +424,14 @@ class Session:
         return self._trial_s() * (num_ahead + len(self._running)) + num_rounds / MIN_ROUNDS * rounds_s(finalists)
 
     def _extended(self) -> bool:
-        """Whether there is more to try after all, because the best setting is on the edge of a default range."""
+        """Extend the search space if the best setting is on the edge of a default range; return whether there is more to try."""
         allowed = self.measured()
         best = max(allowed, key=lambda each: each.rate.low_sps, default=None)
         if best is None:
             return False
         fewer = [each for each in allowed if each.config.num_workers < best.config.num_workers]
         if any(each.rate.sps >= best.rate.sps * (1 - TIED_FRACTION) for each in fewer):
-            return False  # it levels off inside the range
+            return False  # the rate levels off inside the range
         space = self.brain.extend(best.config)
         if space is None:
             return False

@@ -9,27 +9,28 @@ from feedrate.trainables.config import LoaderConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialRequest:
-    """One trial that was asked for: a setting, or the settings of a confirmation round."""
+    """One requested trial: a setting, or the settings of a confirmation round."""
 
     kind: str
     """search or confirm."""
     number: int
-    """Of the Optuna trial, or of the round."""
+    """Number of the Optuna trial, or of the round."""
     configs: tuple[LoaderConfig, ...]
     origin: str
     measure_step: bool
+    """Whether to time the training step alone, too, because the ceiling is not known yet at a batch size of the trial."""
     max_trial_s: float
     attempt: int = 1
-    """2 and more: the setting failed on other hosts, perhaps by their fault."""
+    """Number of the attempt; 2 or more if the setting failed on other hosts, perhaps by their fault."""
     avoid: frozenset[str] = frozenset()
-    """Host ids on which it is not to be measured; empty leaves the choice to `HostHealth.closed`."""
+    """Ids of the hosts that must not measure it; empty leaves the choice to `HostHealth.closed`."""
 
     @property
     def key(self) -> tuple[str, int]:
-        """Tells requests apart: rounds are counted on their own."""
+        """Unique key of the request; trials and rounds are numbered separately."""
         return self.kind, self.number
 
     @property
     def config(self) -> LoaderConfig:
-        """The setting; the first one of a round."""
+        """The setting, or the first setting of a round."""
         return self.configs[0]

@@ -1,4 +1,4 @@
-"""Does a best.json still hold here? Its setting against its baseline, in rounds, and what differs from where it was measured."""
+"""Judge whether a best.json still holds on this machine: compare its setting with its baseline in rounds, and list what has changed."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from feedrate.analysis.rounds import MIN_ROUNDS, TIED_FRACTION, Comparison, Roun
 from feedrate.trainables.config import LoaderConfig
 
 NAMES = ("python", "torch", "platform", "feedrate")
-"""Versions that matter to a rate; others are not named."""
+"""Versions that matter for a rate; changes of others are not listed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verified:
-    """What rounds here say about an earlier answer."""
+    """What rounds on this machine say about an earlier answer."""
 
     holds: bool
-    """It is worth using here: faster than the baseline, or as fast where no gain was found there either."""
+    """Whether the answer is worth using here: it is faster than the baseline, or not slower if the search found no gain either."""
     sentence: str
     speedup: Rate | None
-    """Over the baseline here, paired; None where the setting is the baseline."""
+    """Speed-up over the baseline here, from paired measurements; None if the setting is the baseline."""
     throughput: Rate
 
 
 def setting_of(best: BestConfig) -> LoaderConfig:
-    """The setting of a best.json."""
+    """Return the setting of a best.json."""
     return _config(best.raw["dataloader"], best.process)
 
 
 def baseline_of(best: BestConfig) -> LoaderConfig:
-    """What its speed-up is over; torch's default at the same batch size where it has none."""
+    """Return the baseline of a best.json; if it has none, torch's default at the same batch size."""
     if best.baseline is None:
         return LoaderConfig(num_workers=0, batch_size=best.raw["dataloader"].get("batch_size"))
     return _config(best.baseline["dataloader"], best.baseline.get("process", {}))
@@ -43,7 +43,7 @@ def verified(best: BestConfig, rounds: Sequence[Round]) -> Verified | None:
     """Judge rounds that measured the setting of `best` and its baseline here.
 
     Returns:
-        None with fewer than MIN_ROUNDS rounds of both: the time was too short to say.
+        The judgement; None if there are fewer than MIN_ROUNDS rounds of both, because the time was too short to say.
     """
     setting, baseline = setting_of(best).short(), baseline_of(best).short()
     comparison = Comparison(rounds)
@@ -74,11 +74,11 @@ def verified(best: BestConfig, rounds: Sequence[Round]) -> Verified | None:
 
 
 def differences(best: BestConfig, facts: Mapping[str, Any]) -> list[str]:
-    """What is not as it was where the answer was measured, one sentence each.
+    """Return a sentence for each thing that differs from the machine on which the answer was measured.
 
     Args:
         best: the answer.
-        facts: of this machine, by the names of `measured_on` in best.json.
+        facts: facts about this machine, with the names of `measured_on` in best.json.
     """
     there = best.measured_on
     found = []

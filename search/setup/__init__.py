@@ -1,1 +1,1 @@
-"""From what was asked to what will be searched."""
+"""The preparation of a search: from the user's request and the workload to the settings that will be searched."""

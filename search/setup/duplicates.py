@@ -1,6 +1,6 @@
-"""Settings that are faster because they repeat data cannot win: what a search leaves out, and how it says so.
+"""Settings that repeat data, and are fast for that reason, cannot win: which of them a search leaves out, and what it prints about them.
 
-The evidence comes from trainables/checking/disqualify.py, gathered before the search.
+The evidence comes from trainables/checking/disqualify.py and is gathered before the search.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ WAY_OUT = "or fix the dataset (feedrate check shows how), or search anyway with 
 
 
 def disqualification(described: Mapping[str, Any], options: SearchOptions) -> Disqualified:
-    """What the search leaves out; nothing where no setting repeats data, or all were allowed."""
+    """Return the settings that the search leaves out: none if no setting repeats data, or with --allow-duplicates."""
     return NOTHING if options.allow_duplicates else Disqualified.from_json(described["data"])
 
 
 def restricted(given: Mapping[str, Dimension], disqualified: Disqualified) -> dict[str, Dimension]:
-    """The dimensions that were asked for, without the settings that repeat data.
+    """Return the requested dimensions without the values that repeat data.
 
     Raises:
-        UsageError: none is left.
+        UsageError: no value is left.
     """
     return _persistent_workers(_num_workers(dict(given), disqualified), disqualified)
 
@@ -59,7 +59,7 @@ def _persistent_workers(given: dict[str, Dimension], disqualified: Disqualified)
 
 
 def remarks(disqualified: Disqualified, described: Mapping[str, Any], options: SearchOptions) -> list[str]:
-    """One sentence for each thing done because of repeated data; the reasons themselves are among the workload's notes."""
+    """Return one sentence for each effect of repeated data on the search; the reasons are among the workload's notes."""
     if options.allow_duplicates:
         if Disqualified.from_json(described["data"]).is_nothing:
             return ["--allow-duplicates has no effect: no setting was seen to repeat data"]

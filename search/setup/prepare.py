@@ -1,6 +1,6 @@
-"""What happens before a search: the workload is described in a clean child, the run folder is claimed.
+"""Prepare a search: describe the workload in a clean child process, and claim the run folder.
 
-Nothing is written until `held` is entered; whatever is wrong with the request is said before that.
+Nothing is written until `held` is entered; errors in the request are reported before that.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ DEFAULT_PARENT = Path("feedrate-runs")
 
 
 def describe_workload(ref: WorkloadRef) -> dict[str, Any]:
-    """Facts about the workload (trainables/sandbox/child_main.py: describe), its data made or checked.
+    """Return facts about the workload (trainables/sandbox/child_main.py: describe), after making or checking its data.
 
     Raises:
-        UsageError: the workload is none, or what it was given is wrong.
-        WorkloadFailed: its code failed; a traceback in the message is the user's own.
+        UsageError: the target is no workload, or its options are wrong.
+        WorkloadFailed: the workload's code failed; a traceback in the message is that of the user's code.
     """
     template = Template(ref, show_output=True)
     try:
@@ -49,10 +49,10 @@ def describe_workload(ref: WorkloadRef) -> dict[str, Any]:
 
 
 def choose_folder(out: str | os.PathLike[str] | None, name: str, force: bool) -> RunFolder:
-    """The run folder, checked but not made: exactly `out`, else the next free feedrate-runs/<name>-N.
+    """Return the run folder, checked but not made: exactly `out`, or the next free feedrate-runs/<name>-N if `out` is None.
 
     Raises:
-        UsageError: it exists (without force), or cannot be made.
+        UsageError: the folder exists (without force), or cannot be made.
     """
     if out is None:
         safe = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name).strip(".-") or "run"
@@ -78,7 +78,7 @@ def choose_folder(out: str | os.PathLike[str] | None, name: str, force: bool) ->
 
 @contextmanager
 def held(folder: RunFolder) -> Iterator[None]:
-    """Make the folder if it is not there, and let one driver at a time use it, as long as its process lives.
+    """Make the folder if necessary, and hold its lock, so that only one driver at a time uses it; the lock ends with the process.
 
     Raises:
         UsageError: another process is searching into this folder, or the file system refuses.
@@ -100,13 +100,13 @@ def clear(folder: RunFolder, force: bool) -> None:
     """Remove an earlier run (--force); files of other kinds stay.
 
     Raises:
-        UsageError: there is a run that came after `choose_folder` looked, and no force; or the file system refuses.
+        UsageError: another run has appeared since `choose_folder` checked, and `force` is false; or the file system refuses.
     """
     if folder.search.exists() and not force:
         raise UsageError(f"another search has started in {folder.path} meanwhile: start this one again")
     try:
         for file in folder.files():
-            if file != folder.lock:  # which is held
+            if file != folder.lock:  # this process holds the lock
                 file.unlink(missing_ok=True)
         for tune in folder.tune_folders():
             shutil.rmtree(tune)
@@ -115,11 +115,11 @@ def clear(folder: RunFolder, force: bool) -> None:
 
 
 def resume_command(folder: RunFolder) -> str:
-    """Return the command that carries a search on; of a submitted one, whose folder is on the head, from where it was submitted."""
+    """Return the command that continues a search; for a submitted one, whose folder is on the head, the command to run at the client."""
     submission = Submission.from_environment()
     if submission is not None:
         return submission.way_on
-    if JOB in os.environ:  # of somebody else's making, who knows the address
+    if JOB in os.environ:  # the user made this Ray Job without `feedrate submit`, so only the user knows the address
         return f"{shlex.join(['feedrate', 'resume', folder.path.name])} --address URL"
     words = ("resume", str(folder.path))
     return pasted(*words) if folder.read_search().get("options", {}).get("address") is not None else shlex.join(["feedrate", *words])

@@ -1,6 +1,6 @@
-"""What a search was asked for, against the workload as it is: its reference, its space, its baseline.
+"""Combine the user's request with the facts about the workload: its reference, the search space, the baseline.
 
-Nothing here is written anywhere, and whatever cannot be done is said as a `UsageError`.
+Nothing here writes files; a request that cannot be met raises a `UsageError`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ SHORT_FORM_BATCH_SIZES = (32, 64, 128)
 
 
 def make_workload_ref(workload: str | Callable[..., Any], options: Mapping[str, Any] | None) -> WorkloadRef:
-    """The workload as another process can import it.
+    """Return a reference by which another process can import the workload.
 
     Raises:
-        UsageError: there is none by that name, or the function is not at the top level of a file.
+        UsageError: there is no workload with that name, or the function is not at the top level of a file.
     """
     if callable(workload):
         path = inspect.getsourcefile(workload)
@@ -43,10 +43,10 @@ def make_workload_ref(workload: str | Callable[..., Any], options: Mapping[str, 
 
 
 def given_dimensions(space: Mapping[str, Any]) -> dict[str, Dimension]:
-    """The dimensions that were asked for, Ray Tune's domains among them, as our own.
+    """Return the requested dimensions as `Range` or `Choice`, translated if they are Ray Tune domains or single values.
 
     Raises:
-        UsageError: a name that is no dimension, or a domain without an exact equal here.
+        UsageError: a name is no dimension, or a Tune domain has no exact equivalent.
     """
     from feedrate.search.space.domains import from_tune
 
@@ -62,13 +62,13 @@ def given_dimensions(space: Mapping[str, Any]) -> dict[str, Dimension]:
 def search_space(
     given: Mapping[str, Dimension], described: Mapping[str, Any], placement: Placement, epoch_samples: int | None = None
 ) -> SearchSpace:
-    """The space of the search, where the workload's own loader decides the batch sizes that nobody named.
+    """Return the search space; if no batch sizes were requested, the workload's own loader decides them.
 
     Args:
-        given: what was asked for.
+        given: the requested dimensions.
         described: facts about the workload (prepare.describe_workload).
-        placement: what a trial may use.
-        epoch_samples: items of the user's epoch; None where it is not known.
+        placement: the resources that a trial may use.
+        epoch_samples: items in the user's epoch; None if it is not known.
 
     Raises:
         UsageError: the space cannot be searched.
@@ -76,7 +76,7 @@ def search_space(
     given = dict(given)
     own = LoaderConfig.from_dict(described["baseline"] or {"batch_size": None})
     for name in ("multiprocessing_context", "in_order"):
-        # what the user chose for the loader, perhaps for a reason, is neither undone nor left out of the record
+        # if the user's loader has a value other than the default, keep it, because there may be a reason, and record it
         if name not in given and getattr(own, name) != LoaderConfig.__dataclass_fields__[name].default:
             given[name] = Choice((getattr(own, name),))
     if "batch_size" in described["fixed"]:
@@ -99,7 +99,7 @@ def search_space(
 
 
 def baseline_of(options: SearchOptions, described: Mapping[str, Any], space: SearchSpace) -> LoaderConfig:
-    """What speed-ups are measured against: as asked, else the user's own loader, else torch's default."""
+    """Return the baseline: the setting of --baseline, else that of the user's own loader, else torch's default."""
     config = options.baseline or LoaderConfig.from_dict(described["baseline"] or {"batch_size": None})
     if not space.has_accelerator:
         config = config.without_accelerator()
@@ -108,9 +108,10 @@ def baseline_of(options: SearchOptions, described: Mapping[str, Any], space: Sea
 
 
 def seed_configs(baseline: LoaderConfig, placement: Placement, space: SearchSpace) -> list[LoaderConfig]:
-    """What people use without measuring, as far as the space has it; with the space's own value where it has no default.
+    """Return the rules of thumb that are in the space; a dimension whose default is not in the space takes a value from it.
 
-    Every second one is at the largest batch size: what workers bring differs from size to size, and rates mostly rise with it.
+    Every second one has the largest batch size, because the effect of workers differs between batch sizes, and rates mostly rise with
+    the batch size.
     """
     seeds = []
     sizes = [size for size in space.values("batch_size") if size is not None]
@@ -126,7 +127,7 @@ def seed_configs(baseline: LoaderConfig, placement: Placement, space: SearchSpac
 
 
 def epoch_remarks(given: Mapping[str, Dimension], space: SearchSpace) -> list[str]:
-    """One sentence for each dimension of which a part is not searched, because an epoch has too few batches for it."""
+    """Return one sentence for each dimension that is searched only in part, because an epoch has too few batches for the rest."""
     said = []
     sizes = [size for size in space.values("batch_size") if size is not None]
     batches = {size: num_batches(space.epoch_samples, size) or math.inf for size in sizes}
@@ -142,13 +143,13 @@ def epoch_remarks(given: Mapping[str, Dimension], space: SearchSpace) -> list[st
 
 
 def baseline_configs(baseline: LoaderConfig, batch_sizes: Sequence[int | None]) -> list[LoaderConfig]:
-    """The baseline at every batch size, its own first: speed-ups compare equal batch sizes."""
+    """Return the baseline at every batch size, its own size first, because speed-ups compare settings with equal batch sizes."""
     ordered = sorted(batch_sizes, key=lambda size: size != baseline.batch_size)
     return [replace(baseline, batch_size=size) for size in ordered]
 
 
 def rules_of_thumb(batch_size: int | None, num_cpus: int, accelerator: bool) -> list[LoaderConfig]:
-    """Settings that people use without measuring (PEERS.md 3c): 0, 2, one a CPU, 8 and 16 workers."""
+    """Return common settings that people use without measuring: 0, 2, 8 and 16 workers, and one worker per CPU."""
     workers = dict.fromkeys([0, num_cpus, 8, 2, 16])
     return [
         LoaderConfig(num_workers=number, batch_size=batch_size, pin_memory=accelerator, persistent_workers=number > 0)
@@ -157,20 +158,20 @@ def rules_of_thumb(batch_size: int | None, num_cpus: int, accelerator: bool) -> 
 
 
 def check_step_options(options: SearchOptions, described: Mapping[str, Any]) -> None:
-    """Refuse what only the short form's training step can do.
+    """Refuse options that only the training step of the short form supports.
 
     Raises:
-        UsageError: the workload has a step of its own.
+        UsageError: one of them is given, and the workload has its own step.
     """
     if not described["is_short"] and (options.amp or options.compile):
         raise UsageError(f"--{'amp' if options.amp else 'compile'} {OWN_STEP}")
 
 
 def check_batch_sizes(given: Mapping[str, Dimension], described: Mapping[str, Any]) -> None:
-    """Refuse batch sizes where the loader has none.
+    """Refuse batch sizes if the workload's loader has none.
 
     Raises:
-        UsageError: the workload's sampler or dataset makes the batches.
+        UsageError: batch sizes are given, but the workload's sampler or dataset makes the batches.
     """
     asked = given["batch_size"].values if "batch_size" in given else (None,)
     if "batch_size" in described["fixed"] and asked != (None,):
@@ -178,7 +179,7 @@ def check_batch_sizes(given: Mapping[str, Dimension], described: Mapping[str, An
 
 
 def remarks(given: Mapping[str, Dimension], options: SearchOptions, described: Mapping[str, Any]) -> list[str]:
-    """One sentence for each thing asked for that changes nothing here, or more than it seems to."""
+    """Return one sentence for each request that has no effect here, or a larger effect than it seems."""
     said = []
     pin = given.get("pin_memory")
     if pin is not None and True in pin.values and options.address is None and not described["facts"]["num_gpus"]:
@@ -196,6 +197,6 @@ def _flag(name: str) -> str:
 
 
 def versions(described: Mapping[str, Any]) -> dict[str, str]:
-    """Versions for the record: what is installed, and what the workload's own process says of itself."""
+    """Return the versions for the record of a run: those of installed packages, and those that the workload's process reported."""
     own: dict[str, str] = described["facts"]["versions"]
     return recorded() | own

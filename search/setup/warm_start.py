@@ -1,6 +1,6 @@
-"""What an earlier search of the same workload on the same hardware found: its best settings are tried early (`--warm-start`).
+"""Try the best settings of an earlier search early (`--warm-start`), if it had the same workload and the same hardware.
 
-Only settings are taken over, never rates: a memory that is out of date costs as many trials as it names settings.
+Only settings are taken over, never rates. If the earlier run is out of date, this costs at most one trial per setting.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_REMEMBERED = 2
 
 
 def fingerprint(search: Mapping[str, Any]) -> dict[str, Any]:
-    """What has to be the same for a memory to be of use: the workload, the size of its data, and the machine.
+    """Return the facts that must be equal for an earlier run to be useful: the workload, the size of its data, and the machine.
 
     Args:
         search: the content of search.json.
@@ -52,12 +52,12 @@ def check_run(run: str | os.PathLike[str]) -> Run:
 
 
 def remembered(run: str | os.PathLike[str], search: Mapping[str, Any], space: SearchSpace) -> tuple[list[LoaderConfig], str]:
-    """The best settings of an earlier run that this search may try, the best first, and a sentence about them.
+    """Return the best settings of an earlier run that this search may try, the best first, and a sentence about them.
 
     Args:
         run: the earlier run folder.
-        search: what goes into this search's search.json.
-        space: what may be tried.
+        search: the content of this search's search.json.
+        space: the settings that may be tried.
 
     Raises:
         UsageError: the folder is no run.

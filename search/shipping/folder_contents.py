@@ -1,8 +1,8 @@
-"""What of a user's folder is sent to a cluster, and what is left out for which reason: one walk decides both.
+"""Decide for each file in a user's folder whether it is sent to a cluster, and if not, why.
 
-Sent is what a project consists of. Left out are secrets by their names (secret_names.py), large files, links to folders,
-what no run needs, and what .gitignore, .rayignore and .feedrateignore name. The last of these has the last word: a name in it
-is left out, and a name after `!` is sent although a rule of ours or .gitignore says otherwise.
+The files of a project are sent. Not sent are files whose names suggest secrets (secret_names.py), large files, links to folders,
+files that no run needs, and files that .gitignore, .rayignore and .feedrateignore name. .feedrateignore overrides all other rules:
+a name in it is not sent, and a name after `!` is sent even if feedrate's own rules or .gitignore exclude it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class SentFile:
     """One file that is sent."""
 
     path: str
-    """Relative to the folder."""
+    """Path relative to the folder."""
     num_bytes: int
 
 
@@ -48,33 +48,33 @@ class LeftOut:
     """One file or folder that is not sent."""
 
     path: str
-    """Relative to the folder; a folder ends with a slash."""
+    """Path relative to the folder; the path of a folder ends with a slash."""
     why: str
     num_bytes: int | None
-    """None for folders, whose content was not looked at."""
+    """Size of a file; None for folders, whose content is not counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class FolderContents:
-    """A folder as it is sent."""
+    """The content of a folder, divided into what is sent and what is left out."""
 
     folder: Path
     sent: tuple[SentFile, ...]
     left_out: tuple[LeftOut, ...]
     folders: tuple[str, ...]
-    """Relative paths of the folders, the empty ones too."""
+    """Relative paths of the folders that are sent, including empty ones."""
 
     @property
     def num_bytes(self) -> int:
-        """What is sent, before packing."""
+        """Size of the sent files before packing."""
         return sum(file.num_bytes for file in self.sent)
 
     def missed(self) -> list[LeftOut]:
-        """What somebody may miss: not what an ignore file names, nor caches and version control."""
+        """Return the left-out entries that the user may miss: not those that an ignore file names, nor caches and version control."""
         return [entry for entry in self.left_out if entry.why != NOT_NEEDED and not entry.why.startswith(NAMED)]
 
     def copy(self, to: Path) -> None:
-        """Make a folder with exactly this content."""
+        """Make a folder with exactly the files that are sent."""
         to.mkdir()
         for name in self.folders:
             (to / name).mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ class FolderContents:
 
 
 class _Rules:
-    """The ignore files that hold in a folder, those of its parents included; the deepest one that names a path decides."""
+    """The ignore files that apply to a folder, including those of its parents; the deepest one that names a path decides."""
 
     def __init__(self, above: tuple[tuple[str, str, GitIgnoreSpec], ...], folder: Path, relative: str) -> None:
         found = []
@@ -95,7 +95,7 @@ class _Rules:
         self.known = (*found, *above)
 
     def verdict(self, path: str, *names: str) -> tuple[bool, str] | None:
-        """Whether a path is left out, and the ignore file that says so; None where none of these files names it."""
+        """Return whether a path is left out, and the ignore file that decides it; None if none of these files names the path."""
         for base, name, spec in self.known:
             if name in names and (include := spec.check_file(path[len(base) :]).include) is not None:
                 return include, base + name
@@ -106,7 +106,7 @@ def contents(folder: str | os.PathLike[str]) -> FolderContents:
     """Decide for every file in a folder whether it is sent.
 
     Raises:
-        UsageError: there are more files than a project has.
+        UsageError: the folder has more than MAX_FILES files, so it is probably not a project.
     """
     root = Path(folder)
     sent: list[SentFile] = []
@@ -142,16 +142,16 @@ def contents(folder: str | os.PathLike[str]) -> FolderContents:
 
 
 def _why_not(path: Path, relative: str, is_folder: bool, num_bytes: int | None, rules: _Rules) -> str | None:
-    """The reason why a file or folder is not sent; None where it is."""
+    """Return why a file or folder is not sent; None if it is sent."""
     if is_folder and path.is_symlink():
-        return LINK  # to the data perhaps
+        return LINK  # it may lead to the data
     if num_bytes is None and not is_folder:
         return NO_FILE
     compared = relative + "/" * is_folder
     own = rules.verdict(compared, OWN_IGNORE_FILE)
     if own is not None:
         return NAMED + own[1] if own[0] else None
-    if path.name in CLUTTER or path.name in IGNORE_FILES:  # Ray would obey the latter, and send less than is listed
+    if path.name in CLUTTER or path.name in IGNORE_FILES:  # Ray would obey a sent ignore file, and send less than is listed
         return NOT_NEEDED
     if secrets().match_file(compared.lower()) or (path.is_symlink() and secrets().match_file(os.path.realpath(path).lower())):
         return SECRET
@@ -170,7 +170,7 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _size(entry: os.DirEntry[str]) -> int | None:
-    """Bytes of a file; None for what is none."""
+    """Return the size of a file; None for anything that is not a file."""
     try:
         return entry.stat().st_size if entry.is_file() else None
     except OSError:

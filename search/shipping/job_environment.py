@@ -1,7 +1,7 @@
-"""What a submitted search and its trials find on the cluster beside the folder that is sent: --env and --pip.
+"""The environment of a submitted search and its trials on the cluster: variables (--env) and packages (--pip).
 
-The values of --env travel as a module, which Ray unpacks on each node, in a file that only the user that Ray runs as can read. As
-`env_vars` of a runtime environment they would stand in the list of jobs and in world-readable logs of every node (Ray 2.60:
+The values of --env are sent as a Python module, which Ray unpacks on each node into a file that only the user that Ray runs as can
+read. As `env_vars` of a runtime environment they would appear in the list of jobs and in world-readable logs of every node (Ray 2.60:
 raylet.out, runtime_env_agent.log, debug_state.txt).
 """
 
@@ -25,7 +25,7 @@ VALUES = "values.json"
 
 
 def add_to(parser: argparse.ArgumentParser) -> None:
-    """What the job and its trials find on the cluster beside the folder that is sent."""
+    """Add the options --env and --pip."""
     group = parser.add_argument_group("environment of a submitted search")
     group.add_argument(
         "--env", action="append", default=[], metavar="NAME[=VALUE]",
@@ -42,7 +42,7 @@ def variables(given: Sequence[str]) -> dict[str, str]:
     """Return the variables of --env.
 
     Raises:
-        UsageError: a name that is none, one that is Ray's or ours, or one without a value here.
+        UsageError: a name is not a valid variable name, is one that Ray or feedrate sets, or has no value in this shell.
     """
     found = {}
     for text in given:
@@ -58,7 +58,7 @@ def variables(given: Sequence[str]) -> dict[str, str]:
 
 
 def packed(env: Mapping[str, str], parent: Path) -> list[str]:
-    """Write the module that holds variables into a folder; return its path, or nothing where there are no variables."""
+    """Write the module with the variables into a folder; return its path in a list, or an empty list if there are no variables."""
     if not env:
         return []
     module = parent / MODULE
@@ -71,7 +71,7 @@ def packed(env: Mapping[str, str], parent: Path) -> list[str]:
 
 
 def unpacked() -> dict[str, str]:
-    """Return the variables of the job that this process belongs to; empty without --env, and outside of a job."""
+    """Return the --env variables of the job that this process belongs to; empty without --env, and outside a job."""
     found = importlib.util.find_spec(MODULE)
     if found is None or found.origin is None:
         return {}
@@ -80,10 +80,10 @@ def unpacked() -> dict[str, str]:
 
 
 def requirements(given: Sequence[str]) -> list[str]:
-    """Return the requirements of --pip, those in files one by one.
+    """Return the requirements of --pip, with the lines of each requirements file in its place.
 
     Raises:
-        UsageError: a file that cannot be read.
+        UsageError: a file cannot be read.
     """
     found: list[str] = []
     for text in given:
@@ -99,15 +99,15 @@ def requirements(given: Sequence[str]) -> list[str]:
 
 
 def kept(before: Any, given_env: Sequence[str], given_pip: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Return the variables and requirements of a search that is carried on.
+    """Return the variables and requirements of a search that is continued.
 
     Args:
-        before: Ray's details of the search, or a `FolderJob`.
-        given_env: of --env; all variables that the search was submitted with have to be among them.
-        given_pip: of --pip; replaces the earlier requirements where it is given.
+        before: Ray's details of the earlier search, or a `FolderJob`.
+        given_env: values of --env; they must contain all variables that the search was submitted with.
+        given_pip: values of --pip; if there are any, they replace the earlier requirements.
 
     Raises:
-        UsageError: an earlier variable was not given again. Its value is kept nowhere.
+        UsageError: an earlier variable was not given again; its value is not stored anywhere.
     """
     earlier = before.runtime_env or {}
     text = earlier.get("env_vars", {}).get(SUBMISSION)

@@ -1,8 +1,8 @@
-"""Names of files and folders that hold secrets as a rule, in the syntax of .gitignore; they are never sent to a cluster.
+"""Names of files and folders that usually contain secrets, in the syntax of .gitignore; they are never sent to a cluster.
 
-No maintained package has such a list: detect-secrets and gitleaks look into contents, and gitrob, whose list of names this one
-was compared with, was archived in 2020. Names are compared in lower case. A user's .feedrateignore can add to the list, and
-take a name from it (`!keypoints.csv`).
+No maintained package has such a list: detect-secrets and gitleaks examine contents, and gitrob, whose list of names this one
+was compared with, was archived in 2020. Names are compared in lower case. A user's .feedrateignore can add names to the list or
+remove them (`!keypoints.csv`).
 """
 
 from __future__ import annotations
@@ -343,5 +343,5 @@ rootkey*
 
 @cache
 def secrets() -> GitIgnoreSpec:
-    """Return the list, ready to match paths in lower case."""
+    """Return the list as a pattern matcher for paths in lower case."""
     return GitIgnoreSpec.from_lines(SECRETS.splitlines())

@@ -1,8 +1,8 @@
-"""What travels to a cluster with a search: the user's folder and feedrate itself, by Ray's runtime_env. torch never does.
+"""Send the user's folder and feedrate itself to a cluster, by Ray's runtime_env. torch is never sent.
 
-Data do not travel either (folder_contents.py says what of the folder does). On a node where
-the user's folder lies at the same place with the same workload in it (the driver's own, or a shared file system), it
-is used as it is there; elsewhere the copy that was sent is.
+Data are not sent either (folder_contents.py decides which files of the folder are). If a node has the user's folder at the same path
+with the same workload file in it (the driver's own node, or a shared file system), trials use it there; on other nodes they use
+the copy that was sent.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ PACKAGES = ("search", "trainables", "analysis")
 
 @dataclass(frozen=True, slots=True)
 class Shipment:
-    """What is sent, and what is not."""
+    """What is sent to a cluster, and what is left out."""
 
     runtime_env: dict[str, Any]
-    """`working_dir` and `py_modules` for Ray; what they name exists as long as the context of `shipment`."""
+    """`working_dir` and `py_modules` for Ray; the folders that they name exist as long as the context of `shipment`."""
     contents: FolderContents | None
-    """The user's folder; None where it is not needed."""
+    """The content of the user's folder; None if the folder is not needed."""
 
     def said(self) -> str | None:
-        """One sentence about what is left out; None where that is nothing."""
+        """Return one sentence about what is left out that the user may miss; None if there is nothing."""
         missed = self.contents.missed() if self.contents is not None else []
         if not missed:
             return None
@@ -47,14 +47,14 @@ class Shipment:
 
 @contextmanager
 def shipment(folder: str | os.PathLike[str] | None, env: Mapping[str, str] | None = None) -> Iterator[Shipment]:
-    """What a search that was started in this folder sends to a cluster; feedrate alone for None.
+    """Prepare what a search sends to a cluster, as temporary folders that exist within the context.
 
     Args:
-        folder: the user's.
-        env: variables that the search and its trials have there (job_environment.py).
+        folder: the user's folder, in which the search was started; None sends only feedrate.
+        env: variables for the search and its trials on the cluster (job_environment.py).
 
     Raises:
-        UsageError: the folder holds more files than a project does.
+        UsageError: the folder has more files than a project should have.
     """
     found = contents(folder) if folder is not None else None
     with tempfile.TemporaryDirectory(prefix="feedrate-shipping-") as parent:
@@ -67,18 +67,18 @@ def shipment(folder: str | os.PathLike[str] | None, env: Mapping[str, str] | Non
 
 
 def digest_of(ref: WorkloadRef) -> str | None:
-    """Of the file that defines the workload, by which a node sees whether it has the same; None for installed ones."""
+    """Return the digest of the file that defines the workload, so that a node can compare its own; None for installed workloads."""
     path = _file_of(ref)
     return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None else None
 
 
 def on_this_node(ref: WorkloadRef, root: str | None, digest: str | None) -> WorkloadRef:
-    """The workload where it lies on this node: at its own place, or in the copy that was sent.
+    """Return the workload as it is found on this node: at its own path, or in the copy that was sent.
 
     Args:
-        ref: as the driver has it.
-        root: the folder that was sent; None where none was.
-        digest: of the driver's file (`digest_of`).
+        ref: the workload as the driver knows it.
+        root: the folder that was sent; None if none was.
+        digest: digest of the driver's file (`digest_of`).
     """
     if root is None or ref.folder is None or (os.path.isdir(ref.folder) and digest_of(ref) == digest):
         return ref
@@ -86,7 +86,7 @@ def on_this_node(ref: WorkloadRef, root: str | None, digest: str | None) -> Work
 
 
 def moved(ref: WorkloadRef, root: str, here: str) -> WorkloadRef:
-    """The workload in another copy of the folder that it is in."""
+    """Return the workload with its paths inside `root` replaced by those inside `here`, another copy of the folder."""
 
     def there(path: str) -> str:
         return here + path[len(root) :] if path == root or path.startswith(root + os.sep) else path
@@ -111,7 +111,7 @@ def _file_of(ref: WorkloadRef) -> Path | None:
 
 
 def _ourselves(parent: Path) -> list[str]:
-    """Folders that make feedrate importable, with its version, wherever they are on the path."""
+    """Return folders that, on the import path of a node, make feedrate importable and its version known."""
     package = parent / "feedrate"
     for name in PACKAGES:
         source = Path(importlib.import_module(f"feedrate.{name}").__path__[0])

@@ -1,1 +1,1 @@
-"""Which settings exist, and how Ray Tune and Optuna spell them."""
+"""Which settings a search may try, and how Ray Tune and Optuna represent them."""

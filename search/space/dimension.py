@@ -1,4 +1,4 @@
-"""One dimension of a search: a range of whole numbers or a list of choices, refused when it cannot work in torch."""
+"""One dimension of a search: a range of whole numbers or a list of choices. Values that cannot work in torch are refused."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ LEAST = {
     "batch_size": (1, "a batch has at least one item"),
     "prefetch_factor": (1, "torch fails at iteration otherwise"),
 }
-"""Dimensions that are numbers: the smallest that works, and why."""
+"""Dimension whose values are numbers -> the smallest number that works, and why."""
 WORDS: dict[str, dict[str, Any]] = {
     "multiprocessing_context": {"default": None} | {method: method for method in START_METHODS},
     "sharing_strategy": dict(zip(SHARING_STRATEGIES, (None, "file_system"), strict=True)),
     "trainer_cpus": {"none": None},
 }
-"""Dimensions whose choices have names: what is meant by each. trainer_cpus takes whole numbers beside."""
+"""Dimension whose choices have names -> name -> value. trainer_cpus also takes whole numbers."""
 _TRUTH: dict[str, Any] = {"true": True, "false": False}
 MAX_VALUES = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Every whole number from low to high, both included."""
+    """Every whole number from low to high, including both."""
 
     low: int
     high: int
@@ -38,7 +38,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The listed values: duplicates folded, numbers in ascending order."""
+    """The listed values, without duplicates; if all are whole numbers, in ascending order."""
 
     values: tuple[Any, ...]
 
@@ -53,10 +53,10 @@ Dimension = Range | Choice
 
 
 def parse_dimension(name: str, text: str) -> Dimension:
-    """One dimension from a command line: `0..32`, `32,64,128`, `true,false`, `4`.
+    """Parse one dimension of a command line: `0..32`, `32,64,128`, `true,false`, `4`.
 
     Raises:
-        ValueError: one sentence that names the flag, says what is wrong and what to write instead.
+        ValueError: the text is no such dimension; the message names the flag, says what is wrong and what to write instead.
     """
     flag = "--" + name.replace("_", "-")
     try:
@@ -69,7 +69,7 @@ def parse_dimension(name: str, text: str) -> Dimension:
 
 
 def problem(name: str, dimension: Dimension) -> str | None:
-    """What is wrong with a dimension, as the rest of a sentence; None when it can be searched."""
+    """Return what is wrong with a dimension, as the rest of a sentence; None if it can be searched."""
     if isinstance(dimension, Range):
         low, high = dimension.low, dimension.high
         if name not in LEAST:

@@ -1,14 +1,14 @@
-"""Translates a search space into Ray Tune's domains and Optuna's distributions, and Tune's domains back.
+"""Translate a search space into Ray Tune's domains and Optuna's distributions, and Tune's domains back.
 
-Where the meanings differ:
-  - bounds: `tune.randint(0, 33)` excludes 33; our Range(0, 32), `tune.qrandint` and Optuna's IntDistribution include.
-  - conditions: Tune's domains are flat, Optuna's appear per trial; here a setting with 0 workers has no
-    prefetch_factor, whatever was drawn for it.
-  - constants: a plain value in Tune's param_space is fixed; Optuna would record it, we leave it out of the study.
-  - order: `tune.choice` knows no order; long lists of numbers are ordered for Optuna (see `to_optuna`).
-  - None: a choice for Tune, a category for Optuna; a dimension that is only None is not searched.
+The meanings differ in these points:
+  - bounds: `tune.randint(0, 33)` excludes 33; feedrate's Range(0, 32), `tune.qrandint` and Optuna's IntDistribution include the end.
+  - conditions: Tune's domains are unconditional, and Optuna's parameters may differ from trial to trial. Here a setting with 0
+    workers has no prefetch_factor, whatever was drawn for it.
+  - constants: a plain value in Tune's param_space is fixed; Optuna would record it, but feedrate leaves it out of the study.
+  - order: the values of `tune.choice` have no order; long lists of numbers are ordered for Optuna (see `to_optuna`).
+  - None: a choice for Tune, a category for Optuna; a dimension whose only value is None is not searched.
 
-Ray is imported only by the functions that need it: replaying a search on recorded landscapes needs Optuna alone.
+Ray is imported only by the functions that need it: simulating a search on recorded landscapes needs Optuna, but not Ray.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_CATEGORIES = 8
 
 
 def to_tune(space: SearchSpace) -> dict[str, Any]:
-    """The dimensions as Ray Tune domains; single values too, so that Tune's own tables show them."""
+    """Return the dimensions as Ray Tune domains, including those with a single value, so that Tune's own tables show them."""
     from ray import tune
 
     domains: dict[str, Any] = {}
@@ -39,29 +39,29 @@ def to_tune(space: SearchSpace) -> dict[str, Any]:
 
 
 def from_tune(domains: Mapping[str, Any], *, num_cpus: int, has_accelerator: bool) -> SearchSpace:
-    """The space that a user wrote as Ray Tune domains or plain values; dimensions left out get their default.
+    """Return the space that a user wrote as Ray Tune domains or plain values; a dimension that is not given has its default.
 
     Raises:
-        ValueError: a name that is no dimension, or a kind of domain that has no exact equal here.
+        ValueError: a name is no dimension, or a domain has no exact equivalent.
     """
     given = {name: _dimension(name, domain) for name, domain in domains.items()}
     return SearchSpace.default(num_cpus=num_cpus, has_accelerator=has_accelerator, given=given)
 
 
 def to_optuna(space: SearchSpace) -> dict[str, BaseDistribution]:
-    """The dimensions as Optuna distributions over the values themselves; a batch size of None is left out.
+    """Return the dimensions as Optuna distributions over the values themselves, without a dimension whose only value is None.
 
-    A short list is a category although its numbers have an order: over three or four values TPE's kernels for integers
-    blur into each other (on simulated landscapes, 40 trials, the answers were 96.5 to 99.6 % of the optimum with
-    categories and 94.8 to 99.0 % with logarithmic integers). A range or a long list is an integer, so that TPE learns
-    from neighbours and a later search may extend it; the sampler moves draws between listed values to the nearest.
+    A short list becomes a category although its numbers have an order, because over three or four values TPE's kernels for integers
+    overlap too much (on simulated landscapes with 40 trials, the answers were 96.5 to 99.6 % of the optimum with
+    categories and 94.8 to 99.0 % with logarithmic integers). A range or a long list becomes an integer, so that TPE learns
+    from neighbours and a later search may extend it; the sampler moves a draw between listed values to the nearest one.
     """
     distributions: dict[str, BaseDistribution] = {}
     for name in NAMES:
         dimension: Dimension = getattr(space, name)
         values = dimension.values
         if name in LEAST and (isinstance(dimension, Range) or len(values) > MAX_CATEGORIES):
-            # workers, which may be 0, by difference; batch size and prefetch factor by ratio
+            # numbers of workers, which may be 0, are compared by difference, batch sizes and prefetch factors by ratio
             distributions[name] = IntDistribution(values[0], values[-1], log=name != "num_workers")
         elif values != (None,):
             distributions[name] = CategoricalDistribution(values)

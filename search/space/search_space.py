@@ -1,7 +1,7 @@
-"""`SearchSpace`: which DataLoader settings a search may try, each canonical setting exactly once.
+"""`SearchSpace`: the DataLoader settings that a search may try, each canonical setting exactly once.
 
-Dimensions that need workers do not exist at 0 workers, and pin_memory does not exist without an accelerator, so that
-no setting can be spelled twice. Knows neither Ray nor Optuna.
+Dimensions that need workers do not exist at 0 workers, and pin_memory is always False without an accelerator, so
+no setting can be written in two ways. Imports neither Ray nor Optuna.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from feedrate.trainables.config import LoaderConfig
 __all__ = ["Choice", "Dimension", "Range", "SearchSpace", "applicable", "parse_dimension"]
 
 ALWAYS = ("num_workers", "batch_size", "pin_memory")
-"""Dimensions of every setting."""
+"""Dimensions that every setting has."""
 OPT_IN = ("multiprocessing_context", "in_order", "sharing_strategy", "trainer_cpus")
-"""Dimensions that are searched only when they are asked for."""
+"""Dimensions that are searched only on request."""
 WITH_WORKERS = ("prefetch_factor", "persistent_workers", *OPT_IN)
-"""Dimensions that exist only with one worker or more."""
+"""Dimensions that exist only with one or more workers."""
 NAMES = ALWAYS + WITH_WORKERS
 MAX_SIZE = 1_000_000
 MOST_WORKERS = 256
-"""A default range is not extended beyond this."""
+"""Largest number of workers to which a default range is extended."""
 _DEFAULT = Choice((None,))
 _SAMPLER_ORDER = Choice((True,))
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
-    """The settings of one search. `SearchSpace.default` fills in what was not asked for.
+    """The settings that one search may try. `SearchSpace.default` fills in the dimensions that were not requested.
 
     Raises:
-        ValueError: a dimension holds a value that cannot work, or there are more than a million settings.
+        ValueError: a dimension contains a value that cannot work, or there are more than a million settings.
     """
 
     num_workers: Dimension
     batch_size: Dimension
-    """`Choice((None,))` where the workload's own batch sampler decides."""
+    """`Choice((None,))` if the workload's own batch sampler makes the batches."""
     pin_memory: Dimension
     prefetch_factor: Dimension
     persistent_workers: Dimension
@@ -53,15 +53,15 @@ class SearchSpace:
     sharing_strategy: Dimension = _DEFAULT
     trainer_cpus: Dimension = _DEFAULT
     has_accelerator: bool
-    """False folds pin_memory to False: torch ignores it without an accelerator."""
+    """Whether trials have an accelerator. Without one pin_memory is always False, because torch ignores it."""
     defaulted: frozenset[str] = frozenset()
-    """Dimensions that nobody asked for; a default range whose edge wins may be extended."""
+    """Dimensions that were not requested. A default range may be extended if a setting on its edge is the best."""
     epoch_samples: int | None = None
-    """Items of the user's epoch. More workers than it has batches would be idle, and batches beyond it cannot be prefetched: such
-    settings are not in the space. None where it is not known."""
+    """Items in the user's epoch; None if it is not known. More workers than the epoch has batches would be idle, and batches beyond
+    its end cannot be prefetched, so such settings are not in the space."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.sharing_strategy, Choice):  # Linux's default has two spellings
+        if isinstance(self.sharing_strategy, Choice):  # Linux's default may be written as None or by its name
             names, strategies = WORDS["sharing_strategy"], self.sharing_strategy.values
             object.__setattr__(self, "sharing_strategy", Choice(tuple(names.get(each, each) for each in strategies)))
         for name in NAMES:
@@ -82,10 +82,10 @@ class SearchSpace:
         given: Mapping[str, Dimension] | None = None,
         epoch_samples: int | None = None,
     ) -> SearchSpace:
-        """The space of a search that names only the dimensions in `given`.
+        """Return the space of a search that requests only the dimensions in `given`.
 
-        More workers than cores win where samples are waited for, so that num_workers goes to at least 32, or to the number of batches
-        in an epoch where that is smaller.
+        If workers wait for samples, more workers than cores are faster, so the range of num_workers goes up to at least 32, or to the
+        number of batches in an epoch if that is smaller.
         """
         given = dict(given or {})
         if unknown := sorted(set(given) - set(NAMES)):
@@ -103,10 +103,10 @@ class SearchSpace:
         return cls(has_accelerator=has_accelerator, defaulted=defaulted, epoch_samples=epoch_samples, **(defaults | given))
 
     def extended(self, config: LoaderConfig) -> SearchSpace | None:
-        """A wider space for a best setting on the edge of a range that nobody asked for; None where it is not there.
+        """Return a wider space if the best setting, `config`, is on the edge of a default range; None if it is not, or nothing is wider.
 
-        Only num_workers is a default range: a larger batch size is nearly always faster and changes training, and deeper
-        prefetching is a list of choices.
+        Only num_workers is extended. Batch sizes are not, because a larger one is nearly always faster and changes training;
+        prefetch_factor is not, because it is a list of choices.
         """
         workers = self.num_workers
         if "num_workers" not in self.defaulted or not isinstance(workers, Range) or config.num_workers < workers.high:
@@ -117,22 +117,22 @@ class SearchSpace:
         return replace(self, num_workers=Range(workers.low, min(2 * workers.high, most)))
 
     def values(self, name: str) -> tuple[Any, ...]:
-        """Every value of one dimension."""
+        """Return every value of one dimension."""
         dimension: Dimension = getattr(self, name)
         return dimension.values
 
     def size(self) -> int:
-        """Number of different settings."""
+        """Return the number of different settings."""
         return self._grid_size() if self.epoch_samples is None else len(self._table)
 
     def most_workers(self, batch_size: int | None) -> int:
-        """The most workers that have a batch of an epoch to load; the least number of the space where all have more."""
+        """Return the largest number of workers that each have a batch of the epoch to load; the smallest of the space if none fits."""
         most = num_batches(self.epoch_samples, batch_size)
         values: tuple[int, ...] = self.values("num_workers")
         return max(values) if most is None else max((value for value in values if value <= most), default=min(values))
 
     def fold(self, config: LoaderConfig) -> LoaderConfig:
-        """The setting of the space that means the same: prefetching the whole epoch is the most that a worker can do."""
+        """Return the equivalent setting of the space: no worker can prefetch more than the epoch, so prefetch_factor may be smaller."""
         most = num_batches(self.epoch_samples, config.batch_size)
         if most is None or config.prefetch_factor is None:
             return config
@@ -140,39 +140,41 @@ class SearchSpace:
         return replace(config, prefetch_factor=min([config.prefetch_factor, *enough]))
 
     def _grid_size(self) -> int:
-        """Number of settings, those that an epoch is too short for among them."""
+        """Return the number of settings, including those for which an epoch is too short."""
         rest = math.prod(len(self.values(name)) for name in WITH_WORKERS)
         with_workers = sum(rest if count else 1 for count in self.values("num_workers"))
         return with_workers * len(self.values("batch_size")) * len(self.values("pin_memory"))
 
     def configs(self) -> Iterator[LoaderConfig]:
-        """Every setting once, fewest workers first."""
+        """Yield every setting once, those with the fewest workers first."""
         return (self.config_at(row) for row in range(len(self._table)))
 
     def contains(self, config: LoaderConfig) -> bool:
-        """Whether the search may try this setting."""
+        """Return whether the search may try this setting."""
         is_listed = all(getattr(config, name) in self.values(name) for name in applicable(config))
         return is_listed and config.num_workers <= self.most_workers(config.batch_size) and self.fold(config) == config
 
     def nearest_untried(self, config: LoaderConfig, tried: AbstractSet[LoaderConfig]) -> LoaderConfig | None:
-        """The setting most like `config` that is not in `tried`; None when every setting was tried.
+        """Return the setting nearest to `config` that is not in `tried`; None if every setting was tried.
 
-        Distance is the sum over dimensions of the difference in position, each dimension's length being 1. Between a
-        setting with workers and one without, the dimensions that need workers count 1 together. Ties go to fewer
-        workers, then to earlier values.
+        The distance is the sum over dimensions of the difference in position, where each dimension has the length 1. Between a
+        setting with workers and one without, the dimensions that need workers count as 1 together. Among equally near settings, the
+        one with fewer workers is taken, then the one with earlier values.
         """
         difference = np.abs(self._scaled - self._position(config))
         difference[self._is_single | (config.num_workers == 0), len(ALWAYS) :] = 0.0
         difference[self._is_single != (config.num_workers == 0), len(ALWAYS)] = 1.0
-        distance = difference.sum(axis=1).round(9)  # rounded, so that equal sums of steps compare equal
-        for row in np.argsort(distance, kind="stable"):  # stable: ties stay in table order, fewest workers first
+        distance = difference.sum(axis=1).round(9)  # rounded, so that equal sums of steps compare as equal
+        for row in np.argsort(distance, kind="stable"):  # a stable sort keeps ties in table order, fewest workers first
             candidate = self.config_at(int(row))
             if candidate not in tried:
                 return candidate
         return None
 
     def numbers(self, rows: Sequence[int] | None = None) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Settings as numbers, in the order of configs(), shape (settings, len(NAMES)): what a number is, 0 for None; else the position of a choice.
+        """Return settings as numbers, in the order of configs(), shape (settings, len(NAMES)).
+
+        A dimension in LEAST gives its value (0 for None), any other one the position of the choice.
 
         Args:
             rows: positions in configs(); None is all of them.
@@ -182,7 +184,7 @@ class SearchSpace:
         return np.stack(columns, axis=1)
 
     def numbers_of(self, configs: Sequence[LoaderConfig]) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """The same for settings that need not be in the space; choices that it does not have come after those it has."""
+        """Return the same as `numbers` for settings that need not be in the space; an unknown choice comes after the known ones."""
         made = np.zeros((len(configs), len(NAMES)))
         for row, config in enumerate(configs):
             for index, name in enumerate(NAMES):
@@ -194,7 +196,7 @@ class SearchSpace:
         return made
 
     def rows_near(self, config: LoaderConfig) -> np.ndarray[Any, np.dtype[np.intp]]:
-        """Positions in configs() of the settings that differ from one in a single dimension at most."""
+        """Return the positions in configs() of the settings that differ from `config` in at most one dimension."""
         indices = []
         for name in NAMES:
             value, values = getattr(config, name), self.values(name)
@@ -206,7 +208,7 @@ class SearchSpace:
         return np.array([0.0 if value is None else float(value) for value in values] if name in LEAST else range(len(values)), dtype=float)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON, for `search.json`."""
+        """Return the space as a JSON object for `search.json`."""
         saved: dict[str, Any] = {
             "has_accelerator": self.has_accelerator,
             "defaulted": sorted(self.defaulted),
@@ -222,7 +224,7 @@ class SearchSpace:
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> SearchSpace:
-        """The space that `to_json` wrote; keys of a later version are ignored."""
+        """Return the space in an object that `to_json` made; keys of later versions are ignored."""
         dimensions: dict[str, Dimension] = {
             name: Range(*entry["range"]) if "range" in entry else Choice(tuple(entry["choice"]))
             for name, entry in saved.items()
@@ -235,11 +237,11 @@ class SearchSpace:
             **dimensions,
         )
 
-    # rows of the tables below are settings in the order of configs(), columns are dimensions in the order of NAMES
+    # in the tables below, rows are settings in the order of configs(), and columns are dimensions in the order of NAMES
 
     @cached_property
     def _table(self) -> np.ndarray[Any, np.dtype[np.int32]]:
-        """Index of the value of each dimension, 0 where the dimension does not exist."""
+        """Table of the index of each dimension's value; 0 if the dimension does not exist."""
         lengths = [len(self.values(name)) for name in NAMES]
         grid = np.indices(lengths, dtype=np.int32).reshape(len(NAMES), -1).T
         is_single = np.asarray(self.values("num_workers"))[grid[:, 0]] == 0
@@ -247,7 +249,7 @@ class SearchSpace:
         return np.ascontiguousarray(grid[~(is_spelled_twice | self._is_beyond_epoch(grid))])
 
     def _is_beyond_epoch(self, grid: np.ndarray[Any, np.dtype[np.int32]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Which rows of a table have idle workers, or prefetch more than the epoch where less means the same."""
+        """Return which rows of a table have idle workers, or prefetch more than the epoch although a smaller value does too."""
         beyond = np.zeros(len(grid), dtype=bool)
         workers = np.asarray(self.values("num_workers"))[grid[:, NAMES.index("num_workers")]]
         prefetch = np.asarray(self.values("prefetch_factor"))
@@ -256,19 +258,19 @@ class SearchSpace:
             most = num_batches(self.epoch_samples, size)
             if most is None:
                 continue
-            less = np.where(place > 0, prefetch[place - 1], 0)  # choices ascend: the next smaller one
+            less = np.where(place > 0, prefetch[place - 1], 0)  # choices ascend, so this is the next smaller one
             has_size = grid[:, NAMES.index("batch_size")] == index
             beyond |= has_size & ((workers > self.most_workers(size)) | (less * workers >= most))
         return beyond
 
     @cached_property
     def _is_single(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Which rows have 0 workers."""
+        """Mask of the rows with 0 workers."""
         return np.asarray(np.asarray(self.values("num_workers"))[self._table[:, 0]] == 0)
 
     @cached_property
     def _scaled(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Position in each dimension, 0 to 1."""
+        """Table of the position in each dimension, from 0 to 1."""
         return np.asarray(self._table / [max(len(self.values(name)) - 1, 1) for name in NAMES])
 
     @cached_property
@@ -276,7 +278,7 @@ class SearchSpace:
         return {}
 
     def config_at(self, row: int) -> LoaderConfig:
-        """The setting at a position in configs()."""
+        """Return the setting at a position in configs()."""
         if row not in self._made:
             indices = self._table[row].tolist()
             chosen = {name: self.values(name)[index] for name, index in zip(NAMES, indices, strict=True)}
@@ -284,7 +286,7 @@ class SearchSpace:
         return self._made[row]
 
     def _position(self, config: LoaderConfig) -> list[float]:
-        """Where a setting lies in each dimension, 0 to 1; numbers that are not listed lie between those that are."""
+        """Return a setting's position in each dimension, from 0 to 1; a number that is not listed lies between its listed neighbours."""
         position = []
         for name in NAMES:
             values, value = self.values(name), getattr(config, name)
@@ -299,12 +301,12 @@ class SearchSpace:
 
 
 def num_batches(epoch_samples: int | None, batch_size: int | None) -> int | None:
-    """Batches of an epoch; None where it is not known, as where the workload's own batch sampler decides."""
+    """Return the number of batches in an epoch; None if it is not known, for example if the workload's own batch sampler decides."""
     if not epoch_samples or batch_size is None:
         return None
     return math.ceil(epoch_samples / batch_size)
 
 
 def applicable(config: LoaderConfig) -> tuple[str, ...]:
-    """The dimensions that this setting has."""
+    """Return the names of the dimensions that this setting has."""
     return NAMES if config.num_workers else ALWAYS

@@ -1,1 +1,1 @@
-"""The memory of a search and its proposals; with space/ the only place that imports Optuna."""
+"""The memory of a search, and its proposals for the next setting. Only this room and space/ import Optuna."""

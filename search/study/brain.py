@@ -1,13 +1,13 @@
-"""`Brain`: the Optuna study of one search, which setting comes next and what each one gave.
+"""`Brain`: the Optuna study of one search. It proposes the next setting and keeps the result of each trial.
 
-Every trial is made by one write that holds its setting, origin, kind and run id, so that a crash at any moment leaves
-it waiting, running or told, never half made. One live Brain per study; searches that share a database have a study
-each. Tells are idempotent: a trial that was told once stays as it is.
+In this room, to tell a trial means to report its end to the study, as in Optuna; a told trial has ended. A trial is made by one
+write that contains its setting, origin, kind and run id, so after a crash at any moment it is waiting, running or told, never half
+made. A study has one live Brain at a time; searches that share a database have a study each. Telling a trial twice changes nothing.
 
-Where the meanings differ from Optuna's:
+The meanings differ from Optuna's in three ways:
   - a setting that does not fit the machine is PRUNED with a violated constraint, because TPE learns nothing from FAIL;
-    `counts()` has it as failed;
-  - a trial whose process vanished is FAIL with the attribute "lost": it is not counted and its setting may be drawn;
+    `counts()` counts it as failed;
+  - a trial whose process vanished is FAIL with the attribute "lost": it is not counted, and its setting may be drawn again;
   - a pruned trial's value is its last report; it is never COMPLETE.
 """
 
@@ -42,13 +42,13 @@ __all__ = ["Ask", "Brain", "BrainError", "Counts", "KnownTrial"]
 
 KIND = "search"
 FITS = "fits"
-"""Name of the constraint that a setting violates which does not fit the machine."""
+"""Name of the constraint that is violated by a setting that does not fit the machine."""
 SAMPLER = "sampler"
-"""Origin of the settings that the sampler drew."""
+"""Origin of settings that the sampler drew."""
 
 
 class Brain:
-    """Use `Brain.open`."""
+    """The study of one search; `Brain.open` makes it."""
 
     def __init__(self, storage: BaseStorage, study: optuna.Study, run_id: str, sampler: SnappingSampler) -> None:
         self.study, self.run_id = study, run_id
@@ -70,17 +70,17 @@ class Brain:
         seed: int = 0,
         sampler: str = "gp",
     ) -> Brain:
-        """Open the study, or make it, at a database address or (None) in a journal file.
+        """Open the study in a database or a journal file; make it if it does not exist.
 
         Args:
             storage_url: `sqlite:///FILE` or `postgresql://...`; None for the journal.
-            journal_path: the journal file; not touched when there is an address.
-            study_name: unique in the storage.
-            run_id: marks the trials of this search, the same when it is resumed; None is the study's name.
+            journal_path: the journal file; not used if there is a database.
+            study_name: name of the study, unique in the storage.
+            run_id: marks the trials of this search, also after a resume; None is the study's name.
             space, seed, sampler: see `SnappingSampler`.
 
         Raises:
-            BrainError: the storage cannot be opened, or holds a study of another search space.
+            BrainError: the storage cannot be opened, or the study has another search space.
         """
         storage = open_storage(storage_url, journal_path)
         brain: Brain
@@ -93,18 +93,18 @@ class Brain:
         return (brain := cls(storage, study, run_id or study_name, snapping))
 
     def close(self) -> None:
-        """Give the connections to a database back; the study is not used any more."""
+        """Close the connections to a database; the study must not be used afterwards."""
         close_storage(self._storage)
 
     def enqueue(self, config: LoaderConfig, origin: str) -> bool:
-        """Have a setting measured before anything that is drawn; False when it was tried or waits already."""
+        """Enqueue a setting, to be measured before any drawn setting; return False if it was tried or waits already."""
         if config in self.tried():
             return False
         self.add(TrialState.WAITING, config, origin)
         return True
 
     def ask(self) -> Ask | None:
-        """The next setting: what was enqueued, in that order, else a draw; None when every setting was tried."""
+        """Return the next setting: the first enqueued one, else a drawn one; None if every setting was tried."""
         waiting = min(self._trials.waiting(), key=self._place, default=None)
         if waiting is not None and waiting.config is not None:
             self._start(waiting)
@@ -116,7 +116,7 @@ class Brain:
 
     @property
     def disqualified(self) -> Disqualified:
-        """Settings that repeat data, so that their rates are not to be beaten."""
+        """Settings that repeat data, so other settings need not be faster than they are."""
         return self._sampler.disqualified
 
     @disqualified.setter
@@ -124,25 +124,28 @@ class Brain:
         self._sampler.disqualified = disqualified
 
     def extend(self, config: LoaderConfig) -> SearchSpace | None:
-        """Widen the space where the best setting is on the edge of a default range; None where it is not."""
+        """Extend the search space if the best setting, `config`, is on the edge of a default range; return None if it is not."""
         space = self._sampler.space.extended(config)
         if space is not None:
             self._sampler.widen(space)
         return space
 
     def expectation(self) -> Expectation | None:
-        """The most promising untried setting and what it may gain; None while too little is known, or nothing is left."""
+        """Return the most promising untried setting and its expected gain; None if too little is known, or nothing is left to try."""
         return with_retry(lambda: self._sampler.expectation(copy(self.study), len(self._trials)))
 
     def predict(self, configs: Sequence[LoaderConfig]) -> list[float]:
-        """What settings should give, in items per second, shape (configs,); empty while nothing was measured. No result."""
+        """Return the rates that settings should have, in items per second, shape (configs,); empty while nothing was measured.
+
+        They are expectations for choosing what to try, never results.
+        """
         return with_retry(lambda: self._sampler.predict(copy(self.study), configs))
 
     def report(self, number: int, step: int, value_sps: float, half_width_fraction: float | None = None) -> None:
-        """What a running trial measured in its first `step` windows; a step that was reported already is ignored.
+        """Report the rate of a running trial over its first `step` windows; a step that was reported already is ignored.
 
-        `half_width_fraction` is half of the windows' own 95 % interval (`run_sd_fraction=0`) over the rate; without
-        it the trial is not stopped.
+        `half_width_fraction` is half of the 95 % interval from the windows alone (`run_sd_fraction=0`), as a fraction of the rate;
+        without it the trial is not stopped.
         """
         past = self._open(number)
         if past is None or step <= past.last_step or not math.isfinite(value_sps):
@@ -153,35 +156,35 @@ class Brain:
         past.last_step, past.value_sps = step, value_sps
 
     def should_prune(self, number: int) -> bool:
-        """Whether a running trial can no longer be the best, as of its last report."""
+        """Return whether a running trial can no longer be the best, judged by its last report."""
         past = self._open(number)
         if past is not None and past.last_step in LOOKS:
             return with_retry(lambda: Trial(self.study, past.trial_id).should_prune())
         return False
 
     def tell_complete(self, number: int, value_sps: float, user_attrs: Mapping[str, Any] | None = None) -> None:
-        """A finished measurement. Give `low_sps` (pruner.LOW) among the attributes, else it stops no other trial."""
+        """Tell a trial that was measured to its end. Without the attribute `low_sps` (pruner.LOW) it stops no other trial."""
         if not math.isfinite(value_sps):
             self.tell_failed(number, f"the rate is {value_sps}, not a number")
         elif past := self._open(number):
             self._finish(past, TrialState.COMPLETE, "complete", user_attrs, value_sps)
 
     def tell_pruned(self, number: int, user_attrs: Mapping[str, Any] | None = None) -> None:
-        """A measurement that was stopped early: what was reported stays, as a partial value."""
+        """Tell a trial that was stopped early; its last report remains as its value."""
         if past := self._open(number):
             self._finish(past, TrialState.PRUNED, "pruned", user_attrs)
 
     def tell_failed(
         self, number: int, reason: str, *, infeasible: bool = False, blameless: bool = False, lost: bool = False
     ) -> None:
-        """A trial without a number.
+        """Tell a trial that has no rate.
 
         Args:
-            number: of the trial.
+            number: number of the trial.
             reason: one sentence.
-            infeasible: the setting does not fit the machine's memory or limits; its neighbours are avoided.
-            blameless: the machine's fault; the setting may be drawn again, once.
-            lost: nobody knows how it ended; not counted, and the setting may be drawn again.
+            infeasible: whether the setting does not fit the machine's memory or limits; larger settings are then avoided.
+            blameless: whether the failure is the machine's fault; the setting may then be drawn once more.
+            lost: whether it is not known how the trial ended; it is then not counted, and its setting may be drawn again.
         """
         past = self._open(number)
         if past is None:
@@ -193,7 +196,11 @@ class Brain:
         self._finish(past, state, "lost" if lost else "failed", attrs, is_blameless=blameless)
 
     def give_up(self, number: int, reason: str) -> LoaderConfig | None:
-        """A running trial that nobody measures any more: its setting waits anew, in its old place; None if it did."""
+        """Enqueue the setting of a running trial that is no longer measured, at its old place, and mark the trial as lost.
+
+        Returns:
+            The setting; None if the trial has ended or its setting was enqueued again before.
+        """
         past = self._open(number)
         if past is None:
             return None
@@ -205,35 +212,35 @@ class Brain:
         return requeued
 
     def _place(self, past: KnownTrial) -> int:
-        """The number under which a setting was first asked for: what was interrupted is not put at the end."""
+        """Return the number of the first trial with this setting, so that an interrupted trial keeps its place in the queue."""
         while past.requeue_of is not None:
             past = self._trials[past.requeue_of]
         return past.number
 
     def counts(self) -> Counts:
-        """How many trials are in which state."""
+        """Return how many trials are in each state."""
         return self._trials.counts()
 
     def history(self) -> list[KnownTrial]:
-        """Every trial, in order of its number."""
+        """Return all trials, in order of their numbers."""
         return self._trials.all()
 
     def waiting(self) -> list[LoaderConfig]:
-        """The settings that were enqueued and are not measured yet."""
+        """Return the settings that are enqueued and not yet running."""
         return [past.config for past in self._trials.waiting() if past.config is not None]
 
     def tried(self) -> AbstractSet[LoaderConfig]:
-        """Settings that are not drawn again: waiting, running and told ones. It changes with the study."""
+        """Return the settings that are not drawn again: waiting, running and told ones. The set changes with the study."""
         return self._trials.tried
 
     def forget(self, past: KnownTrial) -> None:
-        """Nobody knows any more how a told trial ended: it is not counted, and its setting may be drawn again."""
+        """Treat a told trial as lost, because its record is gone: it is not counted, and its setting may be drawn again."""
         self._trials.move(past, "lost")
 
     def add(
         self, state: TrialState, config: LoaderConfig | None, origin: str, attrs: Mapping[str, Any] | None = None
     ) -> KnownTrial:
-        """Make a trial by one write; values outside the space are left out of its parameters, not of its config."""
+        """Make a trial by one write; values outside the search space are left out of its parameters, but not of its config."""
         known: dict[str, Any] = {"origin": origin, "kind": KIND, "run_id": self.run_id}
         distributions = self._sampler.distributions(config) if config else {}
         template = create_trial(
@@ -243,10 +250,10 @@ class Brain:
             user_attrs=known | ({"config": config.to_dict()} if config else {}) | dict(attrs or {}),
         )
         trial_id = with_retry(lambda: self._storage.create_new_trial(self._study_id, template))
-        made = template  # as it was written: a database would need half a dozen queries to give it back
+        made = template  # reading the trial back from a database would take half a dozen queries
         made._trial_id = trial_id
         made.number = with_retry(lambda: self._storage.get_trial_number_from_id(trial_id))
-        if made.number != len(self._trials):  # a write that was repeated had succeeded after all
+        if made.number != len(self._trials):  # with_retry repeated a write that had succeeded, so there are two trials
             for frozen in self.study.get_trials(deepcopy=False)[len(self._trials) : made.number]:
                 self._remember(frozen)
         return self._remember(made)
@@ -269,13 +276,13 @@ class Brain:
         return past
 
     def _open(self, number: int) -> KnownTrial | None:
-        """The trial, running, when it is not told yet."""
+        """Return the trial if it is not told yet, after starting it if it waits; None if it is told."""
         if not 0 <= number < len(self._trials):
             raise BrainError(f"the study {self.study.study_name} has no trial {number}")
         past = self._trials[number]
         if not past.is_open:
             return None
-        if past.state == "waiting":  # a record of a trial whose start was forgotten
+        if past.state == "waiting":  # a trial with a record must have run, but the study lost its start
             self._start(past)
         return past
 

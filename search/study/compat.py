@@ -1,6 +1,6 @@
 """The differences between the supported versions of Optuna, in one place.
 
-Each entry names the version at which it can go: when pyproject.toml no longer allows an older one.
+Each function names the version of Optuna at which it can be removed: when pyproject.toml allows no older one.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial
 
 PREFIX = "constraints:"
-"""What Optuna 5 puts before a constraint's name among a trial's system attributes."""
+"""Prefix that Optuna 5 gives the name of a constraint among a trial's system attributes."""
 
 
 def constraints(trial: FrozenTrial) -> dict[str, float]:
     """Return the constraints of a trial by name; a value above 0 is violated.
 
-    Goes with Optuna 5 as the oldest: `FrozenTrial.constraints`.
+    When Optuna 5 is the oldest supported version, use `FrozenTrial.constraints` instead.
     """
     return {name.removeprefix(PREFIX): value for name, value in trial.system_attrs.items() if name.startswith(PREFIX)}
 
 
 def set_constraint(study: Study, storage: BaseStorage, trial_id: int, name: str, value: float) -> None:
-    """Set a constraint of a running trial as Optuna 5 does, so that either version carries the other's study on.
+    """Set a constraint of a running trial as Optuna 5 does, so that each version can continue a study of the other.
 
-    TPESampler reads it from Optuna 5 on. Optuna 4 ranks such a trial among the pruned ones, by its last report.
+    The TPESampler of Optuna 5 reads it. Optuna 4 ranks such a trial among the pruned ones, by its last report.
 
-    Goes with Optuna 5 as the oldest: `Trial.set_constraint`.
+    When Optuna 5 is the oldest supported version, use `Trial.set_constraint` instead.
     """
     if hasattr(Trial, "set_constraint"):
         Trial(study, trial_id).set_constraint(name, value)
@@ -38,12 +38,12 @@ def set_constraint(study: Study, storage: BaseStorage, trial_id: int, name: str,
 
 
 def tpe_sampler(seed: int) -> TPESampler:
-    """Return the sampler that draws all dimensions together.
+    """Return a TPESampler that draws all dimensions together.
 
-    Goes with Optuna 5 as the oldest: Optuna 4 warns that `multivariate` is experimental.
+    Optuna 4 warns that `multivariate` is experimental. Remove the function when Optuna 5 is the oldest supported version.
     """
     from optuna.exceptions import ExperimentalWarning
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        # constant_liar would write to a trial that does not exist yet; running settings are in `tried` instead
+        # constant_liar would write to a trial that does not exist yet; the running settings are in `tried` instead
         return TPESampler(seed=seed, multivariate=True, constant_liar=False)

@@ -1,6 +1,6 @@
-"""Which untried setting is expected to raise the best rate most, from a study's trials: the `gp` sampler's draw.
+"""The draw of the `gp` sampler: the untried setting that is expected to raise the best rate most, judged by a study's trials.
 
-The same trials give the same draw. Settings that did not fit the machine rule out those that keep as many items in
+The same trials give the same draw. A setting that did not fit the machine rules out all settings that keep as many items in
 flight.
 """
 
@@ -24,24 +24,24 @@ from feedrate.search.study.surrogate import Settings, Surrogate
 from feedrate.trainables.config import LoaderConfig
 
 LEAST_OBSERVED = 2
-"""Rates from which the best one may be judged."""
+"""Least number of measured rates for an expectation."""
 LEAST_TO_DRAW = 3
-"""Rates from which a setting is drawn; before, any is as good."""
+"""Least number of measured rates for a draw by expected gain; with fewer, settings are drawn at random."""
 MAX_ROWS = 2000
-"""Settings of the space that are looked at in one draw; of a larger space those beside the best ones, and others at random."""
+"""Largest number of settings that one draw considers. From a larger space it takes this many at random, and the neighbours of the best."""
 MAX_OBSERVED = 60
-"""Trials that are looked at, half of them the best and half the latest: solving for them is cubic in their number."""
+"""Largest number of trials that the model uses, half of them the best and half the latest; its cost is cubic in their number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """What to try next."""
+    """The setting to try next, and what it is expected to gain."""
 
     config: LoaderConfig
     gain_fraction: float
-    """By how much it is expected to raise the best rate."""
+    """Expected increase of the best rate, as a fraction."""
     surely_sps: float
-    """The best rate so far as the model sees it, less one standard deviation: the highest reading may be lucky."""
+    """The model's estimate of the best rate so far, less one standard deviation, because the highest measured rate may be luck."""
 
 
 def most_promising(
@@ -52,27 +52,27 @@ def most_promising(
     seed: int,
     disqualified: Disqualified = NOTHING,
 ) -> Expectation | None:
-    """The untried setting with the highest expected gain.
+    """Return the untried setting with the highest expected gain.
 
     Args:
-        space: what may be tried.
-        observed: what the study's trials gave.
+        space: the settings that may be tried.
+        observed: the rates of the study's trials.
         tried: settings that must not be drawn.
-        seed: of the choice where the space is too large to look at all of it.
-        disqualified: settings that repeat data, whose rates are not to be beaten.
+        seed: seed of the random choice of settings to consider, if the space is too large to consider all.
+        disqualified: settings that repeat data, so others need not be faster than they are.
 
     Returns:
-        None while there are too few trials to learn from, or where nothing is left.
+        The setting and its expected gain; None if there are too few trials to learn from, or nothing is left to try.
     """
     if len(observed) < LEAST_OBSERVED:
         return None
-    # matrices of 60 rows: a second thread of the BLAS doubles the processor time and saves none
+    # the matrices have at most MAX_OBSERVED rows: a second BLAS thread doubles the processor time and saves no wall time
     with _blas().limit(limits=1, user_api="blas"):
         return _most_promising(space, observed, tried, seed, disqualified)
 
 
 def predicted_sps(space: SearchSpace, observed: Observed, configs: Sequence[LoaderConfig]) -> list[float]:
-    """What the model of loading expects of settings, in items per second, shape (configs,); empty while no rate is known."""
+    """Return the rates that the model of loading expects, in items per second, shape (configs,); empty while no rate is known."""
     if not len(observed) or not configs:
         return []
     seen = observed.latest_and_best(MAX_OBSERVED)
@@ -82,7 +82,7 @@ def predicted_sps(space: SearchSpace, observed: Observed, configs: Sequence[Load
 
 
 def _model(seen: Sequence[Seen], settings: Settings, observed: Observed) -> RateModel:
-    """Fitted to the rates that were seen of these settings."""
+    """Return the model of loading, fitted to the measured rates of these settings."""
     return fit_model(
         settings.num_workers.astype(int).tolist(),
         settings.batch_size.astype(int).tolist(),
@@ -95,7 +95,7 @@ def _model(seen: Sequence[Seen], settings: Settings, observed: Observed) -> Rate
 
 @cache
 def _blas() -> ThreadpoolController:
-    return ThreadpoolController()  # looks through all libraries of the process, once
+    return ThreadpoolController()  # cached, because it searches all libraries of the process
 
 
 def _most_promising(
@@ -120,7 +120,7 @@ def _most_promising(
 
 
 def _rows(space: SearchSpace, configs: Sequence[LoaderConfig], log_sps: Any, seed: int) -> Any:
-    """Positions of the settings to look at."""
+    """Return the positions in the space of the settings to consider."""
     size = space.size()
     if size <= MAX_ROWS:
         return np.arange(size)
@@ -132,7 +132,7 @@ def _rows(space: SearchSpace, configs: Sequence[LoaderConfig], log_sps: Any, see
 
 
 def _settings(space: SearchSpace, numbers: Any) -> Settings:
-    """Numbers of `SearchSpace.numbers` as features: a difference of 1 is one that may matter."""
+    """Turn the numbers of `SearchSpace.numbers` into features, scaled so that a difference of 1 may matter for the rate."""
     column = {name: numbers[:, index] for index, name in enumerate(NAMES)}
     workers, prefetch = column["num_workers"], column["prefetch_factor"]
     main = [0.7 * np.log2(1 + workers), 1.0 * (workers == 0), 0.5 * np.log2(np.maximum(column["batch_size"], 1))]
@@ -146,7 +146,7 @@ def _settings(space: SearchSpace, numbers: Any) -> Settings:
 
 
 def _does_not_fit(space: SearchSpace, numbers: Any, too_large: Sequence[LoaderConfig]) -> Any:
-    """Which settings keep as many items in flight as one that did not fit the machine."""
+    """Return which settings keep at least as many items in flight as a setting that did not fit the machine."""
     return _in_flight(numbers) >= min(_in_flight(space.numbers_of(too_large)), default=math.inf)
 
 

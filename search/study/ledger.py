@@ -1,7 +1,7 @@
-"""`Ledger`: a study's trials as the brain remembers them, and what is counted over all of them, kept up to date.
+"""`Ledger`: a study's trials in the memory of the brain, with counts and the set of tried settings, kept up to date.
 
-A search asks for the counts and for the settings it has tried before every trial; walking through all trials each time
-would make the thousandth trial dearer than the first. Nothing here is written anywhere: the storage has it.
+A search needs the counts and the tried settings before every trial. Going through all trials each time would make the thousandth
+trial more expensive than the first. The ledger writes nothing: the storage keeps the trials.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from feedrate.trainables.config import LoaderConfig
 
 
 class Ledger:
-    """Trials in the order of their numbers. Change a trial's state with `move` alone.
+    """Trials in the order of their numbers. Only `move` may change a trial's state.
 
     Args:
-        fold: the setting of the search space that means the same as one (`SearchSpace.fold`): it counts as tried too.
+        fold: returns the equivalent setting of the search space (`SearchSpace.fold`), which counts as tried too.
     """
 
     def __init__(self, fold: Callable[[LoaderConfig], LoaderConfig] = lambda config: config) -> None:
@@ -36,11 +36,11 @@ class Ledger:
         return self._trials[number]
 
     def all(self) -> list[KnownTrial]:
-        """Every trial, in order of its number."""
+        """Return all trials, in order of their numbers."""
         return list(self._trials)
 
     def append(self, past: KnownTrial) -> None:
-        """A trial more; its number is the ledger's length."""
+        """Add a trial; its number must be the ledger's length."""
         self._trials.append(past)
         self._enter(past, 1)
 
@@ -52,7 +52,7 @@ class Ledger:
         self._enter(past, 1)
 
     def counts(self) -> Counts:
-        """How many trials are in which state."""
+        """Return how many trials are in each state."""
         return Counts(**self._states)
 
     @property
@@ -61,7 +61,7 @@ class Ledger:
         return self._tried
 
     def waiting(self) -> list[KnownTrial]:
-        """The trials that nobody measures yet, in order of their numbers."""
+        """Return the trials that do not run yet, in order of their numbers."""
         return [self._waiting[number] for number in sorted(self._waiting)]
 
     def _enter(self, past: KnownTrial, sign: int) -> None:
@@ -72,7 +72,7 @@ class Ledger:
             self._waiting.pop(past.number, None)
         if past.config is None or past.state == "lost":
             return
-        # a setting is tried by one trial, or by two that failed through no fault of its own
+        # one trial makes a setting tried, or two trials that failed through no fault of the setting
         for config in {past.config, self._fold(past.config)}:
             self._uses[config] += sign * (1 if past.is_blameless else 2)
             if self._uses[config] >= 2:

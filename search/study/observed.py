@@ -1,4 +1,4 @@
-"""`Observed`: what the finished trials of a study say about rates, each of them looked at once, as it never changes again."""
+"""`Observed`: the rates of a study's finished trials. Each trial is read once, because a finished trial never changes."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from feedrate.search.study.pruner import HALF_WIDTH, LOW
 from feedrate.trainables.config import LoaderConfig
 
 STEP_ONLY = "step_only_sps"
-"""User attribute: items per second of the training step alone at this batch size, where nothing disturbed it."""
+"""User attribute: items per second of the training step alone at this batch size; absent if something disturbed it."""
 CPU_ITEM = "cpu_item_s"
-"""User attribute: CPU seconds of trainer and workers for an item."""
+"""User attribute: CPU seconds of training process and workers per item."""
 CHANGING = "still_changing"
-"""User attribute: the rate had not stopped changing when the trial ended, so that it is known badly."""
+"""User attribute: the rate was still changing when the trial ended, so it is not known precisely."""
 NUM_CPUS = "num_cpus"
-"""User attribute: CPUs the trial could use."""
+"""User attribute: CPUs that the trial could use."""
 UNSURE_SD = 0.05
-"""Of a trial that was stopped and says nothing about its own interval."""
+"""Standard deviation, as a fraction, of a rate without a known interval."""
 MOST_SD = 0.15
-"""Readings of few windows differed by so much from one fresh start to the next (analysis/estimate.py), however wide their intervals are."""
+"""Largest standard deviation of log(rate), however wide an interval is: measurements with few windows differed by this much from one
+fresh start to the next (analysis/estimate.py)."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Seen:
-    """The rate that one trial gave."""
+    """The rate of one trial."""
 
     number: int
     config: LoaderConfig
@@ -44,7 +45,7 @@ class Seen:
 
 
 class Observed:
-    """Grows with the study."""
+    """The rates of a study's finished trials, with what else the model of loading needs. It grows with the study."""
 
     def __init__(self) -> None:
         self._num_known = 0
@@ -53,7 +54,7 @@ class Observed:
         self._ceilings = Ceilings()
         self._cpu_item_s: list[float] = []
         self.num_cpus: int | None = None
-        """CPUs of a trial; None where no trial says."""
+        """CPUs that a trial could use; None if no trial reports it."""
         self.too_large: list[LoaderConfig] = []
         """Settings that did not fit the machine."""
 
@@ -62,11 +63,11 @@ class Observed:
 
     @property
     def num_finished(self) -> int:
-        """Trials taken in, those without a rate among them."""
+        """Number of finished trials that were read, including those without a rate."""
         return self._num_known - len(self._open)
 
     def learn(self, trials: Sequence[FrozenTrial]) -> None:
-        """Take in the trials, all of the study in order, that finished since the last time."""
+        """Read the trials that finished since the last call; `trials` are all trials of the study, in order."""
         numbers = [*self._open, *range(self._num_known, len(trials))]
         self._num_known, self._open = len(trials), []
         for number in numbers:
@@ -77,18 +78,18 @@ class Observed:
                 self._open.append(number)
 
     def latest_and_best(self, most: int) -> list[Seen]:
-        """At most so many of the rates, in order: half of them the latest ones, half the highest before those."""
+        """Return at most `most` rates: half of them are the latest ones, the other half the highest among the earlier ones."""
         if len(self._seen) <= most:
             return list(self._seen)
         late, early = self._seen[-most // 2 :], self._seen[: -most // 2]
         return heapq.nlargest(most // 2, early, key=lambda each: each.log_sps) + late
 
     def cpu_item_s(self) -> float | None:
-        """Median CPU seconds for an item; None where no trial says."""
+        """Return the median of the CPU seconds per item; None if no trial reports them."""
         return float(np.median(self._cpu_item_s)) if self._cpu_item_s else None
 
     def ceilings(self) -> dict[int, float]:
-        """Batch size (0 for none) -> items per second of the training step alone; infinite where something trained faster."""
+        """Return batch size (0 for none) -> items per second of the training step alone; infinite if a setting trained faster."""
         return {size or 0: self._ceilings.at(size) or math.inf for size in self._ceilings.timed}
 
     def _take(self, number: int, trial: FrozenTrial) -> None:
@@ -112,7 +113,7 @@ class Observed:
 
 
 def _rate(trial: FrozenTrial, attrs: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Items per second and their standard deviation as a fraction; None where the trial has no rate."""
+    """Return items per second and their standard deviation as a fraction; None if the trial has no rate."""
     if trial.state == TrialState.COMPLETE and trial.value is not None:
         sps, low = trial.value, attrs.get(LOW)
         sd = UNSURE_SD if low is None else (1 - low / sps) / 1.96

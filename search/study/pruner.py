@@ -1,12 +1,12 @@
-"""`ConfidencePruner`: stops a trial when, run-to-run noise included, it cannot be the best.
+"""`ConfidencePruner`: stops a trial that cannot be the best, even with the run-to-run spread taken into account.
 
-A trial is stopped when the upper bound of its rate lies below the highest lower bound of a completed trial
-(MEASURING.md 3.2). The bounds contain the run-to-run spread, which a trial's own windows cannot show: without it, one
-search in twenty would throw its best setting away. It looks only at a few fixed numbers of windows, because a rule
-that may strike after every window strikes too often by chance.
+A trial is stopped if the upper bound of its rate lies below the highest lower bound of a completed trial. The bounds include
+the run-to-run spread, which a trial's own windows cannot show: without it, one search in twenty would discard its best setting. The
+rule is applied only after a few fixed numbers of windows, because a rule that is tested after every window stops too many trials by
+chance.
 
-Where the meanings differ from Optuna's pruners: a step is a number of windows of a steady rate, not progress along a
-learning curve; the incumbent is the highest lower bound, not the highest value.
+The meanings differ from those of Optuna's pruners: a step is a number of windows of a steady rate, not progress along a
+learning curve; a trial is compared with the highest lower bound, not with the highest value.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from feedrate.analysis.estimate import RUN_SD_FRACTION
 from feedrate.search.options import LOOKS
 
 LOW = "low_sps"
-"""User attribute of a completed trial: lower end of its 95 % interval, run-to-run spread included."""
+"""User attribute of a completed trial: lower end of its 95 % interval, which includes the run-to-run spread."""
 HALF_WIDTH = "half_width_fraction"
-"""User attribute of a running trial: half of its windows' own 95 % interval, as a fraction of the rate."""
+"""User attribute of a running trial: half of the 95 % interval from its windows alone, as a fraction of the rate."""
 BASELINE = "baseline"
-"""Origin whose trial is never stopped: everything is compared with it."""
+"""Origin of baselines, which are never stopped because every setting is compared with them."""
 MANY_SETTINGS = 20
 
 
 class ConfidencePruner(BasePruner):
-    """Prunes by confidence bound; for studies that maximise a rate.
+    """An Optuna pruner that compares confidence bounds; for studies that maximise a rate.
 
     Args:
         run_sd_fraction: run-to-run standard deviation of one setting, as a fraction of its rate.
@@ -49,6 +49,6 @@ class ConfidencePruner(BasePruner):
         lows = [other.user_attrs[LOW] for other in complete if LOW in other.user_attrs]
         if not lows:
             return False
-        z = 2.6 if len(told) > MANY_SETTINGS else 2.0  # more comparisons, more chances to be wrong once
+        z = 2.6 if len(told) > MANY_SETTINGS else 2.0  # with more comparisons, one of them is more likely to be wrong
         spread = math.hypot(half_width_fraction / 1.96, self._run_sd_fraction)
         return bool(trial.intermediate_values[step] * (1 + z * spread) < max(lows))

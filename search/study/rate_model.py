@@ -1,14 +1,14 @@
-"""What a loader's rate should be from how loading works: a few parameters, fitted to what was measured. NumPy only.
+"""A model of the rate of a loader: a few parameters, fitted to the measured rates. Imports NumPy only.
 
-MEASURING.md 4: workers load side by side until the CPUs or the training step are the limit. Used to choose what to
-try, never to report: under contention it is 10 to 20 % too high.
+Workers load in parallel until the CPUs or the training step are the limit. The model is used to choose what to try, never to
+report a rate: if processes compete for CPUs, it is 10 to 20 % too high.
 
     without workers     1 / (s + x)
     with W workers      softmin(W / s,  cores / c,  1 / x)
 
-    s   seconds one worker takes for an item        fitted
-    c   CPU seconds of trainer and workers an item  measured, times a fitted efficiency
-    x   seconds of the training step an item        measured at each batch size, alone
+    s   seconds that one worker takes per item                  fitted
+    c   CPU seconds of training process and workers per item    measured, times a fitted efficiency
+    x   seconds of the training step alone per item             measured at each batch size
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 SHARPNESS = 4.0
-"""Of the bend where one limit gives way to another; between that of random and of regular loading times."""
-_EFFICIENCY = np.array([0.9, 1.0, 0.8, 1.1, 0.7, 1.2, 0.6, 1.3, 0.5, 0.4])  # of equals the first, while nothing shows it
+"""Exponent of the softmin: how sharply one limit gives way to another. It lies between that of random and of regular loading times."""
+_EFFICIENCY = np.array([0.9, 1.0, 0.8, 1.1, 0.7, 1.2, 0.6, 1.3, 0.5, 0.4])  # if several fit equally well, the first one is taken
 _ITEM_S = np.geomspace(1e-6, 10.0, 141)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RateModel:
-    """Rates of settings in items per second.
+    """The fitted model, which gives the rate of any setting in items per second.
 
     Attributes:
-        item_s: seconds one worker takes for an item.
-        cap_sps: what the CPUs allow, training included; infinite where it is not known.
+        item_s: seconds that one worker takes per item.
+        cap_sps: rate that the CPUs allow for loading and training together; infinite if it is not known.
         ceilings: batch size (0 for none) -> items per second of the training step alone.
     """
 
@@ -41,16 +41,16 @@ class RateModel:
     ceilings: Mapping[int, float]
 
     def log_rate(self, num_workers: Array, batch_size: Array) -> Array:
-        """log(items per second), shape as the arguments'."""
+        """Return log(items per second), with the shape of the arguments."""
         parameters = np.array([self.item_s]), np.array([self.cap_sps])
         return np.asarray(_log_rate(*parameters, self.ceiling(batch_size), num_workers)[0])
 
     def ceiling(self, batch_size: Array) -> Array:
-        """Items per second of the training step alone; that of the nearest batch size where it is not known."""
+        """Return items per second of the training step alone; if it is not known at a batch size, that of the nearest known one."""
         return _ceiling(self.ceilings, batch_size)
 
     def known_ceiling(self, batch_size: Array) -> Array:
-        """The same, and infinite where it is not known."""
+        """Return items per second of the training step alone; infinite at batch sizes at which it is not known."""
         return np.array([self.ceilings.get(int(size), np.inf) for size in batch_size])
 
 
@@ -62,14 +62,14 @@ def fit_model(
     cpu_item_s: float | None,
     num_cpus: int | None,
 ) -> RateModel:
-    """The parameters with the least squared error of log(rate) over a grid of them.
+    """Return the model whose parameters, from a grid, have the least squared error of log(rate).
 
     Args:
-        num_workers, batch_size: of the settings measured, 0 where the batch size is not known, shape (settings,).
+        num_workers, batch_size: of the measured settings, shape (settings,); a batch size that is not known is 0.
         log_sps: log of their rates, shape (settings,).
         ceilings: as in RateModel.
-        cpu_item_s: CPU seconds of trainer and workers for an item; None where it is not known.
-        num_cpus: CPUs a trial may use.
+        cpu_item_s: CPU seconds of training process and workers per item; None if it is not known.
+        num_cpus: CPUs that a trial may use; None if it is not known.
     """
     caps = np.array([np.inf])
     if cpu_item_s and num_cpus:
@@ -83,7 +83,7 @@ def fit_model(
 
 
 def _log_rate(item_s: Array, cap_sps: Array, ceiling_sps: Array, num_workers: Array) -> Array:
-    """Shape (parameters, settings)."""
+    """Return log(items per second), shape (parameters, settings)."""
     step_s = 1 / ceiling_sps
     alone = -np.log(item_s[:, None] + step_s[None, :])
     loading = np.maximum(num_workers, 1.0)[None, :] / item_s[:, None]

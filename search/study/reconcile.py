@@ -1,11 +1,11 @@
-"""Brings a study up to the records of `trials.jsonl`: what a crash kept from being told, or took from the study.
+"""Bring a study up to date with the records of `trials.jsonl` after a crash or the loss of a disk.
 
-Order of truth: a record is written before the study is told (DESIGN.md 1), so that after a crash
-  - a running trial with a record is told what the record says;
-  - a running trial without one is lost: its setting is enqueued as a new trial, then it is marked;
-  - a record that the study has no trial for (its journal was lost) is added under its own number;
-  - a told trial without a record (the disk was lost, the study is in a database) is measured again under a new number.
-A crash inside reconcile leaves work that the next one finishes; doing it twice changes nothing.
+A record is written before its result is told (reported) to the study, so the records have priority:
+  - a running trial with a record is told the result in the record;
+  - a running trial without a record is lost: its setting is enqueued as a new trial, then the old one is marked as lost;
+  - if the study has no trial for a record (its journal was lost), the trial is added under the record's number;
+  - a told trial without a record (the disk was lost, but the study is in a database) is measured again under a new number.
+If reconcile itself crashes, the next call finishes the work; doing it twice changes nothing.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ BLAMELESS = ("supervisor-died",)
 
 
 def reconcile(brain: Brain, records: Iterable[Mapping[str, Any]], objective: str = "epoch") -> Reconciled:
-    """Tell the study what it does not know; see the module's first lines.
+    """Tell the study the results that it does not know, as the module's docstring describes.
 
     Args:
-        brain: of this study; trials of other run ids are left alone.
-        records: of the run folder, other studies and kinds among them; of several attempts the last counts.
+        brain: the study; trials with other run ids stay as they are.
+        records: the records of the run folder. Those of other studies and kinds are ignored; of several attempts the last counts.
         objective: "epoch" or "steady".
     """
     name = brain.study.study_name
@@ -43,7 +43,7 @@ def reconcile(brain: Brain, records: Iterable[Mapping[str, Any]], objective: str
     for number in sorted(mine):
         while len(brain.history()) <= number:
             _add_missing(brain, mine.get(len(brain.history())))
-        if brain.history()[number].is_open and not mine[number].get("retried"):  # else no other host had tried it yet
+        if brain.history()[number].is_open and not mine[number].get("retried"):  # a retried trial waits for another host
             tell_record(brain, mine[number], objective)
             num_told += 1
     _measure_again(brain, mine)
@@ -51,7 +51,7 @@ def reconcile(brain: Brain, records: Iterable[Mapping[str, Any]], objective: str
 
 
 def _measure_again(brain: Brain, mine: Mapping[int, Any]) -> None:
-    """A trial that a database knows and no record tells of: the disk with the record was lost, and its setting waits anew."""
+    """Enqueue the settings of told trials without a record again: the study is in a database, and the disk with the records was lost."""
     for past in brain.history():
         if past.run_id == brain.run_id and past.number not in mine and past.state in ("complete", "pruned", "failed"):
             brain.forget(past)
@@ -60,7 +60,7 @@ def _measure_again(brain: Brain, mine: Mapping[int, Any]) -> None:
 
 
 def tell_record(brain: Brain, record: Mapping[str, Any], objective: str) -> None:
-    """Tell the study one record, as a live search does after writing it."""
+    """Tell the study the result in one record, as a running search does after it has written the record."""
     number, rate = record["number"], record_rate(dict(record), objective)
     outcome = status(dict(record))
     if outcome == "failed" or rate is None:
@@ -68,7 +68,7 @@ def tell_record(brain: Brain, record: Mapping[str, Any], objective: str) -> None
         reason = record.get("failure_message") or "nothing was measured"
         brain.tell_failed(number, reason, infeasible=kind in INFEASIBLE, blameless=kind in BLAMELESS)
     elif outcome == "complete":
-        # not by a rate of a setting that cannot be the answer
+        # without LOW, a setting that cannot be the answer does not stop other trials
         stops_others = brain.disqualified.allows(record["num_workers"], record["persistent_workers"])
         brain.tell_complete(number, rate.sps, _facts(record, objective) | ({LOW: rate.low_sps} if stops_others else {}))
     else:
@@ -77,7 +77,7 @@ def tell_record(brain: Brain, record: Mapping[str, Any], objective: str) -> None
 
 
 def _facts(record: Mapping[str, Any], objective: str) -> dict[str, Any]:
-    """What the model of loading goes by (expectation.py), and what people look for in a dashboard."""
+    """Return the attributes that the model of loading uses (expectation.py), and those that people look for in a dashboard."""
     facts: dict[str, Any] = {"wait_fraction": wait_fraction(dict(record))} if record.get("window_wait_s") else {}
     if (step_only := step_only_sps(dict(record))) is not None and not is_disturbed(record):
         facts[STEP_ONLY] = step_only
@@ -90,7 +90,7 @@ def _facts(record: Mapping[str, Any], objective: str) -> dict[str, Any]:
 
 
 def _add_missing(brain: Brain, record: Mapping[str, Any] | None) -> None:
-    """Make the next trial number: what was measured under it, or a place holder that keeps later numbers right."""
+    """Add the study's next trial from its record; without a record add a placeholder, so that later trials keep their numbers."""
     if record is None:
         brain.add(TrialState.FAIL, None, "sampler", {"lost": True})
     else:

@@ -1,12 +1,12 @@
-"""`SnappingSampler`: draws whole settings, by expected gain or with Optuna's samplers, none of them twice.
+"""`SnappingSampler`: draws whole settings, by expected gain or with Optuna's samplers, and none of them twice.
 
-Where the meanings differ from a plain TPESampler:
-  - a setting is drawn at once, made canonical and moved *before* Optuna records it, so that the study holds what was
-    measured and never the same setting twice;
-  - the draw for trial number n depends on (seed, n, history) alone: a restarted search, or the same measurements
-    replayed, gets the same suggestions;
+It differs from a plain TPESampler in three ways:
+  - all dimensions of a setting are drawn at once. The setting is then made canonical and moved to the nearest untried one, *before*
+    Optuna records it, so the study contains what was measured and never the same setting twice;
+  - the draw for trial number n depends only on (seed, n, history): a restarted search, or a replay of the same measurements,
+    gets the same suggestions;
   - dimensions that exist only with workers are drawn from the trials that had workers. TPESampler(group=True) would
-    decompose the space alike, but keeps the ranges of the first trial for ever, so that a range cannot be extended.
+    divide the space in the same way, but it keeps the ranges of the first trial for ever, so a range could not be extended.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ KINDS = ("gp", "tpe", "random")
 
 
 class SpaceExhaustedError(Exception):
-    """Every setting of the space was tried."""
+    """An error: every setting of the space was tried."""
 
 
 class SnappingSampler(BaseSampler):
     """An Optuna sampler over one search space.
 
     Args:
-        space: what may be drawn.
-        seed: of all draws.
+        space: the settings that may be drawn.
+        seed: seed of all draws.
         kind: "gp" (expectation.py), "tpe" or "random".
-        tried: the settings that must not be drawn again.
+        tried: returns the settings that must not be drawn again.
     """
 
     def __init__(
@@ -58,21 +58,21 @@ class SnappingSampler(BaseSampler):
         self._kind = kind
         self._tried = tried
         self.disqualified = NOTHING
-        """Settings that repeat data, so that their rates are not to be beaten; set by the search."""
+        """Settings that repeat data, so others need not be faster than they are; set by the search."""
         self._observed = Observed()
         self._expected: tuple[tuple[int, int], Expectation | None] | None = None
 
     @property
     def space(self) -> SearchSpace:
-        """What may be drawn."""
+        """The search space: the settings that may be drawn."""
         return self._space
 
     def widen(self, space: SearchSpace) -> None:
-        """Draw from a wider space from now on; its choices are the same, its ranges contain the old ones."""
+        """Draw from a wider space from now on; it has the same choices, and its ranges contain the old ones."""
         self._space, self._distributions, self._expected = space, to_optuna(space), None
 
     def expectation(self, study: Study, number: int) -> Expectation | None:
-        """The most promising setting for a trial number, and what it may gain; None while there is too little to go by."""
+        """Return the most promising setting for a trial number, and its expected gain; None while too little is known."""
         self._observed.learn(study.get_trials(deepcopy=False))
         told = self._observed.num_finished
         if self._expected is None or self._expected[0] != (number, told):
@@ -84,31 +84,31 @@ class SnappingSampler(BaseSampler):
         return self._expected[1]
 
     def predict(self, study: Study, configs: Sequence[LoaderConfig]) -> list[float]:
-        """Items per second that the model of loading expects of settings; empty while no rate is known."""
+        """Return the items per second that the model of loading expects of settings; empty while no rate is known."""
         self._observed.learn(study.get_trials(deepcopy=False))
         return predicted_sps(self._space, self._observed, configs)
 
     def draw(self, study: Study, number: int) -> LoaderConfig | None:
-        """The setting of a trial number; None when every setting was tried. Writes nothing to the study."""
-        study = copy(study)  # has no cached trials yet: Optuna renews its cache only in ask and tell of the same thread
+        """Return the setting for a trial number; None if every setting was tried. Writes nothing to the study."""
+        study = copy(study)  # a copy has no cached trials; Optuna renews its cache only in ask and tell of the same thread
         if self._kind == "gp" and (expected := self.expectation(study, number)) is not None and len(self._observed) >= LEAST_TO_DRAW:
             return expected.config
         inner = self._inner(number)
         drawn = self._draw_group(inner, study, ALWAYS)
         if drawn["num_workers"]:
-            # all dimensions again, from the trials that had workers: how much to prefetch depends on how many there are
+            # draw all dimensions again, from the trials that had workers: the best prefetch_factor depends on num_workers
             drawn = self._draw_group(inner, study, NAMES)
         return self._space.nearest_untried(LoaderConfig(**drawn), self._tried())
 
     def distributions(self, config: LoaderConfig) -> dict[str, BaseDistribution]:
-        """Distributions of the dimensions that a setting has and whose range holds its value; what a study records."""
+        """Return the distributions that a study records for a setting: of the dimensions that apply and whose range contains its value."""
         return {
             name: self._distributions[name]
             for name in applicable(config)
             if name in self._distributions and _holds(self._distributions[name], getattr(config, name))
         }
 
-    # what Optuna calls when someone else asks the study: study.ask(), then trial.suggest_*
+    # Optuna calls the following methods if other code asks the study: study.ask(), then trial.suggest_*
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self._distributions
@@ -138,8 +138,8 @@ class SnappingSampler(BaseSampler):
     def _draw_group(self, inner: BaseSampler, study: Study, names: tuple[str, ...]) -> dict[str, Any]:
         free = {name: self._distributions[name] for name in names if name in self._distributions}
         free = {name: distribution for name, distribution in free.items() if not distribution.single()}
-        trial = create_trial(state=TrialState.RUNNING)  # a stand-in: no sampler used here looks at it
-        drawn = inner.sample_relative(study, trial, free)  # empty until enough trials are told
+        trial = create_trial(state=TrialState.RUNNING)  # a placeholder: no sampler used here reads it
+        drawn = inner.sample_relative(study, trial, free)  # empty until enough trials have been told
         for name, distribution in free.items():
             if name not in drawn:
                 drawn[name] = inner.sample_independent(study, trial, name, distribution)

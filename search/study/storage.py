@@ -1,8 +1,8 @@
-"""Opens a study where it is kept: in a journal file in the run folder, or in a database (`--storage URL`).
+"""Open a study where it is kept: in a journal file in the run folder, or in a database (`--storage URL`).
 
-A crash leaves whole journal entries and at most one torn last line, which is cut off at the next start: Optuna would
-append to it and could never read the file again. The journal's lock is the kernel's (flock), so that it ends with its
-process; Optuna's own lock files outlive a killed process by 30 s, or for ever where the path is relative.
+A crash leaves whole journal entries and at most one incomplete last line. That line is cut off at the next start, because Optuna would
+append to it and could never read the file again. The journal is locked with flock, which the kernel releases when the process ends;
+Optuna's own lock files outlive a killed process by 30 s, or for ever if the path is relative.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ T = TypeVar("T")
 
 
 class BrainError(Exception):
-    """The study cannot be used; the message says why and what to do instead, without the address's password."""
+    """An error for a study that cannot be used; the message says why and what to do instead, without the address's password."""
 
 
 class _FileLock(JournalFileOpenLock):
-    """Optuna's lock of a journal, held by an open file instead of by a file's existence."""
+    """Optuna's lock of a journal, held by a lock on an open file instead of by the existence of a file."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
@@ -61,7 +61,7 @@ class _FileLock(JournalFileOpenLock):
 
 
 class _Database(RDBStorage):
-    """Optuna's database storage, which leaves no connection open when it cannot be used."""
+    """Optuna's database storage, which closes its connections if it cannot be opened."""
 
     def __init__(self, url: str, engine_kwargs: dict[str, Any]) -> None:
         try:
@@ -73,16 +73,16 @@ class _Database(RDBStorage):
 
 
 def open_storage(storage_url: str | None, journal_path: str | os.PathLike[str]) -> BaseStorage:
-    """The storage at a database address, or the journal file where there is none; both are made when absent.
+    """Open the storage at a database address, or the journal file if there is no address; make it if it does not exist.
 
     Raises:
-        BrainError: it cannot be opened. Correct the address or the path.
+        BrainError: the storage cannot be opened. Correct the address or the path.
     """
     return _open_journal(Path(journal_path)) if storage_url is None else _open_database(storage_url)
 
 
 def close_storage(storage: BaseStorage) -> None:
-    """Give the connections to a database back; a journal holds none."""
+    """Close the connections to a database; a journal has none."""
     if isinstance(storage, RDBStorage):
         storage.remove_session()
         storage.engine.dispose()
@@ -95,14 +95,14 @@ def open_study(
     pruner: BasePruner,
     distributions: Mapping[str, BaseDistribution],
 ) -> optuna.Study:
-    """The study of this name, made when absent; it maximises.
+    """Open the study with this name, or make it; it maximises.
 
     Raises:
-        BrainError: it searched other choices, which Optuna could refuse only in the middle of a search.
+        BrainError: the study searched other choices, which Optuna would refuse only in the middle of a search.
     """
     way_out = "ask for the same values, or start a new search"
     if optuna.logging.get_verbosity() == optuna.logging.INFO:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)  # a line per trial would tear the live display
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # a line per trial would break the live display
     study = with_retry(
         lambda: optuna.create_study(
             storage=storage, study_name=name, direction="maximize", sampler=sampler, pruner=pruner, load_if_exists=True
@@ -119,12 +119,12 @@ def open_study(
 
 
 def with_retry(call: Callable[[], T]) -> T:
-    """Repeat a storage call that must not end a search because a database was busy, restarted, or away for a minute.
+    """Make a storage call, and repeat it while the database is busy, restarting or away, so that this does not end a search.
 
-    The call is made again from its start: it has to be one that may happen twice. Waiting longer is told on stderr.
+    A repeated call starts from its beginning, so it must be one that may happen twice. A long wait is reported on stderr.
 
     Raises:
-        BrainError: the database stayed away for GIVE_UP_S. Resume when it is back.
+        BrainError: the database did not answer for GIVE_UP_S seconds. Resume the search when it is back.
     """
     begun, pause_s, told = time.monotonic(), 0.1, False
     while True:
@@ -144,10 +144,10 @@ def with_retry(call: Callable[[], T]) -> T:
 
 
 def _away(error: BaseException | None) -> str | None:
-    """Why the database did not answer, in one line; None where the error says something else.
+    """Return in one line why the database did not answer; None if the error has another cause.
 
-    A connection that is lost between two statements of one call shows as PendingRollbackError, and only what came
-    before it says why; Optuna has rolled back by then, so that the call can be made again.
+    A connection that is lost between two statements of one call shows as PendingRollbackError; only the error before it contains
+    the reason. Optuna has rolled back by then, so the call can be repeated.
     """
     while error is not None:
         if isinstance(error, OperationalError):
@@ -180,15 +180,15 @@ def _open_journal(path: Path) -> BaseStorage:
 
 
 def check_address(url: str) -> sqlalchemy.URL:
-    """Read a database address; nothing is opened.
+    """Parse a database address without opening the database.
 
     Raises:
-        BrainError: it is none, or of a database that is not supported.
+        BrainError: the text is no database address, or the database is not supported.
     """
     way_out = "write sqlite:///FILE or postgresql://USER@HOST/DATABASE, or leave it out for a journal file"
     try:
         address = sqlalchemy.make_url(url)
-    except (ValueError, ArgumentError):  # its text would show the password
+    except (ValueError, ArgumentError):  # the text of these errors would show the password
         raise BrainError(f"--storage is not a database address; {way_out}") from None
     backend = address.get_backend_name()
     if backend not in DATABASES:
@@ -200,7 +200,7 @@ def _open_database(url: str) -> BaseStorage:
     address = check_address(url)
     backend = address.get_backend_name()
     place = f"{backend} database {address.database or ''!r}" + (f" on {address.host}" if address.host else "")
-    # SQLite waits for another writer instead of failing; a pooled connection to a server is tested before use
+    # make SQLite wait for another writer instead of failing, and test a pooled connection to a server before use
     options: dict[str, Any] = {"connect_args": {"timeout": 30}} if backend == "sqlite" else {"pool_pre_ping": True}
     try:
         return _Database(url, options)

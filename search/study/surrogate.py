@@ -1,9 +1,9 @@
-"""What each untried setting may bring: a Gaussian process over the difference between measured and modelled rates.
+"""The expected gain of each untried setting, from a Gaussian process over the difference between measured and modelled rates.
 
-Noise is given setting by setting, because a trial that was stopped early is less sure than one that ran to its end
-(Optuna's GPSampler fits one noise for all, MEASURING.md 3.1). Rates are logarithms, so that a gain is relative, and no
-rate is expected above that of the training step alone. NumPy only; formulas: Rasmussen and Williams, Gaussian
-Processes for Machine Learning, 2006, 2.2 and 5.4.1; expected improvement: Jones et al. 1998.
+Each measurement has its own noise, because a trial that was stopped early is less precise than one that ran to its end; Optuna's
+GPSampler fits one noise variance for all. Rates are logarithms, so a gain is relative, and no rate is expected to exceed that of the
+training step alone. Imports NumPy only. Formulas: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, 2.2 and 5.4.1;
+expected improvement: Jones et al. 1998.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import numpy as np
 from feedrate.search.study.rate_model import Array, RateModel
 
 JITTER_SD = 0.004
-"""Beside the noise of each measurement: what differs between settings that the kernel takes for the same."""
+"""Standard deviation added to the noise of each measurement, for differences between settings that the kernel regards as equal."""
 CEILING_SD = 0.02
-"""The rate of the training step alone is known this well."""
+"""Standard deviation of log(ceiling), the rate of the training step alone."""
 _AMPLITUDES = (0.05, 0.1, 0.2, 0.4, 0.8)
 _SMALL_AMPLITUDES = (0.02, 0.05, 0.1, 0.2)
 _SCALES = (0.5, 0.7, 1.0, 1.4, 2.0)
@@ -28,30 +28,30 @@ _SCALES = (0.5, 0.7, 1.0, 1.4, 2.0)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """Settings as numbers, one row each."""
+    """Settings as numbers, one row per setting."""
 
     num_workers: Array
     batch_size: Array
-    """0 where the workload's own batch sampler decides."""
+    """0 if the workload's own batch sampler makes the batches."""
     main: Array
-    """What decides first, workers and batch size, shape (settings, dimensions); a difference of 1 is one that may matter."""
+    """Features of workers and batch size, which matter most, shape (settings, dimensions); a difference of 1 may matter for the rate."""
     rest: Array
-    """The other dimensions alike."""
+    """Features of the other dimensions, scaled in the same way."""
 
     @property
     def all(self) -> Array:
-        """Both, side by side."""
+        """The features of `main` and `rest`, side by side."""
         return np.concatenate([self.main, self.rest], axis=1)
 
 
 class Surrogate:
-    """Fitted to what was measured.
+    """A Gaussian process that is fitted to measured rates.
 
     Args:
-        settings: the measured ones.
+        settings: the measured settings.
         log_sps: log of their rates, shape (settings,).
-        sd: standard deviation of each, run-to-run spread included.
-        model: what their rates should be.
+        sd: standard deviation of each, including the run-to-run spread.
+        model: the model of loading, which gives the mean of the process.
     """
 
     def __init__(self, settings: Settings, log_sps: Array, sd: Array, model: RateModel) -> None:
@@ -60,12 +60,12 @@ class Surrogate:
         residual = log_sps - model.log_rate(settings.num_workers, settings.batch_size)
         self._shift = float(np.median(residual))
         residual = residual - self._shift
-        # two layers: workers and batch size change rates many times over, everything else by a little
+        # two layers, because workers and batch size change rates by large factors, everything else by a little
         self._scales, self._amplitudes = np.ones(settings.main.shape[1]), (0.2, 0.05)
         small = _matern(settings.all, settings.all)
 
         def evidence(amplitudes: tuple[float, float], large: Array, scales: Array) -> float:
-            """log of the marginal likelihood, and of priors that keep scales and amplitudes near what is usual."""
+            """Return the log of the marginal likelihood times priors that keep scales and amplitudes near usual values."""
             cholesky = np.linalg.cholesky(amplitudes[0] ** 2 * large + amplitudes[1] ** 2 * small + noise)
             solved = np.linalg.solve(cholesky, residual)
             prior = float((np.log(scales) ** 2).sum()) / 0.5**2
@@ -86,7 +86,7 @@ class Surrogate:
         self._weights = np.linalg.solve(self._cholesky.T, np.linalg.solve(self._cholesky, residual))
 
     def predict(self, settings: Settings) -> tuple[Array, Array]:
-        """Mean and standard deviation of log(rate) of each setting."""
+        """Return mean and standard deviation of log(rate) for each setting."""
         across = self._covariance(settings, self._settings)
         mean = across @ self._weights + self._shift + self._model.log_rate(settings.num_workers, settings.batch_size)
         solved = np.linalg.solve(self._cholesky, across.T)
@@ -94,10 +94,10 @@ class Surrogate:
         return mean, np.sqrt(variance)
 
     def best_log_sps(self, allowed: Array | None = None) -> tuple[float, float]:
-        """Highest mean among the measured settings, and its standard deviation.
+        """Return the highest mean among the measured settings, and its standard deviation.
 
         Args:
-            allowed: which of them count, shape (settings,); None is all. The mean is -inf where none does.
+            allowed: which of the settings count, shape (settings,); None is all. If none counts, the mean is -inf.
         """
         mean, sd = self.predict(self._settings)
         mean = mean if allowed is None else np.where(allowed, mean, -math.inf)
@@ -105,7 +105,7 @@ class Surrogate:
         return float(mean[best]), float(sd[best])
 
     def expected_gain(self, settings: Settings, best_log_sps: float) -> Array:
-        """By how much, as a fraction, trying each setting is expected to raise the best rate."""
+        """Return by how much, as a fraction, a trial of each setting is expected to raise the best rate."""
         mean, sd = self.predict(settings)
         gain = improvement(mean, sd, best_log_sps)
         limit = np.log(self._model.known_ceiling(settings.batch_size)) + CEILING_SD
@@ -128,19 +128,19 @@ class Surrogate:
 
 
 def _matern(first: Array, second: Array) -> Array:
-    """Matern 5/2 of length 1, shape (first, second)."""
+    """Return the Matern 5/2 kernel with length scale 1, shape (first, second)."""
     squares = (first**2).sum(axis=1)[:, None] + (second**2).sum(axis=1)[None, :] - 2 * first @ second.T
     distance = np.sqrt(5 * np.maximum(squares, 0.0))
     return np.asarray((1 + distance + distance**2 / 3) * np.exp(-distance))
 
 
 def improvement(mean: Any, sd: Any, threshold: Any = 0.0) -> Array:
-    """E[max(f - threshold, 0)] for normal f."""
+    """Return the expected improvement E[max(f - threshold, 0)] for a normally distributed f."""
     z = (mean - threshold) / sd
     density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
     return np.asarray(sd * (z * _normal_cdf(z) + density))
 
 
 def _normal_cdf(z: Array) -> Array:
-    """Of the standard normal; through the error function, element by element, as NumPy has none."""
+    """Return the distribution function of the standard normal; NumPy has no error function, so it goes element by element."""
     return np.asarray((1 + np.vectorize(math.erf, otypes=[float])(z / math.sqrt(2))) / 2)

@@ -1,1 +1,1 @@
-"""What commands share: their arguments, their JSON object, the signals that end them, lines to paste."""
+"""What all commands share: arguments, the JSON object that they print, the signals that end them, command lines to paste."""

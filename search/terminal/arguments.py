@@ -27,11 +27,11 @@ DIMENSIONS = {
 
 
 SWITCHES = ("--debug", "--require-token", "--allow-unauthenticated", FLAG, "--follow", "-f", "--dry-run")
-"""Flags without a value that `without` takes out."""
+"""Flags without a value that `without` can remove."""
 
 
 def checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """An argparse type whose ValueError becomes the message that people see."""
+    """Return an argparse type that shows the message of a ValueError from `parse` to the user."""
 
     def convert(text: str) -> Any:
         try:
@@ -43,7 +43,7 @@ def checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def whole(least: int) -> Callable[[str], int]:
-    """An argparse type: a whole number of at least `least`."""
+    """Return an argparse type for whole numbers of at least `least`."""
 
     def parse(text: str) -> int:
         try:
@@ -61,7 +61,7 @@ ALL = "all"
 
 
 def cpus(text: str) -> int | str:
-    """An argparse type: a number of CPUs, or "all"."""
+    """Parse a number of CPUs, or "all"; an argparse type."""
     count: int | str = ALL if text == ALL else whole(1)(text)
     return count
 
@@ -78,7 +78,7 @@ setting = checked(parse_config)
 
 
 def without(argv: Sequence[str], *flags: str) -> list[str]:
-    """A command line without these flags and their values."""
+    """Return a command line without these flags and their values."""
     switches = [flag for flag in flags if flag in SWITCHES]
     return command_line.without(argv, [flag for flag in flags if flag not in switches], switches)
 
@@ -87,19 +87,19 @@ def refuse_password(storage: str | None, shown: str, there: str) -> None:
     """Refuse a database address with a password on a command line that others can read.
 
     Args:
-        storage: what --storage says.
-        shown: where others read the command line.
-        there: the machine on which the password has to be instead.
+        storage: the value of --storage.
+        shown: a phrase that says where others can read the command line.
+        there: a phrase for the machine on which the password must be instead.
 
     Raises:
-        UsageError: it holds a password; the message names the ways in which nobody else sees it.
+        UsageError: the address contains a password; the message names safe places for it.
     """
     if storage is not None and without_password(storage) != storage:
         raise UsageError(f"--storage contains a password, and {shown}. Put the password into PGPASSWORD or ~/.pgpass {there}, and leave it out of the URL")
 
 
 def add_json(parser: argparse._ActionsContainer) -> None:
-    """The switch of every command that prints facts (machine_output.py)."""
+    """Add the switch --json, which every command that prints facts has (machine_output.py)."""
     parser.add_argument(FLAG, action="store_true", help="print one JSON object and nothing else; progress goes to standard error (docs/json.md)")
 
 
@@ -107,23 +107,23 @@ API_ADDRESS = "URL of the cluster's Jobs API, such as http://localhost:8265 (def
 
 
 def api_address() -> str | None:
-    """Return the Jobs API that the environment names, as Ray's own commands do."""
+    """Return the address of the Jobs API that the environment names, as Ray's own commands do; None if it names none."""
     named = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or ""
     return named if named.startswith(("http://", "https://")) else None
 
 
 def ray_address() -> str | None:
-    """Return the cluster that ray.init would join by its environment; None where that is a Jobs API, or nothing."""
+    """Return the address of the cluster that ray.init would join by RAY_ADDRESS; None if that is a Jobs API, or not set."""
     named = os.environ.get("RAY_ADDRESS") or None
     return None if named is not None and "://" in named else named
 
 
 REQUIRE_TOKEN = "FEEDRATE_REQUIRE_TOKEN"
-"""Environment variable that stands for --require-token."""
+"""Environment variable that has the same effect as --require-token."""
 
 
 def add_require_token(parser: argparse._ActionsContainer) -> None:
-    """Of the commands that use a cluster."""
+    """Add the switch --require-token, which every command that uses a cluster has."""
     parser.add_argument(
         "--require-token",
         action="store_true",
@@ -134,7 +134,7 @@ def add_require_token(parser: argparse._ActionsContainer) -> None:
 
 
 class _NoLongerNeeded(argparse.Action):
-    """A switch of an earlier release, accepted with a note."""
+    """A switch of an earlier release that is still accepted, with a note."""
 
     def __init__(self, **given: Any) -> None:
         super().__init__(nargs=0, default=argparse.SUPPRESS, **given)
@@ -144,7 +144,7 @@ class _NoLongerNeeded(argparse.Action):
 
 
 def add_workload(parser: argparse.ArgumentParser) -> None:
-    """WORKLOAD and the options of the bundled ones."""
+    """Add the argument WORKLOAD and the options of bundled workloads."""
     parser.add_argument("workload", metavar="WORKLOAD", help=WORKLOAD_HELP)
     group = parser.add_argument_group("bundled workloads")
     group.add_argument(
@@ -165,13 +165,13 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
 
 
 def workload_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of a bundled workload that were given."""
+    """Return the given options of a bundled workload."""
     names = ("data", "image_size", "model", "latency_s")
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
 def add_trial(parser: argparse.ArgumentParser) -> None:
-    """How one setting is measured."""
+    """Add the options that say how one setting is measured."""
     parser.add_argument(
         "--max-trial-s",
         type=checked(_positive),

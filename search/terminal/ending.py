@@ -1,8 +1,8 @@
-"""SIGTERM and SIGHUP end a command in order; where that is not possible in time, the process ends all the same.
+"""End a command properly on SIGTERM and SIGHUP; if that takes too long, end the process anyway.
 
-Batch systems and service managers send SIGTERM and kill some seconds later, and many send it to every process of ours, so
-that the local Ray is gone before we are: calls into it then block for a minute. The handler asks for an interrupt, like
-Ctrl-C. A thread watches the clock, because a blocked main thread runs no Python handler.
+Batch systems and service managers send SIGTERM and kill some seconds later. Many send it to every process of a command, so
+the local Ray may end before feedrate does, and calls into it then block for a minute. The handler raises an interrupt, like
+Ctrl-C. A thread limits the time, because a blocked main thread runs no Python handler.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 GRACE_S = 10.0
-"""Time to end in order after the signal. A search needs about 3 s, on a busy machine 7."""
+"""Time to end properly after the signal. A search needs about 3 s, or 7 s on a busy machine."""
 
 _asked: int | None = None
 _is_watched = False
@@ -26,7 +26,7 @@ _last_acts: list[Callable[[], None]] = []
 
 
 class Interrupted(KeyboardInterrupt):
-    """An interrupt that says how to carry on."""
+    """A KeyboardInterrupt whose message says how to continue."""
 
     def __init__(self, sentence: str, *, run: object = None, resume: str | None = None) -> None:
         super().__init__(sentence)
@@ -34,15 +34,15 @@ class Interrupted(KeyboardInterrupt):
 
 
 def asked() -> int | None:
-    """Return the signal that asked this process to end, None while there was none."""
+    """Return the signal that asked this process to end; None if there was none."""
     return _asked
 
 
 def ignore_further_signals() -> None:
-    """Ignore SIGTERM and SIGHUP from now on, where one of them was heeded.
+    """Ignore SIGTERM and SIGHUP from now on, if one of them has already interrupted this process.
 
-    Python sets its handlers back to the default when it exits: the second signal of `timeout`, late on a busy machine, would
-    take the exit code away.
+    Python restores the default handlers when it exits. On a busy machine, the second signal of `timeout` may come only then, and would
+    replace the exit code.
     """
     if _asked is not None and threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
@@ -50,7 +50,7 @@ def ignore_further_signals() -> None:
 
 
 def end_on_signals() -> None:
-    """Have SIGTERM and SIGHUP interrupt the main thread; a signal that somebody else handles or ignores is left alone."""
+    """Make SIGTERM and SIGHUP interrupt the main thread, unless other code already handles or ignores the signal."""
     global _is_watched
     if threading.current_thread() is not threading.main_thread():
         return
@@ -68,7 +68,7 @@ def end_on_signals() -> None:
 
 @contextmanager
 def at_the_latest(act: Callable[[], None]) -> Iterator[None]:
-    """Call `act` if the process has to end while the context is open; acts are called in reverse order."""
+    """Call `act` if the process has to be ended after GRACE_S while the context is open; the latest act is called first."""
     _last_acts.append(act)
     try:
         yield
@@ -82,18 +82,18 @@ def _interrupt(number: int, frame: object) -> None:
         return
     _asked = number
     for descriptor in _terminals:
-        if not os.isatty(descriptor):  # the terminal was closed: what we print would raise, and nobody would read it
+        if not os.isatty(descriptor):  # the terminal was closed: printing would raise, and nobody would read it
             os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
     signal.raise_signal(signal.SIGINT)
 
 
 def _watch(reader: int) -> None:
-    """Wait for a signal, then for the process to end; end it after GRACE_S."""
+    """Wait for a signal; if the process still runs GRACE_S later, call the acts of `at_the_latest` and end it."""
     number = 0
     while number not in SIGNALS:
         number = os.read(reader, 1)[0]
     time.sleep(GRACE_S)
     for act in reversed(_last_acts):
-        with contextlib.suppress(Exception):  # each act matters, and nobody is left to hear of an error
+        with contextlib.suppress(Exception):  # an error must not keep the other acts from running, and nobody would see it
             act()
     os._exit(128 + number)

@@ -1,7 +1,7 @@
-"""One search for each hardware class of a cluster, beside each other: their rates do not compare, so each has its own answer.
+"""Run one search per hardware class of a cluster at the same time: rates of different classes cannot be compared, so each has its answer.
 
-Every search is a `feedrate search --hardware NAME` of its own, with a run folder of its own inside the one that was asked
-for; what is said of one below holds for each, resuming included.
+Every search is a separate `feedrate search --hardware NAME`, with its own run folder inside the requested one. Each can be resumed
+on its own.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from feedrate.search.terminal.ending import Interrupted, asked, at_the_latest
 
 
 def one_each(names: Sequence[str], argv: Sequence[str], out: Path, objects: dict[str, Any] | None = None) -> int:
-    """Search on each class; gives the worst exit code, 1 for a search that was killed.
+    """Search on each class, and return the highest exit code; a search that was killed counts as 1.
 
     Args:
-        names: of the classes.
-        argv: the command line, `search` first.
-        out: the folder that will hold one run folder for each class.
-        objects: filled with what each search prints, where that is one object (--json); None prints it here.
+        names: names of the classes.
+        argv: the command line, beginning with `search`.
+        out: the folder that will contain one run folder per class.
+        objects: with --json, a dictionary that receives the object of each search by class; None prints what the searches print.
 
     Raises:
-        KeyboardInterrupt: interrupted; every search has kept what it measured.
+        KeyboardInterrupt: the searches were interrupted; each has kept its measurements.
     """
     _print(f"{len(names)} kinds of machines: a search on each, in {out}/", sys.stderr)
     common = without(argv, "--out")
     searches, readers = [], []
     for name in names:
         command = [sys.executable, "-m", "feedrate.search.cli.main", *common, "--hardware", name, "--out", str(out / name)]
-        # a session of its own: Ctrl-C reaches it once, from us
+        # in a session of its own, the search gets Ctrl-C only once, from this process
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
@@ -69,7 +69,7 @@ def one_each(names: Sequence[str], argv: Sequence[str], out: Path, objects: dict
 
 
 def _end_all(searches: Sequence[subprocess.Popen[str]]) -> None:
-    """Give the searches, which got the signal too, a little longer than this process has."""
+    """Give the searches, which got the signal too, 2 s more than this process has, then kill them."""
     deadline = time.monotonic() + 2
     for process in searches:
         with contextlib.suppress(subprocess.TimeoutExpired):
