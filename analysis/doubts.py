@@ -93,7 +93,7 @@ def _wide(rows: pd.DataFrame) -> list[Doubt]:
 
 
 def _faster(rivals: pd.DataFrame, chosen: pd.Series[Any], *, confirmed: bool) -> list[Doubt]:
-    """Return a doubt about settings that were measured faster with 95 % confidence, but not in enough rounds (or in none) to count."""
+    """Return a doubt about settings whose interval is above that of a confirmed answer, but that were in too few rounds to count."""
     few = rivals["num_rounds"] < MIN_ROUNDS if confirmed else rivals["num_rounds"] < 0
     surely = rivals[few & (rivals["throughput_low_sps"] > chosen["throughput_high_sps"])].head(MOST_NAMED)
     if surely.empty:

@@ -367,8 +367,11 @@ def epoch_memory_bytes(record: dict[str, Any]) -> float | None:
 
 
 def wait_fraction(record: dict[str, Any]) -> float:
-    """Return the share of the time in which the training step waited for batches (0..1), in the windows that count: by the
-    accelerator's own clock if there is one, since the host runs ahead of it; otherwise the time inside next(loader)."""
+    """Return the share of the time in which the training step waited for batches (0..1), in the windows that count.
+
+    The accelerator's own clock decides if there is one, because the host runs ahead of it; otherwise the time inside
+    next(loader) counts.
+    """
     first = record_lasting(record).first
     taken_s = np.sum(record["window_duration_s"][first:])
     if record.get("window_step_s"):

@@ -89,8 +89,10 @@ def batch_size_figure(run: Run, by_batch_size: pd.DataFrame) -> go.Figure | None
 
 
 def heat_figure(run: Run, ranked: pd.DataFrame) -> go.Figure | None:
-    """Plot the best rate for each number of workers and prefetch factor, at the fastest setting's batch size; None for fewer than
-    two of either. Cells without a complete trial stay empty."""
+    """Plot the best rate for each number of workers and prefetch factor, at the fastest setting's batch size.
+
+    Returns None for fewer than two of either. Cells without a complete trial stay empty.
+    """
     complete = ranked[(ranked["status"] == "complete")]
     if complete.empty:
         return None

@@ -1,9 +1,9 @@
 """Confirmation rounds: compare finalists that were measured in turn, again and again. Needs only NumPy.
 
-All settings of a round are measured on one host, one after the other, each in a fresh process. So whatever changes between
-rounds (load, caches, temperature) is the same for all of them. The model is log(rate) = setting + round + noise, fitted by
-least squares over all rounds (a randomised block design); settings may be dropped or added between rounds. The noise is
-pooled over the settings, and the prior run-to-run spread counts as a certain number of further runs.
+All settings of a round are measured on one host within about a minute, one after the other, each in a fresh process. So
+whatever changes between rounds (load, caches, temperature) is the same for all of them. The model is log(rate) = setting +
+round + noise, fitted by least squares over all rounds (a randomised block design); settings may be dropped or added between
+rounds. The noise is pooled over the settings, and the prior run-to-run spread counts as PRIOR_RUNS further runs.
 """
 
 from __future__ import annotations

@@ -77,8 +77,10 @@ def _ranking(run: Run) -> pd.DataFrame:
 
 
 def counted(run: Run) -> pd.DataFrame:
-    """Return the complete measurements on which rows of `ranking` are based: for settings in MIN_ROUNDS rounds or more, only
-    those in rounds."""
+    """Return the complete measurements on which rows of `ranking` are based.
+
+    For settings in MIN_ROUNDS rounds or more, these are only the measurements in rounds.
+    """
     complete = run.latest[(run.latest["status"] == "complete") & run.latest["throughput_sps"].notna()]
     comparison = comparison_of(run)
     confirmed = [name for name in comparison.settings if comparison.num_rounds(name) >= MIN_ROUNDS]
@@ -137,8 +139,11 @@ def knee_of(sps: Mapping[int, float]) -> int:
 
 
 def may_win(run: Run, ranked: pd.DataFrame) -> pd.Series[bool]:
-    """Return which rows can be the answer: not those whose workers repeat data (`disqualified` in search.json), nor those that
-    leave less than a tenth of the accelerator's memory free."""
+    """Return which rows can be the answer.
+
+    Excluded are settings whose workers repeat data (`disqualified` in search.json), and settings that leave less than a tenth
+    of the accelerator's memory free.
+    """
     return Disqualified.of(run.search).allowed(ranked) & ~(ranked["gpu_headroom_fraction"] < LEAST_HEADROOM_FRACTION)
 
 

@@ -135,8 +135,11 @@ class _Looking:
         return min(max(num_samples // 2, fast), MOST_OF_STREAM)
 
     def _repeated_samples(self, look: Look) -> str | None:
-        """Return a reason if two workers deliver the same samples. Try with neutral random numbers first, which otherwise hide
-        repetition; if they make all samples alike, try with the user's own."""
+        """Return a reason if two workers deliver the same samples.
+
+        The first try seeds random generators to the same value, because random numbers can hide repetition. If that makes most
+        samples alike, the second try uses the user's own random numbers.
+        """
         for each in (look, replace(look, neutral=False)):
             alone_look = replace(each, num_samples=2 * each.num_samples) if self.iterable else each
             alone = self._deliver(alone_look)[0]

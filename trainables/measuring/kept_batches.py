@@ -61,5 +61,5 @@ class KeptBatches:
 def _num_open_files() -> int:
     try:
         return len(os.listdir("/proc/self/fd"))
-    except OSError:  # listing the open files needs one more
+    except OSError:  # listing the open files needs one more file descriptor
         return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
