@@ -1,4 +1,4 @@
-"""What the numbers say: tables, plots, JSON. Needs neither torch nor ray nor optuna.
+"""What the numbers of a run say, as tables, plots and JSON. Needs neither torch nor Ray nor Optuna.
 
 The public names load on first use, so that importing the package costs nothing.
 """

@@ -1,7 +1,7 @@
 """best.json: the answer of a search, checked when it is written and when it is read.
 
-`best-config-1.schema.json` beside this file describes the format for other tools; `check_best` is the same in plain
-Python. A reader ignores keys it does not know, except in `dataloader`, which goes into `DataLoader` as it is.
+`best-config-1.schema.json` in this folder describes the format for other tools; `check_best` makes the same checks in plain
+Python. A reader ignores keys that it does not know, except in `dataloader`, which is passed to `DataLoader` unchanged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from feedrate.analysis.run_folder import RunError, parse_object, read_object, wr
 BEST_SCHEMA = "feedrate/best-config/1"
 SCHEMA_FILE = "best-config-1.schema.json"
 
-# every required field; a question mark allows null, and then nothing below it is looked at
+# every required field and its kind; a question mark allows null, and if a field is null, the fields below it are not checked
 _FIELDS = {
     "schema": "text", "dataloader": "loader", "process": "object",
     "throughput": "object", "throughput.samples_per_second": "rate", "throughput.ci95": "interval",
@@ -50,18 +50,18 @@ _PROCESS = {
 class BestConfig(Mapping[str, Any]):
     """The DataLoader arguments of a best.json: `DataLoader(dataset, **load_best(path))`.
 
-    Where `process` is not empty, the arguments alone do not reproduce the rate.
+    If `process` is not empty, the arguments alone do not reproduce the rate.
     """
 
     def __init__(self, raw: Mapping[str, Any]) -> None:
         self.raw: dict[str, Any] = dict(raw)
-        """The whole file."""
+        """The whole content of the file."""
         self.process: dict[str, Any] = self.raw["process"]
         self.throughput: dict[str, Any] = self.raw["throughput"]
         self.baseline: dict[str, Any] | None = self.raw["baseline"]
-        """None when no baseline was measured."""
+        """None if no baseline was measured."""
         self.ceiling: dict[str, Any] | None = self.raw["ceiling"]
-        """None when the training step alone was not measured."""
+        """None if the rate of the training step alone is not known."""
         self.verdict: str = self.raw["verdict"]
         self.confirmed: bool = self.raw["confirmed"]
         self.measured_on: dict[str, Any] = self.raw["measured_on"]
@@ -81,7 +81,7 @@ class BestConfig(Mapping[str, Any]):
 
 
 def load_best(path: str | os.PathLike[str]) -> BestConfig:
-    """Read best.json; `path` may also be the run folder that holds it, or an address of either.
+    """Read best.json; `path` is the file, the run folder that contains it, or an address of either.
 
     Raises:
         RunError: there is no such file, or it is broken, or another version of feedrate wrote it.
@@ -110,20 +110,20 @@ def load_best(path: str | os.PathLike[str]) -> BestConfig:
 
 
 def write_best(path: str | os.PathLike[str], best: Mapping[str, Any]) -> None:
-    """Check, then replace the file whole.
+    """Check the content, then replace the file atomically.
 
     Raises:
-        ValueError: it does not fit the format; a defect of the writer, and nothing was written.
+        ValueError: the content does not fit the format, which is a defect of the writer; nothing was written.
     """
     check_best(best)
     write_atomic(Path(path), json.dumps(best, indent=2, allow_nan=False) + "\n")
 
 
 def check_best(best: Mapping[str, Any]) -> None:
-    """Refuse what another reader of best.json could not use.
+    """Refuse a best.json that another reader could not use.
 
     Raises:
-        ValueError: one sentence that names the field.
+        ValueError: a sentence that names the field.
     """
     if best.get("schema") != BEST_SCHEMA:
         way_out = "use the feedrate that wrote it"
@@ -149,9 +149,9 @@ def check_best(best: Mapping[str, Any]) -> None:
 
 
 def python_snippet(best: Mapping[str, Any]) -> str:
-    """Text to paste into a program; `best` is the content of best.json or a `BestConfig`.
+    """Return Python code to paste into a program; `best` is the content of best.json or a `BestConfig`.
 
-    One line, unless `process` is not empty: then what the process must do comes before it.
+    It is one line unless `process` is not empty; then the code that sets up the process comes before the DataLoader.
     """
     raw = best.raw if isinstance(best, BestConfig) else best
     arguments = "".join(f", {name}={value!r}" for name, value in raw["dataloader"].items())
@@ -171,7 +171,7 @@ def python_snippet(best: Mapping[str, Any]) -> str:
 def _process_lines(
     sharing_strategy: str | None = None, trainer_cpus: int | None = None, torch_num_threads: int | None = None
 ) -> tuple[list[str], str | None]:
-    """What comes before the DataLoader, and its worker_init_fn."""
+    """Return the lines before the DataLoader, and the expression for its worker_init_fn."""
     imports, now, in_worker, worker_init_fn = ["import torch"], [], [], None
     if sharing_strategy is not None:
         in_worker.append(f"torch.multiprocessing.set_sharing_strategy({sharing_strategy!r})")
@@ -196,7 +196,7 @@ def _process_lines(
 
 
 def best_schema() -> dict[str, Any]:
-    """The JSON Schema of best.json, as shipped with the package."""
+    """Return the JSON Schema of best.json that is part of the package."""
     return dict(json.loads(resources.files(__package__).joinpath(SCHEMA_FILE).read_text(encoding="utf-8")))
 
 

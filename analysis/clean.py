@@ -1,4 +1,4 @@
-"""Which values of a trial record can be used: the others are left out and named, so that one does not sink the rest."""
+"""Clean trial records: leave out and report values that make no sense, so that one bad value does not make a run unreadable."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from feedrate.analysis.schema import COLUMN, COLUMNS, Column, fits
 
 WINDOW_COLUMNS = tuple(column.name for column in COLUMNS if column.name.startswith("window_"))
 _OPTIONAL = ("window_wait_s", "window_step_s")
-"""Columns of windows that a record may lack."""
+"""Columns of windows that a record need not have."""
 
 
 def clean(record: dict[str, Any], position: int, problems: list[str]) -> dict[str, Any] | None:
-    """The record with every value that makes no sense set to None; None where a required one makes no sense."""
+    """Return the record with every senseless value set to None; None if a required value makes no sense."""
     name = label(record) if fits(record.get("number"), "int") else f"record {position} of trials.jsonl"
     kept: dict[str, Any] = {}
     for column in COLUMNS:
@@ -37,7 +37,7 @@ def clean(record: dict[str, Any], position: int, problems: list[str]) -> dict[st
 
 
 def _sensible(value: Any, column: Column) -> bool:
-    """The right type, finite, and not negative (niceness and growth alone may be)."""
+    """Whether a value has the right type, is finite, and is not negative (only niceness and memory growth may be negative)."""
     if not fits(value, column.dtype):
         return False
     numbers = value if isinstance(value, list) else [value]
@@ -48,7 +48,7 @@ def _sensible(value: Any, column: Column) -> bool:
 
 
 def label(record: Mapping[str, Any]) -> str:
-    """What a sentence calls a record."""
+    """Return the name of a record, for sentences."""
     attempt = record.get("attempt")
     if record.get("kind") == "confirm":
         return f"round {record['number']} position {record.get('position')}"
@@ -56,7 +56,7 @@ def label(record: Mapping[str, Any]) -> str:
 
 
 def printable(value: Any) -> Any:
-    """The same value with lone surrogates (file names that are no text) written out: Arrow and UTF-8 refuse them."""
+    """Return the value with lone surrogates (from file names that are not text) escaped, because Arrow and UTF-8 refuse them."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Command lines as lists of words: what a printed command repeats of one that was typed. Standard library only."""
+"""Command lines as lists of words, for printed commands that repeat a typed one with changes. Standard library only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 
 def without(argv: Sequence[str], flags: Collection[str], switches: Collection[str] = ()) -> list[str]:
-    """A command line without these flags and their values, and without these switches, which have no value."""
+    """Return a command line without the given flags and their values, and without the given switches, which have no value."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag in flags:
         parser.add_argument(flag)

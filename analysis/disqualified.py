@@ -1,4 +1,4 @@
-"""`Disqualified`: settings whose workers repeat data, so that their rates count nothing and they cannot be the answer."""
+"""`Disqualified`: settings whose workers repeat data, so that their rates do not count and they cannot be the answer."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ import pandas as pd
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Disqualified:
-    """Settings that repeat data, as search.json has them under `disqualified`; none by default."""
+    """Settings that repeat data, as in `disqualified` of search.json; none by default."""
 
     max_num_workers: int | None = None
-    """More workers repeat data; None where none do."""
+    """Settings with more workers than this repeat data; None if no number of workers does."""
     reason: str | None = None
     persistent_workers: bool | None = None
-    """The only value with which workers do not repeat the first epoch; None where both may be used."""
+    """The only value with which workers do not repeat the first epoch; None if both values may be used."""
     epochs_reason: str | None = None
 
     @classmethod
     def of(cls, search: Mapping[str, Any]) -> Disqualified:
-        """Those of a search.json, or of the `search` of a best.json."""
+        """Return the disqualified settings of a search.json, or of the `search` of a best.json."""
         return cls.from_json(search.get("disqualified") or {})
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> Disqualified:
-        """Read a JSON object; keys of a later version are ignored."""
+        """Read a JSON object; ignore keys of a later version."""
         return cls(**{name: saved[name] for name in cls.__dataclass_fields__ if name in saved})
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
+        """Return a JSON object."""
         return asdict(self)
 
     @property
@@ -41,17 +41,17 @@ class Disqualified:
         return self.max_num_workers is None and self.persistent_workers is None
 
     def allows(self, num_workers: int, persistent_workers: bool) -> bool:
-        """Whether a setting may be the answer."""
+        """Return whether a setting may be the answer."""
         if self.max_num_workers is not None and num_workers > self.max_num_workers:
             return False
         return not num_workers or self.persistent_workers in (None, persistent_workers)
 
     def true_rates(self, table: pd.DataFrame) -> pd.Series[bool]:
-        """Which rows of a table with a column num_workers have a rate that counts no sample twice."""
+        """Return which rows of a table with a column num_workers have a rate that counts no sample twice."""
         return table["num_workers"].le(sys.maxsize if self.max_num_workers is None else self.max_num_workers).astype(bool)
 
     def allowed(self, table: pd.DataFrame) -> pd.Series[bool]:
-        """Which rows of a table with the columns num_workers and persistent_workers may be the answer."""
+        """Return which rows of a table with the columns num_workers and persistent_workers may be the answer."""
         few = self.true_rates(table)
         if self.persistent_workers is None:
             return few
@@ -59,7 +59,7 @@ class Disqualified:
         return few & (same | table["num_workers"].eq(0).astype(bool))
 
     def in_words(self) -> list[tuple[str, str]]:
-        """(which settings, why) of what is not allowed."""
+        """Return (which settings, reason) for each group of settings that is not allowed."""
         found = []
         if self.max_num_workers is not None:
             found.append((f"settings with {plural_workers(self.max_num_workers)}", self.reason or "workers repeat data"))
@@ -70,7 +70,7 @@ class Disqualified:
 
 
 def plural_workers(most: int) -> str:
-    """More workers than this, in words."""
+    """Return "more workers than this" in words."""
     return f"more than {most} worker{'s' * (most > 1)}" if most else "workers"
 
 

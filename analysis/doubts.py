@@ -1,6 +1,6 @@
-"""What is still open when a search answers, and the command that settles it: firm words need firm numbers.
+"""What is still open when a search gives its answer, and the command that settles it: firm statements need firm numbers.
 
-"Nothing faster than yours was found" and "the training step is the limit" are said only where nothing of this is open.
+feedrate says "no faster setting was found" or "the training step is the limit" only if nothing of this is open.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from feedrate.analysis.summary import may_win, same
 from feedrate.analysis.verdict import changing
 
 WIDE_FRACTION = 0.1
-"""Half of an interval, as a fraction of the rate, from which on a setting counts as badly known: gains of a tenth are what people
-change a loader for, and a trial on a quiet machine is known to 3 to 7 %."""
+"""Half-width of an interval, as a fraction of the rate, from which a rate counts as uncertain: people change a loader for gains of a
+tenth, and a trial on a quiet machine determines a rate to 3 to 7 %."""
 BUSY_FRACTION = DISTURBED_FRACTION
-"""CPU or GPU time that others took, from which on a rate says little of a quiet machine: it moves rates by as much as the gains."""
+"""Share of CPU or GPU time taken by others from which a rate says little about a quiet machine: it changes rates as much as gains do."""
 MOST_NAMED = 3
 LONGER = 3
-"""By what factor the command for rates that were still changing raises the time of a trial."""
+"""Factor by which the printed command lengthens trials if rates were still changing."""
 
 LONGER_TRIALS, QUIET, ROUNDS = "longer-trials", "quiet-machine", "rounds"
-"""What settles a doubt."""
+"""The ways to settle a doubt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +43,14 @@ class Doubt:
 
 
 def doubts(run: Run, ranked: pd.DataFrame, chosen: pd.Series[Any], *, confirmed: bool, at_ceiling: bool) -> list[Doubt]:
-    """What the answer does not rest on firmly, the most important first.
+    """Return what makes the answer uncertain, the most important first.
 
     Args:
-        run: as `load_run` gives it.
+        run: the result of `load_run`.
         ranked: `summary.ranking(run)`.
         chosen: the row of the answer.
-        confirmed: rounds decided.
-        at_ceiling: it trains as fast as the training step alone, where that is known: then rounds could not show a gain.
+        confirmed: whether rounds decided.
+        at_ceiling: whether the answer is known to train as fast as the training step alone; then rounds could not show a gain.
     """
     rows = ranked[(ranked["status"] == "complete") & may_win(run, ranked)]
     here = rows[same(rows["batch_size"], chosen["batch_size"])]
@@ -70,7 +70,7 @@ def doubts(run: Run, ranked: pd.DataFrame, chosen: pd.Series[Any], *, confirmed:
 
 
 def _changing(rows: pd.DataFrame) -> list[Doubt]:
-    """Rates that had not stopped changing when their trials ended."""
+    """Return a doubt about rates that had not stopped changing when their trials ended."""
     changed = rows[rows["change_fraction"].fillna(0.0) != 0]
     names = [f"the rate of {row['config']} was {changing(row['change_fraction'])}" for _, row in changed.head(MOST_NAMED).iterrows()]
     when = "its trial" if len(names) == 1 else "their trials"
@@ -78,7 +78,7 @@ def _changing(rows: pd.DataFrame) -> list[Doubt]:
 
 
 def _busy(rows: pd.DataFrame) -> list[Doubt]:
-    """That others used the machine while the settings that were compared were measured."""
+    """Return a doubt if others used the machine while the compared settings were measured."""
     most = rows["load_fraction"].max()
     if pd.isna(most) or most < BUSY_FRACTION:
         return []
@@ -86,14 +86,14 @@ def _busy(rows: pd.DataFrame) -> list[Doubt]:
 
 
 def _wide(rows: pd.DataFrame) -> list[Doubt]:
-    """Rates that are badly known."""
+    """Return a doubt about rates with wide intervals."""
     half = (rows["throughput_high_sps"] - rows["throughput_low_sps"]) / 2 / rows["throughput_sps"]
     wide = [f"{config} by ±{min(each, 9.99):.0%}" for config, each in zip(rows["config"], half, strict=True) if each >= WIDE_FRACTION]
     return [Doubt(f"rates are uncertain ({', '.join(wide[:MOST_NAMED])})", ROUNDS)] if wide else []
 
 
 def _faster(rivals: pd.DataFrame, chosen: pd.Series[Any], *, confirmed: bool) -> list[Doubt]:
-    """Settings that read surely faster than a confirmed answer and were in too few rounds to count."""
+    """Return a doubt about settings whose interval is above that of a confirmed answer, but that were in too few rounds to count."""
     few = rivals["num_rounds"] < MIN_ROUNDS if confirmed else rivals["num_rounds"] < 0
     surely = rivals[few & (rivals["throughput_low_sps"] > chosen["throughput_high_sps"])].head(MOST_NAMED)
     if surely.empty:
@@ -103,38 +103,38 @@ def _faster(rivals: pd.DataFrame, chosen: pd.Series[Any], *, confirmed: bool) ->
 
 
 def what_settles(found: Sequence[Doubt]) -> str | None:
-    """The one of LONGER_TRIALS, QUIET and ROUNDS that settles most; None where nothing is open."""
+    """Return the first of LONGER_TRIALS, QUIET and ROUNDS that settles one of the doubts; None if there are none."""
     kinds = {each.settle for each in found}
     return next((kind for kind in (LONGER_TRIALS, QUIET, ROUNDS) if kind in kinds), None)
 
 
 def settle_command(settle: str, search: Mapping[str, Any], trials: pd.DataFrame, resume: str) -> str:
-    """The whole command that settles what is open.
+    """Return the complete command that settles what is open.
 
     Args:
-        settle: as `what_settles` gives it.
-        search: search.json.
-        trials: `Run.latest`: how long trials took.
-        resume: the beginning of the command that carries the run on: feedrate resume FOLDER.
+        settle: the result of `what_settles`.
+        search: the content of search.json.
+        trials: `Run.latest`, from which the duration of trials is taken.
+        resume: the beginning of the command that continues the run: feedrate resume FOLDER.
     """
     if settle == LONGER_TRIALS:
         return _again(search)
     spent_s = (trials["finished_unix_s"] - trials["started_unix_s"]).median()
     num_settings = min(max(trials["config"].nunique(), 2), 5)
-    # the driver keeps at most half of a budget for rounds while it may still try settings
+    # while the driver may still try settings, it reserves at most half of the time budget for rounds
     needed_s = 2.2 * MIN_ROUNDS * num_settings * (20.0 if math.isnan(spent_s) else spent_s)
     confirm = "" if (search.get("options") or {}).get("confirm", True) else " --confirm"
     return f"{resume} --time-budget {math.ceil(max(needed_s, 60.0) / 60)}m{confirm}"
 
 
 def more_trials_command(search: Mapping[str, Any], num_tried: int, resume: str) -> str:
-    """The whole command that tries further settings; arguments as for `settle_command`."""
+    """Return the complete command that tries further settings; the arguments are as for `settle_command`."""
     limit = (search.get("options") or {}).get("max_trials")
     return resume if limit is None or num_tried < limit else f"{resume} --max-trials {num_tried + 10}"
 
 
 def _again(search: Mapping[str, Any]) -> str:
-    """The search once more, with longer trials."""
+    """Return the command that repeats the search with longer trials."""
     options = search.get("options") or {}
     trial_s, budget_s = LONGER * options.get("max_trial_s", 20.0), LONGER * options.get("time_budget_s", 300.0)
     argv = [str(word) for word in search.get("argv") or ()]

@@ -1,8 +1,8 @@
-"""Rates from raw windows: the burst-proof estimator, its interval, and the epoch-amortised rate. NumPy and trend.py only.
+"""Compute rates from raw windows: an estimator that bursts do not mislead, its interval, and the rate over an epoch.
 
-A window runs from one consumed batch to a later one. `produced` is what the loader finished in that time. The rate
-that lasts is the smaller of the two: while prefetched batches drain, production is the limit (naive timing reads up
-to 11 times too much, MEASURING.md 2.1); while a slow step lets the queue fill, consumption is.
+A window runs from one consumed batch to a later one. `produced` is the number of batches that the loader finished in that time.
+The rate that lasts is the smaller of production and consumption: while prefetched batches are used up, production is the limit
+(naive timing gives up to 11 times too much); while the queue fills behind a slow step, consumption is. Needs only NumPy and trend.py.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from feedrate.analysis.trend import Lasting, change_of, in_first_epoch, lasting,
 
 RUN_SD_FRACTION = 0.015
 """Prior for the run-to-run standard deviation of one setting, as a fraction of its rate: 1.1 % was measured between
-fresh starts on a quiet two-core machine (MEASURING.md 2.4), 1.5 % leaves room for a noisier one."""
+fresh starts on a quiet two-core machine, and 1.5 % leaves room for a noisier one."""
 
 BOUNDARY_SD_FRACTION = 0.1
-"""The same for what an epoch boundary costs, which is starting processes: plain loops over epochs of 12 batches, of which
-boundaries took 60 %, differed by 11 % from one fresh start to the next (docs/benchmarks.md, 2026-11-22)."""
+"""The same for the cost of an epoch boundary, which is mostly starting processes: plain loops over epochs of 12 batches, in which
+boundaries took 60 % of the time, differed by 11 % from one fresh start to the next (docs/benchmarks.md, 2026-11-22)."""
 
 ENOUGH_EPOCHS, FEW_EPOCHS = 5, 3
-"""Whole epochs that tell their own rate; and where the steady rate says little of it."""
+"""Number of whole epochs from which their own rate counts; the smaller number if the steady rate says little about an epoch."""
 
 FEW_WINDOWS = 5
-"""Of fewer windows the spread is not known from themselves alone."""
+"""The spread of fewer windows cannot be known from these windows alone."""
 WINDOW_SD_FRACTION = 0.15
-"""What is known of it from before: readings of one or two windows, with production that comes in rounds of 8 to 32 workers, differed
-by 14 to 19 % from one fresh start to the next (91 trials of three landscapes, docs/benchmarks.md, 2026-11-26)."""
+"""Prior for that spread: measurements with one or two windows, in which 8 to 32 workers finish batches in turn, differed by 14 to
+19 % from one fresh start to the next (91 trials of three landscapes, docs/benchmarks.md, 2026-11-26)."""
 PRIOR_WINDOWS = 5
-"""Windows that WINDOW_SD_FRACTION counts for beside those measured, where these are few."""
+"""Number of windows that WINDOW_SD_FRACTION counts as, beside the measured ones, if those are few."""
 
 # two-sided 95 % quantiles of Student's t for 1..30 degrees of freedom (NIST handbook, table 1.3.6.7.2)
 _T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
@@ -51,22 +51,22 @@ class Rate:
 
     @property
     def half_width_fraction(self) -> float:
-        """Half the interval's width as a fraction of the rate."""
+        """Half of the interval's width as a fraction of the rate."""
         return (self.high_sps - self.low_sps) / 2 / self.sps
 
     def widened(self, sd_fraction: float) -> Rate:
-        """The same rate with a further standard deviation, as a fraction of it, on both sides of its interval."""
+        """Return the same rate with a further standard deviation, a fraction of the rate, added on both sides of its interval."""
         more = 1.96 * sd_fraction * self.sps
         below, above = (math.hypot(side, more) for side in (self.sps - self.low_sps, self.high_sps - self.sps))
         return Rate(sps=self.sps, low_sps=max(self.sps - below, 0.0), high_sps=self.sps + above)
 
     def scaled(self, factor: float) -> Rate:
-        """The same relative interval around another rate."""
+        """Return another rate, this one times `factor`, with the same relative interval."""
         return Rate(sps=self.sps * factor, low_sps=self.low_sps * factor, high_sps=self.high_sps * factor)
 
 
 def t_quantile(degrees: int) -> float:
-    """Two-sided 95 % quantile of Student's t; the table to 30, then 1.96 + 2.45/degrees (within 0.001)."""
+    """Return the two-sided 95 % quantile of Student's t: a table up to 30 degrees, then 1.96 + 2.45/degrees (within 0.001)."""
     if degrees < 1:
         return math.inf
     return _T975[degrees - 1] if degrees <= len(_T975) else 1.96 + 2.45 / degrees
@@ -80,7 +80,7 @@ def steady_rate(
     *,
     run_sd_fraction: float = RUN_SD_FRACTION,
 ) -> Rate:
-    """The lasting rate over windows of equal length, by batch means: the smaller of production and consumption.
+    """Return the lasting rate over windows of equal length, by batch means: the smaller of production and consumption.
 
     Args:
         duration_s: wall time of each window, shape (windows,).
@@ -90,7 +90,7 @@ def steady_rate(
         run_sd_fraction: run-to-run standard deviation to add to the interval; 0 gives the windows' own interval.
 
     Raises:
-        ValueError: no window, or a window without time or batches. Measure longer.
+        ValueError: there is no window, or a window has no duration or no batches. Measure longer.
     """
     duration = np.asarray(duration_s, dtype=float)
     batches = np.asarray(num_batches, dtype=float)
@@ -98,7 +98,7 @@ def steady_rate(
         raise ValueError("no complete window was measured")
     items_per_batch = float(np.sum(num_items)) / float(batches.sum())
     produced = np.asarray(produced_batches, dtype=float)
-    # decided once for all windows, not window by window: a minimum of noisy values would read too low
+    # decide once for all windows, not per window: the minimum of noisy values would be too low
     produced = min(produced, batches, key=np.sum) * items_per_batch
     mean = float(produced.sum() / duration.sum())
     if mean <= 0:
@@ -112,7 +112,7 @@ def steady_rate(
 def lasting_windows(
     duration_s: Sequence[float], num_batches: Sequence[int], produced_batches: Sequence[int]
 ) -> Lasting:
-    """Which windows tell the lasting rate, and whether the rate was still changing when they ended (trend.py).
+    """Return which windows count for the lasting rate, and whether the rate was still changing when they ended (trend.py).
 
     Args:
         duration_s, num_batches, produced_batches: as for `steady_rate`.
@@ -128,19 +128,19 @@ def lasting_rate(
     *,
     run_sd_fraction: float = RUN_SD_FRACTION,
 ) -> Rate:
-    """The rate of the windows that count: of those after a change that ended, else of the last ones (trend.END_WINDOWS).
+    """Return the rate of the windows that count: those after a change that ended, otherwise the last ones (trend.END_WINDOWS).
 
-    The interval of a rate that was still changing is open in the direction of the change: it reaches as far as another
-    change like that of the second half of the windows would take it.
+    If the rate was still changing, its interval extends in the direction of the change: as far as the rate would get by
+    another change like that of the second half of the windows.
 
     Args:
         duration_s, num_items, num_batches, produced_batches, run_sd_fraction: as for `steady_rate`.
 
     Raises:
-        ValueError: as `steady_rate`.
+        ValueError: as for `steady_rate`.
     """
     found = lasting_windows(duration_s, num_batches, produced_batches)
-    counted = slice(found.first if sum(num_items[found.first :]) else 0, None)  # a step may have trained nothing since
+    counted = slice(found.first if sum(num_items[found.first :]) else 0, None)  # the step may have trained no items in those windows
     rate = steady_rate(
         duration_s[counted], num_items[counted], num_batches[counted], produced_batches[counted], run_sd_fraction=run_sd_fraction
     )
@@ -151,19 +151,19 @@ def lasting_rate(
 
 
 def _batch_rates(duration_s: Sequence[float], num_batches: Sequence[int], produced_batches: Sequence[int]) -> list[float]:
-    """Batches per second of each window: of production or consumption, as in `steady_rate`."""
+    """Return the batches per second of each window: of production or consumption, as in `steady_rate`."""
     batches = min(produced_batches, num_batches, key=sum)
     return [each / seconds if seconds > 0 else 0.0 for each, seconds in zip(batches, duration_s, strict=True)]
 
 
 def within_fraction(squares: float, num_windows: int) -> float:
-    """Half of the 95 % interval that windows give their mean, as a fraction of it.
+    """Return half of the 95 % interval of a mean over windows, as a fraction of the mean.
 
-    Of fewer than FEW_WINDOWS windows, which Student's t makes wide beyond use, their spread is pooled with WINDOW_SD_FRACTION
-    (a scaled inverse chi-squared prior, Gelman et al., Bayesian Data Analysis, 2013, 3.3), where that is narrower.
+    For fewer than FEW_WINDOWS windows, Student's t makes the interval uselessly wide. Then their spread is pooled with
+    WINDOW_SD_FRACTION (a scaled inverse chi-squared prior, Gelman et al., Bayesian Data Analysis, 2013, 3.3), if that is narrower.
 
     Args:
-        squares: sum of the squared deviations of the windows' rates from their mean, as fractions of it.
+        squares: sum of the squared deviations of the windows' rates from their mean, as fractions of the mean.
         num_windows: at least 1.
     """
     own = t_quantile(num_windows - 1) * math.sqrt(squares / (num_windows - 1) / num_windows) if num_windows > 1 else math.inf
@@ -175,14 +175,14 @@ def within_fraction(squares: float, num_windows: int) -> float:
 
 
 def naive_sps(duration_s: Sequence[float], num_items: Sequence[int]) -> float:
-    """Items consumed per second: what a stopwatch around the training loop reads."""
+    """Return the items consumed per second, as a stopwatch around the training loop would measure."""
     return float(np.sum(num_items) / np.sum(duration_s))
 
 
 def epoch_factor(steady_sps: float, boundary_s: float, epoch_samples: int | None) -> float:
-    """Epoch-amortised rate divided by the steady rate: N / (N + boundary * rate), 1 for an endless epoch.
+    """Return the rate over an epoch divided by the steady rate: N / (N + boundary * rate); 1 for an endless epoch.
 
-    T_epoch = boundary + N / rate (MEASURING.md 2.5).
+    An epoch takes boundary + N / rate seconds.
     """
     if not epoch_samples:
         return 1.0
@@ -196,16 +196,16 @@ def epochs_rate(
     run_sd_fraction: float = 0.0,
     steady_sps: float = math.inf,
 ) -> Rate | None:
-    """Rate over whole epochs that were timed one by one; None where they were cut short, or too few.
+    """Return the rate over whole epochs that were timed one by one; None if they were cut short, or are too few.
 
-    Five are enough, and three where their ends take more than half of them: the steady rate then says less than they do.
+    Five are enough, or three if boundaries take more than half of their time, because the steady rate then says less than they do.
 
     Args:
         duration_s: from the first batch of one epoch to that of the next, shape (epochs,).
-        num_items: items trained in each, shape (epochs,).
+        num_items: items trained in each epoch, shape (epochs,).
         epoch_samples: items of a whole epoch.
         run_sd_fraction: run-to-run standard deviation to add to the interval.
-        steady_sps: rate between the ends of epochs.
+        steady_sps: rate between two epoch boundaries.
     """
     if not duration_s or not num_items or not epoch_samples:
         return None
@@ -226,7 +226,7 @@ def epoch_rate(
     num_items: Sequence[int] | None,
     run_sd_fraction: float = 0.0,
 ) -> Rate:
-    """Rate over an epoch: of whole epochs where they were timed (`epochs_rate`), else the steady one with its boundary."""
+    """Return the rate over an epoch: from timed whole epochs if possible (`epochs_rate`), else from the steady rate and the boundary."""
     whole = epochs_rate(duration_s, num_items, epoch_samples, run_sd_fraction, steady.sps)
     return whole or steady.scaled(epoch_factor(steady.sps, boundary_s, epoch_samples))
 
@@ -235,24 +235,24 @@ _WINDOWS = ("window_duration_s", "window_num_items", "window_num_batches", "wind
 
 
 def record_lasting(record: Mapping[str, Any]) -> Lasting:
-    """Which windows of a record tell its lasting rate, and whether that rate was still changing."""
+    """Return which windows of a record count for its lasting rate, and whether that rate was still changing."""
     if not record.get("window_duration_s"):
         return Lasting(0, None)
     return lasting_windows(*(record[name] for name in _WINDOWS if name != "window_num_items"))
 
 
 def record_change(record: Mapping[str, Any], objective: str = "epoch") -> float | None:
-    """By how much the rate of `record_rate` changed while it was measured, as a fraction, where it had not stopped changing.
+    """Return by how much the rate of `record_rate` had changed, as a fraction, if it was still changing when measuring ended.
 
-    Whole epochs that were timed one by one tell it where the rate is theirs, else the windows.
+    If `record_rate` is the rate of timed whole epochs, these decide; otherwise the windows do.
 
     Args:
         record: a record of `trials.jsonl`.
         objective: "epoch" or "steady".
 
     Returns:
-        0 where the rate had stopped changing; None where too little was measured to say. Where workers end with the epoch and the rate
-        rose beyond it, only timed epochs tell what they keep: without any, the rate is as open as one that still changes.
+        0 if the rate had stopped changing; None if too little was measured to tell. If workers end with the epoch, and the rate
+        rose beyond one epoch, only timed epochs show what is kept; without any, the rate counts as still changing.
     """
     durations, items = record.get("epoch_duration_s") or (), record.get("epoch_num_items") or ()
     steady = record_steady(dict(record))
@@ -266,21 +266,21 @@ def record_change(record: Mapping[str, Any], objective: str = "epoch") -> float 
 
 
 def _loses_with_epochs(record: Mapping[str, Any]) -> bool:
-    """Whether workers end with an epoch, and take along what made the rate rise, while the windows went on beyond it and no epoch was timed."""
+    """Whether workers end with an epoch and lose what raised the rate, while windows went on beyond an epoch and no epoch was timed."""
     ends = bool(record.get("num_workers")) and not record.get("persistent_workers")
     epoch_samples = record.get("epoch_samples")
     return ends and record.get("boundary_from") == "estimated" and bool(epoch_samples) and sum(record["window_num_items"]) > (epoch_samples or 0)
 
 
 def record_steady(record: dict[str, Any]) -> Rate | None:
-    """Steady rate of one trial record; None where it holds no window (failed)."""
+    """Return the steady rate of one trial record; None if it has no window (a failed trial)."""
     if not record.get("window_duration_s"):
         return None
     return lasting_rate(*(record[name] for name in _WINDOWS))
 
 
 def record_rate(record: dict[str, Any], objective: str = "epoch") -> Rate | None:
-    """The rate that the search maximises: epoch-amortised, or steady; None where nothing was measured.
+    """Return the rate that the search maximises, over an epoch or steady; None if nothing was measured.
 
     Args:
         record: a record of `trials.jsonl`.
@@ -301,15 +301,15 @@ def record_rate(record: dict[str, Any], objective: str = "epoch") -> Rate | None
 
 
 def rate_so_far(columns: Mapping[str, Any], objective: str, epoch_samples: int | None) -> Rate | None:
-    """The rate of a trial under way with its windows' own interval; without a boundary that is still to be measured.
+    """Return the rate of a running trial with its windows' own interval; a boundary that is still to be measured is not included.
 
     Args:
         columns: window columns and `boundary_s`.
         objective: "epoch" or "steady".
-        epoch_samples: items in an epoch; None when unknown.
+        epoch_samples: items in an epoch; None if unknown.
 
     Returns:
-        None while the rate rises, or may rise because samples come for the second time soon: it says nothing yet.
+        None while the rate rises, or may soon rise because samples come for the second time: it says nothing yet.
     """
     duration_s, num_items, *batches = (columns[name] for name in _WINDOWS)
     rises = (lasting_windows(duration_s, *batches).change_fraction or 0.0) > 0
@@ -320,9 +320,9 @@ def rate_so_far(columns: Mapping[str, Any], objective: str, epoch_samples: int |
 
 
 def step_only_sps(record: dict[str, Any]) -> float | None:
-    """Items per second of the training step alone, on a cached batch; None where it was not measured.
+    """Return the items per second of the training step alone, on a cached batch; None if it was not measured.
 
-    The median over blocks of steps: a foreign burst of load in one of them must not lower the ceiling.
+    This is the median over blocks of steps, so that a burst of foreign load in one of them does not lower the ceiling.
     """
     if not record.get("step_only_duration_s"):
         return None
@@ -330,18 +330,18 @@ def step_only_sps(record: dict[str, Any]) -> float | None:
 
 
 def copy_only_sps(record: dict[str, Any]) -> float | None:
-    """Items per second of copying cached batches to the accelerator, alone; None where it was not measured."""
+    """Return the items per second of copying cached batches to the accelerator alone; None if it was not measured."""
     if not record.get("copy_only_duration_s"):
         return None
     return float(np.median(np.divide(record["copy_only_num_items"], record["copy_only_duration_s"])))
 
 
 LEAST_HEADROOM_FRACTION = 0.1
-"""Of an accelerator's memory that an answer leaves free: longer samples, or a validation loop, need more than a trial did."""
+"""Share of the accelerator's memory that an answer must leave free: longer samples, or a validation loop, need more than a trial did."""
 
 
 def gpu_headroom_fraction(record: Mapping[Any, Any]) -> float | None:
-    """Share of the accelerator's memory that was free beside the allocator's peak (0..1); None on a CPU."""
+    """Return the share of the accelerator's memory that was free beside the allocator's peak (0..1); None on a CPU."""
     free, peak = record.get("gpu_free_bytes"), record.get("gpu_peak_bytes")
     if free is None or peak is None or math.isnan(free) or math.isnan(peak) or free + peak <= 0:
         return None
@@ -349,14 +349,14 @@ def gpu_headroom_fraction(record: Mapping[Any, Any]) -> float | None:
 
 
 def epoch_memory_bytes(record: dict[str, Any]) -> float | None:
-    """Memory of trainer and workers at the end of the user's epoch, extrapolated along the growth in the windows.
+    """Return the memory of trainer and workers at the end of the user's epoch, extrapolated from its growth in the windows.
 
-    Forked workers copy a dataset's pages as they touch them, so that a short trial sees a part of what a whole epoch
-    takes (MEASURING.md 5). The growth ends when everything is copied: this is what it comes to if it does not. A
-    shrinking tree is extrapolated as if it stayed.
+    Forked workers copy a dataset's pages as they touch them, so a short trial shows only a part of the memory of a whole
+    epoch. The growth ends when everything is copied; the result assumes that it does not end. If the memory shrinks, the result
+    assumes that it stays.
 
     Returns:
-        Bytes; None where memory, its growth or the epoch's length is not known.
+        Bytes; None if memory, its growth or the epoch's length is not known.
     """
     used, growth = record.get("tree_uss_bytes"), record.get("tree_uss_growth_bytes_per_batch")
     epoch_samples, batches = record.get("epoch_samples"), record.get("window_num_batches")
@@ -367,8 +367,11 @@ def epoch_memory_bytes(record: dict[str, Any]) -> float | None:
 
 
 def wait_fraction(record: dict[str, Any]) -> float:
-    """Share of the time that the training step was kept waiting (0..1), in the windows that tell the lasting rate: by the
-    accelerator's own clock where there is one, since the host runs ahead of it; else the time inside next(loader)."""
+    """Return the share of the time in which the training step waited for batches (0..1), in the windows that count.
+
+    The accelerator's own clock decides if there is one, because the host runs ahead of it; otherwise the time inside
+    next(loader) counts.
+    """
     first = record_lasting(record).first
     taken_s = np.sum(record["window_duration_s"][first:])
     if record.get("window_step_s"):

@@ -1,4 +1,4 @@
-"""A run as files for other tools: the trials as CSV and Parquet, the report as Markdown."""
+"""Write a run to files for other tools: the trials as CSV and Parquet, the report as Markdown."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ FORMATS = {"csv": "trials.csv", "parquet": "trials.parquet", "markdown": "report
 
 
 def export_tables(run: Run, folder: str | os.PathLike[str], formats: Sequence[str]) -> list[Path]:
-    """Write one file a format into `folder`, which is made where it is missing. A crash leaves whole files only.
+    """Write one file per format into `folder`, which is created if missing. A crash leaves only complete files.
 
     Args:
-        run: what `load_run` returned.
+        run: the result of `load_run`.
         folder: where the files go; files of these names are replaced.
-        formats: of csv, parquet, markdown.
+        formats: any of csv, parquet, markdown.
 
     Raises:
-        RunError: an unknown format, or the folder cannot be written.
+        RunError: a format is unknown, or the folder cannot be written.
     """
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
@@ -46,7 +46,7 @@ def export_tables(run: Run, folder: str | os.PathLike[str], formats: Sequence[st
 
 
 def markdown(run: Run) -> str:
-    """The report as Markdown: the answer, the ranking, failures, the machine, how to repeat it."""
+    """Return the report as Markdown: the answer, the ranking, the failures, the machine, and how to repeat the search."""
     ranked = ranking(run)
     parts = [f"# feedrate: {_escape(sections.title(run))}", f"**{_escape(sections.headline(run, ranked))}.**"]
     if run.unfinished:
@@ -84,12 +84,12 @@ def _table(section: sections.Section) -> str:
 
 
 def _escape(text: str) -> str:
-    """The text as it stands, on one line: no Markdown, no HTML, no end of a table cell."""
+    """Return the text on one line and escaped, so that it is no Markdown or HTML and does not end a table cell."""
     return re.sub(r"([\\`*\[\]|~])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
 def _fenced(code: str, language: str) -> str:
-    """A code block that the code cannot end: its fence is longer than any run of backticks inside."""
+    """Return a code block whose fence is longer than any run of backticks in the code, so that the code cannot end it."""
     longest = max(map(len, re.findall("`+", code)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{code}\n{fence}"

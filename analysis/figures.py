@@ -1,7 +1,7 @@
-"""The plots of a report, as plotly figures; None where there is nothing to draw.
+"""The plots of a report as plotly figures; each is None if there is nothing to draw.
 
-Plotly reads labels as HTML, so every text that comes from users is escaped here. Colours of axes and text are left
-to the page, which knows whether it is dark.
+Plotly reads labels as HTML, so every text that comes from users is escaped here. The page sets the colours of axes and
+text, because it knows whether it is dark.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from feedrate.analysis.run import Run
 from feedrate.analysis.sections import number
 from feedrate.analysis.summary import same
 
-# Okabe and Ito: told apart by colour-blind readers, on white and on black
+# colours by Okabe and Ito, which colour-blind readers can tell apart, on white and on black
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1")
 _FAILED = "#D62728"
 
 
 def throughput_figure(run: Run, ranked: pd.DataFrame) -> go.Figure | None:
-    """Throughput against num_workers, one colour a batch size; `ranked` is `summary.ranking(run)`."""
+    """Plot throughput against num_workers, with one colour per batch size; `ranked` is `summary.ranking(run)`."""
     if ranked.empty:
         return None
     figure = _figure("num_workers", f"{run.unit}/s", key="setting")
@@ -31,7 +31,7 @@ def throughput_figure(run: Run, ranked: pd.DataFrame) -> go.Figure | None:
         colour = _COLOURS[index % len(_COLOURS)]
         name = "own batches" if pd.isna(batch_size) else f"batch {int(str(batch_size))}"
         complete = settings[settings["status"] == "complete"]
-        best = complete.drop_duplicates("num_workers").sort_values("num_workers")  # the ranking has the fastest first
+        best = complete.drop_duplicates("num_workers").sort_values("num_workers")  # the ranking lists the fastest first
         figure.add_scatter(
             x=_list(best["num_workers"]), y=_list(best["throughput_sps"]), mode="lines", line={"color": colour},
             opacity=0.6, hoverinfo="skip", showlegend=False, legendgroup=name,
@@ -51,17 +51,17 @@ def throughput_figure(run: Run, ranked: pd.DataFrame) -> go.Figure | None:
                 text=[_setting_text(row, run.unit) for row in shown.to_dict("records")],
                 hoverinfo="text",
             )  # fmt: skip
-    # one window of a stopped trial says little: its interval must not set the scale
+    # a stopped trial may have only one window, whose wide interval must not set the scale
     told = ranked[ranked["status"] == "complete"] if (ranked["status"] == "complete").any() else ranked
     top = max(told["throughput_high_sps"].max(), ranked["throughput_sps"].max())
     figure.update_yaxes(range=[0, 1.08 * top], autorange=False)
     if ranked["num_workers"].max() <= 12:
-        figure.update_xaxes(dtick=1)  # no half workers
+        figure.update_xaxes(dtick=1)  # no ticks at half a worker
     return figure
 
 
 def batch_size_figure(run: Run, by_batch_size: pd.DataFrame) -> go.Figure | None:
-    """The best rate at each batch size (`summary.best_by_batch_size`), and the training step's own; None for fewer than two."""
+    """Plot the best rate at each batch size (`summary.best_by_batch_size`), and that of the step alone; None for fewer than two sizes."""
     known = by_batch_size.dropna(subset=["batch_size"])
     if len(known) < 2:
         return None
@@ -89,8 +89,10 @@ def batch_size_figure(run: Run, by_batch_size: pd.DataFrame) -> go.Figure | None
 
 
 def heat_figure(run: Run, ranked: pd.DataFrame) -> go.Figure | None:
-    """The best rate for each number of workers and prefetch factor, at the fastest setting's batch size; None for fewer than
-    two of either. Cells that no complete trial filled stay empty."""
+    """Plot the best rate for each number of workers and prefetch factor, at the fastest setting's batch size.
+
+    Returns None for fewer than two of either. Cells without a complete trial stay empty.
+    """
     complete = ranked[(ranked["status"] == "complete")]
     if complete.empty:
         return None
@@ -110,7 +112,7 @@ def heat_figure(run: Run, ranked: pd.DataFrame) -> go.Figure | None:
         text=[["" if value is None else number(value) for value in row] for row in values],
         texttemplate="%{text}",
         hovertemplate=f"%{{x}} workers, prefetch_factor %{{y}}: %{{text}} {html.escape(run.unit)}/s<extra></extra>",
-        colorscale="Cividis",  # even for colour-blind readers, and in print
+        colorscale="Cividis",  # colours that colour-blind readers see evenly, also in print
         hoverongaps=False,
         colorbar={"title": {"text": html.escape(f"{run.unit}/s")}},
     )
@@ -120,7 +122,7 @@ def heat_figure(run: Run, ranked: pd.DataFrame) -> go.Figure | None:
 
 
 def pareto_figure(run: Run, ranked: pd.DataFrame, front: pd.DataFrame) -> go.Figure | None:
-    """Throughput against memory; `front` is `questions.pareto(run)`. None for fewer than two settings."""
+    """Plot throughput against memory; `front` is `questions.pareto(run)`. None for fewer than two settings."""
     known = ranked[ranked["status"] == "complete"].dropna(subset=["tree_pss_bytes"])
     if len(known) < 2:
         return None
@@ -140,7 +142,7 @@ def pareto_figure(run: Run, ranked: pd.DataFrame, front: pd.DataFrame) -> go.Fig
 
 
 def timeline_figure(run: Run) -> go.Figure | None:
-    """Every trial in the order of time, with the best rate so far; failed ones lie on the axis."""
+    """Plot every trial in the order of time, with the best rate so far; failed trials are on the axis."""
     trials = run.latest
     trials = trials[trials["throughput_sps"].notna() | (trials["status"] == "failed")]
     if trials.empty:
@@ -189,7 +191,7 @@ def _figure(x: str, y: str, *, key: str) -> go.Figure:
 
 
 def _intervals(rows: pd.DataFrame) -> dict[str, Any]:
-    """The 95 % intervals of a ranking's rows as error bars."""
+    """Return the 95 % intervals of a ranking's rows as error bars."""
     sps = rows["throughput_sps"]
     above, below = rows["throughput_high_sps"] - sps, sps - rows["throughput_low_sps"]
     return {"type": "data", "symmetric": False, "width": 3, "array": _list(above), "arrayminus": _list(below)}
@@ -215,5 +217,5 @@ def _lines(lines: Sequence[str]) -> str:
 
 
 def _list(values: pd.Series[Any]) -> list[Any]:
-    """Plain numbers: readable in the page, where plotly would write Arrow-backed ones as objects."""
+    """Return plain numbers, which are readable in the page; plotly would write Arrow-backed ones as objects."""
     return [None if pd.isna(value) else round(float(value), 6) for value in values]

@@ -1,6 +1,6 @@
-"""`load_run`: a run folder as pandas tables, also while the run is going on.
+"""`load_run`: read a run folder into pandas tables, even while the search is running.
 
-One bad record, torn line or broken best.json does not sink the rest: it is left out and named in `Run.problems`.
+A bad record, a torn line or a broken best.json does not make the run unreadable: it is left out and listed in `Run.problems`.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ OBJECTIVES = ("epoch", "steady")
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
-    """Read a run folder, also while the search is going on.
+    """Read a run folder, even while the search is running.
 
     Args:
-        path: a folder, or an address that pyarrow or fsspec opens (`s3://bucket/run`); of an address, `Run.path` is the
-            last part only.
+        path: a folder, or an address that pyarrow or fsspec opens (`s3://bucket/run`); for an address, `Run.path` is only
+            its last part.
 
     Raises:
-        RunError: the folder is no run, or a newer feedrate wrote it.
+        RunError: the folder is no run, or a newer version of feedrate wrote it.
 
     Example:
         >>> from feedrate.analysis import load_run
@@ -89,7 +89,7 @@ def _load(folder: RunFolder) -> Run:
 
 
 def config_text(setting: Mapping[str, Any]) -> str:
-    """A setting in a few characters, `b64 w8 p4 pin pers`; the same as `LoaderConfig.short`."""
+    """Return a setting as a short text, `b64 w8 p4 pin pers`; the same as `LoaderConfig.short`."""
     batch_size, prefetch_factor = setting.get("batch_size"), setting.get("prefetch_factor")
     parts = [] if batch_size is None else [f"b{batch_size}"]
     parts.append(f"w{setting.get('num_workers', 0)}")
@@ -103,19 +103,19 @@ def config_text(setting: Mapping[str, Any]) -> str:
 
 
 def setting_text(entry: Mapping[str, Any]) -> str:
-    """The same of best.json, of its baseline, or of an entry of tied_with."""
+    """Return the same text for a best.json, its baseline, or an entry of its tied_with."""
     return config_text({**entry.get("process", {}), **entry.get("dataloader", entry)})
 
 
 def _current(records: list[dict[str, Any]], problems: list[str]) -> set[int]:
-    """Positions of the records that count: the highest attempt of each trial, the last of equal keys."""
+    """Return the positions of the records that count: the highest attempt of each trial, the last of records with equal keys."""
     highest: dict[tuple[Any, ...], int] = {}
     for record in records:
         trial = (record["study"], record["kind"], record["number"])
         highest[trial] = max(record["attempt"], highest.get(trial, 0))
     last: dict[tuple[Any, ...], int] = {}
     for index, record in enumerate(records):
-        # a confirmation round is one trial with several settings, told apart by position; rounds have numbers of their own
+        # a confirmation round is one trial with several settings, which differ in position; rounds have their own numbers
         trial = (record["study"], record["kind"], record["number"])
         key = (*trial, record["attempt"], record["round"], record["position"])
         if key in last:

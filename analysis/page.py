@@ -1,7 +1,7 @@
-"""The report page: one HTML file that works offline, the answer first.
+"""The report page: one HTML file that works offline and shows the answer first.
 
-The frame, with its styles, is page.html; every text that comes from users is escaped here. Plotly's script (4.8 MB)
-is written into the page once, before the first plot; a page without plots does not hold it.
+The frame with its styles is page.html; every text that comes from users is escaped here. Plotly's script (4.8 MB) is
+written into the page once, before the first plot; a page without plots does not contain it.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from feedrate.analysis.summary import best_by_batch_size, knee, ranking
 
 REFRESH_S = 10
 _FOLDED_ROWS = 40
-"""A table shows this many rows; the rest is folded away below it."""
+"""Number of rows that a table shows; further rows are folded away below it."""
 _TRACEBACKS = 10
 
 
 def write_page(run: Run, path: str | os.PathLike[str]) -> None:
-    """Write the page; a crash leaves the old one or the new one.
+    """Write the page; after a crash, the file is either the old page or the new one.
 
     Raises:
         RunError: the file cannot be written.
@@ -47,7 +47,7 @@ def write_page(run: Run, path: str | os.PathLike[str]) -> None:
 
 
 def render_page(run: Run) -> str:
-    """The text of the page."""
+    """Return the text of the page."""
     ranked = ranking(run)
     by_batch_size = best_by_batch_size(run, ranked)
     refresh = note = ""
@@ -184,7 +184,7 @@ def _code(text: str) -> str:
 
 
 def _table(section: sections.Section, *, row_headers: bool = False) -> str:
-    """The table, its rows past the first few folded away."""
+    """Return the table in HTML, with all rows after the first few folded away."""
     shown, folded = section.rows[:_FOLDED_ROWS], section.rows[_FOLDED_ROWS:]
     text = _rows(section, shown, section.caption, row_headers)
     if folded:
@@ -206,7 +206,7 @@ def _rows(section: sections.Section, rows: Sequence[tuple[str, ...]], caption: s
         if row_headers:
             cells[0] = f'<th scope="row">{html.escape(row[0])}</th>'
         body.append(f"<tr>{''.join(cells)}</tr>")
-    # a table of facts stands under a heading that says the same as its caption
+    # a table of facts comes after a heading that says the same as its caption
     unseen = ' class="unseen"' if row_headers else ""
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(caption)}"><table>'

@@ -1,4 +1,4 @@
-"""The tables of questions.py, two_runs.py and runs.py as text cells, for the page and the terminal; `TABLES` names them."""
+"""The tables of questions.py, two_runs.py and runs.py as text cells, for the page and the terminal. `TABLES` lists them by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from feedrate.analysis.summary import best_by_batch_size, ranking
 from feedrate.analysis.two_runs import Compared
 
 CLOCK_OFF_S = 1.0
-"""Clocks that differ by less are not mentioned."""
+"""A smaller difference between two clocks is not shown."""
 _SAID = {
     "foreign_cpu_fraction": "Others",
     "throttled_fraction": "Throttled",
@@ -24,7 +24,7 @@ _SAID = {
 
 
 def effects_section(run: Run) -> Section:
-    """How much each dimension matters."""
+    """Return the table that shows how much each dimension matters."""
     rows = [
         (
             row["dimension"],
@@ -47,7 +47,7 @@ def effects_section(run: Run) -> Section:
 
 
 def pareto_section(run: Run) -> Section:
-    """Throughput against memory."""
+    """Return the table of throughput against memory."""
     rows = [
         (str(row["config"]), size(row["tree_pss_bytes"]), number(row["throughput_sps"]), _interval(row, "throughput"))
         for row in pareto(run).to_dict("records")
@@ -58,7 +58,7 @@ def pareto_section(run: Run) -> Section:
 
 
 def time_section(run: Run) -> Section:
-    """Where the time goes."""
+    """Return the table that shows where the time goes."""
     names = ("wait_fraction", "compute_fraction", "copy_fraction", "slowed_fraction", "boundary_fraction")
     rows = [
         (str(row["config"]), *(_share(row[name]) for name in names), _seconds(row["startup_s"]), _seconds(row["setup_s"]))
@@ -73,7 +73,7 @@ def time_section(run: Run) -> Section:
 
 
 def noise_section(run: Run) -> Section:
-    """How noisy each machine was."""
+    """Return the table that shows how noisy each machine was."""
     rows = [
         (
             str(row["hostname"]) if pd.notna(row["hostname"]) else "unknown",
@@ -97,7 +97,7 @@ def noise_section(run: Run) -> Section:
 
 
 def reasons_section(run: Run) -> Section:
-    """What failed and why, the most frequent first."""
+    """Return the table of failures and their reasons, the most frequent first."""
     rows = [
         (str(row["num_trials"]), *(str(row[name]) if pd.notna(row[name]) else "" for name in _WHY), row["hosts"], row["configs"])
         for row in failures_by_reason(run).to_dict("records")
@@ -117,7 +117,7 @@ TABLES: dict[str, tuple[str, Callable[[Run], Section]]] = {
     "failures": ("what failed, and why", reasons_section),
     "noise": ("how noisy the machine was", noise_section),
 }
-"""Name -> the question, and what answers it."""
+"""Name -> the question, and the function that answers it."""
 
 
 FRAMES: dict[str, Callable[[Run], pd.DataFrame]] = {
@@ -129,11 +129,11 @@ FRAMES: dict[str, Callable[[Run], pd.DataFrame]] = {
     "failures": failures_by_reason,
     "noise": noise,
 }
-"""The same tables as numbers."""
+"""Name -> the function that returns the same table as numbers."""
 
 
 def compared_section(compared: Compared, first: Run, second: Run) -> Section:
-    """Two runs, setting by setting."""
+    """Return the comparison of two runs, setting by setting."""
     rows = [
         (
             f"{row['config']} (baseline)" if row["is_baseline"] else str(row["config"]),
@@ -151,7 +151,7 @@ def compared_section(compared: Compared, first: Run, second: Run) -> Section:
 
 
 def runs_section(table: pd.DataFrame) -> Section:
-    """A list of runs, as `runs.runs_table` gives it."""
+    """Return a list of runs, from the table that `runs.runs_table` returns."""
     rows = [
         (
             str(row["run"]),

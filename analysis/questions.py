@@ -1,6 +1,6 @@
-"""What people ask a run, each answered by one table: `effects`, `pareto`, `time_shares`, `noise`, `failures_by_reason`.
+"""Questions about a run, each answered by one table: `effects`, `pareto`, `time_shares`, `noise`, `failures_by_reason`.
 
-Beside `summary.ranking` (what is best, how sure) and `summary.best_by_batch_size`. Units stand in the names of columns.
+`summary.ranking` (which setting is best, how certain) and `summary.best_by_batch_size` answer two more. Column names contain units.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ NOISY = ("foreign_cpu_fraction", "throttled_fraction", "steal_fraction", "psi_io
 
 
 def effects(run: Run) -> pd.DataFrame:
-    """How much each dimension matters: the best that was found with each of its values. One row a value.
+    """Return how much each dimension matters: the best setting that was found with each of its values, one row per value.
 
-    A search looks closely only where it is fast, so that averages over its trials say more about the search than about
-    the dimension; the best setting *with* a value does not suffer from that, as long as some were tried (`num_settings`).
+    A search tries mostly settings that are fast, so averages over its trials say more about the search than about the
+    dimension. The best setting *with* a value does not have this problem, if some settings were tried with it (`num_settings`).
 
-    Compared with is the answer (best.json), or the fastest reading while there is none: `fraction_of_best` is the rate over
-    its rate, which may exceed 1 where a reading was not repeated in rounds; `differs_in` counts the dimensions in which the
-    two differ, 1 is a clean comparison. Rows of all dimensions but batch_size are at its batch size.
+    Each row is compared with the answer (best.json), or with the fastest setting while there is no best.json. `fraction_of_best`
+    is the row's rate over that setting's rate; it may exceed 1 if the row's setting was not measured again in rounds.
+    `differs_in` is the number of dimensions in which the two differ; 1 is a clean comparison. Rows of all dimensions except
+    batch_size are at that setting's batch size.
 
     Example:
         >>> from feedrate.analysis import effects, load_run
@@ -56,8 +57,8 @@ def effects(run: Run) -> pd.DataFrame:
 
 
 def _values(name: str, settings: pd.DataFrame, best: pd.Series[Any]) -> list[dict[str, Any]]:
-    """A row for each value of one dimension; none where all settings have the same."""
-    if name in ("prefetch_factor", "persistent_workers", "multiprocessing_context"):  # they do not exist without workers
+    """Return a row for each value of one dimension; no rows if all settings have the same value."""
+    if name in ("prefetch_factor", "persistent_workers", "multiprocessing_context"):  # these have no meaning without workers
         settings = settings[settings["num_workers"] > 0]
     if settings[name].nunique(dropna=False) < 2:
         return []
@@ -76,9 +77,9 @@ def _values(name: str, settings: pd.DataFrame, best: pd.Series[Any]) -> list[dic
 
 
 def pareto(run: Run) -> pd.DataFrame:
-    """Throughput against memory: the settings that no other beats in both, the smallest first.
+    """Return throughput against memory: the settings that no other setting beats in both, the smallest memory first.
 
-    Memory is `tree_pss_bytes`, trainer and workers together. Rows are those of `ranking`.
+    Memory is `tree_pss_bytes`, that of trainer and workers together. The rows are rows of `ranking`.
 
     Example:
         >>> from feedrate.analysis import load_run, pareto
@@ -94,14 +95,16 @@ def pareto(run: Run) -> pd.DataFrame:
 
 
 def time_shares(run: Run) -> pd.DataFrame:
-    """Where the time goes with each setting that ran to its end; the fastest first.
+    """Return where the time goes with each setting that ran to its end, the fastest setting first.
 
-    Of the time inside an epoch: `wait_fraction` the step was kept waiting, `compute_fraction` is what it takes alone (O/G),
-    `copy_fraction` what copying batches to the accelerator takes alone (O/C, missing on a CPU), and `slowed_fraction`
-    the rest: step and loading get in each other's way. `compute_fraction` and `slowed_fraction` are missing where the ceiling
-    is not known (ceilings.py). `boundary_fraction` is the share of a whole epoch that starting
-    it costs. `startup_s` is from `iter(loader)` to the first batch; `setup_s` is imports, model and warm-up, before any
-    loading. Missing where it is not known.
+    Shares of the time inside an epoch: `wait_fraction` is the time in which the step waits for a batch. `compute_fraction` is
+    the time that the step takes alone: the rate divided by that of the step alone. `copy_fraction` is the time that copying
+    batches to the accelerator takes alone: the rate divided by that of the copy alone; missing on a CPU. `slowed_fraction` is
+    the rest, which is lost because step and loading slow each other down. `compute_fraction` and `slowed_fraction` are missing
+    if the ceiling is not known (ceilings.py).
+
+    `boundary_fraction` is the share of a whole epoch that starting it costs. `startup_s` is the time from `iter(loader)` to the
+    first batch; `setup_s` is the time for imports, model and warm-up, before any loading. Unknown values are missing.
 
     Example:
         >>> from feedrate.analysis import load_run, time_shares
@@ -138,13 +141,13 @@ def time_shares(run: Run) -> pd.DataFrame:
 
 
 def noise(run: Run) -> pd.DataFrame:
-    """How noisy each machine was: one row a host.
+    """Return how noisy each machine was, one row per host.
 
-    `window_sd_fraction` is the median over trials of how much the windows of one trial differ (standard deviation over mean),
-    `run_sd_fraction` how much fresh starts of one setting differ inside rounds, missing without rounds. `num_disturbed`
-    counts measurements during which other processes took a tenth of the CPUs or more. `clock_off_s` is by how much the host's
-    clock is ahead of the driver's at least (below 0: behind), 0 where they may agree; the times of a run are the driver's, so
-    that this changes nothing. The rest are medians and maxima of what the kernel tells.
+    `window_sd_fraction` is how much the windows of one trial differ (standard deviation over mean; median over trials).
+    `run_sd_fraction` is how much fresh starts of one setting differ within rounds; it is missing without rounds.
+    `num_disturbed` counts measurements during which other processes took a tenth of the CPUs or more. `clock_off_s` is by how
+    much, at least, the host's clock is ahead of the driver's (below 0: behind); 0 if they may agree. The times of a run are
+    the driver's, so the difference changes nothing. The other columns are medians and maxima of the kernel's figures.
 
     Example:
         >>> from feedrate.analysis import load_run, noise
@@ -174,7 +177,7 @@ def noise(run: Run) -> pd.DataFrame:
 
 
 def _window_spread(run: Run) -> pd.Series[float]:
-    """Standard deviation over mean of the rates of each trial's windows, by row of `Run.trials`; missing below three."""
+    """Return standard deviation over mean of the rates of each trial's windows, by row of `Run.trials`; missing below 3 windows."""
     key = ["study", "kind", "number", "attempt", "position"]
     windows = run.windows.assign(sps=run.windows["num_items"] / run.windows["duration_s"])
     rates = windows.groupby(key, dropna=False)["sps"].agg(["std", "mean", "count"]).reset_index()
@@ -184,8 +187,11 @@ def _window_spread(run: Run) -> pd.Series[float]:
 
 
 def _clock_off_s(measured: pd.DataFrame) -> float:
-    """A measurement begins on its host after the driver asked for it, and ends before the driver hears of it: what contradicts that
-    is the least difference of the two clocks."""
+    """Return the least difference between the clocks of host and driver that explains the recorded times.
+
+    A measurement begins on its host after the driver started the trial, and ends before the driver learns of its end. Only
+    times that contradict this show a difference.
+    """
     least = (measured["host_ended_unix_s"] - measured["finished_unix_s"]).max()
     most = (measured["host_began_unix_s"] - measured["started_unix_s"]).min()
     if pd.isna(least) or pd.isna(most):
@@ -194,7 +200,7 @@ def _clock_off_s(measured: pd.DataFrame) -> float:
 
 
 def _run_spread(measured: pd.DataFrame) -> float | None:
-    """Standard deviation of log(rate) after setting and round are taken out, in the rounds of one host."""
+    """Return the standard deviation of log(rate) in the rounds of one host, without the effects of setting and round."""
     rounds = measured[(measured["kind"] == "confirm") & measured["round"].notna()]
     if rounds["round"].nunique() < 2 or rounds["config"].nunique() < 2:
         return None
@@ -206,7 +212,7 @@ def _run_spread(measured: pd.DataFrame) -> float | None:
 
 
 def failures_by_reason(run: Run) -> pd.DataFrame:
-    """What failed and why: failures of the same kind with the same message together, the most frequent first.
+    """Return what failed and why: failures of the same kind, phase and message in one row, the most frequent first.
 
     Example:
         >>> from feedrate.analysis import failures_by_reason, load_run

@@ -1,4 +1,4 @@
-"""Run folders at an address: whatever pyarrow or (where it is installed) fsspec opens, s3://, gs://, http://, memory://."""
+"""Run folders at an address that pyarrow, or fsspec if it is installed, can open: s3://, gs://, http://, memory://."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ FILES = ("search.json", "trials.jsonl", "best.json")
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is an address."""
+    """Return whether a path is an address."""
     return "://" in os.fspath(path)
 
 
 @contextmanager
 def local_copy(url: str) -> Iterator[Path]:
-    """A temporary folder with the run's files as they are now; removed afterwards.
+    """Provide a temporary folder with the run's files as they are now; it is removed afterwards.
 
     Raises:
         RunError: the address cannot be opened.
@@ -38,10 +38,10 @@ def local_copy(url: str) -> Iterator[Path]:
 
 
 def read_run(url: str, names: Iterable[str]) -> dict[str, bytes]:
-    """Those of a run's files that are at an address, as they are now.
+    """Return those of the named files that exist at an address, as they are now.
 
     Raises:
-        RunError: the address cannot be opened, or holds no run.
+        RunError: the address cannot be opened, or there is no run.
     """
     found = {}
     for name in names:
@@ -55,10 +55,10 @@ def read_run(url: str, names: Iterable[str]) -> dict[str, bytes]:
 
 
 def read_url(url: str) -> bytes:
-    """The file at an address.
+    """Return the content of the file at an address.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no such file.
         RunError: the address cannot be opened.
     """
     filesystem, place = filesystem_of(url)
@@ -72,7 +72,11 @@ def read_url(url: str) -> bytes:
 
 
 def children(url: str) -> list[str]:
-    """The addresses below an address, in order; none where it cannot be listed."""
+    """Return the addresses below an address, sorted.
+
+    Raises:
+        RunError: the address cannot be listed.
+    """
     filesystem, place = filesystem_of(url)
     try:
         found = filesystem.get_file_info(pyarrow.fs.FileSelector(place))
@@ -82,21 +86,21 @@ def children(url: str) -> list[str]:
 
 
 def name_of(url: str) -> str:
-    """The last part of an address."""
+    """Return the last part of an address."""
     return url.split("://", 1)[1].rstrip("/").rsplit("/", 1)[-1].split("?")[0] or "run"
 
 
 def filesystem_of(url: str) -> tuple[Any, str]:
-    """A pyarrow file system and the place in it.
+    """Return a pyarrow file system, and the path of the address in it.
 
     Raises:
-        RunError: nothing that is installed opens such an address.
+        RunError: no installed package can open such an address.
     """
     scheme = url.split("://", 1)[0]
     try:
         filesystem, place = pyarrow.fs.FileSystem.from_uri(url)
         return filesystem, place
-    except pyarrow.ArrowException:  # a scheme that Arrow does not know
+    except pyarrow.ArrowException:  # Arrow does not know the scheme
         pass
     except OSError as error:
         raise RunError(f"{url} cannot be opened: {words(error)}") from None
@@ -113,5 +117,5 @@ def filesystem_of(url: str) -> tuple[Any, str]:
 
 
 def words(error: BaseException) -> str:
-    """An error's first line, or its name."""
+    """Return the first line of an error's text, or the name of its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,9 +1,9 @@
-"""Confirmation rounds: what finalists, measured one after the other again and again, say about each other. NumPy only.
+"""Confirmation rounds: compare finalists that were measured in turn, again and again. Needs only NumPy.
 
-All settings of a round are measured on one host within a minute or so, each in a fresh process, so that what changes
-between rounds (load, caches, temperature) is the same for all of them. log(rate) = setting + round + noise, by least
-squares over all rounds (a randomised block design); a setting that was dropped or added on the way is no harm. The
-noise is pooled over the settings, with the run-to-run spread known from before as so many runs (MEASURING.md 3.1).
+All settings of a round are measured on one host within about a minute, one after the other, each in a fresh process. So
+whatever changes between rounds (load, caches, temperature) is the same for all of them. The model is log(rate) = setting +
+round + noise, fitted by least squares over all rounds (a randomised block design); settings may be dropped or added between
+rounds. The noise is pooled over the settings, and the prior run-to-run spread counts as PRIOR_RUNS further runs.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ import numpy as np
 from feedrate.analysis.estimate import RUN_SD_FRACTION, Rate, t_quantile
 
 TIED_FRACTION = 0.02
-"""Settings this close to the fastest are as good; the cheapest of them is the answer."""
+"""Settings this close to the fastest count as equally good; the cheapest of them is the answer."""
 MIN_ROUNDS = 3
-"""Rounds before anything is called confirmed."""
+"""Number of rounds before an answer counts as confirmed."""
 SOON_ROUNDS = 2
-"""Rounds after which a setting that is more than TIED_FRACTION behind for sure is out."""
+"""Number of rounds after which a setting is dropped if it is more than TIED_FRACTION slower with 95 % confidence."""
 PRIOR_RUNS = 5
-"""Runs that RUN_SD_FRACTION counts for beside the rounds' own noise."""
+"""Number of runs that the prior RUN_SD_FRACTION counts as, beside the noise of the rounds themselves."""
 DISTURBED_FRACTION = 0.1
-"""A round is repeated when other processes took this much more of the CPUs than in most measurements."""
+"""A round is repeated if other processes took this much more of the CPUs than in most measurements."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Round:
-    """What one round measured."""
+    """The rates that one round measured."""
 
     number: int
     sps: dict[str, float]
-    """Setting (as `LoaderConfig.short` writes it) -> items per second; what failed is missing."""
+    """Setting (as in `LoaderConfig.short`) -> items per second, without settings that failed."""
     disturbed: bool = False
-    """Other processes, or the hypervisor, took CPU time that they did not take before."""
+    """Whether other processes, or the hypervisor, took more CPU time than in most measurements."""
 
 
 def rounds_of(measured: Iterable[tuple[str, float, Mapping[Any, Any]]]) -> list[Round]:
-    """The rounds among what was measured, in order.
+    """Return the rounds among the measurements, in order.
 
     Args:
-        measured: setting, its rate in items per second, and the record (a row of `Run.trials` will do); records of
-            other kinds than confirm are passed over.
+        measured: setting, its rate in items per second, and its record (or a row of `Run.trials`); records of another kind
+            than confirm are ignored.
     """
     kept = [each for each in measured if each[2]["kind"] == "confirm" and each[1] > 0]
     taken = [_taken(record) for _, _, record in kept]
@@ -61,7 +61,7 @@ def rounds_of(measured: Iterable[tuple[str, float, Mapping[Any, Any]]]) -> list[
 
 
 def _taken(record: Mapping[Any, Any]) -> float:
-    """Share of the CPUs that others took while this was measured, the hypervisor among them."""
+    """Return the share of the CPUs that other processes and the hypervisor took during a measurement."""
     fractions = [record.get(name) for name in ("foreign_cpu_fraction", "steal_fraction")]
     return sum(float(each) for each in fractions if each is not None and not math.isnan(each))
 
@@ -70,8 +70,8 @@ class Comparison:
     """Differences between settings over rounds.
 
     Args:
-        rounds: disturbed ones count only where fewer than MIN_ROUNDS others are there.
-        sd_fraction: run-to-run standard deviation known from before, worth PRIOR_RUNS runs.
+        rounds: disturbed rounds count only if there are fewer than MIN_ROUNDS others.
+        sd_fraction: prior run-to-run standard deviation, which counts as PRIOR_RUNS runs.
     """
 
     def __init__(self, rounds: Sequence[Round], sd_fraction: float = RUN_SD_FRACTION) -> None:
@@ -83,11 +83,11 @@ class Comparison:
         self._column = {name: index for index, name in enumerate(self.settings)}
 
     def num_rounds(self, setting: str) -> int:
-        """Rounds that measured a setting."""
+        """Return the number of rounds that measured a setting."""
         return sum(setting in each.sps for each in self.rounds)
 
     def log_ratio(self, first: str, second: str) -> tuple[float, float]:
-        """log(rate of first / rate of second) and half of its 95 % interval, infinite where no round relates the two."""
+        """Return log(rate of first / rate of second) and half of its 95 % interval, which is infinite if no rounds relate the two."""
         if first not in self._column or second not in self._column:
             return 0.0, math.inf
         if first == second:
@@ -101,12 +101,12 @@ class Comparison:
         return float(contrast @ effects), t_quantile(degrees) * sd * math.sqrt(max(variance, 0.0))
 
     def ratio(self, first: str, second: str) -> Rate:
-        """Rate of first / rate of second with its 95 % interval."""
+        """Return rate of first / rate of second with its 95 % interval."""
         log, half = self.log_ratio(first, second)
         return Rate(sps=math.exp(log), low_sps=math.exp(log - half), high_sps=_exp(log + half))
 
     def rate(self, setting: str) -> Rate | None:
-        """Geometric mean of a setting's rate with its 95 % interval, differences between rounds included."""
+        """Return the geometric mean of a setting's rate with its 95 % interval, which includes the differences between rounds."""
         logs = np.log([each.sps[setting] for each in self.rounds if setting in each.sps])
         if not len(logs):
             return None
@@ -144,36 +144,36 @@ class Finalist:
     name: str
     batch_size: int | None
     cost: tuple[float, ...]
-    """Compared in order: workers, batches in flight for each, memory."""
+    """Costs in the order in which they are compared: workers, batches in flight per worker, memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Standing:
-    """Where the finalists stand after some rounds."""
+    """The state of the comparison after some rounds."""
 
     fastest: str
     answer: str
-    """The cheapest of `tied` at the fastest one's batch size."""
+    """The cheapest setting of `tied` at the batch size of the fastest one."""
     tied: tuple[str, ...]
-    """As good as the fastest: less than 2 % slower, with 95 % confidence; the cheapest first."""
+    """Settings as good as the fastest: less than 2 % slower, with 95 % confidence; the cheapest first."""
     slower: tuple[str, ...]
-    """Slower than the fastest, with 95 % confidence, and not known to be within 2 %."""
+    """Settings slower than the fastest, with 95 % confidence, that are not known to be within 2 % of it."""
     undecided: tuple[str, ...]
-    """Neither of the two so far."""
+    """Settings that are neither tied nor slower so far."""
     decided: bool
-    """More rounds would not change the answer: nothing can be 2 % faster, and where each stands is known of those that are
-    cheaper at the same batch size."""
+    """Whether more rounds would not change the answer: no setting can be 2 % faster, and every cheaper setting at the same
+    batch size is known to be tied or slower."""
 
 
 def out_soon(comparison: Comparison, names: Iterable[str]) -> set[str]:
-    """Which of these settings need no further round: more than TIED_FRACTION behind another one, after SOON_ROUNDS rounds."""
+    """Return the settings that need no further round: measured in SOON_ROUNDS rounds, and more than TIED_FRACTION slower than another."""
     known = [name for name in names if comparison.num_rounds(name) >= SOON_ROUNDS]
     ratios = {(one, other): comparison.log_ratio(one, other) for one in known for other in known}
     return {other for (_, other), (log, half) in ratios.items() if log - half > TIED_FRACTION}
 
 
 def standing(comparison: Comparison, finalists: Iterable[Finalist]) -> Standing | None:
-    """Who is tied with the fastest and who is slower; None while no finalist was measured in MIN_ROUNDS rounds."""
+    """Return which finalists are tied with the fastest and which are slower; None while none was measured in MIN_ROUNDS rounds."""
     ordered = sorted(finalists, key=lambda each: (each.cost, each.name))
     measured = [each for each in ordered if comparison.num_rounds(each.name) >= MIN_ROUNDS]
     if not measured:

@@ -1,4 +1,4 @@
-"""`Run`: what a run folder holds, as pandas tables."""
+"""`Run`: the content of a run folder as pandas tables."""
 
 from __future__ import annotations
 
@@ -15,48 +15,48 @@ from feedrate.analysis.estimate import Rate
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Run:
-    """What a run folder holds, as tables."""
+    """The content of a run folder as tables."""
 
     path: Path
     search: dict[str, Any]
-    """What was asked, on what: search.json."""
+    """The content of search.json: the options of the search, the workload and the machine."""
     trials: pd.DataFrame
-    """One row a record: the scalar columns of analysis/schema.py and what is derived from its windows."""
+    """One row per record: the scalar columns of analysis/schema.py, and columns that are computed from its windows."""
     windows: pd.DataFrame
-    """One row a timed window."""
+    """One row per timed window."""
     best: dict[str, Any] | None
-    """best.json; None while there is none."""
+    """The content of best.json; None while there is no such file."""
     problems: list[str]
-    """One sentence for everything that was left out."""
+    """One sentence for each thing that was left out."""
     rank: Callable[[Run], pd.DataFrame]
-    """Makes `configs`: `summary.ranking`, which needs this class."""
+    """The function that makes `configs`: `summary.ranking`, which itself needs this class."""
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, {len(self.trials)} measurements{', unfinished' if self.unfinished else ''})"
 
     @property
     def latest(self) -> pd.DataFrame:
-        """The trials that count: where a trial was asked again, only its last attempt."""
+        """The trials that count: if a trial was tried again, only its last attempt."""
         return self.trials[~self.trials["superseded"]]
 
     @property
     def configs(self) -> pd.DataFrame:
-        """One row a setting, replicates pooled with their intervals, the fastest first: `summary.ranking` of this run."""
+        """One row per setting, with replicates and their intervals pooled, the fastest first: `summary.ranking` of this run."""
         return self.rank(self)
 
     @property
     def failures(self) -> pd.DataFrame:
-        """The rows of `trials` that failed, those of earlier attempts too."""
+        """The rows of `trials` that failed, including those of earlier attempts."""
         return self.trials[self.trials["status"] == "failed"]
 
     @property
     def ceilings(self) -> dict[int | None, float]:
-        """Batch size -> items per second of the training step alone, where they are known (ceilings.py)."""
+        """Batch size -> items per second of the training step alone, if known (ceilings.py)."""
         return self.ceilings_found.known()
 
     @property
     def ceilings_found(self) -> Ceilings:
-        """What is known of the training step alone at each batch size, and why not where it is not."""
+        """The ceiling at each batch size, and the reason if it is not known."""
         found = Ceilings()
         names = ("batch_size", "step_only_sps", "steady_sps", "steady_low_sps", "steady_high_sps", "cached_batch_failure", *LOAD)
         for row in self.latest[[*names]].astype(object).where(self.latest[[*names]].notna(), None).to_dict("records"):
@@ -68,7 +68,7 @@ class Run:
 
     @property
     def copies(self) -> dict[tuple[int | None, bool], float]:
-        """Batch size and pin_memory -> items per second of copying batches to the accelerator alone; the median."""
+        """Batch size and pin_memory -> median items per second of copying batches to the accelerator alone."""
         known = self.latest.dropna(subset=["copy_only_sps"])
         rates = known.groupby(["batch_size", "pin_memory"], dropna=False)["copy_only_sps"].median().reset_index()
         return {
@@ -78,12 +78,12 @@ class Run:
 
     @property
     def unit(self) -> str:
-        """What an item is, for people: samples, unless the workload counts something else."""
+        """The name of an item, for people: samples, unless the workload counts something else."""
         workload = self.search.get("workload")
         unit = workload.get("unit") if isinstance(workload, dict) else None
         return unit if isinstance(unit, str) and unit else "samples"
 
     @property
     def unfinished(self) -> bool:
-        """True while more may come: the search has not said that it is done, and there is no best.json."""
+        """Whether more may come: search.json does not say that the search is finished, and there is no best.json."""
         return self.best is None and self.search.get("finished") is not True

@@ -1,7 +1,7 @@
-"""The run folder: where each file of a search lies, and how it is written. Standard library only.
+"""The run folder: the path of each file of a search, and how it is written. Standard library only.
 
-`trials.jsonl` is appended, one fsynced line a trial: a crash leaves whole lines and at most one torn last line, which
-readers skip and name. Every other file is replaced atomically: a crash leaves the old one or the new one.
+Each trial appends one fsynced line to `trials.jsonl`. So a crash leaves whole lines and at most one torn last line, which
+readers skip and report. Every other file is replaced atomically: after a crash it is either the old file or the new one.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from feedrate.analysis.schema import SCHEMA, check_record
 
 
 class RunError(Exception):
-    """A run folder cannot be used; the message says why and what to do instead."""
+    """A run folder cannot be used; the message gives the reason and the way out."""
 
 
 class RunFolder:
-    """Paths of one run. Making the object touches nothing."""
+    """The paths of one run. Making the object does not touch the file system."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -34,16 +34,16 @@ class RunFolder:
         self.lock = self.path / "search.lock"
 
     def files(self) -> list[Path]:
-        """The files that a search writes, as far as they are there, search.json and the lock last."""
+        """Return the files that a search writes, if they exist; search.json and the lock come last."""
         own = [self.trials, self.best, self.report, *sorted(self.path.glob("study.journal*")), self.search, self.lock]
         return [path for path in own if path.is_file() and not path.is_symlink()]
 
     def tune_folders(self) -> list[Path]:
-        """Ray Tune's own state, of no use when the search is over."""
+        """Return the folders with Ray Tune's own state, which nobody needs after the search."""
         return [path for path in (self.tune, *sorted(self.path.glob("tune-*"))) if path.is_dir() and not path.is_symlink()]
 
     def read_search(self) -> dict[str, Any]:
-        """What was asked, on what: the content of `search.json`.
+        """Return the content of `search.json`: the options of the search, the workload and the machine.
 
         Raises:
             RunError: the folder is no run, or the file is unreadable. Name a folder that `feedrate search` wrote.
@@ -56,10 +56,10 @@ class RunFolder:
             raise RunError(f"{self.path} {what}. {way_out}") from None
 
     def records(self) -> tuple[list[dict[str, Any]], list[str]]:
-        """Every record of `trials.jsonl` in order of writing, and one sentence for each line that was skipped.
+        """Return every record of `trials.jsonl` in order of writing, and one sentence for each line that was skipped.
 
         Raises:
-            RunError: a record has a schema that this feedrate does not know, or the file cannot be read.
+            RunError: a record has a schema that this version of feedrate does not know, or the file cannot be read.
         """
         problems: list[str] = []
         try:
@@ -70,7 +70,7 @@ class RunFolder:
             raise RunError(f"{self.trials} cannot be read: {error}") from None
 
     def write_search(self, search: Mapping[str, Any]) -> None:
-        """Replace search.json whole."""
+        """Replace search.json atomically."""
         write_atomic(self.search, json.dumps(search, indent=2) + "\n")
 
     def append(self, record: dict[str, Any]) -> None:
@@ -85,8 +85,8 @@ class RunFolder:
         try:
             size = os.fstat(descriptor).st_size
             if size and os.pread(descriptor, 1, size - 1) != b"\n":
-                line = b"\n" + line  # a torn last line of a killed writer stays a line of its own
-            while line:  # a disk that fills up takes a part of the line first, then refuses the rest
+                line = b"\n" + line  # so that the torn last line of a killed writer stays a separate line
+            while line:  # a full disk first accepts a part of the line, then refuses the rest
                 line = line[os.write(descriptor, line) :]
             os.fsync(descriptor)
         finally:
@@ -112,11 +112,11 @@ def _read_lines(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object that a file holds.
+    """Return the JSON object in a file.
 
     Raises:
         FileNotFoundError, NotADirectoryError: there is no such file.
-        RunError: it cannot be read or holds something else.
+        RunError: it cannot be read, or contains something else.
     """
     try:
         data = path.read_bytes()
@@ -128,10 +128,10 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def parse_object(data: bytes, name: str) -> dict[str, Any]:
-    """The JSON object in the content of a file of this name.
+    """Return the JSON object in `data`, the content of a file called `name`.
 
     Raises:
-        RunError: it holds something else.
+        RunError: it contains something else.
     """
     try:
         loaded = json.loads(data)
@@ -143,7 +143,7 @@ def parse_object(data: bytes, name: str) -> dict[str, Any]:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replace a file whole: a crash leaves the old content or the new, never a mixture. Text becomes UTF-8."""
+    """Replace a file atomically: after a crash it has the old content or the new, never a mixture. Text becomes UTF-8."""
     data = content.encode() if isinstance(content, str) else content
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

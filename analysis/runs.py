@@ -1,4 +1,4 @@
-"""Several runs: `load_runs` reads what a pattern names, `runs_table` is one row a run."""
+"""Several runs: `load_runs` reads the runs that a pattern names, `runs_table` has one row per run."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ _DTYPES = {
 
 
 def load_runs(pattern: str) -> list[Run]:
-    """Every run that a pattern names, the oldest first.
+    """Return every run that a pattern names, the oldest first.
 
     Args:
-        pattern: of folders, `feedrate-runs/*`, or the folder that holds them, or a feedrate-runs with them; or of addresses, `s3://bucket/*`.
+        pattern: matches folders, as in `feedrate-runs/*`, or addresses, as in `s3://bucket/*`; or names the folder that contains
+            the runs, or contains a folder feedrate-runs with them.
 
     Raises:
         RunError: the pattern names no run.
@@ -58,10 +59,10 @@ def load_runs(pattern: str) -> list[Run]:
 
 
 def runs_table(runs: Iterable[Run]) -> pd.DataFrame:
-    """One row a run: what was searched when and where, how far it came, and its answer.
+    """Return one row per run: what was searched when and where, how far the search came, and its answer.
 
-    `state` is finished, unfinished (it goes on, or was interrupted) or nothing works. While there is no best.json, the
-    fastest setting so far stands in its place, not confirmed.
+    `state` is finished, unfinished (the search goes on, or was interrupted) or nothing works. While there is no best.json,
+    the fastest setting so far takes its place, not confirmed.
 
     Example:
         >>> from feedrate.analysis import load_runs, runs_table
@@ -72,10 +73,10 @@ def runs_table(runs: Iterable[Run]) -> pd.DataFrame:
 
 
 def run_folders(pattern: str) -> list[Path]:
-    """The run folders here that a pattern names, those of a search on several hardware classes too (RUN/CLASS).
+    """Return the local run folders that a pattern names, including those of a search on several hardware classes (RUN/CLASS).
 
     Args:
-        pattern: of folders, or the folder that holds them.
+        pattern: matches folders, or names the folder that contains them.
 
     Raises:
         RunError: the pattern names no run.

@@ -1,7 +1,7 @@
 """The columns of `trials.jsonl`: every recorded quantity once, with its type, unit and meaning.
 
-One line of the file is one measured (or failed) setting. Writer and reader both import this table, so a name, a unit
-or a meaning exists in one place. Only raw observations are stored; every statistic is derived on read
+Each line of the file is one measured (or failed) setting. Writer and reader both import this table, so that each name, unit
+and meaning exists in one place. Only raw observations are stored; readers compute every statistic from them
 (`feedrate.analysis.estimate`). Standard library only, so that a trial can import it.
 
 History of the format:
@@ -29,7 +29,7 @@ class Column:
     """Unit of the value; empty for names, counts and flags."""
     meaning: str
     required: bool = False
-    """True when every record has it, failed ones too."""
+    """Whether every record has a value, even a failed one."""
 
 
 _C = Column
@@ -138,18 +138,18 @@ _PYTHON: dict[str, tuple[type, ...]] = {
 
 
 def fits(value: object, dtype: str) -> bool:
-    """Whether a value that is not None has the type of a column; every element of a list counts."""
+    """Return whether a value that is not None has the type of a column; in a list, every element must have it."""
     if dtype.startswith("list["):
         return isinstance(value, list) and all(fits(element, dtype[5:-1]) for element in value)
     return isinstance(value, _PYTHON[dtype]) and (dtype == "bool" or not isinstance(value, bool))
 
 
 def check_record(record: dict[str, Any]) -> None:
-    """Refuse a record that another feedrate could not read.
+    """Refuse a record that another version of feedrate could not read.
 
     Raises:
-        ValueError: a required column is missing, a name is not in the table, or a value has the wrong type. It is a
-            defect of the writer: nothing was written.
+        ValueError: a required column is missing, a name is not in the table, or a value has the wrong type. This is a
+            defect of the writer, which wrote nothing.
     """
     for column in COLUMNS:
         value = record.get(column.name)
@@ -165,7 +165,7 @@ def check_record(record: dict[str, Any]) -> None:
 
 
 def status(record: dict[str, Any]) -> str:
-    """complete, pruned or failed; derived, so that it cannot disagree with the record."""
+    """Return complete, pruned or failed, computed from the record so that the two cannot disagree."""
     if record.get("failure_kind") is not None:
         return "failed"
     return "pruned" if record["stopped_early"] else "complete"

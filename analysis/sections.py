@@ -1,6 +1,6 @@
-"""What a report says, section by section, as plain text cells: one wording for the page, Markdown and the terminal.
+"""What a report says, section by section, as plain text cells: the same words on the page, in Markdown and on the terminal.
 
-Nothing here is escaped; whoever writes HTML or Markdown does that.
+Nothing here is escaped; the code that writes HTML or Markdown does that.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Section:
 
 
 def title(run: Run) -> str:
-    """Which run this is: the workload's name and the folder."""
+    """Return the workload's name and the folder, which identify the run."""
     return f"{_text(run.search, 'workload', 'name') or 'unnamed workload'} · {run.path.name or run.path.resolve().name}"
 
 
 def headline(run: Run, ranked: pd.DataFrame) -> str:
-    """The answer in one sentence; `ranked` is `summary.ranking(run)`."""
+    """Return the answer in one sentence; `ranked` is `summary.ranking(run)`."""
     if run.best is not None:
         rate = run.best["throughput"]["samples_per_second"]
         text = f"{setting_text(run.best)} trains {number(rate)} {run.unit}/s"
@@ -67,7 +67,7 @@ def headline(run: Run, ranked: pd.DataFrame) -> str:
 
 
 def answer(run: Run, ranked: pd.DataFrame) -> Section:
-    """The answer with what it rests on, one fact a row."""
+    """Return the answer and the facts that support it, one per row."""
     rows: list[tuple[str, str]] = []
     if run.best is not None:
         rows += _best_rows(run.best, run.unit)
@@ -105,12 +105,12 @@ def answer(run: Run, ranked: pd.DataFrame) -> Section:
 
 
 def paste(run: Run) -> str | None:
-    """The code to paste, usually a line; None while there is no best.json."""
+    """Return the code to paste, usually one line; None while there is no best.json."""
     return None if run.best is None else python_snippet(run.best)
 
 
 def ranking_section(run: Run, ranked: pd.DataFrame) -> Section:
-    """Every setting with a rate, the fastest first."""
+    """Return every setting that has a rate, the fastest first."""
     numeric = (f"{run.unit}/s", "95 % interval", "Speed-up", "Waiting", "RAM", "Trials", "Hosts")
     rows = [
         (
@@ -143,7 +143,7 @@ def _status(row: Mapping[Any, Any]) -> str:
 
 
 def failures_section(run: Run) -> Section:
-    """Every trial that failed, and why."""
+    """Return every failed trial and the reason."""
     told = ("config", "hostname", "failure_kind", "failure_phase", "failure_message")
     rows = [
         (
@@ -157,7 +157,7 @@ def failures_section(run: Run) -> Section:
 
 
 def machine(run: Run) -> Section:
-    """Where it was measured, with which versions: what search.json says, then the machines that the trials saw."""
+    """Return machine and versions: first the facts in search.json, then the machines on which trials ran."""
     rows = [(name, str(value)) for name, value in _flat(run.search.get("hardware")) + _flat(run.search.get("versions"))]
     hosts = run.trials[["hostname", "device", "device_name", "num_cpus"]].drop_duplicates().dropna(subset=["hostname"])
     for host in hosts.to_dict("records"):
@@ -168,7 +168,7 @@ def machine(run: Run) -> Section:
 
 
 def repeat_command(run: Run) -> str | None:
-    """The command that repeats the search, quoted for a shell; None where search.json does not hold it."""
+    """Return the command that repeats the search, quoted for a shell; None if search.json does not contain it."""
     argv = run.search.get("argv")
     words = [str(word) for word in argv] if isinstance(argv, list) else []
     if not words:
@@ -181,12 +181,12 @@ def repeat_command(run: Run) -> str | None:
 
 
 def number(value: float) -> str:
-    """A rate for people: thousands apart, three digits at least where there are few."""
+    """Format a rate for people, with thousands separators; a value below 100 has three digits."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def size(num_bytes: float) -> str:
-    """Bytes for people, in powers of 1000."""
+    """Format bytes for people, in powers of 1000."""
     for unit in ("B", "kB", "MB", "GB"):
         if num_bytes < 999.5:
             return f"{num_bytes:.3g} {unit}"
@@ -195,7 +195,7 @@ def size(num_bytes: float) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """`1 trial`, `2 trials`."""
+    """Return count and noun, as in `1 trial`, `2 trials`."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
@@ -230,7 +230,7 @@ def _best_rows(best: Mapping[str, Any], unit: str) -> list[tuple[str, str]]:
 
 
 def epoch_text(best: Mapping[str, Any], unit: str) -> str | None:
-    """How long an epoch takes with the baseline and with the answer; None where its length is not known."""
+    """Return how long an epoch takes with the baseline and with the answer; None if its length is not known."""
     num_items, objective = best["workload"].get("epoch_samples"), best["search"].get("objective", "epoch")
     if not isinstance(num_items, int) or objective != "epoch":
         return None
@@ -241,7 +241,7 @@ def epoch_text(best: Mapping[str, Any], unit: str) -> str | None:
 
 
 def shared_host(facts: Mapping[str, Any]) -> str:
-    """How much other processes took meanwhile; `facts` is `search` of a best.json with `num_disturbed`."""
+    """Say how much CPU time other processes took; `facts` is `search` of a best.json with `num_disturbed`."""
     return (
         f"during {facts['num_disturbed']} of {facts['num_measurements']} measurements other processes took "
         f"{DISTURBED_FRACTION:.0%} of the CPUs or more (up to {facts['most_foreign_cpu_fraction']:.0%}); the rates would differ on a quiet host"
@@ -249,17 +249,17 @@ def shared_host(facts: Mapping[str, Any]) -> str:
 
 
 def shared_gpu(facts: Mapping[str, Any]) -> str:
-    """How much others used the GPUs; `facts` is `search` of a best.json."""
+    """Say how much others used the GPUs; `facts` is `search` of a best.json."""
     return f"just before a measurement, other processes used up to {facts['most_foreign_gpu_fraction']:.0%} of its GPU's time; the rates would differ on a free GPU"
 
 
 def sharing_host(trials_per_host: int) -> str:
-    """What several trials at once on a host have of their own, and what not (--share host)."""
+    """Say what trials that run at once on a host share, and what each has for itself (--share host)."""
     return f"{trials_per_host} trials at once per host, each on its own GPUs and CPUs: they shared disk and memory bandwidth"
 
 
 def read_more(best: Mapping[str, Any], ranked: pd.DataFrame) -> str | None:
-    """Why the setting that read most is not the answer; None where nothing read more."""
+    """Say why the setting with the highest measured rate is not the answer; return None if no rate was higher than the answer's."""
     complete = ranked[ranked["status"] == "complete"]
     complete = complete[Disqualified.of(best["search"]).allowed(complete)]
     complete = complete[~(complete["gpu_headroom_fraction"] < LEAST_HEADROOM_FRACTION)]
@@ -275,7 +275,7 @@ def read_more(best: Mapping[str, Any], ranked: pd.DataFrame) -> str | None:
     if best["confirmed"] and first["num_rounds"] < MIN_ROUNDS:
         return f"{what}, but in one trial and in too few rounds to count: a single measurement may be lucky."
     is_yours = best["baseline"] and setting_text(best["baseline"]) == setting_text(best)
-    if is_yours and not other_size:  # not left for what may be noise
+    if is_yours and not other_size:  # do not leave the baseline for a difference that may be noise
         return f"{what}, but not significantly faster than the baseline."
     if low < best_low:
         why = f"its interval begins at {low:,.0f}, that of the best setting at {best_low:,.0f}"
@@ -284,7 +284,7 @@ def read_more(best: Mapping[str, Any], ranked: pd.DataFrame) -> str | None:
 
 
 def duration(seconds: float) -> str:
-    """Time for people."""
+    """Format a duration for people."""
     for unit, length, limit in (("s", 1, 120), ("min", 60, 120), ("h", 3600, 72)):
         if seconds < limit * length:
             return f"{seconds / length:.3g} {unit}"

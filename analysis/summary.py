@@ -1,4 +1,4 @@
-"""The settings of a run, best first: replicate records of one setting pooled, compared with the baseline."""
+"""The settings of a run, the fastest first: replicate records of a setting are pooled and compared with the baseline."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ SETTING = (
     "in_order", "sharing_strategy", "trainer_cpus",
 )  # fmt: skip
 COST = ("num_workers", "prefetch_factor", "tree_pss_bytes")
-"""What makes a setting cheaper than another, compared in this order."""
+"""The costs by which a setting is cheaper than another, compared in this order."""
 WELL_KNOWN_FRACTION = 0.2
-"""Half-width, as a fraction, from which on a trial that was stopped early says nothing against one that ran to its end."""
+"""A trial that was stopped early counts against a complete one only if its half-width, as a fraction of the rate, is below this."""
 KNEE_FRACTION = 0.95
 _NAMES = (
     "config", *SETTING, "status", "throughput_sps", "throughput_low_sps", "throughput_high_sps", "num_trials",
@@ -36,15 +36,16 @@ RANKING_DTYPES = {name: _OTHER.get(name) or TRIAL_DTYPES.get(name, "float64") fo
 
 
 def ranking(run: Run) -> pd.DataFrame:
-    """One row a setting with a rate, the fastest first; a setting that only ever failed has no row.
+    """Return one row per setting that has a rate, the fastest first; a setting that always failed has no row.
 
-    `status` is complete where a trial of the setting ran to its end; then only such trials are pooled, else the ones
-    that were stopped early. A setting that MIN_ROUNDS confirmation rounds or more measured (`num_rounds`) has the rate of
-    these rounds alone, because the reading that made it a finalist is flattered by luck. `num_hosts` above 1 says that
-    different machines are pooled. `speedup` compares with the baseline at the same batch size, within rounds where both
-    were in them, and is missing where there is none. `tree_pss_bytes` is the largest seen. `settled` is False where a
-    measurement that counts ended before its rate had stopped drifting, or saw too few windows. `change_fraction` is the median
-    change of rates that had not stopped (0 where they had), `load_fraction` the median of what others took of the CPUs, or of the GPU.
+    `status` is complete if a trial of the setting ran to its end; then only such trials are pooled, otherwise those that
+    were stopped early. If MIN_ROUNDS confirmation rounds or more measured a setting (`num_rounds`), its rate comes from these
+    rounds alone, because the measurement that made it a finalist is flattered by luck. If `num_hosts` exceeds 1, different
+    machines are pooled. `speedup` compares with the baseline at the same batch size, within rounds if both settings were in
+    them; it is missing if there is no such baseline. `tree_pss_bytes` is the largest value. `settled` is False if a measurement
+    that counts ended before its rate had stopped drifting, or has too few windows. `change_fraction` is the median change of
+    rates that had not stopped changing (0 for those that had). `load_fraction` is the median share of the CPUs, or of the GPU,
+    that others took.
 
     Example:
         >>> from feedrate.analysis import load_run, ranking
@@ -57,7 +58,7 @@ def ranking(run: Run) -> pd.DataFrame:
 
 @lru_cache(maxsize=2)
 def _ranking(run: Run) -> pd.DataFrame:
-    """The same, made once for the tables of a report; a run is known by its identity, and never changes."""
+    """Make the ranking once for all tables of a report; the cache identifies a run by its identity, and a run never changes."""
     comparison = comparison_of(run)
     measured = run.latest.dropna(subset=["throughput_sps"])
     records: dict[str, list[Mapping[Any, Any]]] = {}
@@ -76,8 +77,10 @@ def _ranking(run: Run) -> pd.DataFrame:
 
 
 def counted(run: Run) -> pd.DataFrame:
-    """The measurements that rows of `ranking` rest on where they ran to the end: of settings in MIN_ROUNDS rounds or more,
-    those in rounds."""
+    """Return the complete measurements on which rows of `ranking` are based.
+
+    For settings in MIN_ROUNDS rounds or more, these are only the measurements in rounds.
+    """
     complete = run.latest[(run.latest["status"] == "complete") & run.latest["throughput_sps"].notna()]
     comparison = comparison_of(run)
     confirmed = [name for name in comparison.settings if comparison.num_rounds(name) >= MIN_ROUNDS]
@@ -85,19 +88,19 @@ def counted(run: Run) -> pd.DataFrame:
 
 
 def comparison_of(run: Run) -> Comparison:
-    """What the confirmation rounds of a run say."""
+    """Return the comparison of settings over the confirmation rounds of a run."""
     confirmed = run.latest[run.latest["kind"] == "confirm"].dropna(subset=["throughput_sps", "round"])
     rows = confirmed.to_dict("records")
     return Comparison(rounds_of((row["config"], row["throughput_sps"], row) for row in rows))
 
 
 def best_by_batch_size(run: Run, ranked: pd.DataFrame | None = None) -> pd.DataFrame:
-    """The first row of `ranking` at each batch size, ordered by batch size.
+    """Return the best row of `ranking` at each batch size, ordered by batch size.
 
-    Settings that ran to the end go before those that were stopped early, as at another batch size something was faster, unless
-    such a one is faster for sure.
+    A setting that ran to the end comes before one that was stopped early, which may have been stopped because another batch size
+    was faster; unless the stopped one is faster with 95 % confidence.
 
-    `ranked` is the ranking where it was made already.
+    `ranked` is the ranking, if already made.
 
     Example:
         >>> from feedrate.analysis import best_by_batch_size, load_run
@@ -116,13 +119,13 @@ def best_by_batch_size(run: Run, ranked: pd.DataFrame | None = None) -> pd.DataF
 
 
 def knee(by_batch_size: pd.DataFrame) -> int | None:
-    """The smallest batch size whose best rate is within 5 % of the highest one; larger ones take memory for little.
+    """Return the smallest batch size whose best rate is within 5 % of the highest; larger ones gain little for their memory.
 
     Args:
-        by_batch_size: as `best_by_batch_size` gives it.
+        by_batch_size: the result of `best_by_batch_size`.
 
     Returns:
-        None where fewer than two batch sizes were measured.
+        None if fewer than two batch sizes were measured.
     """
     known = by_batch_size.dropna(subset=["batch_size"])
     if len(known) < 2:
@@ -131,23 +134,26 @@ def knee(by_batch_size: pd.DataFrame) -> int | None:
 
 
 def knee_of(sps: Mapping[int, float]) -> int:
-    """The same of batch size -> items per second."""
+    """Do the same as `knee` for a mapping of batch size -> items per second."""
     return min(size for size, rate in sps.items() if rate >= KNEE_FRACTION * max(sps.values()))
 
 
 def may_win(run: Run, ranked: pd.DataFrame) -> pd.Series[bool]:
-    """Which rows can be the answer: not those whose workers repeat data (`disqualified` in search.json), nor those that
-    leave less than a tenth of the accelerator's memory."""
+    """Return which rows can be the answer.
+
+    Excluded are settings whose workers repeat data (`disqualified` in search.json), and settings that leave less than a tenth
+    of the accelerator's memory free.
+    """
     return Disqualified.of(run.search).allowed(ranked) & ~(ranked["gpu_headroom_fraction"] < LEAST_HEADROOM_FRACTION)
 
 
 def same(column: pd.Series[Any], value: Any) -> pd.Series[bool]:
-    """Which rows of a column have a value, which may be missing."""
+    """Return which rows of a column have a value; the value may be missing (NA)."""
     return column.isna() if pd.isna(value) else (column == value).fillna(False).astype(bool)
 
 
 def standing_of(run: Run, ranked: pd.DataFrame) -> Standing | None:
-    """Where the settings stand that were in confirmation rounds and may be the answer; None where none was in enough."""
+    """Return the standing of the settings that were in rounds and may be the answer; None if none was in enough rounds."""
     finalists = [
         Finalist(
             name=row["config"],
@@ -160,9 +166,9 @@ def standing_of(run: Run, ranked: pd.DataFrame) -> Standing | None:
 
 
 def pool(rates: Sequence[Rate]) -> Rate:
-    """One rate from fresh starts of one setting, weighted by their relative precision.
+    """Pool the rates of several fresh starts of one setting, weighted by their relative precision.
 
-    Where the starts differ by more than their intervals explain, the interval is widened by that ratio (Birge).
+    If the starts differ by more than their intervals explain, the interval is widened by that ratio (Birge).
     """
     errors = [max((rate.high_sps - rate.sps) / rate.sps, 1e-9) for rate in rates]
     weights = [error**-2 for error in errors]
@@ -208,7 +214,7 @@ def _known(records: list[Mapping[Any, Any]], name: str) -> list[Any]:
 
 
 def _speedup(row: dict[str, Any], baseline: dict[str, Any], comparison: Comparison) -> dict[str, float]:
-    """The ratio with its interval: within rounds; where there are none, the errors of the two are taken as independent."""
+    """Return the speed-up with its interval: within rounds if possible; otherwise the errors of the two are taken as independent."""
     ratio = row["throughput_sps"] / baseline["throughput_sps"]
     if row is baseline:
         return {"speedup": 1.0, "speedup_low": 1.0, "speedup_high": 1.0}

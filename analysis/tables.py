@@ -1,4 +1,4 @@
-"""The columns of a run's tables with their pandas dtypes, and tables made to have them."""
+"""The columns of a run's tables with their pandas dtypes, and a function that makes tables with them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WINDOW_DTYPES = {name: TRIAL_DTYPES[name] for name in WINDOW_KEY} | {"window": "
 
 
 def frame(rows: Iterable[Mapping[str, Any]], dtypes: Mapping[str, str]) -> pd.DataFrame:
-    """A table with exactly these columns and dtypes; what a row lacks is missing."""
+    """Return a table with exactly these columns and dtypes; a value that a row lacks is missing."""
     held = list(rows)
     columns = dtypes.items()
     return pd.DataFrame({name: pd.Series([row.get(name) for row in held], dtype=dtype) for name, dtype in columns})

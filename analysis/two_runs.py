@@ -1,4 +1,4 @@
-"""`compare`: two runs of one workload, setting by setting."""
+"""`compare`: compare two runs of one workload, setting by setting."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ _DTYPES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Compared:
-    """What two runs say of the settings that both measured to their end."""
+    """The comparison of two runs over the settings that both measured to their end."""
 
     settings: pd.DataFrame
-    """One row a setting, the first run's fastest first. `ratio` is second over first, with a 95 % interval; the speed-ups
-    over each run's own baseline are free of a machine that was slower all through one of the runs."""
+    """One row per setting, the first run's fastest first. `ratio` is second over first, with a 95 % interval. If the machine was
+    slower throughout one of the runs, this shows in the ratios, but not in the speed-ups over each run's own baseline."""
     overall: Rate | None
-    """The ratio over all settings, weighted by their precision, and its 95 % interval; None where no setting is in both.
-    A machine that was slower all through one run is in it."""
+    """The ratio over all settings, weighted by their precision, with its 95 % interval; None if no setting is in both runs.
+    If the machine was slower throughout one of the runs, this ratio includes that."""
     same_host: bool
-    """Both were measured on the same machine. Otherwise ratios say as much about the machines as about the runs."""
+    """Whether both were measured on the same machine. If not, ratios say as much about the machines as about the runs."""
     differences: list[str]
-    """One sentence for each thing that differs: machine, versions, options, baseline."""
+    """One sentence per difference: in machine, versions, options or baseline."""
 
 
 def compare(first: Run, second: Run) -> Compared:
-    """Setting by setting, how the second run's rates differ from the first one's.
+    """Compare the second run's rates with those of the first, setting by setting.
 
     Raises:
         RunError: the runs are of different workloads, or count different items.
@@ -90,14 +90,14 @@ def _complete(run: Run) -> pd.DataFrame:
 
 
 def _ratio(above: pd.Series[Any], below: pd.Series[Any]) -> Rate:
-    """The ratio of two rates whose errors are independent."""
+    """Return the ratio of two rates whose errors are independent."""
     ratio = float(above["throughput_sps"] / below["throughput_sps"])
     half = math.hypot(*(each["throughput_high_sps"] / each["throughput_sps"] - 1 for each in (above, below)))
     return Rate(sps=ratio, low_sps=ratio * math.exp(-half), high_sps=ratio * math.exp(half))  # A/B is the inverse of B/A
 
 
 def _overall(ratios: Sequence[Rate]) -> Rate:
-    """Their weighted geometric mean; the interval is widened where they differ by more than their own explain (Birge)."""
+    """Return the weighted geometric mean; its interval is widened if the ratios differ by more than their own explain (Birge)."""
     logs = [math.log(ratio.sps) for ratio in ratios]
     errors = [max(math.log(ratio.high_sps / ratio.sps), 1e-9) for ratio in ratios]
     weights = [error**-2 for error in errors]
@@ -140,4 +140,4 @@ _IGNORED = frozenset({
     "seed", "max_trials", "time_budget_s", "sampler", "keep_going", "storage", "warm_start", "where", "num_slots",
     "optuna", "pandas", "pyarrow", "threadpoolctl", "psutil", "rich", "plotly", "psycopg", "matplotlib", "ipykernel",
 })  # fmt: skip
-"""They decide which settings are measured, or draw and store the results, and do not change what a setting gives."""
+"""Options and versions that decide which settings are measured, or that draw and store results; they do not change a setting's rate."""

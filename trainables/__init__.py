@@ -1,4 +1,4 @@
-"""What one trial does: load, train, measure. Usable without Ray.
+"""What one trial does: it loads batches, trains and measures. Usable without Ray.
 
 The public names load on first use, so that importing the package costs nothing.
 """

@@ -1,4 +1,4 @@
-"""`LoaderConfig`: one setting of a DataLoader, refused when impossible, canonical when equivalent. No torch needed."""
+"""`LoaderConfig`: one DataLoader setting. It refuses impossible settings and normalises equivalent ones. Needs no torch."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from typing import Any
 
 START_METHODS = ("fork", "forkserver", "spawn")
 SHARING_STRATEGIES = ("file_descriptor", "file_system")
-"""The first is Linux's default."""
+"""How workers share tensors; the first is Linux's default."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoaderConfig:
-    """One setting, in torch's spelling.
+    """One setting, with torch's option names.
 
-    With 0 workers the options that need workers fold away, so that two spellings of one loader compare equal.
+    With 0 workers, the options that need workers are reset, so that two spellings of one loader compare equal.
 
     Raises:
         ValueError: the setting cannot work in torch; the message gives the reason and the way out.
     """
 
     num_workers: int = 0
-    """Loader processes; 0 loads in the training process."""
+    """Number of loader processes; 0 loads in the training process."""
     batch_size: int | None = 1
-    """Items in a batch; None leaves it to the workload's own batch sampler."""
+    """Items per batch; None leaves the batch size to the workload's own batch sampler."""
     pin_memory: bool = False
     """Copy batches into page-locked memory (needs an accelerator)."""
     prefetch_factor: int | None = None
-    """Batches in flight per worker; None is torch's default (2)."""
+    """Batches that each worker loads ahead; None is torch's default (2)."""
     persistent_workers: bool = False
     """Keep workers alive at the end of an epoch."""
     multiprocessing_context: str | None = None
-    """Start method of workers: fork, forkserver, spawn; None is Python's default."""
+    """Start method of the workers: fork, forkserver or spawn; None is Python's default."""
     in_order: bool = True
-    """Hand batches out in sampler order."""
+    """Whether the loader returns batches in the sampler's order."""
     sharing_strategy: str | None = None
-    """How workers hand tensors over, a setting of the process: file_system; None is file_descriptor, Linux's default."""
+    """How workers share tensors, an attribute of the process: file_system; None is file_descriptor, Linux's default."""
     trainer_cpus: int | None = None
-    """CPUs kept for the training process alone, a setting of the process; None lets workers run on all of them."""
+    """CPUs reserved for the training process, an attribute of the process; None lets workers run on all CPUs."""
 
     def __post_init__(self) -> None:
         _whole("num_workers", self.num_workers, 0, "0 loads in the training process")
@@ -75,11 +75,11 @@ class LoaderConfig:
             _whole("prefetch_factor", self.prefetch_factor, 1, "torch fails at iteration otherwise")
 
     def without_accelerator(self) -> LoaderConfig:
-        """The equal setting where there is no accelerator: torch ignores pin_memory there (with a warning)."""
+        """Return the equal setting for a machine without an accelerator: torch ignores pin_memory there (with a warning)."""
         return replace(self, pin_memory=False)
 
     def to_kwargs(self) -> dict[str, Any]:
-        """Only what `DataLoader` accepts, defaults that cannot be set with 0 workers left out."""
+        """Return the keyword arguments for `DataLoader`, without those that torch refuses if there are 0 workers."""
         kwargs: dict[str, Any] = {} if self.batch_size is None else {"batch_size": self.batch_size}
         kwargs |= {"num_workers": self.num_workers, "pin_memory": self.pin_memory}
         if self.num_workers:
@@ -91,10 +91,10 @@ class LoaderConfig:
         return kwargs
 
     def to_process(self, threads: int | None = None) -> dict[str, Any]:
-        """What `DataLoader` does not accept and the process itself must do: those that are set, usually none.
+        """Return the settings that are not arguments of `DataLoader`, so that the process must apply them; usually none.
 
         Args:
-            threads: torch threads that were asked for; a trainer never has more than CPUs of its own.
+            threads: the requested number of torch threads; limited to the CPUs that are reserved for the training process.
         """
         if threads is not None:
             threads = min(threads, self.trainer_cpus or threads)
@@ -106,16 +106,16 @@ class LoaderConfig:
         return {name: value for name, value in settings.items() if value is not None}
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field, for a record."""
+        """Return every field, for a record."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> LoaderConfig:
-        """The setting inside a record or request; other keys are ignored."""
+        """Return the setting in a record or request; ignore other keys."""
         return cls(**{name: fields[name] for name in cls.__dataclass_fields__ if name in fields})
 
     def short(self) -> str:
-        """A few characters for tables: `w8 p4 pin pers`, prefixed by `b64 ` where the batch size is a number."""
+        """Return a short text for tables: `w8 p4 pin pers`, preceded by `b64 ` if the batch size is a number."""
         parts = [] if self.batch_size is None else [f"b{self.batch_size}"]
         parts.append(f"w{self.num_workers}")
         if self.prefetch_factor is not None:

@@ -1,8 +1,8 @@
-"""What a failed trial cannot know itself: whether the batch fails without loader workers too.
+"""What a failed trial cannot find out itself: whether the batch also fails without loader workers.
 
-The trial's own process is no place to find out: it is not as the user's program is after workers were forked from it,
-and its files, locks and connections are still in use. So the trial reports a `Doubt` with its failure, the supervisor
-ends the trial, a fresh process loads the batch again without workers (rerun.py), and settling.py completes the sentence.
+The trial's own process cannot try this: unlike the user's program, it has already forked workers, and its files, locks
+and connections are still in use. So the trial reports a `Doubt` with its failure, and the supervisor ends the trial. Then
+a fresh process loads the batch again without workers (rerun.py), and settling.py completes the failure's message.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Doubt:
-    """What a fresh process should load again, and what the sentence is made of."""
+    """What a fresh process should load again, and the parts of the failure's message."""
 
     about: str
-    """raised: the loader raised; killed: a worker died; silent: no batch came until the loader's timeout."""
+    """raised: the loader raised an exception; killed: a worker died; silent: no batch came before the loader's timeout."""
     message: str
-    """The failure's sentence without anything about samples."""
+    """The failure's message, without anything about samples."""
     samples: str = ""
     """The batches in words; empty for an iterable dataset."""
     batches: str = ""
-    """The indices of the batches, packed by rerun.py."""
+    """The sample indices of the batches, encoded by rerun.py."""
     batch_size: int | None = None
     num_workers: int = 0
     waits_for: str | None = None
-    """silent: which worker hangs where; None where none is at work."""
+    """Only for silent: which worker hangs, and in which function; None if no worker is busy."""
     dropped: str | None = None
-    """silent: why a worker could not send a batch, as far as its output says."""
+    """Only for silent: why a worker could not send a batch, according to its output."""
     threads: Sequence[str] = ()
-    """silent: the user's threads of the training process, which forked workers lack."""
+    """Only for silent: names of the threads that user code started in the training process; forked workers lack them."""
 
     @property
     def pickled(self) -> bool:
-        """Whether the batch is pickled too, as a worker does to hand it over."""
+        """Whether the fresh process also pickles the batch, as a worker does to send it."""
         return self.about == "silent"
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object that `Doubt(**...)` takes back."""
+        """Return a JSON object from which `Doubt(**...)` makes an equal doubt."""
         return asdict(self)

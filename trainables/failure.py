@@ -1,4 +1,4 @@
-"""`Failure`: why a setting has no number, as a kind, a phase, a sentence and the chain of causes."""
+"""`Failure`: why a trial of a setting gave no rate: a kind, a phase, a message and the chain of causes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from feedrate.trainables.doubt import Doubt
 
 _OURS = str(Path(__file__).parent) + os.sep
 _WRAPPERS = re.compile(rf'  File "{re.escape(_OURS)}loader/(?:epochs|loader_watch|process_settings|cold_cache)\.py", line .*\n(?:    .*\n)*')
-"""Frames of what feedrate puts around the user's functions."""
+"""Traceback frames of the wrappers that feedrate puts around the user's functions."""
 _SIGNALS = {signal.strsignal(number): number.name for number in signal.Signals}
 
 _CUDA_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -39,34 +39,34 @@ KINDS = {
     "internal": "a defect of feedrate",
 }
 INFEASIBLE = ("shm-full", "too-many-files", "too-few-cpus", "out-of-memory", "cuda-out-of-memory")
-"""Kinds that mean "this setting does not fit here": the search avoids its neighbours."""
+"""Kinds of failure that mean "this setting does not fit on this machine": the search avoids similar settings."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
-    """A trial that ended without a number."""
+    """Why a trial ended without a rate."""
 
     kind: str
     """A key of `KINDS`."""
     phase: str
-    """setup, warm, loader, measure or teardown."""
+    """What the trial was doing: setup, warm, loader, measure or teardown."""
     message: str
-    """One sentence for people, with the way out where there is one."""
+    """One sentence for the user, with a way out if there is one."""
     cause: tuple[str, ...] = ()
     """The chain of causes, outermost first."""
     traceback: str | None = None
-    """The user's traceback where there is one."""
+    """The user's traceback, if there is one."""
     stacks: str | None = None
-    """Where each process was, for a trial that hung."""
+    """What each process was executing, if the trial hung."""
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Any]) -> Failure:
-        """The failure of a trial record or a child's event; other columns are passed over."""
+        """Return the failure in a trial record or in a child's event; ignore other columns."""
         named = {each.name: columns[f"failure_{each.name}"] for each in fields(cls)}
         return cls(**{**named, "cause": tuple(named["cause"])})
 
     def columns(self) -> dict[str, Any]:
-        """The failure's columns of a trial record."""
+        """Return the failure as columns of a trial record."""
         return {
             "failure_kind": self.kind,
             "failure_phase": self.phase,
@@ -78,11 +78,11 @@ class Failure:
 
 
 class TrialFailed(Exception):
-    """Raised inside a trial to end it with a `Failure` that is known already.
+    """Raised inside a trial to end it with a `Failure` that is already known.
 
     Args:
-        failure: with a sentence that is whole as it is.
-        doubt: what a fresh process can find out, to complete the sentence; None where nothing is open.
+        failure: its message is complete even without the doubt.
+        doubt: what a fresh process can find out to make the message more precise; None if there is nothing to find out.
     """
 
     def __init__(self, failure: Failure, doubt: Doubt | None = None) -> None:
@@ -91,11 +91,11 @@ class TrialFailed(Exception):
 
 
 class Refused(ValueError):
-    """What the user's code returned cannot be used; the message says what it is and the way out, which no traceback adds to."""
+    """The user's code returned something that feedrate cannot use. The message says what, and the way out; no traceback is needed."""
 
 
 def user_traceback(error: BaseException) -> str:
-    """The traceback from the first frame outside feedrate on: what the user would see in their own script."""
+    """Return the traceback without feedrate's own frames, as the user would see it in their own script."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None and _is_ours(frame.tb_frame.f_code.co_filename):
         frame = frame.tb_next
@@ -107,7 +107,7 @@ def _is_ours(filename: str) -> bool:
 
 
 def chain(error: BaseException) -> list[BaseException]:
-    """The error and what it was raised from, outermost first."""
+    """Return the error and the errors that caused it, outermost first."""
     links: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in links:
@@ -117,27 +117,27 @@ def chain(error: BaseException) -> list[BaseException]:
 
 
 def classify(error: BaseException, phase: str, batch_size: int | None = None) -> Failure:
-    """Turn an exception caught in the training process into a `Failure`.
+    """Turn an exception that was caught in the training process into a `Failure`.
 
-    The texts are torch 2.13's own (MEASURING.md 1.7); the real cause is often the last link of the chain.
+    The texts that this function looks for are those of torch 2.13. The real cause is often the last exception in the chain.
 
     Args:
-        error: what was raised.
-        phase: what was going on.
-        batch_size: of the setting, where it is known; named where memory ran out.
+        error: the exception.
+        phase: what the trial was doing.
+        batch_size: of the setting, if known; the message names it if memory ran out.
     """
     if isinstance(error, TrialFailed):
         return error.failure
     if isinstance(error, Refused):
         return Failure(kind="user-code", phase=phase, message=str(error), cause=(sentence(error),))
     if isinstance(error.__cause__, StopIteration) and "raised StopIteration" in str(error):
-        error = error.__cause__  # Python's own word for it where a generator, ours or the user's, is ended by one
+        error = error.__cause__  # Python wraps a StopIteration that leaves a generator (ours or the user's) in a RuntimeError
     links = chain(error)
     texts = "\n".join(str(link) for link in links)
     kind, message = kind_of(error, texts)
     lost = isinstance(error, (OSError, EOFError)) and _goes_through(error, "torch/multiprocessing/reductions.py")
     if kind == "user-code" and lost:
-        # the batch came, but not its tensors: they are handed over by the worker itself, which has ended
+        # the batch arrived, but not its tensors: the worker itself hands them over, and it has ended
         kind, message = "worker-killed", _how_workers_ended()
     if kind == "worker-killed" and (code := re.search(r"exited unexpectedly with exit code (\d+)", texts)):
         message = message.replace("without an exception", f"without an exception (exit status {code[1]})")
@@ -148,13 +148,13 @@ def classify(error: BaseException, phase: str, batch_size: int | None = None) ->
         phase=phase,
         message=message or sentence(error),
         cause=tuple(sentence(link) for link in links),
-        # a worker's end interrupts the trainer anywhere, and a timeout is seen only by the loader
+        # the death of a worker interrupts the training process at any line, and only the loader sees a timeout: no traceback helps
         traceback=None if kind in ("worker-killed", "hang") else user_traceback(error),
     )
 
 
 def kind_of(error: BaseException, text: str) -> tuple[str, str]:
-    """Kind and sentence of an error and all its texts; `user-code` without a sentence where they are nothing known."""
+    """Return the kind and message of an error, given the texts of its whole chain; `user-code` and "" if none of them is known."""
     if type(error).__name__ == "OutOfMemoryError" or any(words in text for words in _CUDA_MEMORY):
         return "cuda-out-of-memory", "the accelerator's memory is too small for this batch size: use a smaller one"
     if ("No space left on device" in text and "shm" in text) or "Bus error" in text:
@@ -162,7 +162,7 @@ def kind_of(error: BaseException, text: str) -> tuple[str, str]:
             "shm-full",
             "/dev/shm is too small for the batches in flight: raise it (docker: --shm-size), or use fewer workers or a smaller prefetch_factor",
         )
-    # a process without a free descriptor gets the messages of its workers without those that they carry (torch's own note)
+    # if a process has no free file descriptor, it receives its workers' messages without the descriptors in them (see torch's note)
     if "Too many open files" in text or "items of ancdata" in text or getattr(error, "errno", None) == errno.EMFILE:
         return (
             "too-many-files",
@@ -196,13 +196,13 @@ def kind_of(error: BaseException, text: str) -> tuple[str, str]:
 
 
 def ended_workers() -> list[tuple[int, int]]:
-    """pid and exit code (negative: the signal) of this process's loader workers that ended with an error."""
+    """Return pid and exit code (negative: the signal) of each loader worker of this process that ended with an error."""
     children = list(multiprocessing.process._children)  # type: ignore[attr-defined]
     return [(child.pid, child.exitcode) for child in children if child.exitcode]
 
 
 def _how_workers_ended() -> str:
-    until = time.monotonic() + 1  # its sockets close before it has ended
+    until = time.monotonic() + 1  # a worker's sockets close shortly before it has ended
     while not (ended := ended_workers()) and time.monotonic() < until:
         time.sleep(0.01)
     for _, code in ended:
@@ -212,13 +212,13 @@ def _how_workers_ended() -> str:
 
 
 def _was_pickling(error: BaseException) -> bool:
-    """Raised by iter(loader) while a worker was started, which spawn and forkserver send everything to."""
+    """Whether iter(loader) raised while starting a worker: for spawn and forkserver it pickles everything that the worker needs."""
     started = _goes_through(error, "multiprocessing/popen_spawn_posix.py", "multiprocessing/popen_forkserver.py")
     return started and not isinstance(error, (OSError, EOFError))
 
 
 def _goes_through(error: BaseException, *paths: str) -> bool:
-    """Whether an exception came out of a file whose path ends like this."""
+    """Whether the exception passed through a file whose path ends with one of `paths`."""
     frame = error.__traceback__
     while frame is not None:
         if frame.tb_frame.f_code.co_filename.endswith(paths):
@@ -228,9 +228,9 @@ def _goes_through(error: BaseException, *paths: str) -> bool:
 
 
 def sentence(error: BaseException) -> str:
-    """Type and first line of an exception; of the original one where torch re-raised a loader worker's.
+    """Return type and first line of an exception; if torch re-raised a loader worker's exception, those of the original one.
 
-    torch puts the worker's whole traceback into the message, whose first line that is not indented is the one.
+    torch puts the worker's whole traceback into the message; the first line that is not indented is the original exception.
     """
     text = str(error).strip()
     _, original, trace = text.rpartition("Traceback (most recent call last):\n")

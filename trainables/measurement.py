@@ -1,4 +1,4 @@
-"""`Measurement`: the raw observations of one setting. Every statistic of them is derived by analysis/estimate.py."""
+"""`Measurement`: the raw observations of one setting. analysis/estimate.py computes every statistic from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from feedrate.analysis.trend import Lasting
 
 @dataclass(slots=True)
 class Windows:
-    """Raw windows so far, each from one consumed batch to a later one; lists of equal length."""
+    """The raw windows so far, in lists of equal length. A window begins when one batch has been trained and ends with a later one."""
 
     window_duration_s: list[float] = field(default_factory=list)
     window_num_batches: list[int] = field(default_factory=list)
@@ -30,7 +30,7 @@ class Windows:
         wait_s: float,
         step_s: float | None = None,
     ) -> None:
-        """Append one complete window; `step_s` is the accelerator's own time inside steps."""
+        """Append one complete window; `step_s` is the time that the accelerator spent in training steps."""
         if step_s is not None:
             self.window_step_s = [*(self.window_step_s or []), step_s]
         self.window_duration_s.append(duration_s)
@@ -43,7 +43,7 @@ class Windows:
         return len(self.window_duration_s)
 
     def rate(self, run_sd_fraction: float = 0.0) -> Rate:
-        """The lasting rate with an interval; by default the windows' own, without run-to-run variance."""
+        """Return the lasting rate with its interval; by default from the spread of the windows only, without run-to-run variance."""
         return lasting_rate(
             self.window_duration_s,
             self.window_num_items,
@@ -53,13 +53,13 @@ class Windows:
         )
 
     def lasting(self) -> Lasting:
-        """Which of the windows tell the lasting rate, and whether it was still changing when they ended."""
+        """Return which windows count for the lasting rate, and whether the rate was still changing when they ended."""
         return lasting_windows(self.window_duration_s, self.window_num_batches, self.window_produced_batches)
 
 
 @dataclass(slots=True, kw_only=True)
 class Measurement:
-    """What was observed of one setting; the fields are columns of analysis/schema.py, where each is explained."""
+    """The observations of one setting. The fields are columns of analysis/schema.py, which explains each of them."""
 
     windows: Windows = field(default_factory=Windows)
     settled: bool = False
@@ -102,10 +102,10 @@ class Measurement:
     start_method: str | None = None
 
     def throughput(self, objective: str = "epoch") -> Rate:
-        """Items per second with the windows' own 95 % interval: epoch-amortised, or steady.
+        """Return items per second with a 95 % interval from the windows: over whole epochs, or the steady rate.
 
         Raises:
-            ValueError: no window is complete yet. Take a later measurement.
+            ValueError: no window is complete yet. Use a later measurement.
         """
         steady = self.windows.rate()
         if objective == "steady":
@@ -119,7 +119,7 @@ class Measurement:
         )
 
     def columns(self) -> dict[str, Any]:
-        """Every observation as columns of a trial record."""
+        """Return every observation as columns of a trial record."""
         named = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "windows"}
         windows = {each.name: getattr(self.windows, each.name) for each in fields(Windows)}
         listed = {name: None if values is None else list(values) for name, values in windows.items()}

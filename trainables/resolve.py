@@ -1,4 +1,4 @@
-"""Finds the workload that a user names: a bundled one, `package.module:function`, or `path/to/file.py:function`."""
+"""Find the workload that a user names: a bundled one, `package.module:function`, or `path/to/file.py:function`."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ BUNDLED = {
 
 
 class UnknownWorkload(Exception):
-    """The name leads to no workload; the message says what was looked for and what there is."""
+    """The name leads to no workload. The message says what was tried, and which names exist."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkloadRef:
-    """A workload by name, so that another process or machine can make it."""
+    """A workload by name, from which another process or machine can make it."""
 
     target: str
     """A bundled name, or module:function, or file.py:function with an absolute path."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of the function."""
     folder: str | None = None
-    """Put first on sys.path: the file's folder, or the current one for module:function."""
+    """Folder that comes first on sys.path: the file's folder, or the current one for module:function."""
     cwd: str | None = None
     """Working directory, for relative data paths."""
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object that `WorkloadRef(**...)` takes back."""
+        """Return a JSON object from which `WorkloadRef(**...)` makes an equal reference."""
         return asdict(self)
 
 
 def make_ref(text: str, options: Mapping[str, Any] | None = None, cwd: Path | None = None) -> WorkloadRef:
-    """Read a WORKLOAD argument. Nothing is imported.
+    """Parse a WORKLOAD argument without importing anything.
 
     Raises:
         UnknownWorkload: the text has none of the three forms, or its file does not exist.
@@ -74,11 +74,11 @@ def make_ref(text: str, options: Mapping[str, Any] | None = None, cwd: Path | No
 def preload(ref: WorkloadRef) -> Callable[..., Any]:
     """Import the workload's module and return its function, without calling it.
 
-    `sys.argv` is from here on what `python FILE` without arguments would have: this process is the workload's own.
+    From then on, `sys.argv` is what `python FILE` without arguments would have: this process belongs to the workload.
 
     Raises:
-        UnknownWorkload: there is no such module or function, or the module ends the program while it is imported, as a
-            script does that parses the command line there.
+        UnknownWorkload: there is no such module or function; or the module ends the program while it is imported, as a
+            script does if it parses the command line at the top level.
         Exception: whatever the user's module raises while it is imported.
     """
     if ref.target in BUNDLED:
@@ -86,7 +86,7 @@ def preload(ref: WorkloadRef) -> Callable[..., Any]:
         return getattr(module, ref.target)  # type: ignore[no-any-return]
     place, _, name = ref.target.rpartition(":")
     if ref.folder is not None and ref.folder not in sys.path[:1]:
-        # `feedrate` has no __init__.py: a folder of that name on the path, perhaps a clone, would become a part of it
+        # `feedrate` has no __init__.py: Python would add another folder of that name on sys.path, such as a clone, to the package
         package = sys.modules["feedrate"]
         package.__path__ = list(package.__path__)
         sys.path.insert(0, ref.folder)
@@ -109,8 +109,8 @@ def load(ref: WorkloadRef) -> Any:
     """Make the workload.
 
     Raises:
-        UnknownWorkload: no such module or function, the function does not take the options, ends the program, or
-            returned something other than a `Workload`.
+        UnknownWorkload: there is no such module or function; or the function does not accept the options, ends the
+            program, or returned something other than a `Workload`.
         Exception: whatever the user's function raises.
     """
     from feedrate.trainables.workload import Workload
@@ -125,12 +125,12 @@ def load(ref: WorkloadRef) -> Any:
 
 
 class _Refused(SystemExit):
-    """argparse's own end of a program, with its message instead of the usage text."""
+    """Raised instead of argparse's own exit; carries argparse's message instead of the usage text."""
 
 
 @contextlib.contextmanager
 def _without_command_line(what_ended: str) -> Iterator[None]:
-    """Turn the end of the program, which the user's code may ask for, into a sentence.
+    """Turn a SystemExit that the user's code raises into an `UnknownWorkload` with a helpful message.
 
     Raises:
         UnknownWorkload: the code inside raised SystemExit.
@@ -149,7 +149,7 @@ def _without_command_line(what_ended: str) -> Iterator[None]:
             "feedrate imports the file and calls the function, so neither may end the program. Move the code that ends it under "
             '`if __name__ == "__main__":`'
         )
-        if isinstance(error, _Refused) or error.code == 2:  # 2 is what argparse and its like end with
+        if isinstance(error, _Refused) or error.code == 2:  # argparse and similar libraries exit with 2
             is_sure = isinstance(error, _Refused)
             why = str(error.code) if is_sure else why
             way_out = (
@@ -184,7 +184,7 @@ def _from_name(name: str) -> ModuleType:
 
 
 def _from_file(path: Path) -> ModuleType:
-    """Import by the file's stem, the name under which spawned loader workers will find it too."""
+    """Import a file under its stem, the name under which spawned loader workers will find it too."""
     loaded = sys.modules.get(path.stem)
     if loaded is not None and getattr(loaded, "__file__", None) == str(path):
         return loaded

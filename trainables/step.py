@@ -1,6 +1,6 @@
-"""One training step: what the short form of a workload runs, and how a batch gets onto the device.
+"""One training step: the step of a workload in the short form, and the copy of a batch to the device.
 
-The step of the general form is the user's own; it moves its batch itself.
+In the general form the user writes the step, which copies its batch itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from feedrate.trainables.failure import Refused
 
 Step = Callable[[Any], Any]
-"""`step(batch)`: an int that it returns is the number of items it trained; anything else is not looked at."""
+"""`step(batch)`: if it returns an int, that is the number of items it trained; any other value is ignored."""
 AUTOCAST = {"bf16": torch.bfloat16}
 
 
@@ -26,14 +26,14 @@ class StepContext:
 
     device: torch.device
     batch_size: int | None
-    """Items per batch of the setting being measured; None where the workload's own batch sampler decides."""
+    """Items per batch of the measured setting; None if the workload's own batch sampler decides."""
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
     amp: str | None = None
-    """Asked of the short form: bf16 runs forward and loss under autocast. A step of your own decides for itself."""
+    """For the short form: bf16 runs forward and loss under autocast. A step of the general form decides for itself."""
     compile: bool = False
-    """Asked of the short form: torch.compile, in the first step. A step of your own decides for itself."""
+    """For the short form: apply torch.compile; the first step compiles. A step of the general form decides for itself."""
 
 
 def short_step(
@@ -41,14 +41,14 @@ def short_step(
     loss: Callable[[Any, Any], torch.Tensor],
     optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer],
 ) -> Callable[[StepContext], Step]:
-    """`make_step` of the short form: copy to the device, forward, loss, backward, optimizer step."""
+    """Return `make_step` of the short form: copy to the device, forward, loss, backward, optimizer step."""
 
     def make_step(context: StepContext) -> Step:
         module = model().to(context.device).train()
         optim = optimizer(module.parameters())
-        # a loss may hold tensors (class weights), so it moves too
+        # a loss module may contain tensors (class weights), so it moves to the device too
         criterion = loss.to(context.device) if isinstance(loss, torch.nn.Module) else loss
-        # a pool of compiler processes would live on beside the trial, and load the CPUs that are measured
+        # a pool of compiler processes would outlive compilation and use the CPUs that are being measured
         forward = torch.compile(module, options={"compile_threads": 1}) if context.compile else module
 
         def objective(inputs: Any, target: Any) -> Any:
@@ -81,20 +81,20 @@ def _pair(batch: Any) -> tuple[Any, Any]:
 
 
 def loss_is_finite(step: Step) -> bool | None:
-    """Whether the step's last loss was a finite number; None where the step (the user's own) does not keep it.
+    """Return whether the step's last loss was finite; None if the step does not store it.
 
-    Reading it waits for the device: call it when nothing is timed any more. A step of the general form takes part by
-    setting `step.last_loss`, a tensor.
+    Reading the loss waits for the device: call this only when nothing is timed any more. A step of the general form
+    supports it by storing the loss, a tensor, as `step.last_loss`.
     """
     last = getattr(step, "last_loss", None)
     return bool(torch.isfinite(last).all()) if isinstance(last, torch.Tensor) else None
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """The same nested batch with every tensor on `device`; `non_blocking`, which pinned batches profit from."""
+    """Copy a nested batch with every tensor moved to `device`, with `non_blocking`, which helps for pinned batches."""
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
-    if isinstance(batch, MutableMapping):  # a copy, because a defaultdict is not made from a dict
+    if isinstance(batch, MutableMapping):  # copy it, because a defaultdict cannot be constructed from a dict
         moved = copy.copy(batch)
         moved.update({key: to_device(value, device) for key, value in batch.items()})
         return moved
@@ -111,20 +111,20 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
 
 def is_count(returned: Any) -> bool:
-    """Whether what a step returned is a number of items: an int, NumPy's too.
+    """Return whether the value that a step returned is a number of items: an int, or one of NumPy's.
 
-    Training steps return their loss, or whether they went well: a float, a tensor, a dictionary, a bool are no counts.
+    Training steps also return their loss or a success flag: a float, tensor, dictionary or bool is no count.
     """
     return isinstance(returned, (int, np.integer)) and not isinstance(returned, bool)
 
 
 def count_items(batch: Any, returned: Any) -> int:
-    """Items in a batch: the int that the step returned, else the first tensor's first dimension.
+    """Return the number of items in a batch: the int that the step returned, otherwise the first tensor's first dimension.
 
-    A batch of None, or an empty one, has no items.
+    If a batch is None or empty, it has no items.
 
     Raises:
-        Refused: the step returned no int and the batch holds no tensor, or it returned less than 0. Let the step
+        Refused: the step returned no int and the batch contains no tensor, or it returned less than 0. Let the step
             return its number of items.
     """
     if is_count(returned):
@@ -142,14 +142,14 @@ def count_items(batch: Any, returned: Any) -> int:
 
 
 def count_samples(batch: Any) -> int:
-    """The first tensor's first dimension; 1 where there is none."""
+    """Return the first tensor's first dimension; 1 if the batch has no tensor or the tensor no dimension."""
     for tensor in tensors(batch):
         return int(tensor.shape[0]) if tensor.ndim else 1
     return 1
 
 
 def tensors(batch: Any) -> Iterator[torch.Tensor]:
-    """Every tensor in a nested batch, in order."""
+    """Yield every tensor in a nested batch, in order."""
     if isinstance(batch, torch.Tensor):
         yield batch
     elif isinstance(batch, Mapping):

@@ -1,7 +1,7 @@
-"""`Workload`: what is trained and how its loader is made.
+"""`Workload`: what is trained, and how its loader is made.
 
-Two forms. The short one takes a dataset, a model, a loss and an optimizer; it is built on the general one,
-`Workload.from_loader`, which takes the user's own loader and step.
+There are two forms. The short form takes a dataset, a model, a loss and an optimizer. The general form,
+`Workload.from_loader`, takes the user's own loader and training step; the short form is built on it.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ TUNED = tuple(LoaderConfig.__dataclass_fields__)
 
 
 class WorkloadError(Exception):
-    """The workload cannot be used as asked (no data, wrong option); the message says why and the way out."""
+    """The workload cannot be used as requested (no data, wrong option). The message gives the reason and the way out."""
 
 
 class WorkloadRaised(WorkloadError):
-    """The user's code raised while the workload was made; the message ends with their traceback."""
+    """The user's code raised an exception while the workload was made; the message ends with the user's traceback."""
 
 
 class Workload:
-    """What is trained and how its loader is made: the short form. See `Workload.from_loader` for the general one.
+    """What is trained and how its loader is made, in the short form. `Workload.from_loader` makes the general form.
 
     Args:
         name: shown in tables and recorded with the result.
         dataset: a Dataset, or a function without arguments that makes it (called once in every trial).
-        model: function without arguments returning the module to train.
+        model: function without arguments that returns the module to train.
         loss: (output, target) -> scalar tensor; batches are (input, target) pairs.
         optimizer: parameters -> torch optimizer.
-        collate_fn: as DataLoader's; None is torch's default.
+        collate_fn: as for DataLoader; None is torch's default.
         loader_kwargs: fixed DataLoader arguments: shuffle (default True for map-style), sampler, drop_last,
             worker_init_fn, generator, ...
-        check: called once before a search, not in trials: looks at the data, returns sentences that the user should
-            see, raises `WorkloadError` where nothing can be loaded.
+        check: called once before a search, not in trials. It inspects the data, returns sentences for the user, and
+            raises `WorkloadError` if nothing can be loaded.
 
     Raises:
-        ValueError: `loader_kwargs` fixes something that is searched. Leave it out and use the flag of the same name.
+        ValueError: `loader_kwargs` fixes an option that is searched. Leave it out and use the flag of the same name.
     """
 
     def __init__(
@@ -84,16 +84,16 @@ class Workload:
         make_step: Callable[[StepContext], Step],
         unit: str = "samples",
     ) -> Workload:
-        """The general form: your own loader and your own training step.
+        """Make a workload in the general form: your own loader and your own training step.
 
         Args:
             name: shown in tables and recorded with the result.
-            make_loader: keyword overrides in torch's spelling -> your DataLoader (or a subclass). Called without
-                overrides it gives the baseline.
-            make_step: context -> step; `step(batch)` does one training step. An int that it returns is the number of items
-                that it trained, 0 included; whatever else it returns (nothing, a loss) the first tensor's first dimension
-                counts.
-            unit: what an item is: "samples", or "tokens" when the step returns how many it trained.
+            make_loader: takes keyword overrides with torch's names and returns your DataLoader (or a subclass). Called
+                without overrides, it returns the baseline's loader.
+            make_step: context -> step; `step(batch)` does one training step. If it returns an int, this is the number of
+                items that it trained, which may be 0. If it returns anything else (nothing, a loss), feedrate counts the
+                first tensor's first dimension.
+            unit: what an item is: "samples", or "tokens" if the step returns how many tokens it trained.
         """
         self = cls.__new__(cls)
         self.name, self.unit = name, unit

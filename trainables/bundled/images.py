@@ -1,4 +1,4 @@
-"""The bundled workload `images`: JPEG files in a folder, where the bottleneck is the CPU time of decoding them."""
+"""The bundled workload `images`: JPEG files in a folder. The bottleneck is the CPU time for decoding them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 
 
 class ImageFolder(ImageSamples):
-    """The images in a folder; its sub-folders are the classes, and without sub-folders there is one class."""
+    """The images in a folder. Its sub-folders are the classes; without sub-folders there is one class."""
 
     def __init__(self, folder: Path, image_size: int, epoch_samples: int) -> None:
         if not folder.is_dir():
@@ -46,9 +46,9 @@ class ImageFolder(ImageSamples):
 def image_workload(
     name: str, make: Callable[[int], ImageSamples], image_size: int | None, model: str | None, epoch_samples: int
 ) -> Workload:
-    """A workload that classifies images; `make` gets the image size.
+    """Return a workload that classifies images; `make` gets the image size.
 
-    Defaults follow the device: asked for in the trial, because asking initialises CUDA, which forking does not survive.
+    Defaults depend on the device, which the trial queries: a query initialises CUDA, and CUDA does not survive a fork.
     """
     if model is not None:
         check_model(model)
@@ -72,13 +72,13 @@ def image_workload(
 def images(
     *, data: str | None = None, image_size: int | None = None, model: str | None = None, epoch_samples: int = 50_000
 ) -> Workload:
-    """The bundled workload `images`.
+    """Return the bundled workload `images`.
 
     Args:
-        data: folder of images, a sub-folder per class; None makes a photo-like set once in the cache folder.
-        image_size: pixels of a side; None is 224 with a GPU, 160 without.
+        data: folder of images, with a sub-folder per class; None makes a photo-like set once, in the cache folder.
+        image_size: width and height in pixels; None is 224 with a GPU, 160 without.
         model: resnet18, resnet50 or small; None is resnet18 with a GPU, small without.
-        epoch_samples: samples in an epoch; the files are cycled.
+        epoch_samples: number of samples per epoch; the files are cycled.
 
     Raises:
         WorkloadError: an option is impossible; or, when the dataset is made, there are no images.

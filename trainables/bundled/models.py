@@ -1,7 +1,7 @@
 """The models that the bundled workloads train, made by name.
 
-ResNet-18 and -50 are built as in torchvision: same modules, same parameter names, same initialisation, so that its
-checkpoints load. `small` is for machines without a GPU: there a ResNet step takes seconds and hides the loader.
+ResNet-18 and -50 are built as in torchvision, with the same modules, parameter names and initialisation, so that torchvision's
+checkpoints load. `small` is for machines without a GPU, where a step of a ResNet takes seconds and hides the loader.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions around a shortcut: the block of ResNet-50 (stride in the 3x3, as torchvision)."""
+    """1x1, 3x3, 1x1 convolutions around a shortcut: the block of ResNet-50 (stride in the 3x3, as in torchvision)."""
 
     expansion = 4
 
@@ -63,7 +63,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """(batch, 3, height, width) -> (batch, num_classes)."""
+    """A ResNet: (batch, 3, height, width) -> (batch, num_classes)."""
 
     def __init__(self, block: type[BasicBlock | Bottleneck], depths: Sequence[int], num_classes: int) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ def _initialise(model: nn.Module) -> None:
 
 
 def _small(num_classes: int) -> nn.Module:
-    """Four strided convolutions: its step takes a small part of the time that loading its images takes."""
+    """Make a model of four strided convolutions; a step takes a small part of the time that loading its images takes."""
     layers: list[nn.Module] = []
     for in_channels, channels, kernel, stride in ((3, 8, 7, 4), (8, 16, 3, 2), (16, 32, 3, 2), (32, 64, 3, 2)):
         convolution = nn.Conv2d(in_channels, channels, kernel, stride, kernel // 2, bias=False)
@@ -123,7 +123,7 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def check_model(name: str) -> None:
-    """Refuses a name that `make_model` does not know, without building anything.
+    """Raise an error for a name that `make_model` does not know, without building anything.
 
     Raises:
         WorkloadError: unknown name; the message lists the known ones.
@@ -133,7 +133,7 @@ def check_model(name: str) -> None:
 
 
 def make_model(name: str, num_classes: int) -> nn.Module:
-    """A new model with random weights: (batch, 3, height, width) -> (batch, num_classes).
+    """Return a new model with random weights: (batch, 3, height, width) -> (batch, num_classes).
 
     Raises:
         WorkloadError: unknown name; the message lists the known ones.

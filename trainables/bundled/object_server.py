@@ -2,9 +2,9 @@
 
     python -m feedrate.trainables.bundled.object_server --root DIR --latency-s 0.04
 
-prints its port as one line, then serves `/index.txt` (the paths, one a line) and the files under DIR. It ends when its
-standard input ends or its parent process changes, so that it never outlives its owner, whatever that dies of.
-Imports the standard library only: it starts in the time of one Python start.
+prints its port as one line, then serves `/index.txt` (one path per line) and the files under DIR. It ends when its
+standard input closes or its parent process changes, so that it never outlives its owner, however the owner dies.
+It imports only the standard library, so that it starts as fast as Python itself.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OWNER_CHECK_S = 0.25
 
 
 class ObjectServer(ThreadingHTTPServer):
-    """One thread a connection, so that waiting clients do not wait for each other."""
+    """An HTTP server with one thread per connection, so that clients do not wait for each other's latency."""
 
     request_queue_size = 256
     daemon_threads = True
@@ -35,7 +35,7 @@ class ObjectServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), ObjectHandler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up are no errors here."""
+        """Ignore clients that close the connection; report any other error."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -72,7 +72,7 @@ class ObjectHandler(BaseHTTPRequestHandler):
 
 
 def list_files(root: str) -> list[str]:
-    """Relative paths of the regular files under `root`; links and names that do not fit on a line are left out."""
+    """Return the relative paths of the regular files under `root`, without links and names that do not fit on a line."""
     found = []
     for folder, _, names in os.walk(root):
         for name in names:
@@ -84,17 +84,17 @@ def list_files(root: str) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serves until the owner is gone."""
+    """Serve until the owner is gone."""
     parser = argparse.ArgumentParser(prog="object_server", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--root", required=True, help="folder whose files are served")
     parser.add_argument("--latency-s", type=float, default=0.04, help="seconds to wait before each answer")
     args = parser.parse_args(argv)
     owner = os.getppid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the owner too, and the owner decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the owner too, which decides when the server ends
     server = ObjectServer(os.path.abspath(args.root), args.latency_s)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(server.server_address[1], flush=True)
-    # a forked loader worker may hold the other end of stdin open for longer than the owner lives: both are watched
+    # a forked loader worker may keep the other end of stdin open after the owner has died, so watch the parent process too
     while os.getppid() == owner:
         readable, _, _ = select.select([sys.stdin], [], [], OWNER_CHECK_S)
         if readable and not os.read(sys.stdin.fileno(), 4096):

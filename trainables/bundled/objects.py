@@ -1,6 +1,6 @@
-"""The bundled workload `objects`: images fetched one by one over HTTP, so that loading is waiting, not computing.
+"""The bundled workload `objects`: images fetched one by one over HTTP, so that loading means waiting, not computing.
 
-Many workers win even on two cores. Without a URL, a local server (object_server.py) answers after a chosen latency.
+Many workers are fastest, even on two cores. Without a URL, a local server (object_server.py) answers after a chosen latency.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ TIMEOUT_S = 30.0
 
 
 class HttpClient:
-    """Fetches files below one URL; a kept-alive connection per process and thread, never shared across a fork."""
+    """Fetches files below one URL, with a kept-alive connection per process and thread that is never shared across a fork."""
 
     def __init__(self, url: str) -> None:
         try:
             parts = urlsplit(url)
             valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:  # the port is no number
+        except ValueError:  # the port is not a number
             valid = False
         if not valid:
             raise WorkloadError(f"{url!r} is not an http:// or https:// URL: pass one with --data, or leave --data out")
@@ -54,7 +54,7 @@ class HttpClient:
         self._reset()
 
     def get(self, path: str) -> tuple[int, bytes]:
-        """Status and content of one file. A dropped connection is retried once.
+        """Return status and content of one file; try again once if the connection was dropped.
 
         Raises:
             WorkloadError: the server does not answer.
@@ -80,14 +80,14 @@ class HttpClient:
         if key not in self._connections:
             for other in list(self._connections):
                 if other[0] != key[0] and (inherited := self._connections.pop(other, None)):
-                    inherited.close()  # this process's copy of the descriptor; the parent's stays open
+                    inherited.close()  # closes this process's copy of the descriptor; the parent's stays open
             parts = urlsplit(self.url)
             kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
             self._connections[key] = kind(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
         return self._connections[key]
 
     def close(self) -> None:
-        """Closes the connections; the next `get` opens one again."""
+        """Close the connections; the next `get` opens one again."""
         _close_all(self._connections)
 
 
@@ -97,7 +97,7 @@ def _close_all(connections: dict[tuple[int, int], http.client.HTTPConnection]) -
 
 
 class HttpImages(ImageSamples):
-    """The images that `URL/index.txt` lists, fetched when asked for. The first folder of a path is its class."""
+    """The images that `URL/index.txt` lists, each fetched when it is read. The first folder of a path is its class."""
 
     check_limit = 200
 
@@ -106,7 +106,7 @@ class HttpImages(ImageSamples):
         try:
             status, index = self._client.get("index.txt")
         finally:
-            self._client.close()  # workers open their own
+            self._client.close()  # because workers open their own connections
         if status != 200:
             raise WorkloadError(
                 f"{self._client.url}/index.txt answers with HTTP status {status}: put a file there that lists the "
@@ -120,7 +120,7 @@ class HttpImages(ImageSamples):
         super().__init__(self._client.url, paths, image_size, epoch_samples)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_server": None}  # the server stays with the process that started it
+        return self.__dict__ | {"_server": None}  # the server belongs to the process that started it
 
     def open(self, path: str) -> BinaryIO:
         status, content = self._client.get(path)
@@ -136,10 +136,10 @@ class HttpImages(ImageSamples):
 
 
 class LocalServer:
-    """`object_server` as a process that ends with this object, and at the latest with this process."""
+    """Runs `object_server` in a process that ends with this object, and at the latest with this process."""
 
     def __init__(self, root: Path, latency_s: float) -> None:
-        # by path and -P: works wherever this file does, and no file in the current folder can shadow the library
+        # start it by path and with -P: this works wherever this file is, and no file in the current folder can shadow the library
         command = [sys.executable, "-P", object_server.__file__, "--root", str(root), "--latency-s", str(latency_s)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.pid = process.pid
@@ -153,7 +153,7 @@ class LocalServer:
 
 
 def _end(process: subprocess.Popen[bytes], owner_pid: int) -> None:
-    if os.getpid() != owner_pid:  # a forked worker drops its copy of the object: the server is not its own
+    if os.getpid() != owner_pid:  # a forked worker drops its copy of this object, but the server belongs to the owner
         return
     process.terminate()
     process.wait()
@@ -169,20 +169,20 @@ def objects(
     model: str | None = None,
     epoch_samples: int = 50_000,
 ) -> Workload:
-    """The bundled workload `objects`.
+    """Return the bundled workload `objects`.
 
     Args:
-        data: URL below which `index.txt` lists the images; None starts a local server over the photo-like set.
-        latency_s: seconds that the local server waits before each answer; of no effect on `data`.
+        data: URL below which `index.txt` lists the images; None starts a local server that serves the photo-like set.
+        latency_s: seconds that the local server waits before each answer; has no effect on `data`.
         image_size, model, epoch_samples: as for `images`.
 
     Raises:
-        WorkloadError: an option is impossible; or, when the dataset is made, the URL gives no images.
+        WorkloadError: an option is impossible; or, when the dataset is made, the URL provides no images.
     """
     if not (math.isfinite(latency_s) and latency_s >= 0):
         raise WorkloadError(f"latency_s must be 0 or more seconds, not {latency_s}")
     if data is not None:
-        HttpClient(data)  # refuses what is no URL now, without connecting
+        HttpClient(data)  # refuses an invalid URL now, without connecting
 
     def make(size: int) -> ImageSamples:
         if data is not None:

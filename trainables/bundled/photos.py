@@ -1,4 +1,4 @@
-"""The photo-like JPEG files that the image workloads load when no data is given; made once, kept in the user's cache.
+"""The photo-like JPEG files that the image workloads load if no data is given. They are made once, in the user's cache folder.
 
 A set is built in a `.part` folder next to its final place and renamed when complete, under a file lock. A crash at any
 moment leaves at most the `.part` folder, which the next run replaces.
@@ -28,7 +28,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def photo_folder(num_images: int = 2000) -> Path:
-    """The folder of the photo set, one sub-folder per class; made on first use, with progress on stderr.
+    """Return the folder of the photo set, with one sub-folder per class; make it on first use, with progress on stderr.
 
     Raises:
         WorkloadError: the cache folder cannot be written. Set XDG_CACHE_HOME, or pass your own images with --data.
@@ -43,7 +43,7 @@ def photo_folder(num_images: int = 2000) -> Path:
             if not folder.is_dir():  # another process may have made it while this one waited
                 _make(folder, num_images)
     except OSError as error:
-        # imported here: it brings torch, and the set can be made without
+        # imported here because it imports torch, which making the set does not need
         from feedrate.trainables.workload import WorkloadError
 
         raise WorkloadError(
@@ -86,7 +86,7 @@ def _make(folder: Path, num_images: int) -> None:
 
 
 def _progress(steps: Iterator[None], total: int, title: str) -> Iterator[None]:
-    """Passes `steps` through: a bar on a terminal, else a line per quarter."""
+    """Yield from `steps` while showing progress: a bar on a terminal, otherwise one line per quarter."""
     from rich.console import Console
     from rich.progress import track
 
@@ -101,7 +101,7 @@ def _progress(steps: Iterator[None], total: int, title: str) -> Iterator[None]:
 
 
 def _texture(seed: int) -> Floats:
-    """Noise of all scales, as in nature: amplitude falls with frequency; (TEXTURE_PX, TEXTURE_PX), mean 0, std 1."""
+    """Return noise on all scales, as in nature (amplitude falls with frequency): (TEXTURE_PX, TEXTURE_PX), mean 0, std 1."""
     rng = np.random.default_rng([1, seed])
     frequency = np.hypot(np.fft.fftfreq(TEXTURE_PX)[:, None], np.fft.rfftfreq(TEXTURE_PX)[None])
     frequency[0, 0] = np.inf
@@ -110,7 +110,7 @@ def _texture(seed: int) -> Floats:
 
 
 def photo(index: int, label: int, textures: list[Floats]) -> Image.Image:
-    """Photo number `index`: a background of the label's hue, shapes, and texture of all scales over everything."""
+    """Draw photo number `index`: a background in the label's hue, shapes, and texture on all scales over everything."""
     rng = np.random.default_rng([2, index])
     width = int(rng.integers(*WIDTH_PX))
     height = int(width * rng.choice([0.75, 0.67, 1.0, 1.33], p=[0.6, 0.2, 0.1, 0.1]))
@@ -137,6 +137,6 @@ def photo(index: int, label: int, textures: list[Floats]) -> Image.Image:
     light += np.linspace(-slope_x, slope_x, width, dtype=np.float32)
     light += rng.standard_normal((height, width), np.float32) * np.float32(rng.uniform(5, 13))  # foliage, sensor noise
     pixels = np.asarray(scene, np.float32) + light[..., None]
-    for channel in (0, 2):  # colour varies slowly
+    for channel in (0, 2):  # in photos, colour varies slowly
         pixels[..., channel] += np.kron(patch(4), np.ones((4, 4), np.float32))[:height, :width] * np.float32(10)
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))

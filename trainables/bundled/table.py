@@ -1,6 +1,6 @@
-"""The bundled workload `table`: rows already in memory, where worker processes only cost.
+"""The bundled workload `table`: rows that are already in memory, for which worker processes are only a cost.
 
-Nothing is left to load, so that sending batches between processes takes longer than making them: 0 workers wins.
+Nothing is left to load, and sending batches between processes takes longer than making them, so 0 workers is fastest.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ NUM_CLASSES = 10
 
 
 class TableRows(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """(row, label) pairs from memory: row float32 (num_features,), label int64 (), 0..NUM_CLASSES-1.
+    """(row, label) pairs in memory: row float32 (num_features,), label int64 (), 0..NUM_CLASSES-1.
 
-    The label is the largest of NUM_CLASSES fixed random sums of the row, so that there is something to learn.
+    The label is the index of the largest of NUM_CLASSES fixed random sums of the row, so that there is something to learn.
     """
 
     def __init__(self, num_rows: int, num_features: int, epoch_samples: int) -> None:
@@ -39,29 +39,29 @@ class TableRows(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return self.rows[row], self.labels[row]
 
     def __getitems__(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """A whole batch with one look-up each; the loader prefers it to one `__getitem__` a sample."""
+        """Return a whole batch with one look-up in each tensor; the loader prefers this to one `__getitem__` per sample."""
         which = torch.tensor(indices) % len(self.rows)
         return self.rows[which], self.labels[which]
 
 
 def keep_batch(samples: Any) -> Any:
-    """Collates single samples as torch does, and leaves what `__getitems__` made as it is."""
+    """Collate single samples as torch does; return a batch from `__getitems__` unchanged."""
     return default_collate(samples) if isinstance(samples, list) else samples
 
 
 def _mlp(num_features: int) -> nn.Module:
-    """Narrow: wider layers are split over threads, which wait milliseconds for each other on a busy machine."""
+    """Make a narrow network: torch splits wider layers over threads, which wait milliseconds for each other on a busy machine."""
     hidden = (nn.Linear(num_features, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU())
     return nn.Sequential(*hidden, nn.Linear(32, NUM_CLASSES))
 
 
 def table(*, num_rows: int = 200_000, num_features: int = 64, epoch_samples: int | None = None) -> Workload:
-    """The bundled workload `table`.
+    """Return the bundled workload `table`.
 
     Args:
-        num_rows: rows in memory.
-        num_features: numbers in a row.
-        epoch_samples: samples in an epoch, the rows are cycled; None is every row once.
+        num_rows: number of rows in memory.
+        num_features: numbers per row.
+        epoch_samples: number of samples per epoch; the rows are cycled. None is every row once.
 
     Raises:
         WorkloadError: one of them is less than 1.

@@ -1,1 +1,1 @@
-"""Does changing the loader change the data?"""
+"""Checks whether changing the loader changes the data."""

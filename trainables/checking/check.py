@@ -1,8 +1,8 @@
 """`check`: does changing the loader change the data?
 
-Questions: order and multiplicity of samples, content, samples that change from epoch to epoch, determinism, random streams
-of workers, members that workers must not share, number of samples and batches, and pickling with the cost of each start
-method.
+It checks the order and multiplicity of samples, their content, samples that change from epoch to epoch, determinism, the random
+numbers of workers, members that workers must not share, the number of samples and batches, and pickling together with the
+time that each start method takes.
 """
 
 from __future__ import annotations
@@ -43,29 +43,29 @@ T = TypeVar("T")
 
 MAX_SAMPLES = 256
 MAX_EPOCH_SAMPLES = 32
-"""Samples that are followed from epoch to epoch."""
+"""Number of samples that are compared from epoch to epoch."""
 REPEATS = 32
-"""Times that one index is fetched, to see what workers draw."""
+"""How often one index is fetched to see which random numbers workers draw."""
 SHARE_OF_BUDGET = 20
-"""An epoch of N samples is fetched about so many times."""
+"""The whole check fetches an epoch of N samples about this many times."""
 FIRST_SAMPLE_S = 60.0
-"""Time for the first sample, where the budget is not less."""
+"""Time for the first sample, unless the budget is smaller."""
 LEAST_LOOK_S = {"fork": 5.0, "forkserver": 20.0, "spawn": 20.0}
-"""Time for one look, at least: workers that are spawned take seconds to start, in every epoch."""
+"""Least time limit for one look at the loader (see `Look`): spawned workers take seconds to start, in every epoch."""
 LEAST_DRAWS = 8
-"""Of each worker."""
+"""Least number of random draws per worker."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """What `check` found."""
+    """The result of `check`."""
 
     workload: str
-    """Its name."""
+    """The workload's name."""
     num_workers: int
     num_samples: int
-    """Samples of an epoch that were looked at."""
+    """Number of samples of an epoch that were examined."""
     epoch_samples: int | None
-    """len(dataset); None where it has none."""
+    """len(dataset); None if it has no length."""
     seconds: float
     findings: list[Finding]
 
@@ -75,7 +75,7 @@ class Report:
         return any(finding.level == "error" for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object, as `feedrate check --json` prints it."""
+        """Return a JSON object, as `feedrate check --json` prints it."""
         fields = {name: getattr(self, name) for name in ("workload", "num_workers", "num_samples", "epoch_samples", "seconds")}
         findings = [finding.to_json() for finding in self.findings]
         return {**fields, "changes_data": self.changes_data, "findings": findings}
@@ -91,16 +91,16 @@ def check(
     """Compare what the workload's loader delivers with 0 and with `num_workers` workers.
 
     Args:
-        workload: of either form, or a function that makes it, which is called in processes of its own: what making it
-            leaves behind (threads, open files) is then like in the user's program. Those of a workload that was made
-            before are not seen.
-        num_workers: compared with 0; 2 or more.
-        budget_s: about how long to take, making the dataset apart, and twice that at most; fewer samples are looked at
-            where they are slow. Importing torch in spawned workers is included.
-        on_step: told before each step.
+        workload: of either form, or a function that makes it. The function is called in separate processes, so that whatever
+            it leaves behind (threads, open files) is as in the user's program. If the workload already exists, what making
+            it left behind is not seen.
+        num_workers: number of workers to compare with 0; 2 or more.
+        budget_s: about how long the check takes, apart from making the dataset; it takes at most twice as long. If
+            samples are slow, fewer are examined. The time in which spawned workers import torch counts.
+        on_step: called with a description of each step before it begins.
 
     Raises:
-        ValueError: fewer than two workers, which have nobody to repeat.
+        ValueError: there are fewer than two workers, so none could repeat another's samples.
         WorkloadError: there is no loader or no data.
         TrialFailed: no sample can be loaded; the user's traceback is in the failure.
     """
@@ -128,19 +128,19 @@ def check(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Alone:
-    """What was delivered without workers."""
+    """What the loader delivered without workers."""
 
     pace: Pace
     delivered: list[Epoch]
     again: list[Epoch] | None
-    """The same once more, with the same seed."""
+    """A second delivery with the same seed."""
     neutral: Epoch | None
-    """With random generators seeded alike for every sample."""
+    """A delivery with random generators seeded to the same value before every sample."""
     count: EpochCount | Failure | None
 
 
 class _Checking:
-    """One check under way: first everything without workers, then everything with them."""
+    """One check: it first does everything that needs no workers, then everything with workers."""
 
     def __init__(
         self, make: Make, first: FreshLoader, num_workers: int, budget_s: float, on_step: Callable[[str], None]
@@ -156,7 +156,7 @@ class _Checking:
         self.skipped: list[str] = []
 
     def findings(self) -> list[Finding]:
-        """What was found, in the order in which it is shown."""
+        """Return the findings in the order in which they are shown."""
         with self._loader(0) as loader:
             alone = self._alone(loader)
         with self._loader(self.num_workers) as loader:
@@ -179,12 +179,12 @@ class _Checking:
         return [Finding(name="time", level="note", sentence=sentence, fix="raise --time-budget")]
 
     def _loader(self, num_workers: int) -> contextlib.AbstractContextManager[FreshLoader]:
-        """The user's loader with this number of workers; only one process at a time has made it.
+        """Return the user's loader with this number of workers, after ending the process that made the previous one.
 
         Raises:
-            TrialFailed: it cannot be made with this setting, or cannot be made again.
+            TrialFailed: the loader cannot be made with this setting, or cannot be made again.
         """
-        if self.survey.is_short:  # the same dataset, whose loader is our own
+        if self.survey.is_short:  # the short form has the same dataset, and its loader is feedrate's own
             return contextlib.nullcontext(self.first)
         self.first.close()
         try:
@@ -197,7 +197,7 @@ class _Checking:
         return loader
 
     def _alone(self, loader: FreshLoader) -> _Alone | None:
-        """Everything without workers; None where samples are too slow for the time.
+        """Do everything that needs no workers; return None if samples are too slow for the time.
 
         Raises:
             TrialFailed: no sample can be loaded.
@@ -227,7 +227,7 @@ class _Checking:
         )
 
     def _shared(self, loader: FreshLoader, alone: _Alone) -> list[Finding]:
-        """Everything that needs whole epochs with workers.
+        """Do everything that needs whole epochs with workers.
 
         Raises:
             _Failed: loading fails with workers.
@@ -261,7 +261,7 @@ class _Checking:
         if again is not None:
             pairs[self.with_workers] = (shared, again)
         findings += [determinism(pairs)] if pairs else []
-        if random is not None and not (repeated and {*random.duplicated, *random.frozen} <= {SAMPLES}):  # the same fact
+        if random is not None and not (repeated and {*random.duplicated, *random.frozen} <= {SAMPLES}):  # do not report a fact twice
             findings += random_streams(random, self.survey.owned, iterable=self.survey.is_iterable)
         is_frozen = any(finding.name == "frozen-augmentation" for finding in findings)
         return [*findings, *epoch_findings(state, iterable=self.survey.is_iterable, already_told=is_frozen)]
@@ -292,7 +292,7 @@ class _Checking:
         ]
 
     def _epochs(self, loader: FreshLoader, alone: _Alone) -> EpochState | None:
-        """Whether workers hear of a new epoch; None where there is no time."""
+        """Find out whether workers follow changes from epoch to epoch; return None if there is no time."""
         what = "samples from epoch to epoch"
         num_samples = min(self.num_samples, MAX_EPOCH_SAMPLES)
         items = None if self.survey.is_iterable else alone.pace.items[:num_samples]
@@ -310,7 +310,7 @@ class _Checking:
             return epoch_state(look, looked_at, self.survey.tells, self.num_workers)
         except _NoTime:
             return None
-        except _Failed:  # collate_fn, which is not called otherwise: starting workers says why
+        except _Failed:  # the error comes from collate_fn, which is not called otherwise; the start of workers will show why
             self.skipped.append(what)
             return None
 
@@ -318,7 +318,7 @@ class _Checking:
         return Look(num_workers=self.num_workers, num_samples=self.num_samples, generators=self.survey.is_iterable)
 
     def _streams(self, loader: FreshLoader, shared: list[Epoch]) -> Streams | None:
-        """What workers draw; None where there is no time."""
+        """Return which random numbers workers draw; None if there is no time."""
         if self.survey.is_iterable:
             return streams(shared, same_index=False)
         self.on_step("fetching one sample again and again")
@@ -329,14 +329,14 @@ class _Checking:
         return None if found is None else streams(found)
 
     def _look_in_time(self, loader: FreshLoader, name: str, look: Look, what: str) -> list[Epoch] | None:
-        """Deliver where there is time for it; None where there is not."""
+        """Deliver samples if there is time for it; otherwise return None."""
         return self._look(loader, name, look, what) if self._has_time(loader, look, what) else None
 
     def _look(self, loader: FreshLoader, name: str, look: Look, what: str) -> list[Epoch] | None:
-        """Deliver, in a process of its own; None where that took too long.
+        """Deliver samples in a separate process; return None if that took too long.
 
         Raises:
-            TrialFailed: it fails without workers. _Failed: it fails with workers only.
+            TrialFailed: it fails without workers. _Failed: it fails only with workers.
         """
         least_s = LEAST_LOOK_S[self.method if look.num_workers else "fork"]
         left_s = self.until_s - time.monotonic()
@@ -353,7 +353,7 @@ class _Checking:
         raise _Failed(name, epochs, self.survey)
 
     def _ask(self, loader: FreshLoader, work: Callable[[Parts], T], limit_s: float) -> T | Failure:
-        """Look, and leave the time that making the loader again takes out of the budget."""
+        """Run `work` on a fresh loader; the time for making the loader again does not count against the budget."""
         self.until_s += loader.making_s
         return loader.look(work, limit_s)
 
@@ -367,7 +367,7 @@ class _Checking:
         return False
 
     def _pace(self, loader: FreshLoader) -> Pace:
-        """Read the first samples without workers, to see how long they take."""
+        """Read the first samples without workers to see how long they take."""
         most_s = min(self.budget_s / SHARE_OF_BUDGET, 10.0)
         first_s = min(FIRST_SAMPLE_S, self.budget_s)
         try:
@@ -386,7 +386,7 @@ class _Checking:
 
 
 class _NoTime(Exception):
-    """A look took too long."""
+    """A delivery of samples took too long."""
 
 
 class _Failed(Exception):
@@ -412,12 +412,12 @@ class _Failed(Exception):
 def _content(
     alone: list[Epoch], shared: list[Epoch], random: Streams | None, again: list[Epoch] | None
 ) -> list[Finding]:
-    """Whether an index gives the same bytes with and without workers.
+    """Report whether an index gives the same bytes with and without workers.
 
     Args:
         alone, shared: epochs without and with workers.
-        random: what workers draw, where there was time for it.
-        again: `alone` once more, with the same seed.
+        random: which random numbers workers draw, if there was time to find out.
+        again: a second delivery of `alone` with the same seed.
     """
     runs = [{seen.key: seen.digest for seen in samples_of(epoch)} for epoch in (*alone, *shared)]
     one, two = runs[0], runs[len(alone)]

@@ -1,4 +1,4 @@
-"""How many samples and batches an epoch has, and what drop_last leaves out, whatever the number of workers."""
+"""How many samples and batches an epoch has, how many drop_last drops, and whether that depends on the number of workers."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ COUNT_LIMIT_S = 5.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochCount:
-    """What an epoch of the user's own sampler is."""
+    """The size of one epoch of the user's own sampler."""
 
     num_trained: int
     num_batches: int
     last_batch: int
-    """Samples of the last batch."""
+    """Number of samples in the last batch."""
 
 
 def counts(counted: EpochCount | Failure, survey: Survey) -> list[Finding]:
-    """Say how many samples an epoch trains, of how many there are: the same with every number of workers.
+    """Report how many of the dataset's samples an epoch trains; for a map-style dataset, workers do not change this.
 
     Args:
-        counted: what `count` gives; a failure where the sampler did not end in time.
+        counted: the result of `count`; a failure if the sampler did not end in time.
         survey: of a map-style dataset.
     """
     if survey.dataset_samples is None:
         return []
-    if isinstance(counted, Failure):  # a sampler without an end, or a slow one
+    if isinstance(counted, Failure):  # the sampler is endless or slow
         return [Finding(name="sample-count", level="note", sentence="the sampler does not end, or not within a few seconds")]
     total, trained, num_batches, last = survey.dataset_samples, counted.num_trained, counted.num_batches, counted.last_batch
     evidence = {"num_samples": total, "num_trained": trained, "num_batches": num_batches, "last_batch": last}
@@ -53,7 +53,7 @@ def counts(counted: EpochCount | Failure, survey: Survey) -> list[Finding]:
 
 
 def count(parts: Parts) -> EpochCount:
-    """Draw an epoch of the sampler. Run it in `isolated`: a sampler need not end."""
+    """Draw one epoch from the sampler and count it. Run it in `isolated`, because a sampler need not end."""
     trained = num_batches = last = 0
     for batch in parts.batch_sampler if parts.batch_sampler is not None else parts.sampler:
         last = num_indices(batch)
@@ -62,7 +62,7 @@ def count(parts: Parts) -> EpochCount:
 
 
 def stream_counts(survey: Survey, alone: Epoch, shared: Epoch, num_workers: int) -> list[Finding]:
-    """Every worker makes batches of its own, so that the number of batches depends on the number of workers."""
+    """Report the number of samples and batches of an iterable dataset: each worker forms its own batches, so workers change it."""
     found = []
     size = survey.batch_size or 1
     says, gave = survey.dataset_samples, len(samples_of(alone))

@@ -1,4 +1,4 @@
-"""`describe`: what a workload is, without training: its baseline, its size, what a quick look at its data found."""
+"""`describe`: facts about a workload, without training it: its baseline, its size, and the result of a quick check of its data."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from feedrate.trainables.workload import WorkloadError, WorkloadRaised
 
 
 def describe(make: Make) -> dict[str, Any]:
-    """Say what a workload is: name, unit, epoch_samples, baseline (None: torch's default), fixed dimensions, notes, data.
+    """Return a workload's name, unit, epoch_samples, baseline (None: torch's default), fixed dimensions, notes and data.
 
-    `data` says which settings repeat data (disqualify.py). The workload is made in processes that end, once in each.
-    Where such a process ends by itself, this one ends in the same way.
+    `data` says which settings repeat data (see disqualify.py). The workload is made in separate processes, once in each.
+    If such a process ends by itself, this process ends in the same way.
 
     Raises:
-        WorkloadError: it cannot be made, or make_loader does not pass on what it is asked for.
-        TrialFailed: making it hangs.
+        WorkloadError: the workload cannot be made, or make_loader does not pass its arguments on.
+        TrialFailed: making the workload hangs.
     """
     try:
         survey, quick = _looked_at(make)
@@ -46,11 +46,11 @@ def _looked_at(make: Make) -> tuple[Survey, QuickLook]:
 
 
 def _general_look(make: Make, survey: Survey) -> QuickLook:
-    """A quick look with more workers than the user's own, to find out now whether make_loader passes on what it is asked for.
+    """Check the data with more workers than the user has, which also shows whether make_loader passes its arguments on.
 
     Raises:
-        WorkloadError: it does not.
-        CannotBeMade: no second process can make the loader.
+        WorkloadError: make_loader does not pass them on.
+        CannotBeMade: a second process cannot make the loader.
     """
     own = survey.setting
     other = LoaderConfig(num_workers=max(own.num_workers + 1, 2), batch_size=own.batch_size)
@@ -82,9 +82,9 @@ def _cannot_be_built(failure: Failure, name: str | None = None) -> NoReturn:
 
 
 def _end_alike(exit_code: int) -> NoReturn:
-    """End this process as another one ended, so that whoever watches it says how."""
+    """End this process in the way in which another one ended, so that the supervisor reports that."""
     if exit_code < 0:
-        with contextlib.suppress(OSError):  # SIGKILL, which has no handler
+        with contextlib.suppress(OSError):  # raised for SIGKILL, which cannot have a handler
             signal.signal(-exit_code, signal.SIG_DFL)
         os.kill(os.getpid(), -exit_code)
     os._exit(exit_code)

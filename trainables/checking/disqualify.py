@@ -1,6 +1,6 @@
-"""`disqualified`: settings that are faster because they repeat data must not win a search.
+"""`disqualified`: find the settings that are fast only because they repeat data, so that they cannot win a search.
 
-The cheap part of `feedrate check`, which looks at a few samples before every search.
+This is the cheap part of `feedrate check`; it examines a few samples before every search.
 """
 
 from __future__ import annotations
@@ -25,39 +25,39 @@ from feedrate.trainables.workload import Workload
 T = TypeVar("T")
 
 QUICK_S = 2.0
-"""About how long the looks take where samples are fast."""
+"""About how long all looks at the loader (see `Look`) take together if samples are fast."""
 MOST_S = 20.0
-"""Longest time for all looks where samples are slow."""
+"""Longest time for all looks together if samples are slow."""
 FIRST_SAMPLE_S = 5.0
 LEAST_LIMIT_S = 3.0
-"""Longest time of one look, where it should take less: starting workers takes a moment on a busy machine."""
+"""Least time limit of one look, even if it should take less: starting workers takes a moment on a busy machine."""
 MOST_SAMPLES, LEAST_SAMPLES = 32, 8
-"""Different samples that are compared, of each of two workers half of them."""
+"""Number of different samples to compare; each of two workers delivers half of them."""
 MOST_OF_STREAM = 128
-"""Samples of each worker that are compared, for an iterable dataset."""
+"""Most samples per worker to compare, for an iterable dataset."""
 FEW_ITEMS = 4
-"""Samples that are followed through three epochs where samples are slow."""
+"""Number of samples to follow through three epochs if samples are slow."""
 NUM_NEEDED = 4
-"""Looks that are taken even where each has to make the loader for itself, and that takes long."""
+"""Number of looks whose time is always allowed for, even if each has to make the loader again, which may take long."""
 NUM_DRAWS, LEAST_DRAWS = 16, 12
-"""Times that one index is fetched to see what two workers draw."""
+"""How often one index is fetched to see which random numbers two workers draw; the smaller number if samples are slow."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuickLook:
-    """Which settings repeat data, as far as a few samples show."""
+    """Which settings repeat data, according to a few samples."""
 
     max_num_workers: int | None = None
-    """More workers repeat data; None where that was not seen."""
+    """Settings with more workers than this repeat data; None if no repetition was seen."""
     reason: str | None = None
     persistent_workers: bool | None = None
-    """The only value with which epochs do not repeat the first one; None where both may be used."""
+    """The only value with which later epochs do not repeat the first one; None if both values may be used."""
     epochs_reason: str | None = None
     notes: tuple[str, ...] = ()
-    """What else a user should know."""
+    """Further sentences for the user."""
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object without the notes."""
+        """Return a JSON object without the notes."""
         names = ("max_num_workers", "reason", "persistent_workers", "epochs_reason")
         return {name: getattr(self, name) for name in names}
 
@@ -66,7 +66,7 @@ def disqualified(workload: Workload | Make) -> QuickLook:
     """Find out whether workers duplicate data, or repeat the first epoch, within about two seconds.
 
     Args:
-        workload: of either form, or a function that makes it, which is called in processes of its own.
+        workload: of either form, or a function that makes it, which is called in separate processes.
 
     Raises:
         CannotBeMade: a second process cannot make the workload again.
@@ -76,17 +76,17 @@ def disqualified(workload: Workload | Make) -> QuickLook:
 
 
 def quick_look(loader: FreshLoader) -> QuickLook:
-    """The same of a loader."""
+    """Do the same as `disqualified` for an existing loader."""
     try:
         return _Looking(loader).look()
     except CannotBeMade:
         raise
-    except TrialFailed:  # what fails or hangs disqualifies nothing: the trials will tell
+    except TrialFailed:  # a loader that fails or hangs disqualifies no setting; the trials will report it
         return QuickLook()
 
 
 class _Looking:
-    """One quick look under way."""
+    """The state of one quick check."""
 
     def __init__(self, loader: FreshLoader) -> None:
         self.loader, self.iterable = loader, loader.survey.is_iterable
@@ -121,7 +121,7 @@ class _Looking:
         return self._concluded(reason, state)
 
     def _or_none(self, ask: Callable[[], T | None]) -> T | None:
-        """The answer to a question; None where a look for it fails or hangs."""
+        """Return the result of `ask`; None if a look for it fails or hangs."""
         try:
             return ask()
         except CannotBeMade:
@@ -130,12 +130,16 @@ class _Looking:
             return None
 
     def _num_of_stream(self, num_samples: int) -> int:
-        """Samples of each worker: as many as come in a moment, as shuffled streams have only some in common."""
+        """Return the samples per worker: as many as take a moment, because shuffled streams have only some samples in common."""
         fast = int(QUICK_S / 8 / max(self.sample_s, 1e-6))
         return min(max(num_samples // 2, fast), MOST_OF_STREAM)
 
     def _repeated_samples(self, look: Look) -> str | None:
-        """Whether two workers deliver the same samples; random numbers that hide it, or make all alike, are taken out or left in."""
+        """Return a reason if two workers deliver the same samples.
+
+        The first try seeds random generators to the same value, because random numbers can hide repetition. If that makes most
+        samples alike, the second try uses the user's own random numbers.
+        """
         for each in (look, replace(look, neutral=False)):
             alone_look = replace(each, num_samples=2 * each.num_samples) if self.iterable else each
             alone = self._deliver(alone_look)[0]
@@ -153,9 +157,9 @@ class _Looking:
         return None
 
     def _repeated_draws(self, num_draws: int) -> str | None:
-        """Whether two workers draw the same random numbers, seen by fetching one index again and again.
+        """Return a reason if two workers draw the same random numbers, found by fetching one index again and again.
 
-        Not of an iterable dataset, whose workers may shuffle before they divide the samples.
+        This is not done for an iterable dataset, whose workers may shuffle before they divide the samples.
         """
         look = Look(num_workers=2, num_samples=num_draws, epochs=1, same_index=True, generators=True, fork=True)
         found = streams(self._deliver(look))
@@ -172,7 +176,7 @@ class _Looking:
         return self._run(partial(deliver, look=look), max(LEAST_LIMIT_S, 4 * expected_s))
 
     def _has_time(self, what: str, num_samples: int) -> bool:
-        """Whether there is time to read so many samples, one after the other, in two looks."""
+        """Whether there is time to read this many samples in sequence, in two looks."""
         if time.monotonic() + self.sample_s * num_samples + 2 * self.loader.making_s < self.until_s:
             return True
         self.skipped.append(what)

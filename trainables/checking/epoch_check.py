@@ -1,9 +1,9 @@
-"""Whether workers hear of it when samples change from epoch to epoch: a curriculum, `set_epoch`, progressive resizing.
+"""Do workers notice when samples change from epoch to epoch (a curriculum, `set_epoch`, progressive resizing)?
 
-A dataset that knows its epoch is copied into workers as they start. Persistent workers keep the copy of the first epoch
-for ever. Workers that end with the epoch are one epoch behind where the sampler tells the dataset, because torch starts
-workers before it asks the sampler for the first index. A counter inside the dataset that workers advance themselves is
-the other way round: it starts again with every worker.
+A dataset that knows its epoch is copied into workers when they start. Persistent workers keep the copy of the first epoch
+forever. If the sampler passes the epoch to the dataset, workers that end with the epoch are one epoch behind, because torch
+starts workers before it asks the sampler for the first index. If workers themselves advance a counter inside the dataset,
+persistent workers keep counting, but the counter starts again in each new worker.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from feedrate.trainables.probing.finding import Finding
 from feedrate.trainables.probing.probe import Epoch
 
 CHANCE = 1e-4
-"""Random samples would repeat from epoch to epoch by chance less often than this."""
+"""Samples count as frozen only if random samples would repeat from epoch to epoch by chance less often than this."""
 FOLLOWS, LAGS, FROZEN, UNKNOWN = "follows", "lags", "frozen", "unknown"
 
 KEEP_EPOCH = """class MyDataset(Dataset):
@@ -31,25 +31,25 @@ TELL_BEFORE = "pass the epoch to the dataset in the training loop, before iter(l
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochState:
-    """What becomes of samples that change from epoch to epoch."""
+    """How samples that change from epoch to epoch behave with workers."""
 
     changes: bool
-    """With 0 workers, the same index gives other bytes in another epoch, although random generators are seeded alike."""
+    """With 0 workers, an index gives different bytes in another epoch, although random generators are seeded to the same value."""
     ending: str = UNKNOWN
-    """follows, lags (one epoch behind), frozen (every epoch like the first) or unknown: workers that end with the epoch."""
+    """For workers that end with the epoch: follows, lags (one epoch behind), frozen (every epoch like the first) or unknown."""
     persistent: str = UNKNOWN
-    """The same of persistent workers."""
+    """The same for persistent workers."""
 
     @property
     def only_persistent(self) -> bool | None:
-        """The only value of persistent_workers with which epochs do not repeat the first one; None where both may be used."""
+        """The only value of persistent_workers with which later epochs do not repeat the first one; None if both may be used."""
         if (self.ending == FROZEN) == (self.persistent == FROZEN):
             return None
         return self.ending == FROZEN
 
     @property
     def reason(self) -> str | None:
-        """Why only one value may be used, as a sentence without its end; why none may."""
+        """Why only one value, or none, may be used, as the beginning of a sentence; None if there is no reason."""
         if self.persistent == FROZEN:
             return (
                 "every epoch delivers the samples of the first one, although they change from epoch to epoch with 0 workers: "
@@ -70,23 +70,23 @@ LAG = (
 
 
 def changes(alone: list[Epoch], *, every: bool) -> bool:
-    """Whether samples change from epoch to epoch with 0 workers.
+    """Return whether samples change from epoch to epoch with 0 workers.
 
     Args:
-        alone: epochs of the same indices, or of a stream, with random generators seeded alike for every sample.
-        every: they must from every epoch to the next, as a first epoch that fills a cache is no such change.
+        alone: epochs of the same indices, or of a stream, with random generators seeded to the same value for every sample.
+        every: whether they must change from each epoch to the next; a cache that only the first epoch fills is no such change.
     """
     pairs = [_differ(one, two) for one, two in itertools.pairwise(alone)]
     return bool(pairs) and (all(pairs) if every else any(pairs))
 
 
 def outcome(alone: list[Epoch], shared: list[Epoch], *, iterable: bool) -> str:
-    """What becomes of changing samples with workers: follows, lags, frozen or unknown.
+    """Return how changing samples behave with workers: follows, lags, frozen or unknown.
 
     Args:
-        alone: epochs of the same indices, or of a stream, without workers; `changes` is true of them.
-        shared: the same with workers.
-        iterable: there are no indices, so that only `frozen` can be told.
+        alone: epochs of the same indices, or of a stream, without workers, for which `changes` is true.
+        shared: the same epochs with workers.
+        iterable: whether there are no indices; then only `frozen` can be detected.
     """
     if len(shared) < 3 or len(alone) < 3:
         return UNKNOWN
@@ -106,13 +106,13 @@ def outcome(alone: list[Epoch], shared: list[Epoch], *, iterable: bool) -> str:
 
 
 def epoch_findings(state: EpochState | None, *, iterable: bool, already_told: bool = False) -> list[Finding]:
-    """Say whether workers hear of a new epoch.
+    """Report whether workers notice a new epoch.
 
     Args:
-        state: what was seen; None where there was no time.
-        iterable: workers of an iterable dataset that start again alike are warned of only: they may shuffle before they
-            divide the samples.
-        already_told: another finding says that workers that end with the epoch draw the same random numbers again.
+        state: the result of `epoch_look.epoch_state`; None if there was no time.
+        iterable: if workers of an iterable dataset start each epoch in the same state, this is only a warning, because they
+            may shuffle before they divide the samples.
+        already_told: another finding reports that workers that end with the epoch draw the same random numbers again.
     """
     if state is None:
         return []
@@ -144,7 +144,7 @@ def _by_key(epoch: Epoch) -> dict[Any, str]:
 
 
 def _sequences(epoch: Epoch) -> list[list[str]]:
-    """What each worker delivered, in its own order."""
+    """Return the digests of the samples that each worker delivered, in its own order."""
     return [[seen.digest for seen in each] for each in by_worker(epoch).values()]
 
 
@@ -154,7 +154,7 @@ def _equal(one: dict[Any, str], two: dict[Any, str]) -> bool:
 
 
 def _differ(one: Epoch, two: Epoch) -> bool:
-    """Whether the same samples, or the streams, have other bytes."""
+    """Whether the same samples, or the streams, have different bytes in two epochs."""
     if any(isinstance(seen.key, int) for batch in one for seen in batch):
         before, after = _by_key(one), _by_key(two)
         return any(before[key] != after[key] for key in before.keys() & after.keys())

@@ -1,4 +1,4 @@
-"""Looks at several epochs with 0 workers and with some, to see whether workers hear of a new epoch."""
+"""Compare several epochs with and without workers, to see whether workers notice a new epoch."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from feedrate.trainables.failure import TrialFailed
 from feedrate.trainables.probing.probe import Epoch, Look
 
 NUM_EPOCHS = 3
-"""Two cannot tell workers that are an epoch behind from workers that repeat the first one."""
+"""Two epochs are too few to tell workers that are one epoch behind from workers that repeat the first epoch."""
 NUMBERS = ((0, 1, 2), (0, 10, 100))
-"""What `set_epoch` is called with: one after the other, and far apart for what changes only now and then."""
+"""Arguments for `set_epoch`: consecutive epochs, and epochs far apart for samples that change only now and then."""
 
 
 def epoch_state(
     look: Look, looked_at: Callable[[Look], list[Epoch]], tells: Sequence[str], num_workers: int = 2
 ) -> EpochState:
-    """See what becomes of samples that change from epoch to epoch.
+    """Find out how samples that change from epoch to epoch behave with workers.
 
     Args:
-        look: which samples; everything else is chosen here.
-        looked_at: delivers the epochs of a look, in a process in which nothing was delivered before.
-        tells: who has a `set_epoch` (`probe.tells`). It is called only where nothing changes without: a sampler may do
-            that itself, and another caller would hide that it is too late.
-        num_workers: compared with 0.
+        look: which samples to deliver; this function chooses everything else.
+        looked_at: delivers the requested epochs, in a process in which nothing was delivered before.
+        tells: which objects have a `set_epoch` (`probe.tells`). It is called only if nothing changes without the call: a
+            sampler may call the dataset's `set_epoch` itself, and a second call would hide that the sampler's comes too late.
+        num_workers: number of workers to compare with 0.
 
     Raises:
-        Exception: what `looked_at` raises.
+        Exception: whatever `looked_at` raises.
     """
     look = replace(look, num_workers=0, epochs=NUM_EPOCHS, neutral=True, to_the_end=True, collates=True)
     waiting = [look, *(replace(look, told=who, epoch_numbers=numbers) for numbers in NUMBERS for who in tells)]
@@ -38,10 +38,10 @@ def epoch_state(
             alone = looked_at(each)
         except TrialFailed:
             if each.told is not None:
-                continue  # there may be no such epoch
+                continue  # set_epoch may refuse this number
             if not each.collates:
                 raise
-            waiting = [replace(way, collates=False) for way in (each, *waiting)]  # small batches may be too small for it
+            waiting = [replace(way, collates=False) for way in (each, *waiting)]  # collate_fn may not accept such small batches
             continue
         if changes(alone, every=each.told is None):
             break

@@ -1,4 +1,4 @@
-"""Whether every setting delivers every sample once, in which order, and the same bytes when it is run again."""
+"""Does every setting deliver every sample once, in which order, and with the same bytes when it runs again?"""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from feedrate.trainables.probing.probe import END, Epoch, Seen, samples_of
 
 OVERLAP_FRACTION = 0.5
 LEAST_REPEATED = 4
-"""Samples of one worker that another one must have delivered too, at least."""
+"""Least number of samples of one worker that another worker must also have delivered to count as repetition."""
 SOME_REPEATED = 8
-"""So many are no chance, beside each one that is alike without workers."""
+"""This many repeated samples are no coincidence; add as many again for each sample that also repeats without workers."""
 SHARD = """def __iter__(self):
     info = torch.utils.data.get_worker_info()
     first, step = (0, 1) if info is None else (info.id, info.num_workers)
@@ -28,11 +28,11 @@ DataLoader(dataset, sampler=sampler, generator=torch.Generator().manual_seed(1),
 
 
 def compare(reference: Sequence[Seen], other: Sequence[Seen], *, whole: bool) -> tuple[str, int]:
-    """What became of the order of an epoch, and of how many samples: invariant, permuted, duplicated or missing.
+    """Compare two epochs; return invariant, permuted, duplicated or missing, and the number of samples concerned.
 
     Args:
         reference, other: what two settings delivered.
-        whole: both went to the end of the epoch; otherwise the answer is invariant or permuted.
+        whole: whether both went to the end of the epoch; if not, the result is invariant or permuted.
     """
     before, after = [seen.key for seen in reference], [seen.key for seen in other]
     if before == after:
@@ -44,12 +44,12 @@ def compare(reference: Sequence[Seen], other: Sequence[Seen], *, whole: bool) ->
 
 
 def map_order(looks: dict[str, list[Epoch]], *, whole: bool, torchs_own: bool) -> Finding:
-    """Whether settings deliver every index once, and in the same order.
+    """Report whether all settings deliver every index once, and in the same order.
 
     Args:
-        looks: setting in words -> its epochs; the first is the reference, 0 workers.
+        looks: setting in words -> its epochs; the first is the reference, with 0 workers.
         whole: the epochs were delivered to their end.
-        torchs_own: the sampler is torch's own, so that epochs hold the same indices whatever the random numbers.
+        torchs_own: the sampler is torch's own, so that all epochs contain the same indices, whatever the random numbers.
     """
     (reference_name, reference), *others = looks.items()
     orders, worst = {}, ("invariant", 0, "")
@@ -91,7 +91,7 @@ def map_order(looks: dict[str, list[Epoch]], *, whole: bool, torchs_own: bool) -
 
 
 def by_worker(epoch: Epoch) -> dict[int, list[Seen]]:
-    """What each worker delivered, in its own order."""
+    """Return the samples that each worker delivered, in its own order."""
     workers: dict[int, list[Seen]] = {}
     for seen in (seen for batch in epoch for seen in batch):
         workers.setdefault(seen.worker, []).append(seen)
@@ -99,13 +99,13 @@ def by_worker(epoch: Epoch) -> dict[int, list[Seen]]:
 
 
 def is_whole(epoch: Epoch, num_workers: int) -> bool:
-    """Whether a stream was read to its end in every worker."""
+    """Return whether every worker read its stream to the end."""
     ends = {seen.worker for batch in epoch for seen in batch if seen.key == END}
     return len(ends) == max(num_workers, 1)
 
 
 def overlap(epoch: Epoch) -> tuple[float, int]:
-    """Largest share of a worker's samples that another one delivered too, and how many different samples there are."""
+    """Return the largest share of a worker's samples that another worker also delivered, and the number of different samples."""
     workers = [Counter(seen.key for seen in each) for each in by_worker(epoch).values()]
     shares = [(one & two).total() / max(min(one.total(), two.total()), 1) for one, two in combinations(workers, 2)]
     return max(shares, default=0.0), len(set().union(*workers))
@@ -113,20 +113,20 @@ def overlap(epoch: Epoch) -> tuple[float, int]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Repeats:
-    """How many of the samples of one worker another worker delivered too, though they were to be different ones."""
+    """How many samples of one worker another worker delivered too, although the two should have delivered different samples."""
 
     num_repeated: int
     num_compared: int
-    """Samples of the worker that delivered fewer."""
+    """Number of samples of the worker that delivered fewer."""
     num_alike: int
-    """Of the same samples, those that are alike with 0 workers too, and so by nature."""
+    """Of the same samples, how many are also equal with 0 workers, and so are equal by nature."""
 
     @property
     def are_shown(self) -> bool:
-        """Whether workers repeat each other, beyond what is alike by nature or by chance.
+        """Whether workers repeat each other more than equal samples or coincidence explain.
 
-        Most samples of a few, or some of many: shuffled in another order by each worker, the beginnings of an undivided
-        stream have only some samples in common, and those of a divided one none.
+        That is so if most of a few samples repeat, or some of many. If each worker shuffles in its own order, the beginnings of
+        an undivided stream have only some samples in common; those of a divided stream have none.
         """
         share = self.num_repeated / max(self.num_compared, 1)
         share_alike = self.num_alike / max(self.num_compared, 1)
@@ -135,19 +135,19 @@ class Repeats:
 
 
 def repeats(shared: Epoch, alone: Epoch, *, iterable: bool) -> Repeats:
-    """Compare what workers deliver for different indices, by bytes: content that belongs to the index differs.
+    """Compare by bytes what workers deliver for different indices, which should differ.
 
     Args:
         shared: an epoch with two workers or more, of different indices or of a stream.
-        alone: of the same samples with 0 workers; of a stream, as many samples as all workers delivered, where there are.
-        iterable: there are no indices.
+        alone: the same samples with 0 workers; for a stream, as many samples as all workers delivered together, if it has them.
+        iterable: whether there are no indices.
     """
     workers = list(by_worker(shared).values())
     own = {seen.key: seen.digest for seen in samples_of(alone)}
     digests = [seen.digest for seen in samples_of(alone)]
     found = Repeats(num_repeated=0, num_compared=0, num_alike=0)
     for (number, one), (other, two) in combinations(enumerate(workers), 2):
-        if iterable:  # parts of the stream as if it were divided
+        if iterable:  # compare with the parts that the stream would have if it were divided
             parts = [digests[each :: len(workers)] for each in (number, other)]
         else:
             one, two = ([seen for seen in each if seen.key in own] for each in (one, two))
@@ -160,7 +160,7 @@ def repeats(shared: Epoch, alone: Epoch, *, iterable: bool) -> Repeats:
 
 
 def repeated_indices(found: Repeats, num_workers: int) -> Finding | None:
-    """The error of a map-style dataset whose workers deliver the same samples for different indices."""
+    """Return the error if workers of a map-style dataset deliver the same samples for different indices; None if they do not."""
     if not found.are_shown:
         return None
     return Finding(
@@ -175,7 +175,7 @@ def repeated_indices(found: Repeats, num_workers: int) -> Finding | None:
 
 
 def repeated_stream(found: Repeats, num_workers: int) -> Finding | None:
-    """The error of an iterable dataset of which workers deliver the same samples, in whatever order."""
+    """Return the error if workers of an iterable dataset deliver the same samples, in any order; None if they do not."""
     if not found.are_shown:
         return None
     return Finding(
@@ -191,18 +191,18 @@ def repeated_stream(found: Repeats, num_workers: int) -> Finding | None:
 def stream_order(
     alone: Epoch, shared: Epoch, natural: Epoch, natural_alone: Epoch, num_workers: int, *, owns_generators: bool
 ) -> Finding:
-    """Whether an iterable dataset gives every sample once, whatever the number of workers.
+    """Report whether an iterable dataset delivers every sample once, whatever the number of workers.
 
     Args:
-        alone, shared: epochs with 0 and with `num_workers` workers, global generators seeded alike for every sample.
-        natural, natural_alone: the same with the user's own random numbers: `num_workers` workers, and 0.
-        owns_generators: the dataset draws from generators of its own, which hide which sample is which.
+        alone, shared: epochs with 0 and with `num_workers` workers, with global generators seeded to the same value per sample.
+        natural, natural_alone: with the user's own random numbers, epochs with `num_workers` and with 0 workers.
+        owns_generators: the dataset draws from its own generators, so that samples cannot be recognised by their bytes.
     """
     one, many = samples_of(alone), samples_of(shared)
     before, after = Counter(seen.key for seen in one), Counter(seen.key for seen in many)
     ends, ends_alone = is_whole(shared, num_workers), is_whole(alone, 0)
     share, num_different = overlap(shared)
-    if num_different < 2:  # every sample looks alike, perhaps because it is all random: look at it as it is
+    if num_different < 2:  # all samples look alike, perhaps because they are all random: compare those with natural random numbers
         share, num_different = overlap(natural)
     evidence = {
         "num_samples": {"0 workers": len(one), f"{num_workers} workers": len(many)},
@@ -255,7 +255,7 @@ def _changed(finding: Finding, sentence: str) -> Finding:
 
 
 def determinism(pairs: dict[str, tuple[list[Epoch], list[Epoch]]]) -> Finding:
-    """Whether the same setting with the same seed gives the same bytes again; `pairs`: setting in words -> both runs."""
+    """Report whether a setting gives the same bytes again with the same seed; `pairs`: setting in words -> both runs."""
     different = [
         name
         for name, runs in pairs.items()

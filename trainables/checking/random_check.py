@@ -1,4 +1,4 @@
-"""Whether workers draw different random numbers, and other ones in every epoch."""
+"""Do workers draw different random numbers, and new ones in every epoch?"""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from feedrate.trainables.probing.finding import Finding
 from feedrate.trainables.probing.probe import Epoch
 
 SAMPLES = "samples"
-"""In place of a generator's name where only the samples show it."""
+"""Used instead of a generator's name if only the samples show the repetition."""
 CHANCE = 1e-4
-"""Two workers that draw independently would look alike less often than this."""
+"""Equal samples count as repetition only if two workers that draw independently would be equal less often than this."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Streams:
-    """Random numbers that workers share, seen by fetching one index again and again."""
+    """Random numbers that workers share, found by fetching one index again and again."""
 
     is_random: bool
-    """The same index gives different bytes."""
+    """Whether the same index gives different bytes."""
     duplicated: list[str]
-    """Generators from which two workers draw the same numbers; SAMPLES where only the samples show it."""
+    """Generators from which two workers draw the same numbers; SAMPLES if only the samples show it."""
     frozen: list[str]
     """Generators that give the same numbers in every epoch."""
 
 
 def streams(epochs: list[Epoch], *, same_index: bool = True) -> Streams:
-    """Compare what workers draw.
+    """Compare the random numbers that workers draw.
 
     Args:
         epochs: one index fetched many times (`same_index`) or a stream, with the states of its generators.
-        same_index: equal samples of two workers mean equal random numbers.
+        same_index: whether equal samples of two workers mean equal random numbers.
     """
     first = list(by_worker(epochs[0]).values())
     digests = [[seen.digest for seen in each] for each in first]
@@ -44,7 +44,7 @@ def streams(epochs: list[Epoch], *, same_index: bool = True) -> Streams:
     for name in names:
         states = [[seen.generators[name] for seen in each] for each in first]
         if not any(len(set(each)) > max(len(each) // 2, 1) for each in states):
-            continue  # nothing was drawn from it
+            continue  # the dataset draws nothing from this generator
         if any(_alike(one, two) for one, two in combinations(states, 2)):
             duplicated.append(name)
         again = [[seen.generators[name] for seen in each] for epoch in epochs[1:] for each in by_worker(epoch).values()]
@@ -64,18 +64,18 @@ def _alike(one: list[str], two: list[str]) -> bool:
 
 
 def _sure(draws: list[str]) -> bool:
-    """Whether another worker would hardly draw the same by chance."""
+    """Whether another worker is unlikely to draw the same by chance."""
     collision = sum((count / len(draws)) ** 2 for count in Counter(draws).values())
     return collision ** len(draws) < CHANCE
 
 
 def random_streams(found: Streams, owned: Mapping[str, str], *, iterable: bool) -> list[Finding]:
-    """Whether workers draw the same random numbers, and whether every epoch does.
+    """Report whether workers draw the same random numbers, and whether every epoch draws the same.
 
     Args:
-        found: what `streams` saw.
+        found: the result of `streams`.
         owned: path of each random generator of the dataset -> the line of a worker_init_fn that seeds it.
-        iterable: workers of an iterable dataset may have to draw alike, to shuffle before they divide the samples.
+        iterable: workers of an iterable dataset may have to draw the same numbers, to shuffle before they divide the samples.
     """
     fix = reseed(found.duplicated or found.frozen, owned)
     evidence = {
@@ -118,7 +118,7 @@ def _named(paths: list[str]) -> str:
 
 
 def reseed(paths: list[str], owned: Mapping[str, str]) -> str:
-    """A worker_init_fn that seeds these generators, or what to do where that cannot be pasted."""
+    """Return a worker_init_fn that seeds these generators; if there is no code to paste, return advice."""
     lines = [f"    {owned[path]}" for path in paths if path in owned and "(" not in path]
     if not lines:
         return "in worker_init_fn, do not seed with a constant: use torch.initial_seed(), which differs by worker and epoch"

@@ -1,4 +1,4 @@
-"""How loader workers start: whether what they get can be pickled, how large it is, and what each start method costs."""
+"""How loader workers start: can their arguments be pickled, how large are they, and how long does each start method take?"""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ T = TypeVar("T")
 LARGE_BYTES = 100_000_000
 START_LIMIT_S = 60.0
 BATCH_TIMEOUT_S = {"fork": 15.0, "forkserver": 40.0, "spawn": 40.0}
-"""Time for the first batch; the others import torch before."""
+"""Time for the first batch; forkserver and spawn import torch before it."""
 EXPLAIN_S = 10.0
-"""Time to find out why no batch came, and for the batch to be loaded again without workers."""
+"""Time for finding out why no batch came, and for loading the batch again without workers."""
 LEAST_S = 2.0
-"""A start method is not tried with less time for its first batch."""
+"""A start method is not tried if less time than this is left for its first batch."""
 MODULE_LEVEL = """define it at the top level of a module, with def or class, instead of lambda or inside a function;
 open in the worker, on first use, what can never be pickled (an open file, a lock)"""
 
 
 class _Sink(io.RawIOBase):
-    """Counts bytes and keeps none."""
+    """Counts bytes and discards them."""
 
     num_bytes = 0
 
@@ -57,7 +57,7 @@ class _Sink(io.RawIOBase):
 
 
 class _Sizer(pickle.Pickler):
-    """Counts the bytes of tensors apart: workers get them through shared memory, without a copy."""
+    """Counts the bytes of tensors separately, because workers get them through shared memory, without a copy."""
 
     def __init__(self, sink: _Sink) -> None:
         super().__init__(sink, protocol=pickle.HIGHEST_PROTOCOL)
@@ -71,10 +71,10 @@ class _Sizer(pickle.Pickler):
 
 
 def pickled_bytes(item: Any) -> tuple[int, int]:
-    """(bytes of the pickle, bytes of the tensors in it, which are shared).
+    """Return the bytes of the pickle, and the bytes of the tensors in it, which are shared.
 
     Raises:
-        Exception: it cannot be pickled.
+        Exception: the item cannot be pickled.
     """
     sink = _Sink()
     sizer = _Sizer(sink)
@@ -83,7 +83,7 @@ def pickled_bytes(item: Any) -> tuple[int, int]:
 
 
 def culprit(item: Any) -> str:
-    """The innermost member that cannot be pickled, as a path; empty where only the whole cannot."""
+    """Return the path of the innermost member that cannot be pickled; empty if only the whole object cannot."""
     found = ""
     for path, value in members(item):
         if found and not path.startswith(found):
@@ -96,7 +96,7 @@ def culprit(item: Any) -> str:
 
 
 def problems(parts: Parts) -> tuple[int | None, int, dict[str, str]]:
-    """Bytes of the pickled dataset (None: it cannot be), of its tensors, and what cannot be pickled and why."""
+    """Return the bytes of the pickled dataset (None if that fails) and of its tensors, and what cannot be pickled with the reason."""
     sizes: tuple[int, int] | None = None
     found = {}
     for name in ("dataset", "collate_fn", "worker_init_fn"):
@@ -113,18 +113,18 @@ def problems(parts: Parts) -> tuple[int | None, int, dict[str, str]]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoBatch:
-    """Why a worker gave no batch, and what is to be tried without workers to know more."""
+    """Why a worker delivered no batch, and what to try without workers to find out more."""
 
     failure: Failure
     doubt: Doubt | None
 
 
 def first_batch_s(parts: Parts, *, method: str, timeout_s: float) -> float | NoBatch:
-    """Seconds from making a loader with one worker to its first batch, of at most two samples; why none comes.
+    """Return the seconds from making a loader with one worker to its first batch, of at most two samples; or why none came.
 
     Args:
         parts: of the user's loader.
-        method: how the worker starts.
+        method: start method of the worker.
         timeout_s: time for the batch.
     """
     order: dict[str, Any] = {"batch_size": min(parts.batch_size or 1, 2)}
@@ -139,7 +139,7 @@ def first_batch_s(parts: Parts, *, method: str, timeout_s: float) -> float | NoB
         order = {"batch_size": None}
     begin = time.monotonic()
     with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)  # what a worker prints when it cannot send a batch; the reason is found below
+        os.dup2(nowhere.fileno(), 2)  # hides what a worker prints when it cannot send a batch; the reason is found below
     loader: DataLoader[Any] = DataLoader(
         parts.dataset,
         num_workers=1,
@@ -159,7 +159,7 @@ def first_batch_s(parts: Parts, *, method: str, timeout_s: float) -> float | NoB
 
 
 def load_again(parts: Parts, *, doubt: Doubt) -> Reloaded:
-    """Load what a worker failed to load once more, without workers."""
+    """Load again, without workers, what a worker failed to load."""
     size = doubt.batch_size or (None if parts.batch_sampler is None else 1)
     loader: DataLoader[Any] = DataLoader(parts.dataset, collate_fn=parts.collate_fn, batch_size=size)
     return rerun(loader, doubt, lambda doing: None)
@@ -168,12 +168,12 @@ def load_again(parts: Parts, *, doubt: Doubt) -> Reloaded:
 def start_findings(
     loader: FreshLoader, seconds_left: Callable[[], float], known: Collection[str] = ()
 ) -> tuple[list[Finding], list[str]]:
-    """What pickling and each start method do to this dataset, and the start methods for which there was no time.
+    """Report on pickling and on each start method for this dataset; also return the start methods for which there was no time.
 
     Args:
         loader: made with workers.
-        seconds_left: for all that is still to do.
-        known: start methods that are known to give no batch, and are not tried.
+        seconds_left: returns the time left for the rest of the check.
+        known: start methods that are known to deliver no batch, and are not tried.
     """
     looked = _in_time(loader, problems, min(START_LIMIT_S, max(seconds_left(), LEAST_S)))
     if isinstance(looked, Failure):
@@ -198,7 +198,7 @@ def start_findings(
             took = _whole(loader, took)
         if not isinstance(took, Failure):
             startup_s[method] = took
-        elif took.kind == "hang" and timeout_s < BATCH_TIMEOUT_S[method]:  # it may only be slow
+        elif took.kind == "hang" and timeout_s < BATCH_TIMEOUT_S[method]:  # it may just be slow
             skipped.append(method)
         else:
             failures[method] = took.message
@@ -212,7 +212,7 @@ def start_findings(
 
 
 def _whole(loader: FreshLoader, none: NoBatch) -> Failure:
-    """The failure with its whole sentence: a fresh process loads the batch without workers."""
+    """Complete the failure's message by loading the batch without workers in a fresh process."""
     if none.doubt is None:
         return none.failure
     again = _in_time(loader, partial(load_again, doubt=none.doubt), EXPLAIN_S)
@@ -229,7 +229,7 @@ def _in_time(loader: FreshLoader, work: Callable[[Parts], T], limit_s: float) ->
 
 
 def _loading(method: str, why: str) -> Finding:
-    """The loader as it is, collate_fn and all, gives no batch."""
+    """Return the finding that the unchanged loader, with its collate_fn, delivers no batch."""
     return Finding(
         name="loading",
         level="error",

@@ -1,1 +1,1 @@
-"""Where a trial hangs, and why a batch failed."""
+"""Finds out where a trial hangs, and why a batch failed."""

@@ -1,4 +1,4 @@
-"""From the stacks of a trial that stands still to the sentence that says what hangs where."""
+"""Turn the stacks of a hanging trial into a sentence that says which process hangs, and where."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from feedrate.trainables.diagnose.stacks import STARTING, Frame, Stack, waits_fo
 from feedrate.trainables.failure import kind_of
 
 INTERPRETERS_S = 60.0
-"""Time for spawned workers to start: each imports torch and the workload's module before it loads anything."""
+"""Time for spawned workers to start, because each imports torch and the workload's module before it loads anything."""
 LOST = "the loader waits for a batch that no worker makes any more"
 _DATALOADER = "torch/utils/data/dataloader.py"
 _WORKER = "torch/utils/data/_utils/worker.py"
@@ -16,11 +16,11 @@ _FETCH = "torch/utils/data/_utils/fetch.py"
 
 
 def what_hangs(stacks: Sequence[Stack], phase: str) -> str:
-    """What hangs where, as a sentence without its end.
+    """Return which part of the trial hangs, and in which function, as the beginning of a sentence.
 
     Args:
         stacks: of a trial's processes, the trainer's first.
-        phase: what the trainer said it was doing.
+        phase: the phase that the trainer last reported.
     """
     trainer = next((stack for stack in stacks if stack.role == "trainer"), None)
     if trainer is None or not trainer.main:
@@ -42,7 +42,7 @@ def what_hangs(stacks: Sequence[Stack], phase: str) -> str:
 
 
 def workers_hang(stacks: Sequence[Stack]) -> str | None:
-    """Which loader worker hangs where; None where all of them wait for work."""
+    """Return which loader worker hangs, and in which function; None if all of them wait for work."""
     for stack in stacks:
         if stack.role == STARTING:
             return f"{STARTING} has not started yet{_in(stack)}"
@@ -58,7 +58,7 @@ def workers_hang(stacks: Sequence[Stack]) -> str | None:
 
 
 def waits_where(stacks: Sequence[Stack]) -> str | None:
-    """What of a process that loads samples waits where: a loader worker, else the process itself; None where it did not answer."""
+    """Return where a process that loads samples waits: in one of its loader workers or itself; None if it did not answer."""
     trainer = next((stack for stack in stacks if stack.role == "trainer"), None)
     own = f"it hangs{_in(trainer)}" if trainer is not None and trainer.main else None
     if trainer is not None and trainer.goes_through(_FETCH):
@@ -67,15 +67,15 @@ def waits_where(stacks: Sequence[Stack]) -> str | None:
 
 
 def dropped(output: str) -> str | None:
-    """Why a batch was dropped, from a worker's output: its queue's feeder thread prints that, and tells nobody."""
+    """Return why a batch was dropped, from a worker's output: only the feeder thread of the worker's queue prints the reason."""
     _, feeder, rest = output.rpartition("in _feed\n")
     return next((line for line in rest.splitlines() if line[:1].strip()), None) if feeder else None
 
 
 def no_batch_because(why: str) -> tuple[str, str]:
-    """Kind and sentence for what `dropped` found."""
+    """Return the failure kind and message for a reason that `dropped` found."""
     kind, message = kind_of(RuntimeError(), why)
-    if kind != "user-code":  # the queue opens a file for every tensor
+    if kind != "user-code":  # for example too many open files, because the queue opens a file for every tensor
         return kind, message
     return (
         "unpicklable",

@@ -1,4 +1,4 @@
-"""Completes the sentence of a failure from what became of its batch, loaded again without workers."""
+"""Complete the message of a failure with the outcome of loading its batch again without workers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from feedrate.trainables.failure import Failure
 
 
 def settle(failure: Failure, doubt: Doubt, again: Reloaded | None) -> Failure:
-    """Return the failure with its whole sentence; `again` is None where nothing was loaded again."""
+    """Return the failure with its complete message; `again` is None if nothing was loaded again."""
     if doubt.about == "silent":
         return _silent(failure, doubt, again)
     if doubt.about == "killed":
@@ -20,7 +20,7 @@ def settle(failure: Failure, doubt: Doubt, again: Reloaded | None) -> Failure:
 
 
 def _raised(doubt: Doubt, again: Reloaded | None) -> str:
-    """Where an exception of the dataset's or collate_fn's came from."""
+    """Return a clause that says for which sample, or in which function, the dataset or collate_fn raised an exception."""
     samples = doubt.samples
     if again is None:
         return f"raised for {samples}"
@@ -38,7 +38,7 @@ def _raised(doubt: Doubt, again: Reloaded | None) -> str:
 
 
 def _silent(failure: Failure, doubt: Doubt, again: Reloaded | None) -> Failure:
-    """Why no batch came until the loader's timeout."""
+    """Return the failure with the reason why no batch came before the loader's timeout."""
     waited = doubt.message
     if again is not None and again.outcome == "raised" and not again.reportable:
         message = f"{again.error} (raised for {again.doing}; {waited}, because the exception itself cannot be pickled)"
@@ -75,6 +75,6 @@ def _trouble(again: Reloaded | None) -> str:
 
 
 def _plain(text: str) -> str:
-    """An exception in words without its module: torch's copy of a traceback has the module, `sentence` has not."""
+    """Remove the module from an exception's text, because torch's copy of a traceback has the module and `sentence` has not."""
     kind, colon, rest = text.partition(":")
     return kind.rpartition(".")[2] + colon + rest

@@ -1,7 +1,7 @@
-"""Stacks of a trial's processes, also of one that is deadlocked or stuck in C: where a trial hangs.
+"""Read the stacks of a trial's processes, even if one is deadlocked or stuck in C code, to find out where a trial hangs.
 
-Every process of a trial calls `install` as it starts, or inherits that from whom it was forked; `read` then has each of
-them write its stack into one file that the supervisor holds open.
+Every process of a trial calls `install` as it starts, or inherits its effect by fork. `read` then lets each process write
+its stack into one file that the supervisor holds open.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 VARIABLE = "FEEDRATE_STACKS"
-"""Environment variable: the file to write stacks to."""
+"""Environment variable that names the file to write stacks to."""
 SIGNAL = signal.SIGRTMAX - 5
 """A real-time signal that neither torch, CUDA, glibc nor Ray uses."""
 ANSWER_S = 0.4
 STARTING = "a spawned loader worker"
-"""Role of one that imports, or unpickles what it was sent."""
+"""Role of a spawned loader worker that still imports modules or unpickles its arguments."""
 MAX_FRAMES = 16
 MAX_CHARACTERS = 12_000
 _HERE = str(Path(__file__).parents[1]) + os.sep
@@ -39,7 +39,7 @@ _FRAME = re.compile(r'  File "(.*)", line (\d+|\?\?\?) in (.*)')
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One call."""
+    """One function call on a stack."""
 
     path: str
     line: int
@@ -47,7 +47,7 @@ class Frame:
 
     @property
     def is_user(self) -> bool:
-        """Neither Python's own, nor an installed package's, nor feedrate's."""
+        """Whether the call is in the user's code: not in Python's library, an installed package or feedrate."""
         return not self.path.startswith(("<", _HERE, *_LIBRARY, *_PACKAGES[:2])) and _PACKAGES[2] not in self.path
 
     def __str__(self) -> str:
@@ -56,25 +56,25 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """What one process was doing."""
+    """The stacks of one process's threads."""
 
     pid: int
     role: str
     """trainer, loader worker N, or the process's name."""
     threads: tuple[tuple[Frame, ...], ...]
-    """The main thread first, the innermost call first; empty for a process that did not answer."""
+    """The main thread first, and in each thread the innermost call first; empty if the process did not answer."""
 
     @property
     def main(self) -> tuple[Frame, ...]:
-        """The main thread."""
+        """The main thread's calls."""
         return self.threads[0] if self.threads else ()
 
     def goes_through(self, path: str, *names: str) -> bool:
-        """Whether the main thread is inside a function of a file whose path ends like this; any function without names."""
+        """Return whether the main thread is in a file whose path ends with `path`, in one of `names` if any are given."""
         return any(each.path.endswith(path) and (not names or each.name in names) for each in self.main)
 
     def place(self) -> Frame | None:
-        """The innermost call of the user's on the main thread."""
+        """Return the innermost call of the user's code on the main thread."""
         return next((each for each in self.main if each.is_user), None)
 
     def __str__(self) -> str:
@@ -83,7 +83,7 @@ class Stack:
             lines.append(f"  no stack: {_state(self.pid)}")
         for number, thread in enumerate(self.threads):
             if number and not any(each.is_user for each in thread):
-                continue  # torch's and Python's own helpers, asleep
+                continue  # helper threads of torch and Python, which sleep
             lines += ["  another thread:"] if number else []
             for frame in reversed(_shown(thread)):
                 lines.append(f'  File "{frame.path}", line {frame.line}, in {_qualified(frame)}')
@@ -91,23 +91,23 @@ class Stack:
 
 
 def install() -> None:
-    """Answer SIGNAL with this process's stack from now on, and so do its forked children; nothing outside a trial."""
+    """Let this process and its forked children write their stacks when they receive SIGNAL; do nothing outside a trial."""
     path = os.environ.get(VARIABLE)
     if path is None:
         return
-    with contextlib.suppress(OSError):  # the supervisor is gone, and so will this process be
+    with contextlib.suppress(OSError):  # the supervisor is gone, and this process will end soon
         faulthandler.register(SIGNAL, file=os.open(path, os.O_WRONLY | os.O_APPEND), all_threads=True, chain=False)
 
 
 def read(pids: Iterable[int], *, trainer: int | None = None, path: str | None = None) -> list[Stack]:
-    """The stack of each process, the trainer's first, then those of loader workers in their order.
+    """Return the stack of each process: the trainer's first, then those of loader workers in their order.
 
-    Takes about 10 ms a process. A process that does not answer has no threads in its stack.
+    This takes about 10 ms per process. If a process does not answer, its stack has no threads.
 
     Args:
-        pids: processes, of which those that did not call `install` are left alone.
-        trainer: the one that trains.
-        path: the file they write to; None is this process's own.
+        pids: the processes; those that did not call `install` are not sent the signal.
+        trainer: pid of the training process.
+        path: the file that they write to; None is the file of this process's own environment.
     """
     path = path or os.environ.get(VARIABLE)
     texts: dict[int, str] = {}
@@ -129,7 +129,7 @@ def read(pids: Iterable[int], *, trainer: int | None = None, path: str | None = 
 
 
 def text_of(stacks: Sequence[Stack]) -> str | None:
-    """The stacks for people, of bounded length; loader workers that wait for work only by their number."""
+    """Format the stacks for people, in a text of bounded length; loader workers that wait for work are only counted."""
     idle = [stack for stack in stacks if waits_for_work(stack)]
     shown = [str(stack) for stack in stacks if stack not in idle]
     if idle:
@@ -138,7 +138,7 @@ def text_of(stacks: Sequence[Stack]) -> str | None:
 
 
 def waits_for_work(stack: Stack) -> bool:
-    """A loader worker that has nothing to do: inside its index queue, and not for a batch."""
+    """Return whether this is an idle loader worker: in its worker loop, and neither in user code nor fetching a batch."""
     return (
         stack.goes_through("torch/utils/data/_utils/worker.py", "_worker_loop")
         and stack.place() is None
@@ -147,7 +147,7 @@ def waits_for_work(stack: Stack) -> bool:
 
 
 def _ask(pid: int, path: str) -> str:
-    """Send the signal to one process and return what it writes; one at a time, because the answers hold no pid."""
+    """Send the signal to one process and return what it writes. Ask one process at a time, because the answers contain no pid."""
     with open(path, "rb") as file:
         begin = file.seek(0, os.SEEK_END)
         os.kill(pid, SIGNAL)
@@ -161,7 +161,7 @@ def _ask(pid: int, path: str) -> str:
 
 
 def _answers(pid: int) -> bool:
-    """Whether the process handles SIGNAL: it would end it otherwise."""
+    """Whether the process handles SIGNAL; if it does not, the signal would end it."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("SigCgt:"):
             return bool(int(line.split()[1], 16) >> (SIGNAL - 1) & 1)
@@ -169,7 +169,7 @@ def _answers(pid: int) -> bool:
 
 
 def _parse(text: str) -> tuple[tuple[Frame, ...], ...]:
-    """faulthandler's text; it puts the newest thread first, and so the main one last."""
+    """Parse faulthandler's text, which lists the newest thread first and so the main thread last; return the main thread first."""
     threads: list[list[Frame]] = []
     for line in text.splitlines():
         if match := _FRAME.match(line):
@@ -181,7 +181,7 @@ def _parse(text: str) -> tuple[tuple[Frame, ...], ...]:
 
 
 def _shown(thread: Sequence[Frame]) -> list[Frame]:
-    """The two innermost calls, which say what is waited for, and those from the user's own code on."""
+    """Select the calls to show: the two innermost, which tell what the thread waits for, and those in the user's code."""
     users = [number for number, frame in enumerate(thread) if frame.is_user]
     if not users:
         return list(thread[:6])
@@ -190,7 +190,7 @@ def _shown(thread: Sequence[Frame]) -> list[Frame]:
 
 
 def _qualified(frame: Frame) -> str:
-    """The function's name with its class, which faulthandler does not know, where the source says so."""
+    """Return the function's name with its class, which faulthandler omits, if the source file shows it."""
     best: tuple[int, str] | None = None
     with contextlib.suppress(OSError, SyntaxError, ValueError):
         for node in ast.walk(ast.parse(Path(frame.path).read_bytes())):
@@ -209,7 +209,7 @@ def _command(pid: int) -> str:
 
 
 def _state(pid: int) -> str:
-    """Why a process may not answer."""
+    """Say why a process may not have answered."""
     with contextlib.suppress(OSError):
         letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         if letter == "D":

@@ -1,1 +1,1 @@
-"""Runs user code in processes that end, and leaves nothing of them behind."""
+"""Runs user code in processes that end, and leaves no process or file of theirs behind."""

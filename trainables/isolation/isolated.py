@@ -1,7 +1,7 @@
-"""Runs user code in a forked process of its own, with a deadline: it may hang or end the process, and then that is the answer.
+"""Run user code in a separate forked process with a deadline: if it hangs or ends the process, the result is a failure.
 
-A process that ends by itself runs the exit handlers that were registered in it (`atexit`, `weakref.finalize`), so that
-what the user's code made for it, such as a named block of shared memory, is gone before the next process makes it again.
+A process that ends by itself runs the exit handlers that were registered in it (`atexit`, `weakref.finalize`). So whatever
+the user's code created there, such as named shared memory, is gone before the next process creates it again.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ T = TypeVar("T")
 
 FEEDER_LIMIT_S = 2.0
 INTERRUPT_S = 0.3
-"""Time for the work to end when it is interrupted, before its loader workers are killed."""
+"""Time for the work to end after it was interrupted, before its loader workers are killed."""
 _PR_SET_PDEATHSIG = 1
 _GOES_ON = b"goes on"
 _to_parent: Connection | None = None
-"""This process's end of the channel, where it was started by `IsolatedProcess`."""
+"""This process's end of the channel, if `IsolatedProcess` started it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,31 +45,31 @@ class Died(Failure):
     """The process ended before its work was done."""
 
     exit_code: int
-    """As subprocess gives it: negative for a signal."""
+    """Exit code as in subprocess: negative for a signal."""
 
 
 class OutOfTime(Exception):
-    """The time was over while the work was still going on, so that it is slow and does not hang."""
+    """The time was over while the work was still making progress: it is slow, it does not hang."""
 
 
 def goes_on() -> None:
-    """Tell whoever waits for this process that its work goes on; it has no effect outside of `isolated`."""
+    """Report to the waiting process that the work makes progress; has no effect outside of `isolated`."""
     if _to_parent is not None:
         _to_parent.send_bytes(_GOES_ON)
 
 
 def isolated(work: Callable[[], T], limit_s: float) -> T | Failure:
-    """Return what `work` returns when it is run in a forked process; a failure where it raises, dies or hangs.
+    """Run `work` in a forked process and return its result, or a failure if it raises, dies or hangs.
 
     Nothing that the work started is left running. Its result must be picklable.
 
     Raises:
-        OutOfTime: the time was over, and the work had called `goes_on` in the last third of it.
+        OutOfTime: the time was over, but the work had called `goes_on` in the last third of it.
     """
 
     def act(channel: Connection) -> None:
         signal.signal(signal.SIGINT, _interrupted)
-        torch.set_num_threads(1)  # as in loader workers: threads do not survive the fork
+        torch.set_num_threads(1)  # as in loader workers, because threads do not survive the fork
         channel.send_bytes(outcome_of(work))
 
     process = IsolatedProcess(act)
@@ -81,10 +81,10 @@ def isolated(work: Callable[[], T], limit_s: float) -> T | Failure:
 
 
 class IsolatedProcess:
-    """A forked process in a process group of its own, with a channel to it.
+    """A forked process in its own process group, with a channel to it.
 
     Args:
-        act: what the process does, with its end of the channel. It sends what `outcome_of` gives.
+        act: what the process does; it gets its end of the channel and sends what `outcome_of` returns.
     """
 
     def __init__(self, act: Callable[[Connection], None]) -> None:
@@ -93,7 +93,7 @@ class IsolatedProcess:
         path = "" if self._stacks is None else f"/proc/{os.getpid()}/fd/{self._stacks.fileno()}"
         self._stacks_path = path or os.environ[stacks.VARIABLE]
         parent = os.getpid()
-        for stream in (sys.stdout, sys.stderr):  # what is buffered here would be written by both
+        for stream in (sys.stdout, sys.stderr):  # otherwise both processes would write what is buffered here
             with contextlib.suppress(Exception):
                 stream.flush()
         self.pid = os.fork()
@@ -102,10 +102,10 @@ class IsolatedProcess:
         theirs.close()
         self._watch = os.pidfd_open(self.pid)
         with contextlib.suppress(OSError):
-            os.setpgid(self.pid, self.pid)  # both sides set it, so that neither can be too late
+            os.setpgid(self.pid, self.pid)  # parent and child both set it, so that it is set in time whichever runs first
 
     def _run(self, act: Callable[[Connection], None], channel: Connection, parent: int) -> None:
-        """The whole life of the process."""
+        """Run everything that the child process does, from the fork to its end."""
         global _to_parent
         try:
             forget_inherited_exits()
@@ -114,7 +114,7 @@ class IsolatedProcess:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != parent:
                 return
-            gc.freeze()  # a collection would copy every page of the parent's that has an object
+            gc.freeze()  # otherwise a collection would copy every page of the parent that contains an object
             if self._stacks is not None:
                 os.environ[stacks.VARIABLE] = self._stacks_path
                 stacks.install()
@@ -125,11 +125,11 @@ class IsolatedProcess:
             leave()
 
     def receive(self, limit_s: float) -> Any:
-        """Return the next outcome that the process sends; a failure where it dies or hangs.
+        """Return the next outcome that the process sends, or a failure if it dies or hangs.
 
         Raises:
             OutOfTime: as for `isolated`.
-            Exception: of a type that the process passes to `outcome_of`.
+            Exception: of a type that the process passed to `outcome_of`.
         """
         begin = time.monotonic()
         progress_s = begin
@@ -151,7 +151,7 @@ class IsolatedProcess:
             progress_s = time.monotonic()
 
     def end(self) -> None:
-        """Let the process end, within EXIT_S where it has answered, and kill what it has left."""
+        """Give the process EXIT_S to end by itself, then kill it and its process group."""
         self.channel.close()
         wait([self._watch], EXIT_S)
         self.kill()
@@ -168,7 +168,7 @@ class IsolatedProcess:
             self._stacks.close()
 
     def _hang(self, limit_s: float) -> Failure:
-        """Say where the process and its loader workers wait, asked while they do; then interrupt it."""
+        """Return a failure that says where the process and its workers wait, which we ask while they do; then interrupt it."""
         found = stacks.read(tree_pids(self.pid), trainer=self.pid, path=self._stacks_path)
         where = waits_where(found)
         message = f"nothing came within {limit_s:.0f} s" + (f": {where}" if where else "")
@@ -176,12 +176,12 @@ class IsolatedProcess:
         return Failure(kind="hang", phase="loader", message=message, stacks=stacks.text_of(found))
 
     def _interrupt(self) -> None:
-        """End the work as Ctrl-C would, so that exit handlers run; what does not end is killed by `kill`."""
+        """Interrupt the work as Ctrl-C would, so that exit handlers run; `kill` kills whatever does not end."""
         workers = tree_pids(self.pid)[1:]
         with contextlib.suppress(OSError):
             os.kill(self.pid, signal.SIGINT)
         if not wait([self._watch], INTERRUPT_S):
-            for pid in workers:  # which torch would wait for
+            for pid in workers:  # because torch would wait for them
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
             wait([self._watch], EXIT_S)
@@ -196,17 +196,17 @@ class IsolatedProcess:
 
 
 def outcome_of(work: Callable[[], Any], *raises: type[Exception]) -> bytes:
-    """Run the work and return its result, or the failure of what it raised, for `IsolatedProcess.receive`.
+    """Run the work and return its result, or the failure of its exception, as bytes for `IsolatedProcess.receive`.
 
     Args:
         work: its result must be picklable.
-        raises: exceptions that `receive` raises in place of returning a failure.
+        raises: exceptions that `receive` raises instead of returning a failure.
     """
     try:
         return pickle.dumps(("value", work()))
     except raises as error:
         return pickle.dumps(("error", error))
-    except BaseException as error:  # user code may raise anything, SystemExit too
+    except BaseException as error:  # user code may raise anything, even SystemExit
         return pickle.dumps(("value", classify(error, "loader")))
 
 
@@ -218,14 +218,14 @@ def _opened(data: bytes) -> Any:
 
 
 def _interrupted(number: int, frame: object) -> None:
-    """Handle SIGINT as the user's program does; a trial's process has the system's default, which runs no exit handlers."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise for each worker that is killed
+    """Handle SIGINT as in the user's program; in a trial's process, SIGINT has the system's default action, which runs no exit handlers."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise for each worker that we kill
     raise KeyboardInterrupt
 
 
 def _give_back_semaphores() -> None:
-    """The semaphores of spawned workers have names, which their finalizers unlink; a queue's feeder thread holds some."""
+    """Let finalizers unlink the named semaphores of spawned workers; the feeder thread of a queue holds some of them."""
     for thread in threading.enumerate():
-        if thread.name == "QueueFeederThread":  # told to end when the loader went, and ends a moment later
+        if thread.name == "QueueFeederThread":  # it was told to end when the loader was deleted, and ends a moment later
             thread.join(FEEDER_LIMIT_S)
     gc.collect()

@@ -1,7 +1,7 @@
-"""How a trial's process ends: the user's `atexit` functions run, then the process is gone, whatever else it holds.
+"""How a trial's process ends: it runs the user's `atexit` functions and then exits, even if threads or workers still run.
 
-`os._exit` alone would skip them, and what a dataset unlinks at exit (named shared memory, a lock file, a temporary
-folder) would be in the way of the next trial.
+`os._exit` alone would skip these functions. Then whatever a dataset unlinks at exit (named shared memory, a lock file, a
+temporary folder) would be in the way of the next trial.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from types import FrameType
 from typing import Any, NoReturn
 
 EXIT_S = 3.0
-"""Time that a trial's process has for its exit functions; after that it is killed."""
+"""Time that a trial's process has for its exit functions; then it is killed."""
 
 
 def forget_inherited_exits() -> None:
-    """Drop the exit functions that this process inherited when it was forked.
+    """Remove the exit functions that this process inherited when it was forked.
 
-    They belong to the process that registered them: a temporary folder that the user's module made before the fork is
-    still needed by the next trial. multiprocessing's own stays: it ends the loader workers of this process.
+    They belong to the process that registered them: for example, the next trial still needs a temporary folder that the
+    user's module made before the fork. multiprocessing's own exit function stays, because it ends this process's workers.
     """
     atexit._clear()
     for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
@@ -37,9 +37,9 @@ def forget_inherited_exits() -> None:
 
 
 def leave(status: int = 0) -> NoReturn:
-    """Run the exit functions of this process, write what is buffered, and end it. Whoever waits for it kills it after EXIT_S."""
-    with contextlib.suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+    """Run this process's exit functions, flush its output, and end it. If that takes more than EXIT_S, the waiting process kills it."""
+    with contextlib.suppress(ValueError):  # raised if this is not the main thread
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # so that a second SIGTERM does not interrupt the exit functions
         ignore_ended_workers()
     with contextlib.suppress(BaseException):
         atexit._run_exitfuncs()
@@ -63,7 +63,7 @@ def leave_on_sigterm() -> None:
 
 
 def ignore_ended_workers() -> None:
-    """Remove torch's SIGCHLD handler, which raises once for each dead loader worker, wherever this process is."""
+    """Remove torch's SIGCHLD handler, which raises once for each dead loader worker, wherever the process happens to be."""
     with contextlib.suppress(RuntimeError):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

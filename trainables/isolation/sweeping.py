@@ -1,4 +1,4 @@
-"""Finds the processes of a trial by a marker in their environment, wherever they went, ends them, and removes what they leave."""
+"""Find all processes of a trial by a marker in their environment, end them, and remove the files they leave behind."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from collections.abc import Iterable
 from pathlib import Path
 
 MARKER = "FEEDRATE_TEMPLATE"
-"""Environment variable that every process of a trial inherits from its template: how strays are found."""
+"""Environment variable that every process of a trial inherits from its template, by which escaped processes are found."""
 HELPERS = (b"multiprocessing.resource_tracker", b"torch_shm_manager")
 """Words in the command lines of processes that clean up after killed ones and then end by themselves."""
 
 
 def kill_group(pid: int) -> None:
-    """SIGKILL a process group; one that is gone already is fine."""
+    """Send SIGKILL to a process group; ignore a group that is already gone."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
 
 
 def marked(marker: str) -> dict[int, bool]:
-    """Every process whose environment carries this marker, and whether it is one of `HELPERS`.
+    """Return every process whose environment contains this marker, and whether it is one of `HELPERS`.
 
-    Finds processes that left the trial's process group; the marker was in the environment that the template was
-    executed with, so forked and executed descendants have it.
+    This also finds processes that left the trial's process group: the template was started with the marker in its
+    environment, so all its descendants inherit it.
     """
     wanted = f"{MARKER}={marker}".encode()
     found = {}
@@ -42,10 +42,10 @@ def marked(marker: str) -> dict[int, bool]:
 
 
 def sweep(marker: str, *, spare: set[int], group: int | None = None, helpers_s: float = 4.0) -> None:
-    """SIGKILL a process group and every process with this marker, and wait until they are gone (5 s at most).
+    """Send SIGKILL to a process group and to every process with this marker, and wait until they are gone (5 s at most).
 
-    Helpers get `helpers_s` to end by themselves; 0 leaves them to do so later. A loader worker killed while it makes
-    a batch leaves the batch's file in /dev/shm: it is found by the worker's pid.
+    Helpers get `helpers_s` seconds to end by themselves; 0 does not wait for them at all. If a loader worker is killed while
+    it makes a batch, the batch's file stays in /dev/shm; it is found by the worker's pid and removed.
     """
     killed = set(marked(marker)) - spare if group is not None else set()
     if group is not None:
@@ -67,7 +67,7 @@ def sweep(marker: str, *, spare: set[int], group: int | None = None, helpers_s: 
 
 
 def remove_batches(pids: Iterable[int]) -> None:
-    """Remove the files of shared memory that torch made for these processes, which have ended."""
+    """Remove the shared memory files that torch made for these processes, which have ended."""
     for pid in pids:
         for path in Path("/dev/shm").glob(f"torch_{pid}_*"):
             with contextlib.suppress(OSError):

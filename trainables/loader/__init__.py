@@ -1,1 +1,1 @@
-"""Makes the loader of one setting, watches what it hands out, and knows what an epoch of it is."""
+"""Makes the loader of one setting, watches the batches that it delivers, and knows the size of its epochs."""

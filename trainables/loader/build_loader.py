@@ -1,4 +1,4 @@
-"""Builds the loader of one setting: seeded, and checked against what was asked."""
+"""Build the loader of one setting: seeded, and checked against the requested setting."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from feedrate.trainables.step import tensors
 from feedrate.trainables.workload import Workload, WorkloadError
 
 MOST_PASSED_OVER = 20
-"""Batches that may hold nothing to train on before one that does."""
+"""Number of batches to try when looking for a batch that contains something to train on."""
 _END = object()
 
 
@@ -32,16 +32,16 @@ def seed_everything(seed: int) -> None:
 
 
 def build_loader(workload: Workload, config: LoaderConfig, *, seed: int) -> DataLoader[Any]:
-    """The workload's loader with this setting.
+    """Build the workload's loader with this setting.
 
-    The short form gets an endless sampler unless it names its own; the general form is the user's loader as it is.
+    The short form gets an endless sampler unless it has its own; the general form uses the user's loader as it is.
 
     Raises:
-        TrialFailed: the dataset is empty, or the built loader does not show a setting that was asked for (kind
+        TrialFailed: the dataset is empty, or the built loader does not have a setting that was requested (kind
             override-ignored).
     """
     kwargs = config.to_kwargs()
-    seed_everything(seed)  # what draws from the global generators must not depend on how many steps warmed the model
+    seed_everything(seed)  # random numbers from the global generators must not depend on how many steps warmed up the model
     generator = torch.Generator().manual_seed(seed)
     if not workload.is_short:
         loader = _general_loader(workload, config)
@@ -62,10 +62,10 @@ def build_loader(workload: Workload, config: LoaderConfig, *, seed: int) -> Data
 
 
 def no_batch(consumed: int) -> TrialFailed:
-    """The failure of a loader that is at its end at once.
+    """Return the failure of a loader that ends without delivering a batch.
 
     Args:
-        consumed: batches that came in earlier epochs.
+        consumed: number of batches that it delivered in earlier epochs.
     """
     if consumed:
         message = (
@@ -77,10 +77,10 @@ def no_batch(consumed: int) -> TrialFailed:
 
 
 def _general_loader(workload: Workload, config: LoaderConfig) -> DataLoader[Any]:
-    """The user's own loader with this setting.
+    """Build the user's own loader with this setting.
 
-    What a setting leaves at torch's default is passed too where make_loader takes it: `DataLoader(..., **(mine |
-    overrides))` keeps its own otherwise, which is another setting, or with 0 workers one that torch refuses.
+    If make_loader accepts them, it also gets the options that the setting leaves at torch's default. Otherwise `DataLoader(...,
+    **(mine | overrides))` would keep the user's values: another setting, or with 0 workers one that torch refuses.
     """
     own = _defaults(config)
     taken = inspect.signature(workload.make_loader).parameters.values()
@@ -108,7 +108,7 @@ def _general_loader(workload: Workload, config: LoaderConfig) -> DataLoader[Any]
 
 
 def _defaults(config: LoaderConfig) -> dict[str, Any]:
-    """DataLoader arguments that `to_kwargs` leaves out, at torch's defaults."""
+    """Return the DataLoader arguments that `to_kwargs` leaves out, with torch's defaults."""
     without_workers: dict[str, Any] = {"prefetch_factor": None, "persistent_workers": False}
     return {"multiprocessing_context": None, "in_order": True} | ({} if config.num_workers else without_workers)
 
@@ -117,7 +117,7 @@ def check_overrides(loader: DataLoader[Any], config: LoaderConfig) -> None:
     """Refuse a loader that silently ignored an override.
 
     Raises:
-        TrialFailed: names the setting, what was asked and what the loader shows.
+        TrialFailed: the message names the option, the requested value and the loader's value.
     """
     asked_for = config.to_kwargs()
     if config.num_workers:
@@ -135,7 +135,7 @@ def check_overrides(loader: DataLoader[Any], config: LoaderConfig) -> None:
 
 
 def read_baseline(loader: DataLoader[Any]) -> LoaderConfig:
-    """The setting of a loader that the user built."""
+    """Return the setting of a loader that the user built."""
     context = loader.multiprocessing_context
     return LoaderConfig(
         num_workers=loader.num_workers,
@@ -149,10 +149,10 @@ def read_baseline(loader: DataLoader[Any]) -> LoaderConfig:
 
 
 def own_loader(workload: Workload) -> DataLoader[Any]:
-    """The loader that the user's make_loader builds when nothing is asked of it: the baseline of the general form.
+    """Build the loader that the user's make_loader returns without overrides: the baseline of the general form.
 
     Raises:
-        WorkloadError: it returned something else.
+        WorkloadError: make_loader returned something other than a DataLoader.
     """
     loader = workload.make_loader()
     if (why := why_no_loader(loader)) is not None:
@@ -161,16 +161,16 @@ def own_loader(workload: Workload) -> DataLoader[Any]:
 
 
 def start_method(loader: DataLoader[Any]) -> str:
-    """How the loader's workers start: its own way, else Python's."""
+    """Return the start method of the loader's workers: its own, or else Python's."""
     return str((loader.multiprocessing_context or torch.multiprocessing).get_start_method())
 
 
 def cached_batch(workload: Workload, config: LoaderConfig) -> Any:
-    """One host batch of the right size, for warming the step and timing it alone. Call it in a process that ends.
+    """Read one batch of the right size, on which the step is warmed up and timed alone. Call this in a process that ends.
 
-    The short form reads at most 8 samples and repeats them: fetching a whole batch can cost seconds. The general
-    form (and an iterable dataset) takes a batch of a loader without workers. Batches that hold nothing to train on (None
-    where a collate_fn dropped every sample, tensors without elements) are passed over, up to MOST_PASSED_OVER of them.
+    The short form reads at most 8 samples and repeats them, because fetching a whole batch can take seconds. The general
+    form (and an iterable dataset) reads a batch from a loader without workers. Batches without anything to train on (None
+    because a collate_fn dropped every sample, or tensors without elements) are skipped; at most MOST_PASSED_OVER are tried.
 
     Raises:
         TrialFailed: there is no batch.
@@ -188,7 +188,7 @@ def _can_be_trained(batch: Any) -> bool:
 
 
 def _few_batches(workload: Workload, config: LoaderConfig) -> Iterator[Any]:
-    """Batches as the loader of this setting would give them, without workers."""
+    """Yield batches as the loader of this setting would, but without workers."""
     fixed = workload.loader_kwargs
     iterable = workload.is_short and isinstance(workload.dataset, IterableDataset)
     if not workload.is_short:
@@ -206,8 +206,8 @@ def _few_batches(workload: Workload, config: LoaderConfig) -> Iterator[Any]:
 
 
 def _repeated(dataset: Any, indices: list[Any], batch_size: int, collate: Callable[[Any], Any]) -> Any:
-    """A batch of the samples at these indices, as often as it takes."""
-    if getattr(dataset, "__getitems__", None):  # torch hands what it returns to collate_fn as it is
+    """Make a batch from the samples at these indices, repeated until the batch is full."""
+    if getattr(dataset, "__getitems__", None):  # torch passes its result to collate_fn unchanged
         return collate(dataset.__getitems__([indices[number % len(indices)] for number in range(batch_size)]))
     samples = [dataset[index] for index in indices]
     return collate([samples[number % len(samples)] for number in range(batch_size)])

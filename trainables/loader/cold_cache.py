@@ -1,10 +1,10 @@
-"""Keeps the page cache cold on purpose: drops the pages of what the dataset reads, just before it is read.
+"""Keep the page cache cold on purpose: drop the pages of each file just before the dataset reads it.
 
-An audit hook of Python sees every file that is opened for reading, in the trainer and in its loader workers, and asks
-the kernel to drop the file's clean pages. What C libraries open by themselves is not seen; what any process of the trial
-*holds* open is found in /proc and dropped at window edges. Three things stay in the cache, and are found by looking
-(MEASURING.md 2.7): pages not yet written to storage (nobody's files are synced here), pages that a process has mapped, and
-file systems without a storage behind them. "Cold" is what the guest sees: below it a host may still cache.
+A Python audit hook sees every file that the trainer or its loader workers open for reading, and asks the kernel to drop the
+file's clean pages. The hook does not see files that C libraries open by themselves; files that any process of the trial *holds*
+open are found in /proc and dropped at window edges. Three kinds of pages stay in the cache, which is found out by querying
+it: pages not yet written to storage (feedrate does not sync the user's files), pages that a process has mapped, and pages of
+file systems without storage behind them. In a virtual machine, "cold" means cold in the guest: its host may still cache.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import Any
 from feedrate.trainables.machine.process import tree_pids
 
 _COUNTS = 4
-"""A process's slots: files dropped, files looked at, their pages, their pages that stayed."""
+"""Counters per process: files dropped, files examined afterwards, their pages, and how many of these pages stayed in the cache."""
 SAMPLE = 16
-"""The first files of a process are looked at after they were dropped, and then every 16th."""
+"""The first 16 files of a process are examined after they are dropped, and then every 16th."""
 STAYED_FRACTION = 0.01
 _SKIPPED_SUFFIXES = (".py", ".pyc", ".so", ".pth", ".egg-link")
 _SKIPPED_FOLDERS = tuple(
@@ -46,15 +46,16 @@ _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
 _installed: ColdCache | None = None
 _hooked = False
-"""An audit hook cannot be taken out again."""
+"""Whether the audit hook is installed; Python cannot remove an audit hook."""
 _this_thread = threading.local()
-"""`.drops` is true while a drop is under way in this thread: it opens files itself."""
+"""`.drops` is true while this thread drops a file: doing so opens files itself."""
 
 
 class ColdCache:
-    """What one trial drops, and whether the drops work. Picklable while workers are started, for every start method.
+    """Drops the files that one trial reads, and counts whether the drops work. Can be pickled for workers of every start method.
 
-    One slot a process with one writer each, so no lock: slot 0 is the trainer, slot `worker id + 1` a worker.
+    Each process has its own slot of counters and is its only writer, so there is no lock: slot 0 is the trainer, slot
+    `worker id + 1` a worker.
     """
 
     def __init__(self, num_workers: int, start_method: str | None = None) -> None:
@@ -64,7 +65,7 @@ class ColdCache:
         self._began = False
 
     def install(self) -> None:
-        """Drop every file that this process, or one forked from it, opens for reading from now on."""
+        """Drop every file that this process, or a process forked from it, opens for reading from now on."""
         global _installed, _hooked
         if not _hooked:
             sys.addaudithook(_on_event)
@@ -72,19 +73,19 @@ class ColdCache:
         _installed = self
 
     def stop(self) -> None:
-        """Drop nothing more in this process; the hook stays, and does nothing."""
+        """Stop dropping files in this process; the hook stays installed but does nothing."""
         global _installed
         _installed = None
 
     def wrap(self, worker_init_fn: Callable[[int], None] | None) -> Callable[[int], None]:
-        """A picklable worker_init_fn that installs the hook in a worker, and then does what it wraps."""
+        """Return a picklable worker_init_fn that installs the hook in a worker, then calls the given worker_init_fn."""
         return functools.partial(_init_worker, self, worker_init_fn)
 
     def drop_held(self) -> None:
-        """Drop every file that a process of the trial holds open for reading, or the trainer has mapped.
+        """Drop every file that a process of the trial holds open for reading, or that the trainer has mapped.
 
-        Before iter(loader), and at every window edge: what is held open is opened only once. Only the first time is it
-        looked at, as workers read on later.
+        Call it before iter(loader) and at every window edge, because a file that is held open is opened only once. The
+        files are examined only the first time, because workers go on reading later.
         """
         seen: set[str] = set()
         look, self._began = not self._began, True
@@ -100,16 +101,16 @@ class ColdCache:
             self._drop(path, look)
 
     def num_dropped(self) -> int:
-        """Files dropped so far by all processes; a file that is opened again counts again."""
+        """Return the number of files dropped so far by all processes; a file that is opened again counts again."""
         return sum(self._counts[0::_COUNTS])
 
     def stayed_fraction(self) -> float | None:
-        """Pages that stayed, of the files that were looked at right after their drop; None where none was."""
+        """Return the share of pages that stayed in the cache, over all examined files; None if no file was examined."""
         pages = sum(self._counts[2::_COUNTS])
         return sum(self._counts[3::_COUNTS]) / pages if pages else None
 
     def why_not_cold(self) -> str | None:
-        """None where the cache really was cold, else a clause that says why not."""
+        """Return None if the cache really was cold, otherwise a clause that says why not."""
         stayed = self.stayed_fraction()
         if stayed is None:
             return "the dataset opened no file that Python can see"
@@ -121,12 +122,12 @@ class ColdCache:
         return None
 
     def _drop(self, path: str, look: bool = True) -> None:
-        """Drop one file, and look at what stayed now and then. A file that is gone, or is none, is left alone."""
+        """Drop one file; for some files, examine which pages stayed. Ignore a path that is gone or no regular file."""
         _this_thread.drops = True
         try:
             status = os.stat(path)
             size = status.st_size
-            if not stat.S_ISREG(status.st_mode) or size == 0:  # opening a pipe would be noticed at its other end
+            if not stat.S_ISREG(status.st_mode) or size == 0:  # the process at the other end of a pipe would notice an open()
                 return
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -148,7 +149,7 @@ class ColdCache:
 
 
 def resident_fraction(path: str | os.PathLike[str]) -> float | None:
-    """Share of a file's pages in the page cache (0..1); None where the kernel does not tell.
+    """Return the share of a file's pages in the page cache (0..1); None if the file is empty or the kernel does not tell.
 
     Raises:
         OSError: the file cannot be read.
@@ -163,7 +164,7 @@ def resident_fraction(path: str | os.PathLike[str]) -> float | None:
 
 
 def _resident_pages(descriptor: int, size: int) -> int | None:
-    """Pages of a file in the cache, by cachestat(2) (kernel 6.5), else by mincore(2), which pages in nothing."""
+    """Return the number of a file's cached pages, from cachestat(2) (kernel 6.5) or else mincore(2); neither loads any page."""
     asked, answer = (ctypes.c_uint64 * 2)(0, size), (ctypes.c_uint64 * 5)()
     if _libc.syscall(_SYS_CACHESTAT, descriptor, asked, answer, 0) == 0:
         return int(answer[0])
@@ -184,12 +185,12 @@ def _mincore_pages(descriptor: int, size: int) -> int | None:
 
 
 def _on_event(event: str, arguments: tuple[Any, ...]) -> None:
-    """Audit hook: everything Python does passes here, so that the common case is one comparison."""
+    """Audit hook. Python calls it for every audited event, so the common case is only one comparison."""
     if event != "open" or _installed is None or getattr(_this_thread, "drops", False):
         return
     path, _, flags = arguments
     if isinstance(path, (str, bytes)) and isinstance(flags, int) and flags & os.O_ACCMODE == os.O_RDONLY:
-        # an error here would be an error of the user's open()
+        # an exception here would look like an error of the user's open()
         with contextlib.suppress(Exception):
             name = os.path.abspath(os.fsdecode(path))
             if _is_data(name):
@@ -204,7 +205,7 @@ def _init_worker(cache: ColdCache, worker_init_fn: Callable[[int], None] | None,
 
 
 def _is_data(path: str) -> bool:
-    """Not a part of Python, of the system or of a program."""
+    """Whether a path may be data: it belongs neither to Python, nor to the system, nor to a program."""
     return path.startswith("/") and not (path.endswith(_SKIPPED_SUFFIXES) or path.startswith(_SKIPPED_FOLDERS))
 
 
@@ -215,7 +216,7 @@ def _is_read_only(pid: int, descriptor: str) -> bool:
 
 
 def _mapped() -> set[str]:
-    """Data files that this process has mapped; its workers inherit them. What has a mapping that runs is a program."""
+    """Return the data files that this process has mapped; its workers inherit them. A file with an executable mapping is a program."""
     found: set[str] = set()
     programs: set[str] = set()
     with contextlib.suppress(OSError), open("/proc/self/maps") as stream:

@@ -1,4 +1,4 @@
-"""`EpochSize`: how much one epoch of a loader is, from what its dataset, sampler and batch sampler say about themselves."""
+"""`EpochSize`: the size of a loader's epoch, from the lengths of its dataset, sampler and batch sampler."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 SAME_FRACTION = 0.1
-"""Items trained per sample read may differ so much from 1, by the windows' edges and an incomplete last batch, and are taken for 1."""
+"""If the items trained per sample read differ from 1 by less than this, they count as 1: window edges and incomplete batches blur it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochSize:
-    """Samples of an epoch, or batches where only those are known; None where nobody knows."""
+    """The number of samples in an epoch, or of batches if only that is known; both None if neither is known."""
 
     num_samples: int | None = None
     num_batches: int | None = None
 
     @classmethod
     def of(cls, dataset: object, sampler: object, batch_sampler: object, batch_size: int | None) -> EpochSize:
-        """The size that a DataLoader with these parts has.
+        """Return the size of a DataLoader with these parts.
 
-        The length of a sampler is a number of samples only where the loader collects single indices itself (a batch size), or
-        where the sampler is torch's BatchSampler, which knows its own. Any other sampler of a loader without a batch size
-        hands out whole batches, or indices at which the dataset has whole batches.
+        The length of a sampler is a number of samples only if the loader itself groups single indices (it has a batch size), or
+        if the sampler is torch's BatchSampler, whose own sampler has a length. If a loader has no batch size, any other
+        sampler yields whole batches, or indices at which the dataset has whole batches.
 
         Args:
             dataset: map-style or iterable.
             sampler: the loader's; None is torch's own.
-            batch_sampler: the loader's; None where it collects no batches, or torch's own does.
-            batch_size: the loader's own; None where sampler or dataset make the batches.
+            batch_sampler: the loader's; None if it forms no batches, or if torch's own batch sampler does.
+            batch_size: the loader's own; None if sampler or dataset form the batches.
         """
         if isinstance(dataset, IterableDataset):
-            length = length_of(dataset)  # without a batch size torch counts it as batches too: len(loader)
+            length = length_of(dataset)  # without a batch size, torch too takes it as a number of batches: len(loader)
             return cls(num_samples=length) if batch_size is not None else cls(num_batches=length)
         indices = batch_sampler if batch_sampler is not None else sampler
         if type(indices) is BatchSampler:
@@ -46,28 +46,28 @@ class EpochSize:
         if batch_size is None and indices is not None:
             length = length_of(indices)
             return cls(num_samples=length_of(dataset)) if length is None else cls(num_batches=length)
-        if batch_size is None:  # torch's own sampler: an index is a batch
+        if batch_size is None:  # torch's own sampler: each index is a batch
             return cls(num_batches=length_of(dataset))
         length = None if sampler is None else length_of(sampler)
         return cls(num_samples=length_of(dataset) if length is None else length)
 
     @classmethod
     def of_loader(cls, loader: DataLoader[Any]) -> EpochSize:
-        """The size of this loader's epochs."""
+        """Return the size of this loader's epochs."""
         return cls.of(loader.dataset, loader.sampler, loader.batch_sampler, loader.batch_size)
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is surely nothing to load."""
+        """Whether there is certainly nothing to load."""
         return 0 in (self.num_samples, self.num_batches)
 
     def num_items(self, items_per_batch: float, samples_per_batch: float | None) -> int | None:
-        """Items that an epoch trains; None where nobody knows.
+        """Return the number of items that an epoch trains; None if it is not known.
 
         Args:
-            items_per_batch: trained, on average.
-            samples_per_batch: indices that the sampler hands out for a batch, on average; None where they are not known. What
-                collate_fn or the step leaves out is not trained.
+            items_per_batch: items trained per batch, on average.
+            samples_per_batch: indices per batch from the sampler, on average; None if not known. Samples that collate_fn or
+                the step drops are not trained.
         """
         if self.num_samples is None:
             return None if self.num_batches is None else round(self.num_batches * items_per_batch)
@@ -76,7 +76,7 @@ class EpochSize:
 
 
 def length_of(part: object) -> int | None:
-    """`len` of a dataset or sampler; None where it has none, or one that says so."""
+    """Return `len` of a dataset or sampler; None if it has no length."""
     try:
         return len(part)  # type: ignore[arg-type]
     except (TypeError, NotImplementedError):
@@ -84,7 +84,7 @@ def length_of(part: object) -> int | None:
 
 
 def num_indices(handed_out: object) -> int:
-    """Samples behind what a sampler hands out for one batch: a list of indices in any form, or one index."""
+    """Return the number of samples in what a sampler yields for one batch: a list of indices in any form, or one index."""
     if isinstance(handed_out, (np.ndarray, torch.Tensor)):
         return handed_out.shape[0] if handed_out.ndim else 1
     if isinstance(handed_out, slice):

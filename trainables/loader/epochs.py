@@ -1,4 +1,4 @@
-"""Where a loader's epochs begin and end: samplers that go on for as long as a measurement lasts, and end when told."""
+"""Where a loader's epochs begin and end: samplers that go on for as long as a measurement lasts, and end on request."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from feedrate.trainables.loader.epoch_size import num_indices
 
 
 class EndlessSampler(Sampler[int]):
-    """Epoch after epoch of indices without an end, from its own generator, begun at a seeded place.
+    """A sampler that yields indices endlessly, epoch after epoch, from its own generator and from a seeded first index.
 
-    The place differs from trial to trial, and from one beginning to the next, so that a warming page cache does not
-    favour what is measured later.
+    The first index differs from trial to trial, and from one iteration to the next, so that a page cache that warms up
+    does not favour settings that are measured later.
     """
 
     def __init__(self, num_samples: int, *, shuffle: bool, seed: int) -> None:
@@ -39,23 +39,23 @@ class EndlessSampler(Sampler[int]):
 
 
 class WatchedSampler:
-    """A loader's own (batch) sampler as torch's iterator reads it: goes on for ever, ends when told, remembers what it handed out.
+    """Replaces a loader's own (batch) sampler in torch's iterator: goes on forever, ends on request, remembers what it yielded.
 
-    Only the iterator has it (loader_watch.py): the loader keeps its own sampler. Indices are drawn in the training process,
-    also when workers load.
+    Only the iterator uses it (see loader_watch.py); the loader keeps its own sampler. Indices are drawn in the training
+    process, even if workers load.
 
     Args:
-        inner: the loader's own sampler; begun again where it ends, unless the dataset is iterable.
-        endless: whether to do so.
-        remembered: batches to remember: at least those in flight.
+        inner: the loader's own sampler.
+        endless: whether to start `inner` again when it ends (not for an iterable dataset).
+        remembered: number of batches to remember: at least as many as can be in flight.
     """
 
     def __init__(self, inner: Any, *, endless: bool, remembered: int) -> None:
         self.inner, self.endless = inner, endless
         self.num_batches: int | None = None
-        """Length of the epochs that begin from now on; None is without an end, or the sampler's own."""
+        """Length of the epochs that begin from now on; None: endless, or as long as the inner sampler."""
         self.total_batches = self.total_samples = 0
-        """Handed out so far, in all epochs."""
+        """Number of batches and of samples yielded so far, in all epochs."""
         self._ending = False
         self._handed_out = 0
         self._recent: deque[tuple[int, Any]] = deque(maxlen=remembered)
@@ -64,7 +64,7 @@ class WatchedSampler:
         return self.begin(iter(self.inner))
 
     def begin(self, indices: Iterator[Any]) -> Iterator[Any]:
-        """An epoch that begins with these, which the sampler has begun to hand out."""
+        """Begin an epoch that reads these indices first; the inner sampler may already have yielded some of them."""
         self._ending, self._handed_out = False, 0
         self._recent.clear()
         return self._run(indices)
@@ -91,20 +91,20 @@ class WatchedSampler:
         return getattr(self.__dict__["inner"], name)
 
     def end(self) -> None:
-        """Let the epoch end with the batches that are in flight already."""
+        """Let the epoch end with the batches that are already in flight."""
         self._ending = True
 
     def samples_per_batch(self) -> float | None:
-        """Indices of a batch, on average over those handed out; None before the first."""
+        """Return the mean number of indices per batch so far; None before the first batch."""
         return self.total_samples / self.total_batches if self.total_batches else None
 
     def waited_for(self, number: int, in_order: bool) -> list[list[int]]:
-        """Indices of the batch that is being waited for; of all that may be, where they come in any order.
+        """Return the indices of the batch that comes next; if batches come in any order, those of all batches in flight.
 
         Args:
-            number: batches that came in this epoch.
-            in_order: whether batches come in sampler order.
+            number: number of batches that have come in this epoch.
+            in_order: whether batches come in the sampler's order.
         """
         held = [batch for each, batch in self._recent if (each == number if in_order else each >= number)]
         lists = [list(batch) if isinstance(batch, (list, tuple)) else [batch] for batch in held]
-        return [indices for indices in lists if None not in indices]  # an iterable dataset has none
+        return [indices for indices in lists if None not in indices]  # an iterable dataset has no indices

@@ -1,9 +1,9 @@
-"""`LoaderWatch`: sees what a loader hands out and what it has ready, and lets its epochs end, without a change to the loader.
+"""`LoaderWatch`: observes what a loader delivers and has ready, and can end its epochs, without changing the loader.
 
 A loader's own attributes (sampler, batch_sampler, collate_fn) stay the user's objects: subclasses read them, call set_epoch on
-them, compare and pickle them. What is watched is torch's iterator. Its constructor is the one place that every DataLoader
-passes, a subclass with an `__iter__` of its own too: there the iterator, and it alone, gets a `WatchedSampler`. How many batches
-are ready is read from its queues.
+them, compare and pickle them. So the watch observes torch's iterator instead. Every DataLoader calls the iterator's
+constructor, even a subclass with an `__iter__` of its own; there the iterator, and nothing else, gets a `WatchedSampler`.
+The number of ready batches is read from the iterator's queues.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 from feedrate.trainables.loader.epochs import WatchedSampler
 
 MAX_DEPTH = 3
-"""How deep a loader may be wrapped in others that hold it as an attribute."""
+"""How many levels deep to look for a loader in the attributes of other loaders."""
 _torchs_init = _BaseDataLoaderIter.__init__
 _watches: weakref.WeakSet[LoaderWatch] = weakref.WeakSet()
 _collections: list[list[Started]] = []
-"""One list for each `collecting` under way."""
+"""One list for each active `collecting` context."""
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """An iterator of torch's that began while `collecting`."""
+    """One of torch's iterators that was created inside a `collecting` context."""
 
     loader: weakref.ref[DataLoader[Any]]
     iterator: weakref.ref[Any]
@@ -38,7 +38,7 @@ class Started:
 
 @contextlib.contextmanager
 def collecting() -> Iterator[list[Started]]:
-    """Collect the iterators that begin meanwhile: a loader may start its workers when it is made."""
+    """Collect the iterators that are created inside this context, because a loader may start its workers when it is made."""
     _install()
     started: list[Started] = []
     _collections.append(started)
@@ -49,12 +49,12 @@ def collecting() -> Iterator[list[Started]]:
 
 
 class LoaderWatch:
-    """A loader, watched from its next iterator on, as long as this object lives.
+    """Watches a loader from its next iterator on, as long as this object lives.
 
     Args:
-        loader: any DataLoader. One whose `__iter__` is torch's own goes on without an end and ends its epochs when told; any
-            other one decides for itself when an epoch ends.
-        started: the iterators that began while it was made.
+        loader: any DataLoader. If its `__iter__` is torch's own, its epochs are endless and end on request; otherwise the
+            loader itself decides when an epoch ends.
+        started: the iterators that were created while the loader was made.
     """
 
     def __init__(self, loader: DataLoader[Any], started: list[Started] | None = None) -> None:
@@ -62,13 +62,13 @@ class LoaderWatch:
         self.loader = loader
         self.ends_when_told = type(loader).__iter__ is DataLoader.__iter__
         self.num_iterators = 0
-        """Iterators of torch's that this loader, or one that it holds, has begun."""
+        """Number of torch's iterators that this loader, or a loader that it holds, has created."""
         self.timeout_s = 0.0
-        """How long an iterator waits for a batch, where the loader itself names no time; 0 is without an end."""
+        """How long an iterator waits for a batch if the loader itself sets no timeout; 0 waits forever."""
         self.sampler: WatchedSampler | None = None
-        """What the latest iterator reads; None before there is one that can be watched."""
+        """The sampler that the latest iterator reads; None before there is an iterator that can be watched."""
         self.reads_num_workers: set[int] = set()
-        """Workers of the iterators that began; not this loader's own number where it reads another loader."""
+        """num_workers of the created iterators; not this loader's own number if it reads from another loader."""
         self._iterator: weakref.ref[Any] | None = None
         self._num_batches: int | None = None
         for each in started or ():
@@ -77,17 +77,17 @@ class LoaderWatch:
                 self.reads_num_workers.add(own.num_workers)
                 self.sampler, self._iterator = each.sampler, each.iterator
         self.has_started = self.num_iterators > 0
-        """Whether an iterator began before this watch: what is asked of workers from now on does not reach it."""
+        """Whether an iterator was created before this watch; if so, later changes to the workers' options do not reach it."""
         _watches.add(self)
 
     def wait_at_most(self, timeout_s: float) -> None:
-        """Let every iterator, of now and of later, give up a batch after this many seconds."""
+        """Let the current iterator and all later ones give up waiting for a batch after this many seconds."""
         self.timeout_s = timeout_s
         if (iterator := self._current()) is not None:
             _limit(iterator, timeout_s)
 
     def set_epoch_batches(self, num_batches: int) -> None:
-        """Let the epochs that begin from now on have this many batches, and this one end with what is in flight."""
+        """Give later epochs this many batches, and end the current epoch with the batches in flight."""
         assert self.ends_when_told
         self._num_batches = num_batches
         if self.sampler is not None:
@@ -95,29 +95,29 @@ class LoaderWatch:
             self.sampler.end()
 
     def ready(self) -> int:
-        """Batches that workers have finished and nobody has taken; 0 where that cannot be seen."""
+        """Return the number of batches that workers have finished and nobody has taken; 0 if that cannot be seen."""
         iterator = self._current()
         queue = getattr(iterator, "_worker_result_queue", None)
         if queue is None:
             return 0
-        with contextlib.suppress(AttributeError, NotImplementedError, OSError, ValueError):  # another torch, or it is over
-            early = sum(len(each) == 2 for each in list(iterator._task_info.values()))  # they came before their turn
+        with contextlib.suppress(AttributeError, NotImplementedError, OSError, ValueError):  # another torch version, or the queue is closed
+            early = sum(len(each) == 2 for each in list(iterator._task_info.values()))  # batches that arrived before their turn
             pinned = iterator._data_queue.qsize() if iterator._data_queue is not queue else 0
             return int(queue.qsize()) + pinned + early
         return 0
 
     def num_taken(self) -> int | None:
-        """Batches that were taken out of torch's iterators so far; None where that is not known."""
+        """Return the number of batches that were taken from torch's iterators so far; None if not known."""
         if self.sampler is None:
             return None
         return self.sampler.total_batches - len(getattr(self._current(), "_task_info", ()))
 
     def samples_per_batch(self) -> float | None:
-        """Indices of a batch, on average over those handed out; None where they are not known."""
+        """Return the mean number of indices per batch so far; None if not known."""
         return self.sampler.samples_per_batch() if self.sampler is not None else None
 
     def waited_for(self, in_order: bool) -> list[list[int]]:
-        """Indices of the batch that is being waited for; of all that may be, where they come in any order."""
+        """Return the indices of the batch that comes next; if batches come in any order, those of all batches in flight."""
         if self.sampler is None:
             return []
         return self.sampler.waited_for(getattr(self._current(), "_num_yielded", 0), in_order)
@@ -129,7 +129,7 @@ class LoaderWatch:
         return any(loader is each for each in [self.loader, *loaders_in(self.loader)])
 
     def _begun(self, iterator: Any, loader: DataLoader[Any]) -> None:
-        """One of this loader's iterators begins: watch what it reads."""
+        """Watch the sampler of a new iterator if it belongs to this loader."""
         if not self._is_mine(loader):
             return
         self.num_iterators += 1
@@ -145,16 +145,16 @@ class LoaderWatch:
 
 
 def loaders_in(value: object, depth: int = MAX_DEPTH) -> list[DataLoader[Any]]:
-    """The DataLoaders that an object holds as attributes, and that those hold."""
+    """Return the DataLoaders that an object holds as attributes, and the DataLoaders that those hold."""
     found: list[DataLoader[Any]] = []
     for held in list(getattr(value, "__dict__", {}).values()) if depth else ():
-        if issubclass(type(held), DataLoader):  # isinstance would ask lazy stand-ins for their class
+        if issubclass(type(held), DataLoader):  # isinstance would make lazy proxy objects load their target
             found += [held, *loaders_in(held, depth - 1)]
     return found
 
 
 def _install() -> None:
-    """Watch the constructor of torch's iterators from now on; it does nothing more where no loader is watched."""
+    """Replace the constructor of torch's iterators; the new one does nothing more if no loader is watched."""
     _BaseDataLoaderIter.__init__ = _init  # type: ignore[method-assign]
 
 
@@ -175,8 +175,8 @@ def _watched(iterator: Any, loader: DataLoader[Any], *, endless: bool) -> Watche
 
 
 def _read(iterator: Any, sampler: WatchedSampler) -> WatchedSampler:
-    """Let an iterator that has only begun read a watched sampler, from what its own one has begun to hand out."""
-    iterator._index_sampler = sampler  # which the workers' iterator begins anew
+    """Let a new iterator read a watched sampler, which continues with the indices that the iterator's own sampler has begun."""
+    iterator._index_sampler = sampler  # which an iterator with workers starts again when it resets
     iterator._sampler_iter = sampler.begin(iterator._sampler_iter)
     return sampler
 

@@ -1,4 +1,4 @@
-"""What to say where `make_loader` returned something else than one DataLoader: what it is, and which part to hand over instead."""
+"""Explain what `make_loader` returned if that is not one DataLoader, and which object it should return instead."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_DEPTH, MAX_REFERENTS = 3, 100
 
 
 def why_no_loader(made: Any) -> str | None:
-    """What `make_loader` returned and what it should return, to follow "make_loader of ..."; None for a DataLoader."""
+    """Return a clause that follows "make_loader of ..." and says what it returned and what it should return; None for a DataLoader."""
     kind = type(made).__name__
     a_kind = f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
     if isinstance(made, DataLoader):
@@ -45,7 +45,7 @@ def why_no_loader(made: Any) -> str | None:
 
 
 def _part(made: Any) -> str:
-    """Which attribute to hand over."""
+    """Return a clause that says which object to return: an attribute that is a DataLoader, if there is one."""
     names = [name for name, value in getattr(made, "__dict__", {}).items() if isinstance(value, DataLoader)]
     if not names:
         return "return torch.utils.data.DataLoader(...), or an instance of a subclass"
@@ -56,7 +56,7 @@ def _part(made: Any) -> str:
 
 
 def _inside(iterator: Any) -> list[Any]:
-    """DataLoaders, or their iterators, that a zip, a generator or another iterator refers to."""
+    """Return the DataLoaders, or their iterators, that a zip, a generator or another iterator refers to."""
     found: dict[int, Any] = {}
     waiting = [(each, 0) for each in _referents(iterator)]
     while waiting:

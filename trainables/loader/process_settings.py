@@ -1,7 +1,7 @@
-"""What a setting asks of the process rather than of the DataLoader: the sharing strategy, and who runs on which CPUs.
+"""Settings of the process rather than of the DataLoader: the sharing strategy, and which CPUs trainer and workers use.
 
-Linux gives an affinity to a thread, and its children inherit it: the trainer's is set on every thread that it has, and
-each worker takes the rest for itself before anything of the user's runs in it.
+On Linux, CPU affinity belongs to a thread, and its children inherit it. So feedrate sets the trainer's affinity on each of the
+trainer's threads, and each worker moves to the remaining CPUs before any user code runs in it.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ WorkerInit = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class PlacedWorker:
-    """A worker_init_fn that makes a worker what the setting asks for. Picklable for every start method."""
+    """A worker_init_fn that applies the setting in a worker process. Picklable for every start method."""
 
     cpus: tuple[int, ...] | None
-    """CPUs of the workers; None leaves the affinity alone."""
+    """CPUs of the workers; None leaves the affinity as it is."""
     sharing_strategy: str | None
-    """None leaves it alone. A forked worker has the trainer's; the others begin with torch's default."""
+    """None leaves the strategy as it is: a forked worker has the trainer's, any other worker torch's default."""
     then: WorkerInit | None = None
-    """The loader's own worker_init_fn."""
+    """The loader's own worker_init_fn, called last."""
 
     def wrap(self, own: WorkerInit | None) -> PlacedWorker:
-        """The same, followed by the loader's own worker_init_fn."""
+        """Return a copy that calls the loader's own worker_init_fn afterwards."""
         return replace(self, then=own)
 
     def __call__(self, worker_id: int) -> None:
@@ -45,17 +45,16 @@ class PlacedWorker:
 
 
 def set_process(config: LoaderConfig) -> PlacedWorker | None:
-    """Make this process what the setting asks for, and say what its workers have to do; see `placed` for a while only.
+    """Apply the setting to this process, and return what its workers have to do. `placed` also undoes it.
 
-    Called before the training step is made: a compiled one has its number of threads built in. The trainer gets the
-    lowest of the CPUs that it may use, and no more torch threads than CPUs.
+    Call it before the training step is made, because a compiled step has its number of threads built in. The trainer gets
+    the lowest-numbered CPUs that it may use, and at most as many torch threads as CPUs.
 
     Returns:
-        What goes into the loader, `loader.worker_init_fn = worker.wrap(loader.worker_init_fn)`; None where workers
-        need nothing.
+        The object for `loader.worker_init_fn = worker.wrap(loader.worker_init_fn)`; None if workers have nothing to do.
 
     Raises:
-        TrialFailed: no CPU would be left for the workers. Ask for fewer trainer_cpus.
+        TrialFailed: no CPU would be left for the workers. Use fewer trainer_cpus.
     """
     cpus = None
     if config.trainer_cpus is not None:
@@ -76,7 +75,7 @@ def set_process(config: LoaderConfig) -> PlacedWorker | None:
 
 @contextlib.contextmanager
 def placed(config: LoaderConfig) -> Iterator[PlacedWorker | None]:
-    """`set_process`, and everything as it was at the end: a measurement leaves its caller's process alone."""
+    """Apply `set_process`, and restore everything at the end, so that a measurement leaves its caller's process unchanged."""
     strategy = torch.multiprocessing.get_sharing_strategy()  # type: ignore[no-untyped-call]
     cpus, num_threads = os.sched_getaffinity(0), torch.get_num_threads()
     try:
@@ -90,8 +89,8 @@ def placed(config: LoaderConfig) -> Iterator[PlacedWorker | None]:
 
 
 def _run_on(cpus: Iterable[int]) -> None:
-    """Give every thread of this process these CPUs; what they start later inherits them."""
+    """Restrict every thread of this process to these CPUs; threads and processes that they start later inherit this."""
     wanted = set(cpus)
     for thread in os.listdir("/proc/self/task"):
-        with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+        with contextlib.suppress(ProcessLookupError):  # the thread has ended
             os.sched_setaffinity(int(thread), wanted)

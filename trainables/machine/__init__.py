@@ -1,1 +1,1 @@
-"""What the host is, and what it was doing while a trial was timed."""
+"""Facts about the host, and what else it was doing while a trial was timed."""

@@ -1,8 +1,8 @@
-"""The device that a trial trains on: an accelerator of any make that torch knows, else the CPU.
+"""The device that a trial trains on: an accelerator of any make that torch supports, otherwise the CPU.
 
-CUDA (ROCm builds of torch call theirs so too) is asked through torch.cuda, as its memory is recorded as well; other makes (Intel's
-XPU, for one) through torch.accelerator. Asking initialises the device, which forking does not survive: only a trial's own
-process asks.
+CUDA devices (and those of torch's ROCm builds, which have the same name) are queried through torch.cuda, because their memory is
+recorded too; other makes, such as Intel's XPU, through torch.accelerator. A query initialises the device, and an initialised
+device cannot be used after a fork, so only a trial's own process makes such queries.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from feedrate.trainables.machine import host
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """Return the device to train on: as named, else the first visible accelerator, else the CPU."""
+    """Return the device to train on: the named one, otherwise the first visible accelerator, otherwise the CPU."""
     if name is not None:
         return torch.device(name)
     if torch.cuda.is_available():
@@ -36,7 +36,7 @@ def num_accelerators() -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """Return the accelerator's model, or the processor's."""
+    """Return the model name of the accelerator, or of the processor."""
     if device.type == "cpu":
         return host.cpu_model()
     named = getattr(getattr(torch, device.type, None), "get_device_name", None)
@@ -44,7 +44,7 @@ def device_name(device: torch.device) -> str:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given; a CPU has."""
+    """Wait until the device has finished the work in its queue; a CPU has no queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type != "cpu":
@@ -52,14 +52,14 @@ def synchronize(device: torch.device) -> None:
 
 
 class StepTimer:
-    """The time that the accelerator spends in training steps, by a pair of events around each; a CPU has none."""
+    """Measures the time that the accelerator spends in training steps, with a pair of events around each; does nothing on a CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pairs: list[Sequence[Any]] = []
 
     def begin(self) -> Any:
-        """Mark the beginning of a step; give what it returns to `end`."""
+        """Mark the beginning of a step; pass the returned value to `end`."""
         if self._device.type == "cpu":
             return None
         pair = [self._event(), self._event()]
@@ -73,7 +73,7 @@ class StepTimer:
             self._pairs.append(pair)
 
     def take_s(self) -> float | None:
-        """Return the seconds since the last call; None on a CPU. Only after `synchronize`."""
+        """Return the accelerator's seconds in steps since the last call; None on a CPU. Call `synchronize` first."""
         if self._device.type == "cpu":
             return None
         taken_s = float(sum(begin.elapsed_time(end) for begin, end in self._pairs)) / 1000

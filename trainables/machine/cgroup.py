@@ -1,7 +1,7 @@
-"""Where the kernel keeps the limits of this process's control groups: its own group and every group around it.
+"""Find the kernel's folders for this process's control groups: its own group and all groups around it.
 
-A limit anywhere up the hierarchy holds, so all of them have to be read. In a container the paths of /proc/self/cgroup
-may not exist below the mount; then the mount itself is the container's group.
+A limit of any group up the hierarchy applies, so all of them have to be read. In a container, the paths in /proc/self/cgroup
+may not exist below the mount point; then the mount point itself is the container's group.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def folders(controller: str, root: Path = ROOT, membership: Path = MEMBERSHIP) -> list[Path]:
-    """Existing folders with this controller's files, innermost first; v2's and v1's, without those that hold none.
+    """Return the existing folders of cgroup v2 and v1 that may hold this controller's files, innermost group first.
 
     Args:
-        controller: cpu, memory, io.
+        controller: cpu, memory or io.
         root: where the hierarchies are mounted.
-        membership: lines `number:controllers:path`; v2 has number 0 and no controllers.
+        membership: file with lines `number:controllers:path`; v2 has number 0 and no controllers.
     """
     try:
         lines = membership.read_text().splitlines()
@@ -36,7 +36,7 @@ def folders(controller: str, root: Path = ROOT, membership: Path = MEMBERSHIP) -
 
 
 def numbers(path: Path) -> dict[str, int]:
-    """A file of `name number` lines, such as cpu.stat; empty where there is no such file."""
+    """Read a file of `name number` lines, such as cpu.stat; return an empty dictionary if there is no such file."""
     try:
         pairs = (line.split() for line in path.read_text().splitlines())
         return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}

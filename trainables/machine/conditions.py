@@ -1,6 +1,6 @@
-"""What the machine did to a trial while it was timed: CPU taken away, quota, pressure, reads from storage.
+"""What happened on the machine while a trial was timed: CPU time taken away, quota, pressure, reads from storage.
 
-Each fact is a column of analysis/schema.py, None where the kernel does not tell.
+Each fact is a column of analysis/schema.py; it is None if the kernel does not report it.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from feedrate.trainables.machine.process import CpuClock, tree_pids
 
 PRESSURE = Path("/proc/pressure")
 BUSY_FRACTION = 0.1
-"""Of this host's CPUs, or of a GPU's time: what other processes may use on a host that is called quiet."""
+"""Share of this host's CPUs, or of a GPU's time, below which the load of other processes counts as quiet."""
 LOOK_S = 0.5
 LOOK_AGAIN_S = 3.0
 WARM_BYTES = 2**20
-"""Reads from storage below this, or below 1 % of what was read altogether, leave the page cache's state warm."""
+"""The page cache counts as warm if reads from storage are at most this, or at most 1 % of all bytes read."""
 
 
 @dataclass(frozen=True, slots=True)
 class MachineClock:
-    """Counters that only grow; the facts are differences of two readings."""
+    """Readings of counters that only grow; the facts are differences between two readings."""
 
     cpu: CpuClock
     throttled_periods: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Control group -> periods of its CPU quota so far, and those in which it ran out."""
+    """Control group -> number of CPU quota periods so far, and of those in which the quota ran out."""
     pressure_us: dict[str, int] = field(default_factory=dict)
-    """cpu, io, memory -> microseconds in which somebody on this machine waited for it."""
+    """cpu, io, memory -> microseconds in which some process on this machine waited for it."""
     storage_read_bytes: int | None = None
     read_call_bytes: int | None = None
 
     @classmethod
     def read(cls, cpus: Collection[int] | None = None) -> MachineClock:
-        """The counters now: about 0.1 ms, and as much for each process of the tree; of these CPUs alone, where they are given."""
+        """Read the counters, in about 0.1 ms plus as much per process of the tree. If `cpus` is given, only these CPUs count."""
         pids = tree_pids()
         counted = [count for count in map(_read_bytes, pids) if count is not None]
         return cls(
@@ -52,13 +52,13 @@ class MachineClock:
     def columns_since(
         self, earlier: MachineClock, wall_s: float, *, dropped: bool = False, num_cpus: int | None = None
     ) -> dict[str, Any]:
-        """Columns of a trial record for the time since `earlier`, which took `wall_s`.
+        """Return the columns of a trial record for the time since `earlier`.
 
         Args:
             earlier: an earlier reading of this process.
-            wall_s: time between the two.
+            wall_s: seconds between the two readings.
             dropped: see `cache_state`.
-            num_cpus: CPUs of trainer and workers together; None asks for this process's.
+            num_cpus: CPUs that trainer and workers may use together; None uses this process's own.
         """
         columns: dict[str, Any] = {
             "foreign_cpu_fraction": self.cpu.foreign_fraction_since(earlier.cpu),
@@ -76,12 +76,12 @@ class MachineClock:
 
 
 def wait_until_quiet(most_s: float, on_wait: Callable[[str], None], cpus: Collection[int] | None = None) -> None:
-    """Wait until other processes leave this host's CPUs and the trial's GPUs alone, at most so long. The caller holds the host's lock.
+    """Wait at most `most_s` until other processes leave this host's CPUs and the trial's GPUs alone. The caller holds the host's lock.
 
     Args:
-        most_s: 0 does not look at all.
-        on_wait: told once why, if there is a wait.
-        cpus: look at these alone; None looks at all of the host.
+        most_s: 0 returns at once, without a measurement.
+        on_wait: called once with the reason, if there is a wait.
+        cpus: measure only these CPUs; None measures all CPUs of the host.
     """
     deadline, told = time.monotonic() + most_s, False
     while time.monotonic() < deadline:
@@ -98,13 +98,13 @@ def wait_until_quiet(most_s: float, on_wait: Callable[[str], None], cpus: Collec
 
 
 def cache_state(storage_read_bytes: int | None, read_call_bytes: int | None, *, dropped: bool = False) -> str | None:
-    """What the page cache was during the windows: cold, warm, mixed, or None where it is not known.
+    """Return the state of the page cache during the windows: cold, warm or mixed; None if it is not known.
 
     Args:
-        storage_read_bytes: came from storage in the windows; None where the kernel does not tell.
-        read_call_bytes: came from read() calls in the windows, from storage or not.
-        dropped: the cache was dropped on purpose all along, and the drop was seen to work. It is cold only where
-            at least half of what was read came from storage then: a C library may read files that nobody dropped.
+        storage_read_bytes: bytes read from storage in the windows; None if the kernel does not report it.
+        read_call_bytes: bytes that read() calls returned in the windows, from storage or not.
+        dropped: the cache was dropped on purpose all the time, and the drops were seen to work. Even then it is cold only
+            if at least half of these bytes came from storage, because a C library may read files that were not dropped.
     """
     if storage_read_bytes is None:
         return None
@@ -114,12 +114,12 @@ def cache_state(storage_read_bytes: int | None, read_call_bytes: int | None, *, 
 
 
 def _grown(earlier: int | None, now: int | None) -> int | None:
-    """Growth of a counter; a process that ended without being waited for takes its count along, so never below 0."""
+    """Return the growth of a counter, never below 0: if a process ends and nobody waits for it, its count disappears."""
     return None if earlier is None or now is None else max(now - earlier, 0)
 
 
 def _throttled_fraction(earlier: dict[str, tuple[int, int]], now: dict[str, tuple[int, int]]) -> float | None:
-    """Share of the quota's periods in which a group ran out, of the group where it is largest; 0 without a quota."""
+    """Return the share of quota periods in which the quota ran out, for the group with the largest share; 0 without a quota."""
     grown = [
         (now[group][0] - earlier[group][0], now[group][1] - earlier[group][1]) for group in now if group in earlier
     ]
@@ -136,7 +136,7 @@ def _throttled_periods(root: Path = cgroup.ROOT, membership: Path = cgroup.MEMBE
 
 
 def _pressure_us(folder: Path = PRESSURE) -> dict[str, int]:
-    """Totals of the lines `some avg10=0.00 avg60=0.00 avg300=0.00 total=123`; not there in older kernels."""
+    """Read the totals of the lines `some avg10=0.00 avg60=0.00 avg300=0.00 total=123`; older kernels do not have them."""
     found = {}
     for name in ("cpu", "io", "memory"):
         try:
@@ -148,10 +148,10 @@ def _pressure_us(folder: Path = PRESSURE) -> dict[str, int]:
 
 
 def _read_bytes(pid: int) -> tuple[int, int] | None:
-    """Bytes that a process, and its children that were waited for, got from storage and from read() calls."""
+    """Return the bytes that a process and its ended children got from storage and from read() calls; None if it cannot be read."""
     try:
         with open(f"/proc/{pid}/io", "rb") as stream:
             fields = dict(line.split(b": ") for line in stream.read().splitlines())
-    except OSError:  # gone, or another user's
+    except OSError:  # the process is gone, or belongs to another user
         return None
     return int(fields[b"read_bytes"]), int(fields[b"rchar"])

@@ -1,4 +1,4 @@
-"""How much others use the GPUs of a trial, as nvidia-smi tells, which comes with the driver; torch asks for another package."""
+"""How much other processes use a trial's GPUs, from nvidia-smi, which comes with the driver; torch would need another package."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ ANSWER_S = 10.0
 
 
 def gpu_busy_fraction() -> float | None:
-    """Share of the last moment in which a kernel ran on the busiest GPU that this process may use (0..1).
+    """Return the share of the last moment in which a kernel ran on the busiest GPU that this process may use (0..1).
 
-    Asked before this process has work there, so that it is others'. None where there is no GPU, or it does not tell (MIG).
+    Call it before this process uses the GPU, so that all load is foreign. Returns None without a GPU, or if it reports no load (MIG).
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     program = shutil.which("nvidia-smi")

@@ -1,4 +1,4 @@
-"""The machine a trial runs on: its identity, its CPU budget, its facts."""
+"""The machine that a trial runs on: its identity, its CPU budget, its facts."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
 def host_id() -> str:
-    """Identity of this machine: `FEEDRATE_HOST_ID` (tests), else a hash of the kernel's boot id and the host name.
+    """Return the identity of this machine: `FEEDRATE_HOST_ID` (for tests), or a hash of the kernel's boot id and the host name.
 
-    Two containers on one machine share the boot id but not /tmp; they are told apart by their names and do not see
-    each other's lock.
+    Two containers on one machine share the boot id but not /tmp, so neither sees the other's lock; their host names give
+    them different identities.
     """
     named = os.environ.get("FEEDRATE_HOST_ID")
     if named:
@@ -30,15 +30,15 @@ def host_id() -> str:
 
 
 def share_of_cpus(gpus: Sequence[int], num_gpus: int, num_cpus: int | None = None, topology: Path = TOPOLOGY) -> set[int]:
-    """The CPUs of this host that belong to some of its GPUs: every GPU has equally many, and no two have one in common.
+    """Return the CPUs that belong to some of this host's GPUs: each GPU has equally many, and no two GPUs share a CPU.
 
     Hyper-threads of a core, and cores of a socket, stay together as far as the numbers allow.
 
     Args:
         gpus: numbers of the trial's GPUs on this host, from 0.
-        num_gpus: that the host has.
-        num_cpus: no more than these; None takes all that belong to the GPUs.
-        topology: where the kernel tells which CPUs are neighbours.
+        num_gpus: number of GPUs in the host.
+        num_cpus: the largest number of CPUs to return; None returns all that belong to the GPUs.
+        topology: folder in which the kernel describes socket and core of each CPU.
     """
     allowed = sorted(os.sched_getaffinity(0), key=lambda cpu: (_place(cpu, topology), cpu))
     each = len(allowed) // num_gpus
@@ -47,7 +47,7 @@ def share_of_cpus(gpus: Sequence[int], num_gpus: int, num_cpus: int | None = Non
 
 
 def _place(cpu: int, topology: Path) -> tuple[int, ...]:
-    """Socket and core; the same for all where the kernel does not tell."""
+    """Return socket and core of a CPU; empty if the kernel does not report them."""
     folder = topology / f"cpu{cpu}" / "topology"
     try:
         return tuple(int((folder / name).read_text()) for name in ("physical_package_id", "core_id"))
@@ -56,13 +56,13 @@ def _place(cpu: int, topology: Path) -> tuple[int, ...]:
 
 
 def cpu_budget(allocated: int | None = None) -> tuple[int, str]:
-    """CPUs this process may use and the limit that says so: affinity, cgroup (quota) or ray.
+    """Return the number of CPUs that this process may use, and the limit that decides it: affinity, cgroup (quota) or ray.
 
-    Affinity does not see a container's quota and the quota does not see affinity (MEASURING.md 2.8). Ray only counts
-    CPUs; feedrate enforces its share by affinity, so that an affinity as small as that share is Ray's.
+    Affinity does not reflect a container's quota, and the quota does not reflect affinity. Ray only counts CPUs: feedrate
+    enforces Ray's share by affinity, so if the affinity equals that share, the limit is Ray's.
 
     Args:
-        allocated: CPUs that Ray reserved for this trial; None where Ray has no part in it.
+        allocated: CPUs that Ray reserved for this trial; None if it does not run under Ray.
     """
     affinity = len(os.sched_getaffinity(0))
     budget, source = affinity, "affinity"
@@ -75,13 +75,13 @@ def cpu_budget(allocated: int | None = None) -> tuple[int, str]:
 
 
 def cgroup_quota(root: Path = cgroup.ROOT, membership: Path = cgroup.MEMBERSHIP) -> float | None:
-    """CPUs that the quotas allow, the smallest up the hierarchy; None without one. Reads cgroup v2 and v1."""
+    """Return the number of CPUs that the smallest quota up the hierarchy allows; None without a quota. Reads cgroup v2 and v1."""
     quotas = [_quota(folder) for folder in cgroup.folders("cpu", root, membership)]
     return min((each for each in quotas if each is not None), default=None)
 
 
 def _quota(folder: Path) -> float | None:
-    """One group's own quota: v2's cpu.max, else v1's cfs quota."""
+    """Return one group's own quota: cpu.max of v2, or the cfs quota of v1."""
     try:
         quota, period = (folder / "cpu.max").read_text().split()
         return None if quota == "max" else int(quota) / int(period)
@@ -95,7 +95,7 @@ def _quota(folder: Path) -> float | None:
 
 
 def cpu_model() -> str:
-    """The processor's name as the kernel gives it."""
+    """Return the processor's name from the kernel."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -1,7 +1,7 @@
-"""The lock that lets one trial measure at a time on a host, also between searches and users, and who holds it.
+"""The lock that lets only one trial at a time measure on a host, across searches and users, and its holder.
 
-The lock's files lie in /tmp, where every user can open and lock them, with feedrate or without. So a trial waits for another
-user's lock for OTHERS_WAIT_S at most, and then measures without it; for the user's own trials it waits as long as they take.
+The lock's files are in /tmp, where every user can open and lock them, with feedrate or without. So a trial waits for another
+user's lock for at most OTHERS_WAIT_S, then measures without it; for the user's own trials it waits as long as they take.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from feedrate.trainables.machine.host import host_id
 LOCK_FOLDER = Path("/tmp")
 LOCKS = Path("/proc/locks")
 PATIENCE_S = 1.0
-"""The last trial's own workers may still be ending: a wait as short as this is not reported."""
+"""A wait up to this long is not reported, because the previous trial's workers may just be ending."""
 LOOK_AGAIN_S = 1.0
 OTHERS_WAIT_S = 1800.0
-"""How long a trial waits for locks of other users, all of them together. Thirty trials of a minute fit into it."""
+"""How long a trial waits for locks of other users, in total: long enough for thirty trials of a minute."""
 MOST_BYTES = 4096
 MOST_CHARACTERS = 200
 
 
 class HostLock:
-    """One measuring trial at a time on a host, also between searches and users; or one on each of its GPUs.
+    """A lock that one measuring trial at a time holds on a host, across searches and users; or one trial per GPU.
 
-    An flock is held by every process that inherited the open file, so it is free only when the last loader worker of
-    a trial is gone, however the trial ended. A crash leaves files behind, which hold nothing.
+    Every process that inherited the open file holds an flock. So the lock is free only when the last loader worker of a
+    trial is gone, however the trial ended. After a crash the files remain, but they lock nothing.
 
     Args:
-        gpus: of this host that the trial uses, where it shares the host with trials on the others (--share host); the host
-            is then held together with those, and each GPU alone. Empty holds the host alone.
-        command: what the holder runs, for those who wait.
+        gpus: the host's GPUs that the trial uses, if it shares the host with trials on other GPUs (--share host). Such trials
+            hold the host together, and each holds its GPUs exclusively. If empty, the trial holds the host exclusively.
+        command: what the holder runs; shown to those who wait.
         others_wait_s: how long to wait for other users' locks.
     """
 
     def __init__(self, gpus: Sequence[int] = (), *, command: str = "feedrate", others_wait_s: float = OTHERS_WAIT_S) -> None:
         name = hashlib.sha256(host_id().encode()).hexdigest()[:16]
         self.path = LOCK_FOLDER / f"feedrate-host-{name}.lock"
-        # who waits for the host keeps the turn: trials that share it would never leave it to one that needs it alone
+        # a trial that waits for the host holds the turn; otherwise trials that share the host could keep out one that needs all of it
         self._turn = self.path.with_suffix(".turn.lock")
         self._gpus = [self.path.with_suffix(f".gpu{gpu}.lock") for gpu in sorted(gpus)]
         self._command, self._others_wait_s = command, others_wait_s
@@ -56,11 +56,11 @@ class HostLock:
         """Take the lock.
 
         Args:
-            on_wait: called once with a sentence if somebody else keeps the lock for a second.
+            on_wait: called once with a sentence if another process holds the lock for a second.
 
         Returns:
-            None when the lock is held. Else why the trial measures without it: another user kept it for too long, or its file
-            cannot be used.
+            None if the lock is held; otherwise why the trial measures without it: another user held it for too long, or its
+            file cannot be used.
         """
         patience = _Patience(on_wait, self._others_wait_s)
         turn = None
@@ -77,18 +77,18 @@ class HostLock:
         finally:
             if turn is not None:
                 _give_back(turn)
-        for descriptor in self._descriptors[1:] or self._descriptors:  # those that nobody else holds
+        for descriptor in self._descriptors[1:] or self._descriptors:  # the locks that only this trial holds
             _write_holder(descriptor, self._command)
         return None
 
     def release(self) -> None:
-        """Give the lock back; harmless when it is not held."""
+        """Release the lock; do nothing if it is not held."""
         while self._descriptors:
             _give_back(self._descriptors.pop())
 
 
 class _Unusable(Exception):
-    """The lock cannot be had; the message says why."""
+    """The lock cannot be taken; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,10 +99,10 @@ class Holder:
     uid: int
     user: str
     command: str = ""
-    """What it wrote into the lock's file; empty where the file was written by another process."""
+    """The command that the holder wrote into the lock's file; empty if another process wrote the file."""
     since_unix_s: float = 0.0
     is_known: bool = True
-    """False where only the file says so, which everybody can write to."""
+    """False if only the file names the holder: every user can write to it."""
 
     def __str__(self) -> str:
         if not self.command:
@@ -112,10 +112,10 @@ class Holder:
 
 
 def holder_of(descriptor: int) -> Holder | None:
-    """Return who holds a lock on an open file; None where neither the kernel nor the file says it.
+    """Return the holder of a lock on an open file; None if neither the kernel nor the file names one.
 
-    The kernel names the process that took the lock, unless that one is gone and a child of it holds the lock, or it is in another
-    PID namespace. What the process does is in the file.
+    The kernel names the process that took the lock, unless that process has ended and only a child holds the lock, or it is in
+    another PID namespace. The file contains the holder's command.
     """
     written = _written(descriptor)
     status = os.fstat(descriptor)
@@ -138,7 +138,7 @@ def holder_of(descriptor: int) -> Holder | None:
 
 
 def _written(descriptor: int) -> Holder | None:
-    """What the file says about its holder; None where it says nothing that makes sense."""
+    """Return the holder that the file names; None if its content makes no sense."""
     try:
         found = json.loads(os.pread(descriptor, MOST_BYTES, 0))
         user, command = ("".join(filter(str.isprintable, str(found[name])))[:MOST_CHARACTERS] for name in ("user", "command"))
@@ -165,9 +165,9 @@ def _give_back(descriptor: int) -> None:
 
 
 def _write(descriptor: int, data: bytes) -> None:
-    """Replace the content of a lock's file; not where the file is read-only, or also has another name."""
+    """Replace the content of a lock's file, but not if the file is read-only or has another name as well."""
     try:
-        if os.fstat(descriptor).st_nlink == 1:  # else it may be somebody's file, linked here by another user
+        if os.fstat(descriptor).st_nlink == 1:  # otherwise it may be somebody's file, linked here by another user
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, data, 0)
     except OSError:
@@ -175,7 +175,7 @@ def _write(descriptor: int, data: bytes) -> None:
 
 
 class _Patience:
-    """Counts the time for which other users keep a lock, and says once that there is something to wait for."""
+    """Counts how long other users hold a lock, and reports once that the trial has to wait."""
 
     def __init__(self, on_wait: Callable[[str], None], others_wait_s: float) -> None:
         self._on_wait, self._others_wait_s = on_wait, others_wait_s
@@ -204,7 +204,7 @@ class _Patience:
 
 
 def _busy(holder: Holder | None, path: Path) -> str:
-    """What a trial waits for."""
+    """Return a sentence that says what a trial waits for."""
     if holder is not None and not holder.command:
         return f"this host's lock {path} is held by {holder}"
     by = "" if holder is None else f" ({holder})" if holder.is_known else f" ({path} names {holder})"
@@ -212,10 +212,10 @@ def _busy(holder: Holder | None, path: Path) -> str:
 
 
 def _lock(path: Path, operation: int, patience: _Patience) -> int:
-    """Return the descriptor of a file that is locked.
+    """Lock a file and return its descriptor.
 
     Raises:
-        _Unusable: the file cannot be opened, is no plain file, or other users keep it for too long.
+        _Unusable: the file cannot be opened, is no regular file, or other users hold its lock for too long.
     """
     descriptor = _open(path)
     try:
@@ -231,16 +231,16 @@ def _lock(path: Path, operation: int, patience: _Patience) -> int:
 
 
 def _open(path: Path) -> int:
-    """Open a lock's file, which any user may have made, or put something else in its place."""
-    flags = os.O_NOFOLLOW | os.O_NONBLOCK  # a link is not followed, a pipe not waited for
+    """Open a lock's file; any user may have created it, or put something else in its place."""
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK  # do not follow a link, and do not wait for a pipe
     try:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | flags, 0o666)
-            os.fchmod(descriptor, 0o666)  # others must be able to lock it and to write who they are, whatever our umask
+            os.fchmod(descriptor, 0o666)  # whatever our umask is, other users must be able to lock the file and write their names into it
         except FileExistsError:
             try:
                 descriptor = os.open(path, os.O_RDWR | flags)
-            except PermissionError:  # made by an earlier release, or by somebody: it can be locked, not written
+            except PermissionError:  # an earlier release or somebody else created it: we can lock it but not write to it
                 descriptor = os.open(path, os.O_RDONLY | flags)
     except OSError as error:
         raise _Unusable(f"{path} cannot be opened ({error.strerror})") from None

@@ -1,7 +1,7 @@
-"""The memory guard: ends a trial before the kernel, or Ray's memory monitor, picks a victim of its own.
+"""The memory guard: it ends a trial that uses up the memory, before the kernel or Ray's memory monitor kills something.
 
-The kernel would kill whichever process it likes, Ray's monitor the supervisor and with it the whole search
-(it acts at 95 % of the memory in use; this guard at 94 %).
+The kernel could kill any process; Ray's monitor would kill the supervisor and thereby the whole search. The monitor acts
+when 95 % of the memory is in use, this guard at 94 %.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ PERIOD_S = 0.2
 MIN_AVAILABLE_FRACTION = 0.06
 MIN_AVAILABLE_BYTES = 512 * 1024**2
 LIMIT_VARIABLE = "FEEDRATE_MIN_AVAILABLE_BYTES"
-"""Environment variable: memory that a trial must leave available; 0 switches the guard off."""
+"""Environment variable for the memory that a trial must leave available; 0 switches the guard off."""
 TRIAL_VARIABLE = "FEEDRATE_MAX_TRIAL_BYTES"
-"""Environment variable: memory that one trial may take, whatever is available."""
+"""Environment variable for the most memory that one trial may take, however much is available."""
 _UNLIMITED = 1 << 60
 
 
 class MemoryGuard:
-    """Watches one trial.
+    """Watches the memory of one trial.
 
     Args:
-        min_available_bytes: to be left over on this machine and in this container; None is 6 % of it, at least 512 MiB
-            (or a quarter where that is less).
-        max_trial_bytes: what the trial may take; None is no limit.
+        min_available_bytes: memory to leave available on this machine and in this container; None is 6 % of it, but at least
+            512 MiB and at most a quarter.
+        max_trial_bytes: memory that the trial may take; None is no limit.
     """
 
     def __init__(self, min_available_bytes: int | None = None, max_trial_bytes: int | None = None) -> None:
@@ -45,7 +45,7 @@ class MemoryGuard:
 
     @classmethod
     def from_environment(cls) -> MemoryGuard:
-        """The guard that the environment variables ask for.
+        """Make a guard with the limits in the environment variables.
 
         Raises:
             ValueError: one of them is not a number of bytes.
@@ -59,13 +59,13 @@ class MemoryGuard:
         return cls(*limits)
 
     def crossed(self, pids: Iterable[int]) -> str | None:
-        """The sentence that ends the trial, None as long as there is no reason.
+        """Return the message with which to end the trial; None as long as there is no reason to end it.
 
-        A trial is ended only for memory that it took itself: where others take it, that would not help.
+        A trial is ended only for memory that it took itself; if other processes took it, ending the trial would not help.
 
         Args:
-            pids: the trial's processes. Iterated over only where memory is short: their own memory takes
-                milliseconds to read, what is available on the machine a tenth of one.
+            pids: the trial's processes; iterated over only if memory is short, or if the trial has a limit of its own. Reading
+                the trial's memory takes milliseconds, reading the available memory a tenth of one.
         """
         available = available_bytes(folders=self._folders)
         short = available is not None and available < self.min_available_bytes
@@ -88,32 +88,32 @@ class MemoryGuard:
 
 
 def total_bytes() -> int:
-    """Memory of this machine, or of the container where that has less."""
+    """Return the memory of this machine, or of the container if it may use less."""
     limits = [limit for folder in cgroup.folders("memory") if (limit := _limit(folder)) is not None]
     return min([_meminfo("MemTotal") or _UNLIMITED, *limits])
 
 
 def available_bytes(meminfo: Path = Path("/proc/meminfo"), folders: Iterable[Path] | None = None) -> int | None:
-    """Memory that can be had without swapping, on this machine and in every container around this process.
+    """Return the memory available without swapping, on this machine and in every container around this process.
 
-    None where the kernel does not tell.
+    Returns None if the kernel does not report it.
 
     Args:
-        meminfo: the machine's.
-        folders: control groups; None is this process's own and those around it.
+        meminfo: the machine's /proc/meminfo.
+        folders: control groups; None is this process's own group and those around it.
     """
     found = [_meminfo("MemAvailable", meminfo)]
     for folder in cgroup.folders("memory") if folders is None else folders:
         limit, used = _limit(folder), _number(folder / "memory.current", folder / "memory.usage_in_bytes")
         if limit is not None and used is not None:
-            counts = cgroup.numbers(folder / "memory.stat")  # page cache counts as used, and is given back
+            counts = cgroup.numbers(folder / "memory.stat")  # page cache counts as used memory, but the kernel can reclaim it
             cache = counts.get("total_inactive_file", counts.get("inactive_file", 0))
             found.append(max(limit - max(used - cache, 0), 0))
     return min((each for each in found if each is not None), default=None)
 
 
 def pss_bytes(pid: int) -> int | None:
-    """Proportional set size of one process; None where it has ended or is not ours."""
+    """Return the proportional set size of one process; None if it has ended or belongs to another user."""
     try:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
@@ -134,7 +134,7 @@ def _number(*paths: Path) -> int | None:
             text = path.read_text().strip()
         except OSError:
             continue
-        return int(text) if text.isdecimal() else None  # v2 says "max" for no limit
+        return int(text) if text.isdecimal() else None  # in v2, "max" means no limit
     return None
 
 

@@ -1,4 +1,4 @@
-"""What the process tree of a trial uses: memory, open files, /dev/shm and CPU time, read from /proc."""
+"""The resources that a trial's process tree uses: memory, open files, /dev/shm and CPU time, read from /proc."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def tree_pids(root: int | None = None) -> list[int]:
-    """A process and all its descendants; this process where none is named.
+    """Return a process and all its descendants; without an argument, this process and its own.
 
-    The kernel's own list of children takes 0.05 ms a process, where psutil reads every process of the machine.
+    The kernel's list of children takes 0.05 ms per process; psutil would read every process of the machine.
     """
     root = os.getpid() if root is None else root
     pids, unseen = [], [root]
@@ -42,17 +42,17 @@ class Memory:
     """Memory and open files of a process tree."""
 
     pss_bytes: int
-    """Proportional set size: shared pages are divided by their users, so that sums are true."""
+    """Proportional set size: each shared page is divided by the number of its users, so that sums are correct."""
     uss_bytes: int
-    """Pages that nobody else uses."""
+    """Unique set size: pages that no other process uses."""
     max_open_files: int = 0
-    """Open file descriptors of the process of the tree that has the most."""
+    """Open file descriptors of the process with the most, within the tree."""
 
 
 def tree_memory() -> Memory | None:
-    """Memory of this process and all its descendants; None where the kernel does not tell.
+    """Return the memory of this process and all its descendants; None if the kernel does not report it.
 
-    The kernel walks every page table: a few milliseconds for each GB. Not for the middle of a window.
+    The kernel walks every page table, which takes a few milliseconds per GB, so do not call this within a window.
     """
     pss = uss = most = 0
     for pid in tree_pids():
@@ -65,15 +65,15 @@ def tree_memory() -> Memory | None:
 
 
 def growth_bytes_per_batch(first: Memory | None, last: Memory | None, num_batches: int) -> float | None:
-    """Memory that each batch adds for good: forked workers copy the pages of a dataset bit by bit, as they touch them.
+    """Return the memory that each batch adds for good: forked workers gradually copy the dataset's pages as they touch them.
 
     Args:
-        first: when the windows began, every worker having delivered.
-        last: when they ended.
-        num_batches: consumed between the two.
+        first: when the windows began, after every worker had delivered a batch.
+        last: when the windows ended.
+        num_batches: batches consumed between the two.
 
     Returns:
-        USS per batch, negative where it shrank; None where one of them is not known.
+        Growth of the USS per batch, negative if it shrank; None if one of the two is not known.
     """
     if first is None or last is None or num_batches < 1:
         return None
@@ -81,7 +81,7 @@ def growth_bytes_per_batch(first: Memory | None, last: Memory | None, num_batche
 
 
 def shm_used_bytes() -> int | None:
-    """Bytes in use in /dev/shm, by everybody; None where there is none."""
+    """Return the bytes that all processes together use in /dev/shm; None if there is no /dev/shm."""
     try:
         stat = os.statvfs("/dev/shm")
     except OSError:
@@ -91,7 +91,7 @@ def shm_used_bytes() -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class CpuClock:
-    """CPU seconds so far: of all CPUs, of their busy part, and of this process tree."""
+    """CPU seconds so far: of all CPUs, of the busy part of that time, and of this process tree."""
 
     total_s: float
     busy_s: float
@@ -101,11 +101,11 @@ class CpuClock:
 
     @classmethod
     def read(cls, pids: list[int] | None = None, cpus: Collection[int] | None = None) -> CpuClock:
-        """The clock now. Workers that end between two readings are counted through their parent.
+        """Read the clock now. A worker that ends between two readings is still counted, through its parent.
 
         Args:
-            pids: the process tree, where it is known already.
-            cpus: count these alone, which the tree does not leave; None counts all of the machine.
+            pids: the process tree, if already known.
+            cpus: count only these CPUs, on which the whole tree runs; None counts all CPUs of the machine.
         """
         own = sum(_cpu_s(pid) for pid in (tree_pids() if pids is None else pids))
         user, nice, system, idle, iowait, irq, softirq, steal = _machine_s(cpus)
@@ -113,32 +113,32 @@ class CpuClock:
         return cls(total_s=busy + idle + iowait + steal, busy_s=busy, own_s=own, steal_s=steal)
 
     def foreign_fraction_since(self, earlier: CpuClock) -> float:
-        """Share of all CPU time since `earlier` that other processes took (0..1)."""
+        """Return the share of all CPU time since `earlier` that other processes took (0..1)."""
         total = self.total_s - earlier.total_s
         foreign = (self.busy_s - earlier.busy_s) - (self.own_s - earlier.own_s)
         return min(max(foreign / total, 0.0), 1.0) if total > 0 else 0.0
 
     def steal_fraction_since(self, earlier: CpuClock) -> float:
-        """Share of all CPU time since `earlier` that the hypervisor took away (0..1)."""
+        """Return the share of all CPU time since `earlier` that the hypervisor took away (0..1)."""
         total = self.total_s - earlier.total_s
         return min(max((self.steal_s - earlier.steal_s) / total, 0.0), 1.0) if total > 0 else 0.0
 
     def own_fraction_since(self, earlier: CpuClock, wall_s: float, num_cpus: int | None = None) -> float:
-        """CPU time of this tree since `earlier`, of what the CPUs it may use could have given (0..1).
+        """Return this tree's share of the CPU time since `earlier` that its CPUs could have provided (0..1).
 
         Args:
             earlier: an earlier reading of this process.
-            wall_s: time between the two.
-            num_cpus: CPUs it may use; None is its affinity, which does not see a container's quota.
+            wall_s: seconds between the two readings.
+            num_cpus: CPUs that the tree may use; None takes its affinity, which does not reflect a container's quota.
         """
         most_s = wall_s * (num_cpus or len(os.sched_getaffinity(0)))
         return min(max((self.own_s - earlier.own_s) / most_s, 0.0), 1.0)
 
 
 def _machine_s(cpus: Collection[int] | None) -> list[float]:
-    """Seconds of the machine's CPUs so far: user, nice, system, idle, iowait, irq, softirq, steal (/proc/stat).
+    """Return the CPU seconds of the machine so far: user, nice, system, idle, iowait, irq, softirq, steal (/proc/stat).
 
-    psutil gives those of single CPUs by position, which is not their number where some are offline.
+    psutil lists single CPUs by position, which differs from their number if some CPUs are offline.
     """
     names = {b"cpu"} if cpus is None else {f"cpu{cpu}".encode() for cpu in cpus}
     lines = [line.split() for line in Path("/proc/stat").read_bytes().splitlines() if line.startswith(b"cpu")]
@@ -147,9 +147,9 @@ def _machine_s(cpus: Collection[int] | None) -> list[float]:
 
 
 def _cpu_s(pid: int) -> float:
-    """User and system time of a process and of its children that have ended; 0 where it is gone."""
+    """Return user and system time of a process and its ended children; 0 if the process is gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
         return 0.0
-    return sum(map(int, fields[11:15])) / _TICKS_PER_S  # utime stime cutime cstime: 14 to 17, the name being the second
+    return sum(map(int, fields[11:15])) / _TICKS_PER_S  # utime stime cutime cstime: fields 14 to 17 (the name, field 2, is cut off)

@@ -1,7 +1,7 @@
-"""`KeptBatches`: tells a step that keeps the batches it was given from a limit that is too low for those in flight.
+"""`KeptBatches`: tells apart a step that keeps its batches and a limit that is too low for the batches in flight.
 
-A batch of a loader worker lies in shared memory, and each of its storages is an open file of the training process, as long as
-somebody holds the tensor. A list of outputs, or a loss that was not detached, holds it.
+A batch from a loader worker is in shared memory, and each of its storages is an open file of the training process, for as
+long as something references the tensor. A list of outputs, or a loss that was not detached, references it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from feedrate.trainables.machine.process import shm_used_bytes
 from feedrate.trainables.measuring.limits import storage_bytes
 
 HELD_FACTOR = 2
-"""So many times what can be in flight are no longer only batches in flight."""
+"""If more than this many times the batches in flight are held, the step must be keeping some."""
 
 
 class KeptBatches:
-    """What the training process held when training began.
+    """The open files and shared memory that the training process held when training began.
 
     Args:
-        loader: whose batches are trained.
-        batch: the first one.
+        loader: the loader whose batches are trained.
+        batch: its first batch.
     """
 
     def __init__(self, loader: DataLoader[Any], batch: Any) -> None:
@@ -36,11 +36,11 @@ class KeptBatches:
         self._files, self._shm = _num_open_files(), shm_used_bytes() or 0
 
     def explain(self, failure: Failure, consumed: int) -> Failure:
-        """The failure, with who holds the files or the shared memory where that can be seen.
+        """Return the failure; if the step seems to hold the open files or the shared memory, say so in its message.
 
         Args:
             failure: of the loader, of any kind.
-            consumed: batches that the step has trained.
+            consumed: number of batches that the step has trained.
         """
         if failure.kind not in ("too-many-files", "shm-full"):
             return failure
@@ -61,5 +61,5 @@ class KeptBatches:
 def _num_open_files() -> int:
     try:
         return len(os.listdir("/proc/self/fd"))
-    except OSError:  # listing them takes one more
+    except OSError:  # listing the open files needs one more file descriptor
         return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -1,7 +1,7 @@
-"""Refuses a setting that cannot fit this machine before its loader starts: /dev/shm, open files, memory.
+"""Refuse a setting before its loader starts if it cannot fit on this machine: /dev/shm, open files, memory.
 
-Workers hand batches over in shared memory: `prefetch_factor * num_workers` in flight and one with the training step,
-each tensor's storage a file descriptor (MEASURING.md 5). Without workers there is none of it.
+Workers send batches through shared memory: `prefetch_factor * num_workers` are in flight and one is in the training step. Each
+tensor's storage is an open file descriptor. Without workers, nothing goes through shared memory.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from feedrate.trainables.machine.memory_guard import available_bytes as memory_a
 from feedrate.trainables.step import tensors
 
 SHM_MARGIN = 1.3
-"""Batches are not all of the cached one's size, and other processes use /dev/shm as well."""
+"""Allowance for batches larger than the cached one, and for other processes that use /dev/shm."""
 SPARE_FILES = 64
-"""Descriptors of the trainer itself: libraries, pipes and the dataset's own files."""
+"""File descriptors of the training process itself: libraries, pipes and the dataset's own files."""
 WORKER_BYTES = {"fork": 25e6, "spawn": 160e6, "forkserver": 160e6}
-"""Memory of a worker of its own before it has loaded anything (measured, MEASURING.md 5)."""
+"""Memory that a worker process needs before it has loaded anything (measured)."""
 
 
 def check_limits(
@@ -38,19 +38,19 @@ def check_limits(
 ) -> None:
     """Refuse a setting whose batches in flight cannot fit.
 
-    Only tensors count, each storage once. Memory is a lower bound: what the dataset itself needs in a worker is not
-    known before it runs.
+    Only tensors count, and each storage counts once. The memory is a lower bound, because the memory that the dataset itself
+    needs in a worker is not known before the worker runs.
 
     Args:
         config: the setting.
-        storage_sizes: bytes of each storage of a host batch of its size (`storage_bytes`), as the loader gives it.
-        free_shm_bytes: of /dev/shm; None asks the system, as for the other limits.
-        used_shm_bytes: of /dev/shm, so that the size to ask for can be named.
-        max_open_files: the limit of file descriptors of a process.
-        available_bytes: memory that can still be had.
+        storage_sizes: bytes of each storage of one batch of this size in host memory (see `storage_bytes`).
+        free_shm_bytes: free space in /dev/shm; None asks the system, as for the other limits.
+        used_shm_bytes: used space in /dev/shm, from which the message computes the size to set.
+        max_open_files: the limit of file descriptors per process.
+        available_bytes: memory that is still available.
 
     Raises:
-        TrialFailed: kind shm-full, too-many-files or out-of-memory; the sentence says how to raise the limit.
+        TrialFailed: kind shm-full, too-many-files or out-of-memory; the message says how to raise the limit.
     """
     if config.num_workers == 0:
         return
@@ -63,14 +63,14 @@ def check_limits(
     if available_bytes is None:
         available_bytes = memory_available_bytes()
     _check_shm(num_batches, sum(sizes), free_shm_bytes, used_shm_bytes)
-    # asked here and not in the setting: the user's own module may have set it
+    # ask torch and not the setting, because the user's own module may have set the strategy
     if torch.multiprocessing.get_sharing_strategy() == "file_descriptor":  # type: ignore[no-untyped-call]
         _check_files(num_batches, len(sizes), max_open_files)
     _check_memory(config, num_batches, sizes, available_bytes)
 
 
 def storage_bytes(batch: Any) -> list[int]:
-    """Size of every storage behind a batch's tensors in host memory, each once: views share one."""
+    """Return the size of every storage behind a batch's tensors in host memory; a storage that views share counts once."""
     storages = {}
     for tensor in tensors(batch):
         if tensor.device.type == "cpu" and tensor.layout == torch.strided:
@@ -107,7 +107,7 @@ def _check_memory(config: LoaderConfig, num_batches: int, sizes: list[int], avai
     batch_bytes = sum(sizes)
     method = config.multiprocessing_context or torch.multiprocessing.get_start_method(allow_none=True) or "fork"
     workers = config.num_workers * (WORKER_BYTES.get(method, WORKER_BYTES["fork"]) + batch_bytes)
-    # torch's pinned allocator rounds every block up to a power of two and keeps it
+    # torch's allocator for pinned memory rounds every block up to a power of two and keeps it
     pinned = (num_batches + 1) * sum(_round_up(size) for size in sizes) if config.pin_memory else 0
     need = math.ceil(workers + num_batches * batch_bytes + pinned)
     if available_bytes is None or need <= available_bytes:
@@ -120,7 +120,7 @@ def _check_memory(config: LoaderConfig, num_batches: int, sizes: list[int], avai
 
 
 def amount(num_bytes: float) -> str:
-    """Bytes for people, three digits: 71 MB, 9.16 GB."""
+    """Format bytes with at most three digits: 71.3 MB, 9.2 GB."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= 0.9995 * size:
             value = num_bytes / size
@@ -129,12 +129,12 @@ def amount(num_bytes: float) -> str:
 
 
 def _round_up(number: int) -> int:
-    """The next power of two."""
+    """Return the next power of two."""
     return 1 << (number - 1).bit_length() if number > 1 else 1
 
 
 def _shm_bytes() -> tuple[int | None, int]:
-    """Free for us, and used or kept for root; None where there is no /dev/shm."""
+    """Return the bytes free for us, and those used or reserved for root; None and 0 if there is no /dev/shm."""
     try:
         stat = os.statvfs("/dev/shm")
     except OSError:

@@ -1,8 +1,8 @@
-"""Measures one setting: a generator that yields growing measurements of real training until it is closed or sure.
+"""Measure one setting: a generator that yields a growing measurement of real training until it is closed or precise enough.
 
-Order: the step is warmed on a cached batch before the loader starts, start-up is timed apart, what is not steady is
-discarded, then windows of `m * num_workers` batches follow one another without a gap (MEASURING.md 2.1-2.3), and at
-the end, where it matters for the user's epoch, epoch boundaries.
+A trial warms up the step on a cached batch before the loader starts, and times the start-up separately. It discards what
+is not steady yet, then times windows of whole production cycles (`num_workers` batches each) without gaps. At the end it
+measures epoch boundaries, if they matter for the user's epoch.
 """
 
 from __future__ import annotations
@@ -38,36 +38,36 @@ from feedrate.trainables.step import Step, StepContext, loss_is_finite, to_devic
 from feedrate.trainables.workload import Workload
 
 BOUNDARY_MATTERS_FRACTION = 0.002
-"""An estimated epoch boundary of less than this share of an epoch is not measured."""
+"""An epoch boundary is not measured if its estimated cost is below this share of an epoch."""
 EPOCHS_FRACTION = 0.25
 """Share of a trial's time that epoch boundaries may take."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeasureOptions:
-    """How one setting is measured."""
+    """Options of one measurement."""
 
     max_trial_s: float = 20.0
-    """Wall time for loading and training, from iter(loader) on; set-up is apart."""
+    """Wall time for loading and training, from iter(loader) on; set-up does not count."""
     seed: int = 0
     measure_step: bool = True
     """Also time the step alone: the ceiling at this batch size."""
     loader_only: bool = False
-    """Load and copy to the device, train nothing: the loader's own ceiling."""
+    """Load batches and copy them to the device without training: the ceiling of the loader."""
     cold: bool = False
     """With `loader_only`: drop each file from the page cache before it is read."""
     objective: str = "epoch"
-    """epoch: measure epoch boundaries too, where they matter; steady: do not."""
+    """epoch: also measure epoch boundaries if they matter; steady: do not measure them."""
     epoch_samples: int | None = None
     """Items of the user's real epoch; None asks the dataset."""
     device: str | None = None
-    """torch device; None takes the accelerator when there is one."""
+    """torch device; None takes the accelerator if there is one."""
     amp: str | None = None
     """bf16: forward and loss of the short form under torch.autocast."""
     compile: bool = False
     """torch.compile the model of the short form."""
     shares_host: bool = False
-    """Other trials run on the host's other CPUs: foreign load is that on this process's own."""
+    """Other trials run on the host's other CPUs, so only foreign load on this process's own CPUs counts."""
 
 
 def measure(
@@ -80,26 +80,26 @@ def measure(
 ) -> Iterator[Measurement]:
     """Train with one setting and yield the growing measurement after every window from the fifth on.
 
-    The object yielded is the same one each time. Closing the generator stops the measurement early; the loader's
-    workers end with it.
+    The yielded object is the same each time. Closing the generator stops the measurement early and ends the loader's
+    workers.
 
     Args:
         workload: what to train.
         config: the setting.
         options: how long and how to measure.
-        on_phase: told setup, warm, loader, measure, teardown as they begin.
-        steps: training steps by batch size that earlier measurements of this workload made in this process; used
-            again where there is one, added to where there is none. None makes a new one.
-        cached: the batch that warms the step and times it alone, read in another process (cached_batch.py). None reads it
-            in a process that is forked now: nothing here touches the dataset before the loader does.
+        on_phase: called with setup, warm, loader, measure and teardown as each begins.
+        steps: training steps by batch size that earlier measurements of this workload made in this process. An existing
+            step is used again, a new one is added. None makes a new step.
+        cached: the batch on which the step is warmed up and timed alone, read in another process (cached_batch.py). If None,
+            a process that is forked now reads it: this process does not touch the dataset before the loader does.
 
     Raises:
-        TrialFailed: the setting cannot be measured as asked, does not fit this machine, or its loader failed; the
+        TrialFailed: the setting cannot be measured as requested, does not fit on this machine, or its loader failed; the
             failure says why and what to do.
         Exception: whatever the workload's model, loss or step raises.
     """
     options = options or MeasureOptions()
-    # before the trainer is restricted to some of them
+    # read before the setting restricts the training process to some CPUs
     cpus = _Cpus(num=cpu_budget()[0], counted=os.sched_getaffinity(0) if options.shares_host else None)
     with placed(config) as placed_worker:
         yield from _measure(workload, config, options, on_phase, placed_worker, cpus, {} if steps is None else steps, cached)
@@ -107,7 +107,7 @@ def measure(
 
 @dataclass(frozen=True, slots=True)
 class _Cpus:
-    """What trainer and workers may use, and whose load counts; None is the whole machine's."""
+    """The number of CPUs that trainer and workers may use, and the CPUs whose load counts (None: those of the whole machine)."""
 
     num: int
     counted: set[int] | None
@@ -126,7 +126,7 @@ def _measure(
     started = time.perf_counter()
     on_phase("setup")
     seed_everything(options.seed)
-    cached = cached or read_apart(lambda: workload, config, seed=options.seed)  # before CUDA is touched: it forks
+    cached = cached or read_apart(lambda: workload, config, seed=options.seed)  # before CUDA is used, because this forks
     device = pick_device(options.device)
     context = StepContext(device=device, batch_size=config.batch_size, amp=options.amp, compile=options.compile)
     if config.batch_size not in steps:
@@ -164,7 +164,7 @@ def _measure(
 def _warm(
     step: Step, host_batch: Any, config: LoaderConfig, options: MeasureOptions, device: torch.device, result: Measurement
 ) -> None:
-    """Warm the step on the cached batch, and time step and copy alone."""
+    """Warm up the step on the cached batch, then time the step alone and the copy alone."""
     batch = to_device(host_batch, device)
     result.first_step_s = warm(step, batch, device)
     if options.measure_step:
@@ -186,7 +186,7 @@ def _train(
     training.start()
     on_phase("measure")
     training.settle()
-    if cold is not None and cold.stayed_fraction() is None:  # nothing was read from files: there is nothing to be cold
+    if cold is not None and cold.stayed_fraction() is None:  # the dataset read nothing from files that could be cold
         result.cold_refused = cold.why_not_cold()
         yield result
         return
@@ -198,7 +198,7 @@ def _train(
         reserves = _boundary_matters(training, options) and _epochs_s(training, options) < EPOCHS_FRACTION * options.max_trial_s
         training.reserved_s = EPOCHS_FRACTION * options.max_trial_s if reserves else 0.0
         if len(result.windows) >= MIN_WINDOWS and training.has_rate():
-            if len(result.windows) == MIN_WINDOWS:  # once, as it takes a moment; it may be stopped from here on
+            if len(result.windows) == MIN_WINDOWS:  # only once, because it takes a moment; from here on the trial may be stopped
                 before.fill(result)
             result.settled = training.steady()
             yield result
@@ -217,7 +217,7 @@ def _train(
 
 
 def _cool(loader: DataLoader[Any]) -> ColdCache:
-    """Drop what the loader reads from now on, in its workers too."""
+    """Drop from the page cache whatever the loader and its workers read from now on."""
     cold = ColdCache(loader.num_workers, start_method(loader) if loader.num_workers else None)
     cold.install()
     loader.worker_init_fn = cold.wrap(loader.worker_init_fn)
@@ -241,22 +241,22 @@ def _prepare(
     device: torch.device,
     result: Measurement,
 ) -> Training:
-    """The training, not started yet."""
+    """Prepare the training without starting it."""
     loader = watch.loader
     if loader.num_workers and not loader.timeout:
-        # a batch that the worker could not send is waited for without an end; new interpreters import torch first
+        # torch would wait forever for a batch that a worker could not send; new interpreters need extra time to import torch
         starting_s = 0.0 if start_method(loader) == "fork" else INTERPRETERS_S
         loader.timeout = options.max_trial_s + starting_s
         watch.wait_at_most(loader.timeout)
     result.epoch_samples = options.epoch_samples
-    is_told = options.epoch_samples is not None or workload.unit != "samples"  # lengths count samples, not tokens
+    is_told = options.epoch_samples is not None or workload.unit != "samples"  # a dataset's length counts samples, not tokens
     result.start_method = start_method(loader) if loader.num_workers else None
     epoch = None if is_told else EpochSize.of_loader(loader)
     return Training(loader, watch, step, device, result, options.max_trial_s, epoch)
 
 
 def _boundary_matters(training: Training, options: MeasureOptions) -> bool:
-    """Whether the rate over an epoch hangs on what its boundary costs, which is an estimate so far."""
+    """Whether the epoch rate depends on the cost of an epoch boundary that is only estimated so far."""
     result = training.result
     if options.objective != "epoch" or options.loader_only or not result.epoch_samples or not training.has_rate():
         return False
@@ -267,7 +267,7 @@ def _boundary_matters(training: Training, options: MeasureOptions) -> bool:
 
 
 def _num_epoch_batches(training: Training, options: MeasureOptions) -> int:
-    """Batches of the epochs to measure: the user's own where they are short, else as few as show their ends."""
+    """Return how many batches a measured epoch has: as many as the user's if those are few, otherwise just enough to time a boundary."""
     result = training.result
     assert result.epoch_samples is not None
     num_batches = max(math.ceil(result.epoch_samples / training.items_per_batch() - 1e-9), 1)
@@ -277,13 +277,16 @@ def _num_epoch_batches(training: Training, options: MeasureOptions) -> int:
 
 
 def _epochs_s(training: Training, options: MeasureOptions) -> float:
-    """What measuring an epoch boundary takes at least: what is in flight, an epoch, its ends."""
+    """Return the least time that measuring an epoch boundary takes: the batches in flight, one epoch, and its two boundaries."""
     in_flight = training.loader.num_workers * (training.loader.prefetch_factor or 0)
     return (in_flight + _num_epoch_batches(training, options)) * training.batch_s() + 2 * training.result.boundary_s
 
 
 def _measure_epochs(training: Training, options: MeasureOptions) -> None:
-    """Measure epoch boundaries where time allows; five in what is left where workers lose with the epoch what made the rate rise."""
+    """Measure epoch boundaries if time allows.
+
+    If the rate rose, and workers lose at the end of an epoch what made it rise, use all the remaining time to get five epochs.
+    """
     loader, left_s = training.loader, training.deadline - time.perf_counter()
     loses = training.result.windows.lasting().direction > 0 and loader.num_workers > 0 and not loader.persistent_workers
     budget_s = EPOCHS_FRACTION * options.max_trial_s
@@ -294,7 +297,7 @@ def _measure_epochs(training: Training, options: MeasureOptions) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Machine:
-    """What the machine and the trial's processes had used when the windows began."""
+    """What the machine and the trial's processes had used when the first window began."""
 
     cpus: _Cpus
     began: float
@@ -306,7 +309,7 @@ class _Machine:
         return cls(cpus=cpus, began=time.perf_counter(), clock=MachineClock.read(cpus.counted), memory=tree_memory())
 
     def fill(self, result: Measurement, dropped: bool = False) -> None:
-        """Write the columns of what was used since; `dropped`: the page cache was, all along."""
+        """Write the columns for what was used since then; `dropped`: whether the page cache was kept cold all the time."""
         wall_s = time.perf_counter() - self.began
         now = MachineClock.read(self.cpus.counted)
         columns = now.columns_since(self.clock, wall_s, dropped=dropped, num_cpus=self.cpus.num)

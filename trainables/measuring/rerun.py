@@ -1,4 +1,4 @@
-"""Why a loader failed, and how its batches are loaded once more: which sample, and whether it is the workers."""
+"""Explain why a loader failed, and load its batches once more: which sample fails, and are the workers the cause?"""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from feedrate.trainables.machine.process import tree_pids
 
 
 def explain(error: BaseException, loader: DataLoader[Any], batches: Sequence[list[Any]], phase: str) -> TrialFailed:
-    """Turn what the loader raised into a `TrialFailed` that says which samples it was loading.
+    """Turn an exception that the loader raised into a `TrialFailed` that names the samples it was loading.
 
-    Whether they fail without workers too takes a fresh process: the doubt that it carries says what to try there. What
-    did not come from loading is classified as it is. Raise what is returned.
+    Only a fresh process can find out whether the samples also fail without workers; the doubt in the result says what to try
+    there. An error that did not come from loading is only classified. The caller raises the returned exception.
 
     Args:
-        error: raised by iter(loader) or next(loader). The loader's workers may still run.
+        error: raised by iter(loader) or next(loader). The loader's workers may still be running.
         loader: map-style or iterable, with any collate_fn.
-        batches: indices of the batches that may have failed; one where the order is known, none for an iterable dataset.
+        batches: indices of the batches that may have failed; one batch if the order is known, none for an iterable dataset.
         phase: what the trial was doing.
     """
     failure = classify(error, phase, loader.batch_size)
@@ -57,7 +57,7 @@ def explain(error: BaseException, loader: DataLoader[Any], batches: Sequence[lis
     if about is None or not batches or failure.kind not in ("worker-killed", "user-code"):
         return TrialFailed(failure)
     doubt = _doubt(about, failure.message, loader, batches)
-    # memory may have run out, and loading the batch again would let it run out again
+    # after a SIGKILL, memory may have run out, and loading the batch again would exhaust it again
     is_tried = not (about == "killed" and "SIGKILL" in failure.message)
     return TrialFailed(settle(failure, doubt, None), doubt if is_tried else None)
 
@@ -75,7 +75,7 @@ def _doubt(about: str, message: str, loader: DataLoader[Any], batches: Sequence[
 
 
 def _threads(loader: DataLoader[Any]) -> list[str]:
-    """Names of the threads of this process that forked workers would need and lack; torch's and Python's own are left out."""
+    """Return the names of this process's threads that forked workers may need but lack, without those of torch and Python."""
     if start_method(loader) != "fork":
         return []
     own = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
@@ -83,7 +83,7 @@ def _threads(loader: DataLoader[Any]) -> list[str]:
 
 
 def _packed(batches: Sequence[list[Any]]) -> str:
-    """Indices as text, whatever a sampler makes them of; no batch at all where they cannot be pickled."""
+    """Encode indices of any type as text; if they cannot be pickled, encode no batch at all."""
     try:
         return base64.b64encode(pickle.dumps([list(batch) for batch in batches])).decode()
     except Exception:
@@ -91,7 +91,7 @@ def _packed(batches: Sequence[list[Any]]) -> str:
 
 
 def _where(error: BaseException) -> str | None:
-    """What raised an error: init (worker_init_fn), fetch (dataset or collate_fn); None for something else."""
+    """Return what raised an error: init (worker_init_fn) or fetch (dataset or collate_fn); None for anything else."""
     text = "\n".join(str(link) for link in chain(error))
     frame = error.__traceback__
     if "init_fn(worker_id)" in text:
@@ -106,7 +106,7 @@ def _where(error: BaseException) -> str | None:
 
 
 def _output() -> str:
-    """The end of what this process and its workers printed; empty where that is no file."""
+    """Return the end of what this process and its workers printed; empty if stderr is no file."""
     with contextlib.suppress(OSError):
         if stat.S_ISREG(os.fstat(2).st_mode):
             with open("/proc/self/fd/2", "rb") as file:
@@ -116,7 +116,7 @@ def _output() -> str:
 
 
 def _unpicklable(failure: Failure, loader: DataLoader[Any]) -> Failure:
-    """Name what cannot be sent to spawned workers."""
+    """Name the object that cannot be sent to spawned workers in the failure's message."""
     members = getattr(loader.dataset, "__dict__", {})
     parts = {f"dataset.{name}": value for name, value in members.items()}
     parts |= {"dataset": loader.dataset, "collate_fn": loader.collate_fn, "worker_init_fn": loader.worker_init_fn}
@@ -133,14 +133,14 @@ def _unpicklable(failure: Failure, loader: DataLoader[Any]) -> Failure:
 
 
 def rerun(loader: DataLoader[Any], doubt: Doubt, tell: Callable[[str], None]) -> Reloaded:
-    """Load the batches of a doubt again in this process, without workers, up to the first that does not pass.
+    """Load the batches of a doubt again in this process, without workers, and stop at the first one that fails.
 
-    Nothing bounds the time and nothing survives a crash of user code: the caller runs this in a process of its own.
+    There is no time limit and no protection against a crash of user code: the caller runs this in a separate process.
 
     Args:
         loader: without workers, not iterated yet; its dataset and collate_fn are used.
-        doubt: what is tried; without indices the first batch of an iterable dataset is loaded.
-        tell: called with what is about to be done.
+        doubt: what to try. If the dataset is iterable, its first batch is loaded.
+        tell: called with a description of each step before it begins.
     """
     doing = ""
 
@@ -167,7 +167,7 @@ def rerun(loader: DataLoader[Any], doubt: Doubt, tell: Callable[[str], None]) ->
 
 
 def _fetched(loader: DataLoader[Any], batches: Sequence[list[Any]], note: Callable[[str], None]) -> Iterator[Any]:
-    """What the dataset gives for each batch, as the loader would hand it to collate_fn."""
+    """Yield what the dataset returns for each batch, in the form in which the loader passes it to collate_fn."""
     dataset: Any = loader.dataset
     collated: bool = loader._auto_collation  # False for batch_size=None
     if isinstance(dataset, IterableDataset):
@@ -191,7 +191,7 @@ def _fetched(loader: DataLoader[Any], batches: Sequence[list[Any]], note: Callab
 
 
 def _samples(batches: Sequence[list[Any]]) -> str:
-    """Batches in words, of bounded length."""
+    """Describe batches in words, in a text of bounded length."""
     texts = []
     for indices in batches[:2]:
         more = f", ... ({len(indices)} in all)" if len(indices) > 8 else ""
@@ -202,19 +202,19 @@ def _samples(batches: Sequence[list[Any]]) -> str:
 
 
 class _Nowhere:
-    """A file for bytes that nobody needs."""
+    """A file that discards what is written to it."""
 
     def write(self, data: bytes) -> int:
         return len(data)
 
 
 class _Pickler(ForkingPickler):
-    """Pickles as a worker's queue does, but leaves the contents of tensors out: no shared memory, no open files."""
+    """A pickler that works like a worker's queue but omits the contents of tensors, so it needs no shared memory and opens no files."""
 
     def reducer_override(self, value: Any) -> Any:
         return (int, ()) if isinstance(value, torch.UntypedStorage) else NotImplemented
 
 
 def check_pickling(value: Any) -> None:
-    """Raise what pickling this for another process raises."""
+    """Raise the error that pickling this value for another process raises, if any."""
     _Pickler(_Nowhere(), pickle.HIGHEST_PROTOCOL).dump(value)

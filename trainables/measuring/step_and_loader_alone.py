@@ -1,4 +1,4 @@
-"""The training step without loading, and loading without the training step: the two ceilings of a setting."""
+"""Time the training step without loading, and load without training: the two ceilings of a setting."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from feedrate.trainables.workload import Workload
 BLOCKS = 9
 BLOCK_S = 0.1
 Blocks = tuple[list[int], list[float]] | None
-"""Items and seconds of each block; None where there are no items."""
+"""Items and seconds of each timed block; None if the step trained no items."""
 
 
 def loading_step(workload: Workload, batch: Any, step: Step, device: torch.device) -> Step:
-    """A step that only copies to the device, and counts items in the unit in which the real step counts `batch`.
+    """Return a step that only copies to the device, and counts items in the unit that the real step uses for `batch`.
 
     Args:
         workload: of either form.
-        batch: a host batch; from None, or one that the step skips, nothing is learnt, and samples are counted.
-        step: the real one, which is run once.
+        batch: a batch in host memory. If it is None, or the real step skips it, its unit is not known and samples are counted.
+        step: the real step; it is run once on `batch`.
         device: where batches are copied.
     """
     items_per_sample: float | None = None
@@ -42,10 +42,10 @@ def loading_step(workload: Workload, batch: Any, step: Step, device: torch.devic
 
 
 def warm(step: Step, batch: Any, device: torch.device) -> float:
-    """Three steps, fewer where they are slow: allocator, autotuning and threads are ready before anything is timed.
+    """Run three steps (two if they are slow), so that allocator, autotuning and threads are ready before anything is timed.
 
     Returns:
-        Seconds of the first step, in which torch.compile compiles.
+        Seconds of the first step, which includes compilation by torch.compile.
     """
     begin = time.perf_counter()
     first_s = 0.0
@@ -61,17 +61,17 @@ def warm(step: Step, batch: Any, device: torch.device) -> float:
 
 
 def time_step(step: Step, batch: Any, device: torch.device, max_s: float) -> Blocks:
-    """The step on a batch that is on the device already; None where it trains no item of it."""
+    """Time the step on a batch that is already on the device; return None if the step trains no item of it."""
     return _blocks(lambda: count_items(batch, step(batch)), device, max_s)
 
 
 def time_copy(batch: Any, device: torch.device, *, pinned: bool) -> Blocks:
-    """The copy of a host batch to the device, as the step of the short form does it, in 3 blocks; None for an empty one.
+    """Time the copy of a batch from host to device in 3 blocks, as the short form's step copies it; None for an empty batch.
 
     Args:
         batch: on the host.
-        device: where it goes.
-        pinned: whether the loader hands out pinned batches: pageable ones are copied more slowly.
+        device: where it is copied.
+        pinned: whether the loader returns pinned batches; others are copied more slowly.
     """
     if pinned:
         batch = pin_memory(batch)  # type: ignore[no-untyped-call]
@@ -85,10 +85,10 @@ def time_copy(batch: Any, device: torch.device, *, pinned: bool) -> Blocks:
 
 
 def _blocks(act: Callable[[], int], device: torch.device, max_s: float) -> Blocks:
-    """Blocks of BLOCK_S or one call: BLOCKS of them, fewer where calls take long.
+    """Time BLOCKS blocks, each of BLOCK_S or at least one call; fewer blocks if calls take long.
 
-    A call may count no item: a step that accumulates gradients counts in some calls only, and one that skips the batch never.
-    A block goes on until it has items, or the time is over.
+    A call may train no item: a step that accumulates gradients counts items only in some calls, and one that skips the batch
+    never. A block goes on until it has items, or until the time is over.
     """
     num_items: list[int] = []
     durations_s: list[float] = []

@@ -1,4 +1,4 @@
-"""`Training`: the loop between two batches, where the clock, the counter and the windows are kept in step."""
+"""`Training`: the training loop, which keeps the clock, the count of items and the windows consistent between batches."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from feedrate.trainables.measuring.rerun import explain
 from feedrate.trainables.step import Step, count_items, is_count
 
 CYCLES_PER_WINDOW = 4
-"""Production is periodic in num_workers batches. Windows are whole periods: 4 of them, fewer (with a spread that is up to
-a fifth too wide, MEASURING.md 2.3) where they take long."""
+"""The rate of loading varies periodically, with a period of num_workers batches. So a window is whole periods: 4 of them, or
+fewer if they take long (then the measured spread is up to a fifth too wide)."""
 MIN_WINDOW_S = 0.35
 LONG_WINDOW_S = 1.0
 MIN_WINDOWS = 5
 MAX_WINDOWS = 13
 ENOUGH_S = 6.0
-"""Wall time of windows after which MIN_WINDOWS of them are enough, sure or not."""
+"""Total duration of windows after which MIN_WINDOWS windows are enough, even if the interval is still wide."""
 ENOUGH_FRACTION = 0.015
-"""A half-width of the windows' interval below this ends a measurement: the run-to-run spread is larger."""
+"""A measurement ends when its relative half-width is below this, because fresh starts differ from each other by more."""
 MAX_EPOCHS = 40
 _END = object()
 
 
 class Training:
-    """One setting's training under way.
+    """The training of one setting.
 
     Args:
         loader: not iterated yet.
-        watch: of this loader.
+        watch: watches this loader.
         step: one training step.
         device: where the step runs.
-        result: filled as things are observed.
+        result: filled in during the training.
         max_s: wall time for everything from iter(loader) on.
-        epoch: how much an epoch is, from which `result.epoch_samples` follows with the first window; None leaves it as it is.
+        epoch: size of an epoch, from which each window computes `result.epoch_samples`; None leaves that field as it is.
     """
 
     def __init__(
@@ -67,20 +67,20 @@ class Training:
         self.num_boundaries = 0
         self.deadline = 0.0
         self.reserved_s = 0.0
-        """Time before the deadline that windows leave for epoch boundaries."""
+        """Time before the deadline that the windows leave for epoch boundaries."""
         self.phase = "loader"
         self._discarded = 0
-        """Batches that were ready when their iterator ended before its time, and were never trained."""
+        """Number of batches that were ready but never trained, because their iterator ended early."""
         self._empty_at = 0
-        """What had been consumed when the queue of ready batches was last seen empty."""
+        """Number of batches that had been consumed when the queue of ready batches was last seen empty."""
         self._latest: deque[tuple[float, int, float]] = deque(maxlen=self.cycle + 1)
-        """When the latest batches had been trained, with items and waiting until then."""
+        """For each of the latest batches: when it had been trained, and the items and the waiting time until then."""
         self._shm_before = shm_used_bytes()
         self._kept: KeptBatches | None = None
         self._timer = StepTimer(device)
 
     def start(self) -> None:
-        """iter(loader) and the first batch."""
+        """Call iter(loader) and train the first batch."""
         begin = time.perf_counter()
         self.deadline = begin + self.max_s
         try:
@@ -91,7 +91,7 @@ class Training:
         finally:
             self.phase = "measure"
         self.result.first_batch_s = time.perf_counter() - begin
-        # start-up again; without workers the first batch is loading, not starting
+        # a boundary costs a start-up; without workers, waiting for the first batch is loading, not starting
         self.result.boundary_s = self.result.iter_s + (self.result.first_batch_s if self.loader.num_workers else 0.0)
         self.result.boundary_from = "estimated"
         if self.loader.num_workers:
@@ -100,11 +100,11 @@ class Training:
         self._train(batch)
 
     def settle(self) -> None:
-        """Discard two production cycles (one where it takes long) and a little time, and go on while the queue still fills.
+        """Discard two production cycles (one if it takes long) and a short time, and go on while the queue still fills.
 
-        Workers that started together must drift apart first; and workers that fill the queue of ready batches take CPU time
-        that they leave to the training step once it is full. A loader with an `__iter__` of its own may hold batches ready where
-        nobody sees them, and those that its workers made before the clock started: as many as can be in flight are trained first.
+        Workers that started together must drift apart first. And while workers fill the queue of ready batches, they use CPU
+        time that the training step gets once the queue is full. A loader with an `__iter__` of its own may hold ready batches
+        that feedrate cannot see, made before the clock started. So first as many batches are trained as can be in flight.
         """
         begin = time.perf_counter()
         until = min(begin + self.max_s / 4, self.deadline)
@@ -113,7 +113,7 @@ class Training:
             in_flight = self.loader.num_workers * (self.loader.prefetch_factor or 2)
             hidden = 0 if self.watch.ends_when_told else round(in_flight * self._per_loaded())
             self._train_until(until, hidden + (1 if is_slow else 2) * self.cycle, MIN_WINDOW_S)
-        elif not is_slow:  # no queue, nobody to drift apart: only what a first batch costs
+        elif not is_slow:  # without workers there is no queue and no drift; only discard what is slow about a first batch
             self._train_until(until, 1, MIN_WINDOW_S)
         while not self._is_waiting() and time.perf_counter() < until:
             ready = self._ready()
@@ -125,10 +125,11 @@ class Training:
         self.result.settle_s = time.perf_counter() - begin
 
     def window(self) -> None:
-        """One window: whole production cycles of LONG_WINDOW_S, or enough of them; cut where time runs out.
+        """Time one window: whole production cycles of at least LONG_WINDOW_S, or CYCLES_PER_WINDOW of them; less if time runs out.
 
-        While the step waits for batches, what it consumed in whole cycles is what was produced. The count of finished batches says
-        the same on average, but jumps by rounds of the workers: of two windows alike it makes rates that differ by a cycle's batches.
+        While the step waits for batches, the number of batches consumed in whole cycles equals the number produced. The count of
+        finished batches is the same on average, but jumps when the workers finish together; so for two equal windows it would
+        give rates that differ by one cycle's batches.
         """
         begin, wait, items, consumed = time.perf_counter(), self.wait_s, self.items, self.consumed
         made, is_waiting = self._ready() + self._discarded, self._is_waiting()
@@ -145,7 +146,7 @@ class Training:
         more = self._ready() + self._discarded - made
         if is_waiting and self._is_waiting() and (num % self.cycle == 0 or len(self._latest) > self.cycle):
             more = 0
-            if num % self.cycle:  # a part of a cycle says nothing: the last whole one does, where there is no other window
+            if num % self.cycle:  # a part of a cycle gives no rate; if there is no other window, use the last whole cycle
                 if len(self.result.windows):
                     return
                 (begin, items, wait), num, step_s = self._latest[0], self.cycle, None
@@ -162,10 +163,10 @@ class Training:
             items_per_loaded = self.items_per_batch() * self._per_loaded()
             self.result.epoch_samples = self.epoch.num_items(items_per_loaded, self.watch.samples_per_batch())
         if self.num_boundaries:
-            self.result.boundary_s, self.result.boundary_from = 0.0, "inside"  # paid for in the windows
+            self.result.boundary_s, self.result.boundary_from = 0.0, "inside"  # the windows include the boundaries
 
     def finished(self) -> bool:
-        """Enough windows, sure enough, or out of time."""
+        """Return whether there are enough windows for a precise rate, or the time is over."""
         windows = self.result.windows
         until = self.deadline - self.reserved_s
         if len(windows) and time.perf_counter() + windows.window_duration_s[-1] / 2 > until:
@@ -178,18 +179,18 @@ class Training:
         return self.has_rate() and windows.rate().half_width_fraction < ENOUGH_FRACTION
 
     def _is_changing(self) -> bool:
-        """Whether the rate still changes, or may soon because samples come for the second time: then only time ends the windows."""
+        """Whether the rate still changes, or may soon (samples come for the second time), so that only the deadline ends the windows."""
         windows = self.result.windows
         is_first = in_first_epoch(windows.window_duration_s, windows.window_num_items, self.result.epoch_samples)
         return is_first or bool(windows.lasting().change_fraction)
 
     def has_rate(self) -> bool:
-        """Something was produced inside the windows, as a few slow batches can all have been ready before, and trained."""
+        """Return whether batches were produced inside the windows: a few slow batches may all have been ready before the windows began."""
         windows = self.result.windows
         return sum(windows.window_produced_batches) > 0 and sum(windows.window_num_items) > 0
 
     def no_rate(self) -> TrialFailed:
-        """The failure of a trial that is over and has no rate."""
+        """Return the failure of a trial that is over and has no rate."""
         num_batches = sum(self.result.windows.window_num_batches)
         if sum(self.result.windows.window_num_items) or not num_batches:
             message = f"after its start-up batches, the loader delivered no further batch within {self.max_s:g} s: raise --max-trial-s"
@@ -203,16 +204,16 @@ class Training:
         return TrialFailed(Failure(kind="user-code", phase="measure", message=message))
 
     def items_per_batch(self) -> float:
-        """Mean over the windows."""
+        """Return the mean number of items per batch in the windows."""
         windows = self.result.windows
         return sum(windows.window_num_items) / sum(windows.window_num_batches)
 
     def batch_s(self) -> float:
-        """Seconds a batch takes at the rate of the windows."""
+        """Return the seconds per batch at the rate of the windows."""
         return self.items_per_batch() / self.result.windows.rate().sps
 
     def steady(self) -> bool:
-        """Enough whole windows that count, and the two halves of them agree within 5 %."""
+        """Return whether enough whole windows count, and the rates of their two halves agree within 5 %."""
         windows, found = self.result.windows, self.result.windows.lasting()
         half = (found.first + len(windows)) // 2
         counted = windows.window_num_batches[found.first :]
@@ -225,10 +226,10 @@ class Training:
         return rates[1] > 0 and abs(rates[0] / rates[1] - 1) < 0.05
 
     def measure_epochs(self, num_batches: int, budget_s: float, most_s: float) -> None:
-        """Let epochs of `num_batches` end and begin, and time each from its first batch to the next one's.
+        """Let epochs of `num_batches` end and begin, and time each from its first batch to the first batch of the next.
 
-        The loader must end its epochs when told. Stops after MAX_EPOCHS of them, or when five of them agree; after the budget
-        where there are five, and after `most_s` in any case.
+        The watch must be able to end the loader's epochs (`ends_when_told`). Measuring stops after MAX_EPOCHS epochs, when
+        five or more agree, when `budget_s` is over and there are five, and after `most_s` in any case.
         """
         enough = time.perf_counter() + budget_s
         until = min(time.perf_counter() + most_s, self.deadline)
@@ -254,7 +255,7 @@ class Training:
             self.result.boundary_from = "measured"
 
     def _train_to_boundary(self, until: float) -> bool:
-        """Train to the first batch of the next epoch, that one too; False when time runs out before."""
+        """Train up to and including the first batch of the next epoch; return False if time runs out before."""
         boundaries = self.num_boundaries
         while self.num_boundaries == boundaries:
             if time.perf_counter() > until:
@@ -313,19 +314,19 @@ class Training:
         self._latest.append((time.perf_counter(), self.items, self.wait_s))
 
     def _ready(self) -> int:
-        """Batches finished but not consumed; 0 where that cannot be seen."""
+        """Return the number of batches that are finished but not consumed; 0 if that cannot be seen."""
         return round(self.watch.ready() * self._per_loaded()) if self.loader.num_workers else 0
 
     def _per_loaded(self) -> float:
-        """Batches that the step gets of each one that is loaded: a loader's own `__iter__` may repeat or divide them."""
+        """Return how many batches the step gets per loaded batch: a loader's own `__iter__` may repeat or split batches."""
         taken = None if self.watch.ends_when_told else self.watch.num_taken()
         return max(self.consumed / taken, 1.0) if taken else 1.0
 
     def _check_who_loads(self) -> None:
-        """Refuse a loader that reads another one with other settings: what was asked for is not what is measured.
+        """Refuse a loader that takes its batches from another DataLoader with a different number of workers.
 
         Raises:
-            TrialFailed: kind override-ignored.
+            TrialFailed: kind override-ignored, because the requested setting would not be measured.
         """
         asked, read = self.loader.num_workers, self.watch.reads_num_workers
         if read and asked not in read:
@@ -336,7 +337,7 @@ class Training:
             raise TrialFailed(Failure(kind="override-ignored", phase="loader", message=message))
 
     def _is_waiting(self) -> bool:
-        """Whether the queue was empty within the last production cycle: what is ready now is of this round of the workers."""
+        """Whether the queue was empty within the last production cycle, so that all ready batches belong to the current cycle."""
         return self.consumed - self._empty_at <= self.cycle
 
     def _look_at_shm(self) -> None:

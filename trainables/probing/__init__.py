@@ -1,1 +1,1 @@
-"""Looks at what a loader delivers, in a process that made it and did nothing else."""
+"""Examines what a loader delivers, in a process that made the loader and did nothing else with it."""

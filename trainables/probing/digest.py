@@ -1,4 +1,4 @@
-"""Hashes a sample, of whatever kind: equal hashes mean that a training step would see the same."""
+"""Hash a sample of any type: equal hashes mean that a training step would see the same."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 def digest(sample: Any) -> str:
-    """Hash of everything in a sample that a training step could see."""
+    """Return a hash of everything in a sample that a training step could see."""
     hashing = hashlib.blake2b(digest_size=16)
     _feed(hashing, sample)
     return hashing.hexdigest()

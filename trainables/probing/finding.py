@@ -1,4 +1,4 @@
-"""`Finding`: the answer to one question about the data, in plain words, with the fix to paste."""
+"""`Finding`: the answer to one question about the data, in plain words, with a fix to paste."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Finding:
     """A key of `LEVELS`."""
     sentence: str
     fix: str | None = None
-    """Python to paste, or what to do."""
+    """Python code to paste, or what to do."""
     evidence: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
+        """Return a JSON object."""
         return asdict(self)

@@ -1,4 +1,4 @@
-"""`FreshLoader`: a workload's loader as a process has it that made it and did nothing else with it."""
+"""`FreshLoader`: runs functions on a workload's loader in processes that have made the loader and done nothing else with it."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from feedrate.trainables.workload import WorkloadError
 T = TypeVar("T")
 
 MAKING_LIMIT_S = 280.0
-"""Longest time to make a workload: less than what the supervisor waits for it, which does not know where it hangs."""
+"""Longest time to make a workload: less than the supervisor waits, because the supervisor does not know where it hangs."""
 ANSWER_S = 5.0
-"""Time to find out where a look hangs."""
+"""Time for finding out where a process hangs."""
 
 
 class CannotBeMade(TrialFailed):
-    """A process made the loader, and a second one, after the first had ended, could not make it again."""
+    """One process made the loader, but after it ended, a second process could not make it again."""
 
 
 class FreshLoader:
-    """A workload's loader with one setting, for looks that each begin with it as it was made.
+    """A workload's loader with one setting; every `look` at it begins with the loader as it was made.
 
-    A first process makes workload and loader. Where that leaves neither threads nor open files behind, the looks are
-    forked from it, because making can take long. Where it does, the process ends, and every look makes both for itself,
-    one after the other, as the user's own program does.
+    A first process makes workload and loader. If that leaves neither threads nor open files behind, each look is a fork of
+    this process, because making can take long. Otherwise the process ends, and every look makes workload and loader itself,
+    one look after the other, as the user's own program does.
 
     Args:
         make: makes the workload.
         config: the loader's setting; None is the user's own.
-        first: the survey of the user's own loader, where `config` is another one.
+        first: the survey of the user's own loader, if `config` is another setting.
 
     Raises:
         WorkloadError: there is no loader or no data.
-        TrialFailed: it cannot be made; the failure says why.
+        TrialFailed: the workload or loader cannot be made; the failure says why.
     """
 
     def __init__(self, make: Make, config: LoaderConfig | None = None, first: Survey | None = None) -> None:
@@ -68,14 +68,14 @@ class FreshLoader:
             self.close()
 
     def look(self, work: Callable[[Parts], T], limit_s: float) -> T | Failure:
-        """Return what `work` returns in a process in which the loader was just made; a failure where it raises, dies or hangs.
+        """Run `work` in a process in which the loader was just made; return its result, or a failure if it raises, dies or hangs.
 
         Args:
-            work: a function of a module's top level, perhaps a `functools.partial` of one; its result must be picklable.
-            limit_s: longest time for it, making the loader again apart.
+            work: a function at a module's top level, or a `functools.partial` of one; its result must be picklable.
+            limit_s: longest time for `work`; making the loader again does not count.
 
         Raises:
-            OutOfTime: it was slow.
+            OutOfTime: the work was slow.
             CannotBeMade: the loader cannot be made again.
         """
         if self._process is None:
@@ -83,18 +83,18 @@ class FreshLoader:
             if isinstance(found, Failure) and found.phase == "setup":
                 raise CannotBeMade(found)
             return found
-        with contextlib.suppress(OSError):  # it has died, which `receive` finds
+        with contextlib.suppress(OSError):  # raised if the process has died, which `receive` reports
             self._process.channel.send_bytes(pickle.dumps((work, limit_s)))
         received: T | Failure = self._process.receive(limit_s + 2 * EXIT_S + ANSWER_S)
         return received
 
     @property
     def making_s(self) -> float:
-        """Time that each look takes to make the loader; 0 where one process made it for all."""
+        """Time that each look takes to make the loader; 0 if one process made it for all looks."""
         return 0.0 if self._process is not None else self.survey.made_s
 
     def close(self) -> None:
-        """End the process that made the loader; further looks make it for themselves."""
+        """End the process that made the loader; later looks make it themselves."""
         if self._process is not None:
             self._process.end()
         self._process = None
@@ -106,7 +106,7 @@ class FreshLoader:
         self.close()
 
     def _serve(self, channel: Connection) -> None:
-        """Make the loader, say what it is, and fork looks as long as they are asked for."""
+        """Make the loader, send its survey, and run each requested look in a fork."""
         parts: Parts | None = None
         left_nothing = False
 
@@ -126,10 +126,10 @@ class FreshLoader:
             channel.send_bytes(outcome_of(look, OutOfTime))
 
     def _again(self) -> Parts:
-        """Make the loader once more, in another process.
+        """Make the loader again, in another process.
 
         Raises:
-            TrialFailed: that fails, although it did not before.
+            TrialFailed: that fails, although the first process could make it.
         """
         try:
             return self._make()[0]
@@ -138,7 +138,7 @@ class FreshLoader:
 
 
 def made_before(error: BaseException) -> Failure:
-    """The failure of a loader that one process made, and a second one after the first has ended could not make."""
+    """Return the failure of a loader that one process made, but that a second one, after the first had ended, could not make."""
     failure = classify(error, "setup")
     message = (
         f"a process made the loader and ended, and then a second process could not make it again: {failure.message}. Something that "
@@ -149,10 +149,10 @@ def made_before(error: BaseException) -> Failure:
 
 
 def check_again(make: Make) -> None:
-    """Find out whether the user's own loader can be made again, where one with another setting could not be made.
+    """Find out whether the user's own loader can be made again, after making it with another setting failed.
 
     Raises:
-        CannotBeMade: it cannot, so that it is not the setting's fault.
+        CannotBeMade: it cannot, so the other setting is not to blame.
     """
     try:
         FreshLoader(make).close()

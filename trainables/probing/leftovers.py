@@ -1,7 +1,7 @@
 """`Leftovers`: the threads and open files that a piece of the user's code left behind, read from /proc.
 
-Threads do not survive a fork, and an open file has one position for all processes that share it: where making a dataset
-leaves either, a process forked afterwards is not like the user's own program.
+Threads do not survive a fork, and all processes that share an open file share its position. So if making a dataset leaves
+either behind, a process that is forked afterwards differs from the user's own program.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _HARMLESS_THREADS = ("tqdm",)
-"""First part of the module of a thread's class: tqdm's monitor only redraws progress bars."""
+"""First part of the module of a thread's class. tqdm's monitor thread only redraws progress bars."""
 _FEEDER = "QueueFeederThread"
-"""Sends what this process puts into a queue, such as the indices for workers that the loader started when it was made: no dataset needs it."""
+"""Name of the thread that sends a queue's items, such as indices for workers that the loader started early; no dataset needs it."""
 _NOT_DATA = ("/dev/", "/proc/", "/sys/", "/memfd:")
 
 
@@ -26,18 +26,18 @@ class Snapshot:
     """The threads and open files of this process at one moment."""
 
     threads: frozenset[int]
-    """Python's identifiers of Python's threads."""
+    """Python's identifiers of the threads that Python knows."""
     num_tasks: int
-    """All threads, as the kernel counts them."""
+    """Number of all threads, as the kernel counts them."""
     files: Mapping[int, str]
-    """Descriptor -> what it is, a path for a file."""
+    """Descriptor -> what it refers to; a path for a file."""
 
     @classmethod
     def now(cls) -> Snapshot:
-        """Read them."""
+        """Take a snapshot."""
         files = {}
         for name in os.listdir("/proc/self/fd"):
-            with contextlib.suppress(OSError):  # that of the listing itself
+            with contextlib.suppress(OSError):  # raised for the descriptor of the listing itself
                 files[int(name)] = os.readlink(f"/proc/self/fd/{name}")
         threads = frozenset(thread.ident or 0 for thread in threading.enumerate())
         return cls(threads=threads, num_tasks=len(os.listdir("/proc/self/task")), files=files)
@@ -45,20 +45,20 @@ class Snapshot:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Leftovers:
-    """What was left behind; nothing by default."""
+    """The threads and open files that were left behind; none by default."""
 
     threads: tuple[str, ...] = ()
-    """Names of Python's threads."""
+    """Names of the threads that Python knows."""
     num_other_threads: int = 0
-    """Threads that a library started without Python, and those that feed a queue."""
+    """Number of threads that a library started without Python, and of threads that feed a queue."""
     shared: tuple[str, ...] = ()
-    """Open files, by their paths, and network connections: forked processes read them through one position."""
+    """Open files, by path, and network connections, whose position forked processes would share."""
     others: tuple[str, ...] = ()
-    """Other open descriptors, such as pipes and shared memory."""
+    """Other open file descriptors, such as pipes and shared memory."""
 
     @classmethod
     def since(cls, before: Snapshot) -> Leftovers:
-        """What there is now and was not there before; files that are only mapped into memory for reading are left out."""
+        """Return what is new since `before`, without files that are only mapped into memory for reading."""
         now = Snapshot.now()
         new = [thread for thread in threading.enumerate() if thread.ident not in before.threads]
         named = [thread.name for thread in new if type(thread).__module__.partition(".")[0] not in _HARMLESS_THREADS]
@@ -68,13 +68,13 @@ class Leftovers:
         for descriptor, target in sorted(now.files.items()):
             if before.files.get(descriptor) == target:
                 continue
-            if target in mapped:  # read through memory, which has no position
+            if target in mapped:  # read through memory, so there is no shared position
                 others += [target] if mapped[target] else []
             elif (connection := _connection(descriptor, target)) is not None:
                 shared.append(connection)
             elif not target.startswith("/") or target.startswith(_NOT_DATA):
                 others.append(target)
-            elif _is_read(descriptor):  # what is only written, such as a log, changes nothing that is delivered
+            elif _is_read(descriptor):  # a file that is only written, such as a log, does not change the delivered samples
                 shared.append(target)
         return cls(
             threads=tuple(threads),
@@ -93,12 +93,12 @@ class Leftovers:
 
     @property
     def is_nothing(self) -> bool:
-        """Whether a forked process is like one in which the code ran."""
+        """Whether nothing was left behind, so that a forked process behaves like one that ran the code itself."""
         return not (self.threads or self.num_other_threads or self.shared or self.others)
 
 
 def _mapped() -> dict[str, bool]:
-    """Files that are mapped into memory -> whether they can be changed through it."""
+    """Return the files that are mapped into memory -> whether they can be changed through the mapping."""
     mapped: dict[str, bool] = {}
     for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
         fields = line.split(maxsplit=5)
@@ -109,7 +109,7 @@ def _mapped() -> dict[str, bool]:
 
 
 def _connection(descriptor: int, target: str) -> str | None:
-    """A network connection in words; None for anything else, a pair of sockets inside one process among it."""
+    """Describe a network connection; return None for anything else, such as a pair of sockets inside one process."""
     if not target.startswith("socket:"):
         return None
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:

@@ -1,7 +1,7 @@
-"""Looks at what a loader delivers: which samples, in which order, made by which worker with which random numbers.
+"""Examine what a loader delivers: which samples, in which order, made by which worker with which random numbers.
 
-The user's dataset, sampler, worker_init_fn and generators are used as they are; collate_fn is not, samples are
-hashed one by one instead. Run each look in a process of its own (fresh_loader.py): owned generators go on otherwise.
+The user's dataset, sampler, worker_init_fn and generators are used as they are. As a rule collate_fn is not called: samples are
+hashed one by one instead. Run each look in a separate process (fresh_loader.py), because the dataset's own generators advance.
 """
 
 from __future__ import annotations
@@ -25,70 +25,70 @@ from feedrate.trainables.probing.digest import digest
 from feedrate.trainables.probing.static_check import generator_states, members
 
 SAMPLES_OF_BATCH = 2
-"""Samples that are looked at of a batch that the user's batch sampler makes: several batches for every worker."""
+"""Samples that are examined per batch of the user's batch sampler, few enough that every worker makes several batches."""
 REST_OF_EPOCH_S = 0.2
-"""A sampler or a stream that does not end within this time is not drawn to its end."""
+"""A sampler or stream that does not end within this time is not read to its end."""
 END = "end of the stream"
-"""Key of the item after which a worker's stream is over."""
+"""Key of the item that marks the end of a worker's stream."""
 
 
 class Seen(NamedTuple):
     """One delivered sample."""
 
     key: Any
-    """Its index; the digest for an iterable dataset."""
+    """The sample's index; for an iterable dataset its digest."""
     digest: str
     """Hash of its bytes."""
     worker: int
-    """Loader worker; -1 is the training process."""
+    """Number of the loader worker; -1 is the training process."""
     generators: dict[str, str]
-    """Name of each random generator -> hash of its state after the sample was made; empty unless asked for."""
+    """Name of each random generator -> hash of its state after the sample was made; empty unless requested."""
     num_samples: int = 1
-    """More where a sampler hands out lists of indices and the dataset reads them together."""
+    """More than 1 if a sampler yields lists of indices and the dataset reads each list at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What to deliver."""
+    """One look at a loader: the samples to deliver, and how."""
 
     num_workers: int
     num_samples: int
-    """Samples of an epoch at most; of each worker for an iterable dataset."""
+    """Most samples per epoch; for an iterable dataset per worker."""
     items: tuple[Any, ...] | None = None
-    """Items of the sampler, which every epoch delivers instead of its own; map-style only."""
+    """Sampler items that every epoch delivers instead of its own; map-style only."""
     fork: bool = False
-    """Start workers by fork, whatever the user's loader does: what they repeat does not depend on it."""
+    """Start workers by fork, whatever the user's loader uses: what they repeat does not depend on it."""
     told: str | None = None
-    """Whose `set_epoch` is called before each epoch, as a training loop does: a key of `TOLD`; None calls nobody's."""
+    """Whose `set_epoch` to call before each epoch, as a training loop does: a member of `TOLD`; None calls nobody's."""
     epoch_numbers: tuple[int, ...] = (0, 1, 2)
-    """What `set_epoch` is called with."""
+    """The arguments for `set_epoch`."""
     collates: bool = False
-    """Hash batches as the user's collate_fn makes them, instead of samples: it may know its epoch, too."""
+    """Hash the batches that the user's collate_fn makes, instead of samples, because collate_fn may depend on the epoch."""
     to_the_end: bool = False
-    """Draw what is left of a stream, too, as far as it comes within REST_OF_EPOCH_S: it may count its epochs there."""
+    """Also read the rest of a stream, for at most REST_OF_EPOCH_S, because the dataset may count its epochs at the end."""
     epochs: int = 2
     persistent_workers: bool = False
     in_order: bool = True
     same_index: bool = False
-    """Fetch the first index `num_samples` times instead of the epoch: map-style only."""
+    """Fetch the first index `num_samples` times instead of an epoch; map-style only."""
     generators: bool = False
     """Also hash the state of every random generator after every sample."""
     neutral: bool = False
-    """Seed the global generators alike before every sample, so that augmentation does not hide which sample it is."""
+    """Seed the global generators to the same value before every sample, so that augmentation does not hide which sample it is."""
     max_s: float = 60.0
-    """A stream is not read further after this many seconds."""
+    """Stop reading a stream after this many seconds."""
     seed: int = 0
 
 
 TOLD = ("samplers", "dataset")
-"""Who may have a `set_epoch`: the sampler and the batch sampler, or the dataset, those inside it, and collate_fn."""
+"""Which objects may have a `set_epoch`: the sampler and batch sampler; or the dataset, datasets inside it, and collate_fn."""
 Epoch = list[list[Seen]]
-"""Batches of one epoch."""
+"""The batches of one epoch."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a user's loader is made of."""
+    """The parts of a user's loader."""
 
     dataset: Dataset[Any]
     batch_size: int | None
@@ -102,7 +102,7 @@ class Parts:
 
     @classmethod
     def of(cls, loader: DataLoader[Any], generator: torch.Generator | None) -> Parts:
-        """The parts of a loader, with the generator that the user gave it."""
+        """Return the parts of a loader, with the generator that the user gave it."""
         return cls(
             dataset=loader.dataset,
             batch_size=loader.batch_size,
@@ -117,17 +117,17 @@ class Parts:
 
     @property
     def iterable(self) -> bool:
-        """Whether there are no indices."""
+        """Whether the dataset is iterable, so that there are no indices."""
         return isinstance(self.dataset, IterableDataset)
 
     @property
     def fetches_lists(self) -> bool:
-        """Whether torch hands a whole batch of indices to the dataset (`__getitems__`)."""
+        """Whether torch passes a whole batch of indices to the dataset (`__getitems__`)."""
         return self.batch_sampler is not None and bool(getattr(self.dataset, "__getitems__", None))
 
     @property
     def shuffles_all(self) -> bool | None:
-        """Whether torch's own sampler gives every index once, shuffled (True) or not (False); None: another sampler."""
+        """Whether torch's own sampler yields every index once, shuffled (True) or not (False); None for any other sampler."""
         if self.iterable or self.batch_size is None or type(self.batch_sampler) is not torch.utils.data.BatchSampler:
             return None
         if type(self.sampler) is SequentialSampler:
@@ -138,31 +138,31 @@ class Parts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pace:
-    """What the first samples of an epoch are, and how long they take without workers."""
+    """The first samples of an epoch, and how long they take without workers."""
 
     items: tuple[Any, ...]
-    """Items of the sampler, for `Look.items`; empty for an iterable dataset."""
+    """Items of the sampler, to use as `Look.items`; empty for an iterable dataset."""
     num_samples: int
     seconds: float
     is_torchs_own: bool
-    """The sampler is torch's own and gives every index once."""
+    """Whether the sampler is torch's own and yields every index once."""
 
     @property
     def sample_s(self) -> float:
-        """Seconds that a sample takes."""
+        """Seconds per sample."""
         return self.seconds / max(self.num_samples, 1)
 
 
 def pace(parts: Parts, max_samples: int, max_s: float, least_items: int = 0) -> Pace:
-    """Read the first samples of an epoch, one at least, without workers. Run it in `isolated`.
+    """Read the first samples of an epoch, at least one, without workers. Run it in `isolated`.
 
     Args:
         parts: of the user's loader.
-        max_samples, max_s: when to stop, after the first sample.
-        least_items: items of the sampler to return, of which not all need be read.
+        max_samples, max_s: limits at which to stop, after the first sample.
+        least_items: number of sampler items to return, even if not all of their samples are read.
 
     Raises:
-        TrialFailed: the dataset raises; the failure names the sample.
+        TrialFailed: the dataset raised an exception; the failure names the sample.
     """
     begin, count = time.monotonic(), 0
     items: list[Any] = []
@@ -183,7 +183,7 @@ def pace(parts: Parts, max_samples: int, max_s: float, least_items: int = 0) -> 
 
 
 def _indices(parts: Parts, max_samples: int) -> Iterator[tuple[Any, Any]]:
-    """(item of the sampler, index of a sample) from the beginning of an epoch; spread over all where torch draws them."""
+    """Yield (sampler item, sample index) from the beginning of an epoch; for torch's own sampler, spread over the whole dataset."""
     if parts.shuffles_all is not None:
         length = len(parts.dataset)  # type: ignore[arg-type]
         few = min(length, max_samples)
@@ -205,12 +205,12 @@ def _sample(dataset: Any, index: Any, batched: bool) -> Any:
 
 
 def tells(parts: Parts) -> list[str]:
-    """Who has a `set_epoch` that a training loop has to call: keys of `TOLD`, the sampler before the dataset."""
+    """Return which objects have a `set_epoch` that a training loop has to call: members of `TOLD`, the sampler first."""
     return [who for who in TOLD if _told(parts, who)]
 
 
 def _told(parts: Parts, who: str) -> list[Any]:
-    """The objects whose `set_epoch` is called; of nested datasets the outermost that has one, and collate_fn."""
+    """Return the objects whose `set_epoch` is called; of nested datasets only the outermost that has one, and collate_fn."""
     samplers = [parts.sampler, parts.batch_sampler, getattr(parts.batch_sampler, "sampler", None)]
     inner = [value for _, value in members(parts.dataset) if isinstance(value, Dataset)]
     datasets = [each for each in (parts.dataset, *inner) if callable(getattr(each, "set_epoch", None))]
@@ -258,9 +258,9 @@ def deliver(parts: Parts, look: Look) -> list[Epoch]:
 
 
 def _order(parts: Parts, look: Look) -> dict[str, Any]:
-    """DataLoader's arguments that say which samples come in which batches."""
+    """Return the DataLoader arguments that decide which samples come in which batches."""
     num_samples = look.num_samples
-    size = max(1, min(parts.batch_size or 8, num_samples // 8))  # several batches for every worker
+    size = max(1, min(parts.batch_size or 8, num_samples // 8))  # small enough that every worker makes several batches
     if parts.iterable:
         return {"batch_size": size}
     if look.items is not None:
@@ -295,13 +295,13 @@ def _fixed(parts: Parts, items: tuple[Any, ...]) -> dict[str, Any]:
 
 
 class _Fixed:
-    """Begins and ends an epoch of the user's sampler, which may tell the dataset of it, and delivers the same items each time."""
+    """Begins and ends an epoch of the user's sampler, which may inform the dataset of it, but yields the same items each time."""
 
     def __init__(self, inner: Any, items: tuple[Any, ...]) -> None:
         self.inner, self.items = inner, items
 
     def __iter__(self) -> Iterator[Any]:
-        return self._items(iter(self.inner))  # begun when torch asks for the iterator, as the sampler itself is
+        return self._items(iter(self.inner))  # begin the inner sampler when torch asks for the iterator, as without this class
 
     def _items(self, inner: Iterator[Any]) -> Iterator[Any]:
         next(inner, None)
@@ -320,7 +320,7 @@ def _draw_rest(iterator: Iterator[Any]) -> None:
 
 
 class _First:
-    """The beginning of a sampler, up to this many samples and four batches at least."""
+    """The beginning of a sampler: about this many samples, and at least four batches."""
 
     def __init__(self, sampler: Any, num_samples: int) -> None:
         self.sampler, self.num_samples = sampler, num_samples
@@ -335,14 +335,14 @@ class _First:
 
 
 class _Delivered(NamedTuple):
-    """What is known of a sample, and the sample where it is to be collated."""
+    """The facts about a sample; also the sample itself if it is to be collated."""
 
     seen: Seen
     sample: Any
 
 
 class _Echo(Dataset[Any]):
-    """Delivers what is known of a sample instead of the sample."""
+    """A dataset that delivers facts about a sample instead of the sample."""
 
     def __init__(self, parts: Parts, look: Look, until_s: float) -> None:
         self.inner: Any = parts.dataset
@@ -364,7 +364,7 @@ class _Echo(Dataset[Any]):
 
 
 class _EchoStream(_Echo, IterableDataset[Any]):
-    """The same for an iterable dataset, up to `look.num_samples` samples of each worker."""
+    """The same for an iterable dataset, with at most `look.num_samples` samples per worker."""
 
     def __iter__(self) -> Iterator[_Delivered]:
         if self.look.neutral:
@@ -386,7 +386,7 @@ class _EchoStream(_Echo, IterableDataset[Any]):
 
 
 class _Init:
-    """Calls the user's worker_init_fn where `get_worker_info().dataset` is the user's own dataset."""
+    """Calls the user's worker_init_fn with the user's own dataset as `get_worker_info().dataset`."""
 
     def __init__(self, inner: Callable[[int], None] | None) -> None:
         self.inner = inner
@@ -399,12 +399,12 @@ class _Init:
 
 
 def _seen(delivered: _Delivered | list[_Delivered]) -> list[Seen]:
-    """What is known of the samples of a batch, or of a single one."""
+    """Return the facts about the samples of a batch, or about a single sample."""
     return [each.seen for each in ([delivered] if isinstance(delivered, _Delivered) else delivered)]
 
 
 class _Collating:
-    """Calls the user's collate_fn with a batch, or with the single sample of a loader without batches, and hashes what it makes."""
+    """Calls the user's collate_fn with a batch, or with a single sample if the loader forms no batches, and hashes the result."""
 
     def __init__(self, parts: Parts, look: Look) -> None:
         self.inner, self.is_single = parts.collate_fn, parts.fetches_lists
@@ -425,5 +425,5 @@ def _seed_alike() -> None:
 
 
 def samples_of(epoch: Epoch) -> list[Seen]:
-    """The samples of an epoch in the order of delivery."""
+    """Return the samples of an epoch in the order of delivery."""
     return [seen for seen in itertools.chain.from_iterable(epoch) if seen.key != END]

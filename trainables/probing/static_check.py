@@ -1,4 +1,4 @@
-"""Looks into a dataset for what does not survive being copied into loader workers. Nothing is called or imported."""
+"""Inspect a dataset for objects that do not survive being copied into loader workers. Nothing is called or imported."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from feedrate.trainables.probing.leftovers import Leftovers
 MAX_DEPTH = 5
 MAX_OBJECTS = 2000
 MAX_ITEMS = 32
-"""Items of a container that are looked at: file lists are long and all alike."""
+"""Number of items per container to inspect: lists of files are long, and their items are all of one kind."""
 
 OPEN_LATER = """def __getitem__(self, index):
     if self.file is None:  # None in __init__: opened by each worker for itself
@@ -59,7 +59,7 @@ _HANDLES = {
     "botocore": "an S3 client",
     "grpc": "a gRPC channel",
 }
-"""First part of a type's module -> what its instances are. By name: the libraries are the user's, not ours."""
+"""First part of a type's module -> what its instances are. Matched by name, because feedrate does not depend on these libraries."""
 _HARMLESS = ("ZipInfo", "TarInfo", "Row", "Empty", "Reference", "Retry", "Timeout", "Config")
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), np.ndarray, np.generic, type, types.ModuleType)
 _STREAMS = (sys.stdin, sys.stdout, sys.stderr)
@@ -67,7 +67,7 @@ _MADE_FOR_SHARING = (logging.Logger, logging.Handler, multiprocessing.managers.B
 
 
 def members(root: object) -> Iterator[tuple[str, Any]]:
-    """(path, object) of everything that an object holds: attributes and items, a bounded number, each once."""
+    """Yield (path, object) for everything that an object holds: attributes and items, each once, up to a limit."""
     seen = {id(root)}
     waiting: list[tuple[str, Any, int]] = [("", root, 0)]
     while waiting:
@@ -106,7 +106,7 @@ def _content(cell: Any) -> Any:
     try:
         return cell.cell_contents
     except ValueError:
-        return None  # not filled yet
+        return None  # the cell is empty so far
 
 
 def _is_leaf(value: Any) -> bool:
@@ -114,7 +114,7 @@ def _is_leaf(value: Any) -> bool:
 
 
 def owned_generators(dataset: object) -> dict[str, Any]:
-    """Path -> random generator that the dataset holds: torch does not reseed them in workers."""
+    """Return path -> random generator for each generator that the dataset holds; torch does not reseed these in workers."""
     return {
         path: value
         for path, value in members(dataset)
@@ -123,7 +123,7 @@ def owned_generators(dataset: object) -> dict[str, Any]:
 
 
 def generator_states(dataset: object) -> dict[str, str]:
-    """Path -> hash of a generator's state; the global ones, which torch seeds in workers, are named by their module."""
+    """Return path -> hash of a generator's state; the global generators, which torch seeds in workers, have their module's name."""
     return {
         path: hashlib.blake2b(repr(_state(generator)).encode(), digest_size=8).hexdigest()
         for path, generator in (_GLOBAL | owned_generators(dataset)).items()
@@ -151,7 +151,7 @@ def _flat(state: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def reseed_line(path: str, generator: Any) -> str:
-    """The line of a worker_init_fn that seeds this generator differently in every worker and epoch."""
+    """Return the line of a worker_init_fn that seeds this generator differently in every worker and epoch."""
     target = f"dataset.{path}"
     if isinstance(generator, torch.Generator):
         return f"{target}.manual_seed(torch.initial_seed())"
@@ -163,7 +163,7 @@ def reseed_line(path: str, generator: Any) -> str:
 
 
 def fork_unsafe(dataset: object) -> list[tuple[str, str]]:
-    """(path, what it is) of each member that workers must not share with the process that made it."""
+    """Return (path, description) of each member that workers must not share with the process that made it."""
     found = []
     for path, value in members(dataset):
         what = _unsafe(value)
@@ -200,11 +200,11 @@ def _has_descriptor(file: io.IOBase) -> bool:
 
 
 def static(found: Sequence[tuple[str, str]], left: Leftovers) -> Finding:
-    """Say whether the dataset holds what workers must not share with the process that made it.
+    """Report whether the dataset holds objects that workers must not share with the process that made it.
 
     Args:
-        found: what `fork_unsafe` gives.
-        left: the threads and open files that making the dataset left behind, whoever holds them.
+        found: the result of `fork_unsafe`.
+        left: the threads and open files that making the dataset left behind, whichever object holds them.
     """
     parts = [f"dataset.{path} is {kind}" for path, kind in found[:MAX_NAMED]]
     if len(found) > MAX_NAMED:
@@ -228,5 +228,5 @@ def static(found: Sequence[tuple[str, str]], left: Leftovers) -> Finding:
 
 
 def threads_in_words(left: Leftovers) -> str:
-    """The threads that making a dataset left behind, by name."""
+    """Return the names of the threads that making a dataset left behind, as a phrase."""
     return f"the thread{'s' * (len(left.threads) > 1)} {', '.join(left.threads[:MAX_NAMED])}"

@@ -1,4 +1,4 @@
-"""`Survey`: what a workload and its loader are, and what making them left behind, learnt in the process that made them."""
+"""`Survey`: facts about a workload and its loader, and what making them left behind, collected in the process that made them."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ from feedrate.trainables.workload import Workload, WorkloadError
 
 Make = Callable[[], Workload]
 SHORT_BATCH_SIZE = 32
-"""Of the short form, where nobody named one."""
+"""Batch size for the short form if the user named none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Survey:
-    """What a workload and its loader are. It can be pickled."""
+    """Facts about a workload and its loader. Picklable."""
 
     name: str
     unit: str
     is_short: bool
     notes: tuple[str, ...]
-    """What the workload's own check says."""
+    """Sentences from the workload's own check."""
     setting: LoaderConfig
-    """The loader's own."""
+    """The loader's own setting."""
     fixed: tuple[str, ...]
-    """Dimensions that the workload decides."""
+    """Dimensions that the workload fixes."""
     is_iterable: bool
     batch_size: int | None
     drop_last: bool
     epoch_samples: int | None
-    """As the sampler says, else the dataset."""
+    """The sampler's length, or else the dataset's."""
     dataset_samples: int | None
-    """len(dataset); None where it has none."""
+    """len(dataset); None if it has no length."""
     has_generator: bool
-    """The user's loader has a random generator of its own."""
+    """Whether the user's loader has its own random generator."""
     members: tuple[tuple[str, str], ...]
-    """(path, what it is) of each member of the dataset that workers must not share."""
+    """(path, description) of each member of the dataset that workers must not share."""
     owned: dict[str, str]
     """Path of each random generator of the dataset -> the line of a worker_init_fn that seeds it."""
     tells: tuple[str, ...]
-    """Who has a `set_epoch`, which a training loop may have to call (`probe.tells`)."""
+    """Which objects have a `set_epoch` that a training loop may have to call (see `probe.tells`)."""
     left: Leftovers
     made_s: float
-    """Time to make all of it."""
+    """Seconds to make workload and loader."""
 
 
 def make_parts(
@@ -64,7 +64,7 @@ def make_parts(
     Args:
         make: makes the workload.
         config: the loader's setting; None is the user's own.
-        has_generator: what the survey of the user's own loader says; None where this is the user's own.
+        has_generator: from the survey of the user's own loader; None if this is the user's own.
         checks: run the workload's own check.
 
     Raises:
@@ -76,7 +76,7 @@ def make_parts(
     workload = make()
     left = Leftovers.since(before)
     notes = tuple(workload.check()) if checks and workload.check is not None else ()
-    torch.set_num_threads(1)  # its threads would not survive a fork: a process that has them is of no use for looks
+    torch.set_num_threads(1)  # torch's threads would not survive a fork, and a process that has them could not be forked for looks
     before = Snapshot.now()
     loader, has_generator = _loader(workload, config, has_generator)
     left += Leftovers.since(before)
@@ -110,13 +110,13 @@ def make_parts(
 def _loader(
     workload: Workload, config: LoaderConfig | None, has_generator: bool | None
 ) -> tuple[DataLoader[Any], bool]:
-    """The loader, and whether the user's own one has a random generator.
+    """Make the loader; return it, and whether the user's own loader has a random generator.
 
     Raises:
         WorkloadError: there is no loader or no data.
     """
     if workload.is_short:
-        if length_of(workload.dataset) == 0:  # torch's own sampler is not made for it
+        if length_of(workload.dataset) == 0:  # torch's own sampler refuses an empty dataset
             raise _empty(workload)
         kwargs = (config or LoaderConfig(batch_size=SHORT_BATCH_SIZE)).to_kwargs()
         if "batch_sampler" in workload.loader_kwargs:
@@ -134,5 +134,5 @@ def _empty(workload: Workload) -> WorkloadError:
 
 
 def compared(setting: LoaderConfig, num_workers: int) -> LoaderConfig:
-    """The user's own setting with another number of workers: what is compared differs in its workers only."""
+    """Return the user's own setting with another number of workers, so that compared loaders differ only in their workers."""
     return replace(setting, num_workers=num_workers, pin_memory=False, persistent_workers=False)

@@ -1,1 +1,1 @@
-"""A clean process for a trial: `Template` and `Child` here, their other ends in template_main and child_main."""
+"""A clean process for each trial: the supervisor's side in `template` and `child`, the processes in template_main and child_main."""

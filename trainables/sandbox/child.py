@@ -1,7 +1,7 @@
-"""One child under way: its events, how long it may be silent, what it may take, its end.
+"""The supervisor's view of one child process: its events, how long it may be silent, how much memory it may use, its end.
 
-A child that took long to set up can be kept: it has the workload and its training step, and measures another setting of
-the same batch size with a new loader.
+If the set-up of a child took long, the child can be kept: with the same workload and training step, it then measures
+another setting of the same batch size with a new loader.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from feedrate.trainables.machine.memory_guard import PERIOD_S, MemoryGuard
 from feedrate.trainables.sandbox.channel import Channel
 
 SETUP_TIMEOUT_S = 300.0
-"""Longest silence before a trial's timed part: making the dataset and the model, first CUDA use."""
+"""Longest silence before a trial's timed part, which covers making dataset and model and the first use of CUDA."""
 GRACE_S = 20.0
-"""Silence allowed beyond max_trial_s while a trial is timed: the loader's timeout may pass, and the trial then looks for
-the reason."""
+"""Silence allowed beyond max_trial_s while a trial is timed: enough for the loader's timeout and for the trial to find out
+the reason afterwards."""
 RERUN_TIMEOUT_S = 10.0
 """Silence allowed while one sample is loaded again to find out why a batch failed."""
 TEARDOWN_TIMEOUT_S = 10.0
-"""Silence allowed when everything is measured: torch waits 5 s for a worker that does not end."""
+"""Silence allowed after the measurement: torch waits 5 s for a worker that does not end."""
 SILENT_S = 30.0
-"""A child that says nothing for so long is said to, and again as long as it does."""
+"""Report a silent child after this many seconds, and again at the same interval."""
 ANSWER_TIMEOUT_S = 5.0
-"""Time for a kept child to say its first word, which it has ready: a second where the host is taken."""
+"""Time for a kept child to send its first event, which it sends at once; it takes about a second if the host is busy."""
 STOP_TIMEOUT_S = 12.0
 """Time for a child that is to be kept to stop its loader's workers, one of which may be in the middle of a batch."""
 
 
 class Child:
-    """A process that was forked for a request, and may be kept for further ones.
+    """A process that was forked for a request, and may be kept for further requests.
 
     Args:
         channel: to the template that forked it.
-        events: our end of a socket: events come out of it, further requests and "stop" go in.
+        events: our end of a socket: we receive events from it and send further requests and "stop" to it.
         request: the first one.
-        max_s: how long the timed part may stay silent.
-        guard: watches its memory.
+        max_s: how long the timed part may be silent.
+        guard: watches the child's memory.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Child:
         self.columns: dict[str, Any] | None = None
 
     def again(self, request: dict[str, Any], max_s: float, guard: MemoryGuard) -> bool:
-        """Give a kept child another request; False when it has died meanwhile."""
+        """Give a kept child another request; return False if it has died."""
         self._begin(request, max_s, guard)
         try:
             self.socket.sendall(json.dumps(request).encode() + b"\n")
@@ -84,7 +84,7 @@ class Child:
             self.socket.settimeout(None)
 
     def stop(self) -> None:
-        """Let a child that can be kept end what it measures; `kept` says whether it did, in bounded time."""
+        """Let a child that can be kept end its measurement within a bounded time; then `kept` is True if it did."""
         if self.is_over or not self.request.get("keep") or self.columns is None:
             return
         deadline = time.monotonic() + STOP_TIMEOUT_S
@@ -142,7 +142,7 @@ class Child:
                     yield event
                     if self.is_over:
                         return
-                continue  # events first: the end of the child may be known before its last words are read
+                continue  # read events first: the template may report the end of the child before we have read its last events
             try:
                 message = self.channel.message(time.monotonic() + 5)
             except (OSError, EOFError):
@@ -158,13 +158,13 @@ class Child:
                 return
 
     def _learn(self, event: dict[str, Any]) -> None:
-        """What an event says about where the trial is, and how long it may be silent from here on."""
+        """Update the trial's phase from an event, and how long the trial may be silent from now on."""
         if event["event"] == "phase":
             self.phase = event["phase"]
         elif event["event"] == "progress":
             self.columns = event["columns"]
         if event["event"] == "waiting":
-            self.allowed_s = None  # waiting for the host's lock may take as long as another search
+            self.allowed_s = None  # the wait for the host's lock may last as long as another search
         elif self.phase in ("setup", "warm"):
             self.allowed_s = SETUP_TIMEOUT_S
         elif self.phase == "rerun":
@@ -173,13 +173,13 @@ class Child:
             self.allowed_s = TEARDOWN_TIMEOUT_S if self.phase == "teardown" else self.max_s + GRACE_S
 
     def _or_result(self, failure: dict[str, Any]) -> dict[str, Any]:
-        """What was measured, where the trial had only to end: how it ends does not change that."""
+        """Return the measurement if the trial only had to end: how it ends does not change the measurement."""
         if self.phase == "teardown" and self.columns is not None:
             return {"event": "result", "columns": self.columns}
         return failure
 
     def _hang(self) -> dict[str, Any]:
-        """Where the trial hangs, asked while it still does."""
+        """Return a failure that names where the trial hangs, which we ask while it still hangs."""
         found = stacks.read(self.channel.pids(), trainer=self.pid, path=self.channel.stacks_path)
         what = what_hangs(found, self.phase)
         if what == LOST and (why := dropped(self.channel.output(1 << 16))):
@@ -191,7 +191,7 @@ class Child:
     def _received(self) -> bytes:
         try:
             return self.socket.recv(1 << 16)
-        except ConnectionResetError:  # it died with something of ours unread
+        except ConnectionResetError:  # the child died without reading everything that we sent
             return b""
 
     def _split(self, data: bytes) -> Iterator[dict[str, Any]]:
@@ -201,9 +201,9 @@ class Child:
             yield json.loads(line)
 
     def end(self) -> bool:
-        """Let the child run its exit functions, kill it and all that came from it, and wait until it is gone.
+        """Let the child run its exit functions, kill it and every process that it started, and wait until it is gone.
 
-        Returns False where the template has died, and is to be closed.
+        Returns False if the template has died; the caller should then close the template.
         """
         self.socket.close()
         try:
@@ -212,7 +212,7 @@ class Child:
             members = self.channel.pids()
             self._let_leave(self.pid)
             sweep(self.channel.marker, group=self.pid, spare=self.channel.spare)
-            remove_batches(members)  # of workers that ended with the child, in the middle of a batch
+            remove_batches(members)  # batches of workers that ended with the child while they were writing one
             while not self.ended:
                 self.ended = "ended" in self.channel.message(time.monotonic() + 10)
         except (OSError, EOFError):
@@ -222,7 +222,7 @@ class Child:
         return True
 
     def _let_leave(self, pid: int) -> None:
-        """Wait EXIT_S for the child to end by itself; one that was not about to is asked to by SIGTERM."""
+        """Wait EXIT_S for the child to end by itself; if it was not about to end, send it SIGTERM first."""
         with contextlib.suppress(ProcessLookupError):
             if not self.is_over and not self.ended:
                 os.kill(pid, signal.SIGTERM)
@@ -233,7 +233,7 @@ class Child:
 
 
 def how_ended(code: int, when: str) -> str:
-    """A sentence about a process that ended without a word; `code` as subprocess gives it."""
+    """Return a message about a process that ended without an event; `code` as in subprocess (negative: a signal)."""
     if code < 0:
         return f"the training process was killed by {signal.Signals(-code).name} {when}"
     return f"the training process ended by itself (exit status {code}) {when}: look for os._exit in the workload"
@@ -244,6 +244,6 @@ def _deadline(allowed_s: float | None) -> float:
 
 
 def failure_event(kind: str, phase: str, message: str, stacks: str | None = None) -> dict[str, Any]:
-    """The event of a failure that is known outside of the child."""
+    """Return the event of a failure that was found outside of the child."""
     failure = Failure(kind=kind, phase=phase, message=message, stacks=stacks)
     return {"event": "failure", "usage": False, **failure.columns()}

@@ -1,9 +1,9 @@
-"""What a trial's child process does: a request in, events out, then the end of the process, or another request.
+"""What a trial's child process does: it receives a request, sends events, then ends or receives another request.
 
 Events are JSON lines on a socket: {"event": "phase" | "waiting" | "progress" | "doing" | "result" | "failure" | "described" | "rerun",
-...}; the supervisor adds "silent" where a child sends nothing for long. The last one is result, failure, described or rerun, or
-stopped where the supervisor asked for that. Runs on the main thread of a process forked from the clean template, so torch
-names the signals that kill loader workers.
+...}; the supervisor adds "silent" if a child sends nothing for a long time. The last event is result, failure, described or
+rerun, or stopped if the supervisor asked the child to stop. All this runs on the main thread of a process that was forked from
+the clean template, so that torch can name the signals that kill loader workers.
 """
 
 from __future__ import annotations
@@ -53,26 +53,26 @@ T = TypeVar("T")
 
 
 KEEP_SETUP_S = 5.0
-"""A child whose set-up takes this long can serve further requests, which need its training step."""
+"""Seconds of set-up from which a child is kept for further requests with the same training step."""
 KEEP_VARIABLE = "FEEDRATE_KEEP_SETUP_S"
-"""Environment variable: another number of seconds."""
+"""Environment variable that sets another number of seconds."""
 SLOW_BATCH_S = 0.5
-"""A worker that takes this long for a batch is not waited for when its trial ends, but killed: that is up to 5 s, and of no use."""
+"""Seconds per batch from which a worker is killed when its trial ends. Waiting for it would take up to 5 s, and is of no use."""
 
 
 @dataclass
 class Kept:
-    """What a child has from one request to the next."""
+    """What a child keeps from one request to the next."""
 
     workload: Workload | None = None
     cached: CachedBatch | None = None
-    """Of the batch size that the steps are for: a kept child measures one batch size only."""
+    """Its batch size is that of the steps: a kept child measures only one batch size."""
     steps: dict[int | None, Step] = field(default_factory=dict)
     setup_s: float = 0.0
 
 
 def run_request(request: dict[str, Any], descriptor: int) -> None:
-    """Serve a request, and those that follow it while the child is kept: events out, requests in. Never raises."""
+    """Serve a request, and further requests while the child is kept. Write events to `descriptor`, read requests from it. Never raises."""
     kept = Kept()
     while _serve(request, descriptor, kept):
         line = _read_line(descriptor)
@@ -82,7 +82,7 @@ def run_request(request: dict[str, Any], descriptor: int) -> None:
 
 
 def _serve(request: dict[str, Any], descriptor: int, kept: Kept) -> bool:
-    """Serve one request; whether this child may serve another one."""
+    """Serve one request; return whether this child may serve another one."""
 
     def send(event: dict[str, Any]) -> None:
         data = json.dumps(event).encode() + b"\n"
@@ -96,20 +96,20 @@ def _serve(request: dict[str, Any], descriptor: int, kept: Kept) -> bool:
         phase = event.get("phase", phase) if event["event"] == "phase" else phase
         send(event)
 
-    warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores is what we try
+    warnings.filterwarnings("ignore", message="This DataLoader will create")  # feedrate tries more workers than cores on purpose
     try:
         if request["op"] == "measure":
             return _measure(request, on_event, kept, lambda: _told_to_stop(descriptor))
         {"describe": _describe, "check": _check, "rerun": _rerun}[request["op"]](request, on_event)
     except (UnknownWorkload, WorkloadError) as error:
         send({"event": "failure", "usage": True, "raised": isinstance(error, WorkloadRaised), **_usage(str(error), phase)})
-    except BaseException as error:  # user code may raise anything, SystemExit too
+    except BaseException as error:  # user code may raise anything, even SystemExit
         _report(error, phase, request, send)
     return False
 
 
 def _read_line(descriptor: int) -> bytes:
-    """The next line that is no "stop" for what has ended already; empty at the end."""
+    """Return the next line that is not a "stop" for a measurement that has already ended; empty at the end of input."""
     line = b""
     while not line.endswith(b"\n") or line == b"stop\n":
         line = b"" if line == b"stop\n" else line
@@ -125,7 +125,7 @@ def _told_to_stop(descriptor: int) -> bool:
 
 
 def _report(error: BaseException, phase: str, request: dict[str, Any], send: Send) -> None:
-    """Send the failure, and remove what dead loader workers left in /dev/shm: who ends the trial does not know them."""
+    """Send the failure, and remove what dead loader workers left in /dev/shm: the supervisor does not know these workers."""
     ignore_ended_workers()
     failure = classify(error, phase, request.get("config", {}).get("batch_size"))
     remove_batches(pid for pid, _ in ended_workers())
@@ -139,7 +139,7 @@ def _usage(message: str, phase: str) -> dict[str, Any]:
 
 
 def _measure(request: dict[str, Any], send: Send, kept: Kept, told_to_stop: Callable[[], bool]) -> bool:
-    """Measure one setting; whether the child is kept. The host lock is held until this trial's last process is gone."""
+    """Measure one setting; return whether the child is kept. The host lock is held until this trial's last process has ended."""
     lock = _host_lock(request, send)
     looked_at = os.sched_getaffinity(0) if request.get("gpus") else None
     wait_until_quiet(request.get("wait_s", 0.0), lambda why: send({"event": "waiting", "why": why}), looked_at)
@@ -147,7 +147,7 @@ def _measure(request: dict[str, Any], send: Send, kept: Kept, told_to_stop: Call
     send({"event": "phase", "phase": "setup"})
     config, options = LoaderConfig.from_dict(request["config"]), MeasureOptions(**request["options"])
     foreign_gpu = None
-    if kept.workload is None:  # a kept child has used the GPU itself a moment ago
+    if kept.workload is None:  # a kept child used the GPU itself a moment ago
         foreign_gpu = gpu_busy_fraction()
         ref = WorkloadRef(**request["workload"])
         kept.cached = read_apart(lambda: load(ref), config, seed=options.seed, path=_batch_path(ref, config))
@@ -167,7 +167,7 @@ def _measure(request: dict[str, Any], send: Send, kept: Kept, told_to_stop: Call
         return not may_be_kept and _ends_slowly(config, measurement)
 
     def end_at_once(event: dict[str, Any]) -> None:
-        """Send the final event and end this process with its workers; the host's lock goes with the last of them."""
+        """Send the final event, then end this process and its workers. The last of them to end releases the host's lock."""
         send(event | {"kept": False})
         leave()
 
@@ -183,7 +183,7 @@ def _measure(request: dict[str, Any], send: Send, kept: Kept, told_to_stop: Call
                 break
         measurements.close()  # type: ignore[attr-defined]
     except Exception:
-        if phase != "teardown":  # a worker that crashes while it is stopped does not change what was measured
+        if phase != "teardown":  # a worker that crashes while it is being stopped does not change the measurement
             raise
         request["keep"] = False
     assert measurement is not None  # measure() yields at least once or raises
@@ -196,13 +196,13 @@ def _measure(request: dict[str, Any], send: Send, kept: Kept, told_to_stop: Call
 
 
 def _batch_path(ref: WorkloadRef, config: LoaderConfig) -> Path:
-    """Where the cached batch of a workload and batch size is kept for later trials, as long as the template lives."""
+    """Return the file in which the cached batch is kept for later trials of this workload and batch size, while the template lives."""
     key = json.dumps([ref.to_json(), config.batch_size], sort_keys=True, default=str)
     return Path(multiprocessing.util.get_temp_dir()) / f"batch-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
 def _host_lock(request: dict[str, Any], send: Send) -> HostLock:
-    """Take the host's lock; where another user keeps it for too long, go on without it and say so (`without_lock`)."""
+    """Take the host's lock. If another user holds it for too long, go on without it and report that (`without_lock`)."""
     command = request.get("command") or f"a trial of {request['workload']['target']}"
     lock = HostLock(request.get("gpus", ()), command=command, others_wait_s=request.get("lock_wait_s", OTHERS_WAIT_S))
     if why := lock.acquire(lambda text: send({"event": "waiting", "why": text})):
@@ -211,9 +211,9 @@ def _host_lock(request: dict[str, Any], send: Send) -> HostLock:
 
 
 def _ends_slowly(config: LoaderConfig, measurement: Measurement) -> bool:
-    """Whether its workers are in the middle of batches that take SLOW_BATCH_S or more."""
+    """Whether the trial's workers are in the middle of batches that take SLOW_BATCH_S or longer."""
     windows = measurement.windows
-    if not len(windows):  # nothing was read that could be cold
+    if not len(windows):  # there was no measurement, because nothing was read that could be cold
         return False
     return config.num_workers * sum(windows.window_duration_s) / sum(windows.window_num_batches) >= SLOW_BATCH_S
 
@@ -225,7 +225,7 @@ def _keep_setup_s() -> float:
 def _can_be_kept(config: LoaderConfig, kept: Kept) -> bool:
     """Whether making the step again would take long, and nothing of the measured setting is left in this process.
 
-    With 0 workers the dataset itself was used here, and may have changed; forked workers would inherit that.
+    With 0 workers, this process used the dataset itself and may have changed it; later workers would inherit the changes by fork.
     """
     if kept.setup_s < _keep_setup_s() or config.num_workers == 0 or config.to_process():
         return False
@@ -234,7 +234,7 @@ def _can_be_kept(config: LoaderConfig, kept: Kept) -> bool:
 
 
 def _describe(request: dict[str, Any], send: Send) -> None:
-    """Say what the workload is, without training: its baseline, its size, what its data check found."""
+    """Report the workload without training it: its baseline, its size, the findings of its data check."""
     send({"event": "phase", "phase": "setup"})
     described = describe(lambda: _load(WorkloadRef(**request["workload"])))
     send({"event": "described", **described, "facts": host_facts() | {"num_gpus": num_accelerators()}})
@@ -242,7 +242,7 @@ def _describe(request: dict[str, Any], send: Send) -> None:
 
 def _rerun(request: dict[str, Any], send: Send) -> None:
     """Load failed batches again, without workers, as the first thing that this fresh process does."""
-    _host_lock(request, send)  # given back with the end of this process
+    _host_lock(request, send)  # released when this process ends
     send({"event": "phase", "phase": "setup"})
     doubt = Doubt(**request["doubt"])
     workload = load(WorkloadRef(**request["workload"]))
@@ -253,7 +253,7 @@ def _rerun(request: dict[str, Any], send: Send) -> None:
 
 
 def _check(request: dict[str, Any], send: Send) -> None:
-    """Say whether changing the loader changes the data."""
+    """Report whether changing the loader changes the data."""
     send({"event": "phase", "phase": "setup"})
     make = lambda: _load(WorkloadRef(**request["workload"]))  # noqa: E731
     report = check(make, **request["options"], on_step=lambda name: send({"event": "step", "name": name}))
@@ -261,10 +261,10 @@ def _check(request: dict[str, Any], send: Send) -> None:
 
 
 def _load(ref: WorkloadRef) -> Workload:
-    """The workload.
+    """Make the workload.
 
     Raises:
-        UnknownWorkload, WorkloadError: it cannot be made; the user's traceback is in the message.
+        UnknownWorkload, WorkloadError: it cannot be made; the message contains the user's traceback.
     """
     place, _, name = ref.target.rpartition(":")
     doing = f"{place or name} cannot be imported"
@@ -280,7 +280,7 @@ def _load(ref: WorkloadRef) -> Workload:
 
 
 def host_facts(allocated: int | None = None) -> dict[str, Any]:
-    """Columns that tell where a trial ran; `allocated` is the number of CPUs that Ray reserved for it."""
+    """Return the columns that describe where a trial ran; `allocated` is the number of CPUs that Ray reserved for it."""
     device = pick_device()
     num_cpus, source = host.cpu_budget(allocated)
     return {

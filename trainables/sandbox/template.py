@@ -1,7 +1,7 @@
-"""The thin supervisor: keeps a clean template process, runs requests in children of it, and leaves nothing behind.
+"""The supervisor's side of a template process: it runs each request in a child of the template and leaves no process behind.
 
-Used by the Ray actor and by the commands that need no Ray. Whoever dies first, the others end: the template watches
-its socket, the child dies with the template, and what escaped is found by the marker in its environment.
+The Ray actor uses it, and the commands that need no Ray. Whichever process dies first, the others end too: the template watches
+its socket, the child dies with the template, and processes that escaped are found by the marker in their environment.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from feedrate.trainables.sandbox.channel import Channel
 from feedrate.trainables.sandbox.child import SETUP_TIMEOUT_S, Child, failure_event, how_ended
 
 RERUN_S = 20.0
-"""Time for loading failed batches again, once their dataset is made."""
+"""Time for loading failed batches again, counted from when their dataset has been made."""
 _MADE_AGAIN = (("user-code", "setup"), ("user-code", "loader"))
-"""Kind and phase of failures after which a kept child, which makes its loader a second time, is no witness."""
+"""Kind and phase of failures that count only in a fresh child: a kept child makes its loader a second time, which may itself fail."""
 
 
 class Template:
-    """A template process for one workload; started on first use, and again after it died.
+    """A template process for one workload. It starts on first use, and again after it died.
 
     Args:
         ref: the workload.
-        cpus: CPUs the trials may run on; None leaves the affinity alone.
+        cpus: CPUs on which the trials may run; None leaves the affinity as it is.
         threads: torch's intra-op threads; None leaves torch's own choice.
-        environment: variables to set, or with None to remove, for trials.
-        show_output: let the workload's output through to our stderr; otherwise its tail goes into failures.
+        environment: variables to set for trials, or to remove if the value is None.
+        show_output: whether the workload's output goes to our stderr; otherwise failures quote its last lines.
     """
 
     def __init__(
@@ -67,20 +67,20 @@ class Template:
         self._temp: str | None = None
         self._kept: Child | None = None
         self.lock_wait_s = OTHERS_WAIT_S
-        """How long trials wait for a lock of the host that another user holds."""
+        """How long trials wait if another user holds the host's lock."""
 
     def run(self, request: dict[str, Any], *, max_s: float = SETUP_TIMEOUT_S) -> Iterator[dict[str, Any]]:
-        """Run one request in a child and yield its events (see child_main.py), the last one always an end.
+        """Run one request in a child and yield its events (see child_main.py); the last event always ends the request.
 
-        The child is fresh, unless this request and the last one said "keep" and need the same step, which took long to
-        make.
+        The child is fresh, unless this request and the previous one have "keep" set and need the same training step, and making
+        the step took long.
 
-        Closing the generator ends the child and everything it started. A child that dies, hangs or takes its
-        template with it ends in a failure event too.
+        Closing the generator ends the child and everything it started. If a child dies, hangs, or ends the template with itself,
+        the last event is a failure too.
 
         Args:
-            request: {"op": "measure" | "describe", ...}; the workload is added.
-            max_s: how long the timed part may stay silent.
+            request: {"op": "measure" | "describe", ...}; `run` adds the workload.
+            max_s: how long the timed part may be silent.
         """
         try:
             self._start()
@@ -104,7 +104,7 @@ class Template:
             child = None
         if child is not None:
             failure = yield from self._until_failure(child)
-            # what a process can make only once cannot fail a setting: a fresh one tries again
+            # if user code can do something only once per process, the setting is not to blame: a fresh child tries again
             if failure is None:
                 return
             if (failure["failure_kind"], failure["failure_phase"]) not in _MADE_AGAIN:
@@ -121,13 +121,13 @@ class Template:
             yield self._without_doubt(request, failure, guard)
 
     def _until_failure(self, child: Child) -> Generator[dict[str, Any], None, dict[str, Any] | None]:
-        """Yield a child's events, end it or keep it, and return its failure, which is not yielded."""
+        """Yield a child's events, then end or keep the child. Return its failure instead of yielding it."""
         try:
             for event in child.events():
                 if event["event"] == "failure":
                     return event
                 if event.get("without_lock"):
-                    self.lock_wait_s = 0.0  # the next trial is not to wait for the same user again
+                    self.lock_wait_s = 0.0  # so that the next trial does not wait for the same user again
                 yield event
         finally:
             child.stop()
@@ -138,7 +138,7 @@ class Template:
         return None
 
     def _without_doubt(self, request: dict[str, Any], failure: dict[str, Any], guard: MemoryGuard) -> dict[str, Any]:
-        """The failure with its whole sentence: what the trial could not know, a fresh child finds out without workers."""
+        """Complete the failure's message: a fresh child loads the batch without workers to find out what the trial could not know."""
         asked = failure.pop("doubt", None)
         if asked is None or self._process is None:  # the template died with the trial
             return failure
@@ -164,7 +164,7 @@ class Template:
         return {**failure, **settle(Failure.from_columns(failure), doubt, again).columns()}
 
     def _fork(self, request: dict[str, Any], max_s: float, guard: MemoryGuard) -> Child | None:
-        """A fresh child; None when the template has died."""
+        """Start a fresh child; return None if the template has died."""
         self._end_kept()
         ours, theirs = socket.socketpair()
         with theirs:
@@ -176,7 +176,7 @@ class Template:
         return Child(self._channel, ours, request, max_s, guard)
 
     def _kept_for(self, request: dict[str, Any]) -> Child | None:
-        """The child that was kept, where it has what this request needs."""
+        """Return the kept child if it has what this request needs; otherwise end it."""
         child, self._kept = self._kept, None
         if child is None:
             return None
@@ -199,7 +199,7 @@ class Template:
         self._end_kept()
         if self._process is None:
             return
-        self._channel.control.close()  # at which the template ends its children, runs its exit functions and ends
+        self._channel.control.close()  # the template then ends its children, runs its exit functions and ends
         try:
             self._process.wait(2 * EXIT_S)
         except subprocess.TimeoutExpired:
@@ -217,7 +217,7 @@ class Template:
             return
         self.close()
         self._channel = channel = Channel(show_output=self._show_output)
-        # Ray's token opens the cluster to whoever has it: user code does not need it
+        # whoever has Ray's token can use the cluster, and user code does not need it
         environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")}
         for key, value in self._environment.items():
             environment.pop(key, None)
@@ -228,7 +228,7 @@ class Template:
         output = None if self._show_output else channel.log
         with channel.theirs as theirs:
             self._process = subprocess.Popen(
-                # -P: a folder named feedrate where the user works, perhaps a clone of ours, is not imported instead
+                # -P: Python must not import a folder named feedrate in the user's working directory, such as a clone of the project
                 [sys.executable, "-P", "-m", "feedrate.trainables.sandbox.template_main", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 env=environment,
@@ -236,7 +236,7 @@ class Template:
                 stdout=2 if output is None else output,  # a notebook's sys.stderr has no descriptor
                 stderr=output,
                 cwd=self.ref.cwd if self.ref.cwd and os.path.isdir(self.ref.cwd) else None,
-                start_new_session=True,  # Ctrl-C in the terminal is for the driver alone
+                start_new_session=True,  # so that Ctrl-C in the terminal reaches only the driver
             )
         self._temp = os.path.join(tempfile.gettempdir(), f"feedrate-{channel.marker[:12]}")
         channel.control.sendall(json.dumps(self._hello | {"temp": self._temp}).encode() + b"\n")
@@ -244,7 +244,7 @@ class Template:
         channel.spare, self.clean = {os.getpid(), *ready["spare"]}, ready["clean"]
 
     def _not_started(self, error: Exception) -> dict[str, Any]:
-        """Why there is no template: it imports torch and the workload's module."""
+        """Return the failure of a template that did not start. Starting it imports torch and the workload's module."""
         if isinstance(error, TimeoutError):
             message = f"importing the workload's module took more than {SETUP_TIMEOUT_S:.0f} s"
             pid = self._process.pid if self._process is not None else 0
@@ -259,7 +259,7 @@ class Template:
 
 
 def _failed_again(event: dict[str, Any], doing: str) -> Reloaded:
-    """What became of a rerun that ended without a word of its own."""
+    """Return the outcome of a rerun whose process ended without reporting one."""
     if event["failure_phase"] != "rerun":
         return Reloaded("unmade", error=event["failure_message"])
     if event["failure_kind"] == "hang":
@@ -269,7 +269,7 @@ def _failed_again(event: dict[str, Any], doing: str) -> Reloaded:
 
 
 def needs(request: dict[str, Any]) -> tuple[Any, ...]:
-    """What a child must have been asked for to serve this request too: the same training step."""
+    """Return what a child must have in common with this request to serve it: everything on which the training step depends."""
     config, options = request.get("config", {}), request.get("options", {})
     placed = (config.get("sharing_strategy"), config.get("trainer_cpus"))
     step = [options.get(name) for name in ("amp", "compile", "device", "loader_only", "cold")]

@@ -1,11 +1,11 @@
-"""The clean template process: imports torch and the user's module once, then forks a child for every request.
+"""The clean template process: it imports torch and the user's module once, then forks a child for every request.
 
-A forked child runs user code 30 ms after it was asked for, where a new interpreter pays seconds for `import torch`
-(RAY_OPTUNA.md 8). Started by `feedrate.trainables.sandbox.template` as `python -P -m feedrate.trainables.sandbox.template_main FD`, where FD
-is one end of a socket pair: requests come in with the pipe for their events, {"started": pid} and {"ended": wait
-status} go out. When the other end closes, however its owner died, the template ends every child and then itself.
+A forked child runs user code 30 ms after the request; a new interpreter would first spend seconds on `import torch`.
+`feedrate.trainables.sandbox.template` starts it as `python -P -m feedrate.trainables.sandbox.template_main FD`. FD is one end
+of a socket pair. The template receives requests, each with a socket for their events, and sends {"started": pid} and
+{"ended": wait status}. When the other end closes, however its owner died, the template ends every child and then itself.
 
-Top-level imports stay light: a spawned loader worker imports this module again as its `__main__`.
+Top-level imports are few and fast, because a spawned loader worker imports this module again as its `__main__`.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from feedrate.trainables.isolation.leaving import EXIT_S, forget_inherited_exits
 from feedrate.trainables.isolation.sweeping import MARKER, marked, sweep
 
 TERMINATING = (signal.SIGTERM, signal.SIGHUP)
-"""Signals that the template ignores: it ends with its owner. systemd and Slurm send SIGTERM to every process, and a template
-that died of it would leave its folder behind."""
+"""Signals that the template ignores, because it ends with its owner. systemd and Slurm send SIGTERM to every process; if it
+killed the template, the template's folder would stay behind."""
 _PR_SET_PDEATHSIG = 1
 
 
 def main(argv: list[str]) -> None:
-    """Serve requests until the control socket closes; `--once` serves one without forking."""
+    """Serve requests until the control socket closes; with `--once`, serve one request without forking."""
     stacks.install()
     control = socket.socket(fileno=int(argv[0]))
     hello = json.loads(_receive_line(control))
@@ -48,13 +48,13 @@ def main(argv: list[str]) -> None:
     if once:
         _run_once(control, hello)
         return
-    resource_tracker.ensure_running()  # here, so that it outlives killed children and unlinks their semaphores
+    resource_tracker.ensure_running()  # started here, so that it outlives killed children and unlinks their semaphores
     before = _end_with_owner(control, hello)
     clean = _num_threads() <= before.num_threads and not _accelerator_touched() and not positioned_files() - before.files
     for number in TERMINATING:
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, signal.SIG_IGN)
-    os.mkdir(hello["temp"], 0o700)  # by a name that the owner chose: it can remove the folder whenever it is interrupted
+    os.mkdir(hello["temp"], 0o700)  # the owner chose the name, so it can remove the folder whenever it is interrupted
     _use_folder(hello["temp"])
     spare = {os.getpid(), *marked(os.environ[MARKER])}
     ready = {"ready": True, "clean": clean, "spare": sorted(spare)}
@@ -68,13 +68,13 @@ def main(argv: list[str]) -> None:
 
 
 def _run_once(control: socket.socket, hello: dict[str, Any]) -> None:
-    """Serve one request in this process, which was executed for it."""
+    """Serve one request in this process, which was started for it as a new interpreter."""
     _use_folder(hello["temp"])
     control.sendall(b"{}\n")
     line, descriptors = _receive_request(control)
     if not line:
         return
-    resource_tracker.ensure_running()  # still in the template's process group, which is not killed
+    resource_tracker.ensure_running()  # while this process is still in the template's process group, which is not killed
     _become_child(os.getppid(), hello)
     control.sendall(b"{}\n")
     from feedrate.trainables.sandbox.child_main import run_request
@@ -84,18 +84,18 @@ def _run_once(control: socket.socket, hello: dict[str, Any]) -> None:
 
 
 def _use_folder(path: str) -> None:
-    """Let loader workers, however they start, put their sockets into one folder: a killed one leaves its own behind."""
+    """Let loader workers, however they start, create their sockets in one folder, because a killed worker leaves its socket behind."""
     multiprocessing.current_process()._config["tempdir"] = path  # type: ignore[attr-defined]
 
 
 def _last_sweep(hello: dict[str, Any], group: int | None = None) -> None:
-    """End everything but this process, when there is nobody else to do it."""
+    """End every process with the marker except this one, and remove the folder: the owner, which normally does this, is gone."""
     sweep(os.environ[MARKER], group=group, spare={os.getpid()}, helpers_s=0)
     shutil.rmtree(hello["temp"], ignore_errors=True)
 
 
 def _serve(control: socket.socket, request: dict[str, Any], pipe: int, hello: dict[str, Any], clean: bool) -> None:
-    """Start a child, wait until it ends or the supervisor is gone, report how it ended."""
+    """Start a child, wait until it ends or the supervisor is gone, and report how the child ended."""
     pid = _fork(control, request, pipe, hello) if clean else _spawn(request, pipe, hello)
     os.close(pipe)
     watch = os.pidfd_open(pid)
@@ -117,7 +117,7 @@ def _serve(control: socket.socket, request: dict[str, Any], pipe: int, hello: di
 
 
 def _tell(control: socket.socket, message: dict[str, Any], hello: dict[str, Any], pid: int, watch: int) -> None:
-    """Send a message; where the owner died meanwhile, end everything as if its end had been noticed first."""
+    """Send a message; if the owner has died, end everything."""
     try:
         control.sendall(json.dumps(message).encode() + b"\n")
     except (BrokenPipeError, ConnectionResetError):
@@ -125,7 +125,7 @@ def _tell(control: socket.socket, message: dict[str, Any], hello: dict[str, Any]
 
 
 def _end_without_owner(hello: dict[str, Any], pid: int, watch: int) -> NoReturn:
-    """Let the child run its exit functions, end everything that came from this process, and then itself."""
+    """Let the child run its exit functions, end every process that came from this one, then end this process."""
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(watch, signal.SIGTERM)
     select.select([watch], [], [], EXIT_S)
@@ -148,12 +148,12 @@ def _fork(control: socket.socket, request: dict[str, Any], pipe: int, hello: dic
             run_request(request, pipe)
         finally:
             leave()
-    os.setpgid(pid, pid)  # both sides set it, so that neither can be too late
+    os.setpgid(pid, pid)  # parent and child both set it, so that it is set in time whichever runs first
     return pid
 
 
 def _spawn(request: dict[str, Any], pipe: int, hello: dict[str, Any]) -> int:
-    """A new interpreter for one request: importing the user's module left threads, CUDA state or open files behind."""
+    """Start a new interpreter for one request, because importing the user's module left threads, CUDA state or open files behind."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         child = subprocess.Popen(
@@ -162,15 +162,15 @@ def _spawn(request: dict[str, Any], pipe: int, hello: dict[str, Any]) -> int:
         )
         theirs.close()
         ours.sendall(json.dumps(hello).encode() + b"\n")
-        _receive_line(ours)  # it has started
+        _receive_line(ours)  # the new interpreter has started
         socket.send_fds(ours, [json.dumps(request).encode() + b"\n"], [pipe])
-        _receive_line(ours)  # it leads its own process group
-    child.returncode = 0  # waited for by pid
+        _receive_line(ours)  # it now leads its own process group
+    child.returncode = 0  # because the template waits for this process by its pid
     return child.pid
 
 
 def _become_child(parent: int, hello: dict[str, Any]) -> None:
-    """Its own process group, ended with its template, plain signal handling, the user's folder and threads."""
+    """Give this process its own process group, let it die with its template, and reset signals and torch's threads."""
     if os.getpgrp() != os.getpid():
         os.setpgid(0, 0)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -188,16 +188,16 @@ def _become_child(parent: int, hello: dict[str, Any]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Before:
-    """What this process had before the user's module was imported."""
+    """What this process had before it imported the user's module."""
 
     num_threads: int
     files: set[str]
 
 
 def _end_with_owner(control: socket.socket, hello: dict[str, Any]) -> _Before:
-    """Import everything, ended by SIGIO if the owner dies meanwhile: an import may take minutes, or forever.
+    """Import everything; SIGIO ends this process if the owner dies meanwhile, because an import may take minutes, or forever.
 
-    Nothing is sent to the template before it is ready, so the only event on the socket is its end.
+    The owner sends nothing to the template before it is ready, so the only event on the socket is that the owner has closed it.
     """
     flags = fcntl.fcntl(control, fcntl.F_GETFL)
     fcntl.fcntl(control, fcntl.F_SETOWN, os.getpid())
@@ -213,22 +213,22 @@ def _end_with_owner(control: socket.socket, hello: dict[str, Any]) -> _Before:
 
 
 def _import_everything(hello: dict[str, Any]) -> _Before:
-    """Import torch, our child and the user's module; return what there was before the user's module."""
-    import torch._dynamo  # the first optimizer of a process imports it, which takes a second  # noqa: F401
+    """Import torch, child_main and the user's module; return the state of the process before the user's module."""
+    import torch._dynamo  # the first optimizer in a process imports it, which takes a second  # noqa: F401
 
     import feedrate.trainables.sandbox.child_main  # noqa: F401
     from feedrate.trainables.resolve import WorkloadRef, preload
 
     before = _Before(_num_threads(), positioned_files())
-    with contextlib.suppress(BaseException):  # the child imports again and reports it with the user's traceback
+    with contextlib.suppress(BaseException):  # the child imports the module again and reports the error with the user's traceback
         preload(WorkloadRef(**hello["workload"]))
     return before
 
 
 def positioned_files() -> set[str]:
-    """What this process has open that forked processes would read from one shared position: files, sockets; no log files.
+    """Return the open files and sockets of this process whose position forked processes would share, without log files.
 
-    Each is given as "descriptor target", as /proc names it.
+    Each is given as "descriptor target", as in /proc.
     """
     found = set()
     for number in os.listdir("/proc/self/fd"):
@@ -250,7 +250,7 @@ def _accelerator_touched() -> bool:
 
 
 def _receive_line(control: socket.socket) -> bytes:
-    """Bytes up to a newline, read one at a time: what follows may carry a file descriptor."""
+    """Return the bytes up to a newline, read one at a time, because later bytes may come with a file descriptor."""
     line = b""
     while not line.endswith(b"\n"):
         byte = control.recv(1)
@@ -267,7 +267,7 @@ def _receive_request(control: socket.socket) -> tuple[bytes, list[int]]:
     return data + _receive_line(control), list(descriptors)
 
 
-if __name__ == "__mp_main__":  # a loader worker that was spawned: whatever it does next, it can be asked where it is
+if __name__ == "__mp_main__":  # a spawned loader worker: from now on it can report what it is executing
     stacks.install()
 if __name__ == "__main__":
     main(sys.argv[1:])
