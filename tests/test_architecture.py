@@ -3,10 +3,12 @@
 import ast
 import re
 import subprocess
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import pytest
 from test_fences import FLOORS, PARTS, ROOT, graph, room_of
+
+from feedrate.trainables.failure import KINDS
 
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 GUIDES = (ROOT / "CONTRIBUTING.md", ARCHITECTURE)
@@ -16,7 +18,7 @@ SECTIONS = [
 ABSENT = re.compile(r"\b(?:DESIGN|MEASURING|RAY_OPTUNA|SCRIPTS|PEERS|STYLE|STYLE_ENGLISH|HOUSE|PACKAGING)\.md\b")
 """Notes of the authors that are not in the repository."""
 CITING = ("*.py", "*.md", "*.toml", "*.yaml", "*.sh", "Makefile")
-PATH = re.compile(r"(?<![\w./-])((?:search|trainables|analysis|tests|benchmarks|docs|deploy|\.ci)/[\w./-]*)(?:::(\w+))?|`([\w-]+\.(?:md|toml|txt|yaml|py)|Makefile)`")
+PATH = re.compile(r"(?<![\w./-])((?:search|trainables|analysis|tests|benchmarks|docs|deploy|\.ci)/[\w./-]*)(?:::(\w+))?|`((?!_)[\w-]+\.(?:md|toml|txt|yaml|py)|Makefile)`")
 """A path from the top of the repository, perhaps with a name that the file defines (`path::name`), or a file at the top."""
 
 
@@ -85,6 +87,12 @@ def test_every_path_in_the_guides_exists(guide):
     text = guide.read_text()
     assert PATH.search(text)
     assert missing(text) == []
+
+
+def test_every_failure_kind_is_explained():
+    """docs/failures.md has a row for each, which says what to do."""
+    rows = re.findall(r"^\| ([a-z, -]+) \|", (ROOT / "docs" / "failures.md").read_text(), re.MULTILINE)
+    assert sorted(kind for row in rows for kind in row.split(", ")) == sorted(KINDS)
 
 
 def test_the_readme_links_to_both_guides():

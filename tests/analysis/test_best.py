@@ -23,7 +23,7 @@ DATASET = list(range(100))
 
 
 def test_the_schema_in_the_package_describes_the_example() -> None:
-    """The JSON Schema is one, and the example of the design passes it."""
+    """The file is a valid JSON Schema, and the example answer fits it."""
     jsonschema.Draft202012Validator.check_schema(best_schema())
     jsonschema.validate(EXAMPLE_BEST, best_schema(), jsonschema.Draft202012Validator)
     assert best_schema()["properties"]["schema"]["const"] == BEST_SCHEMA
