@@ -28,7 +28,7 @@ def test_every_format_is_written_and_read_back(tmp_path: Path) -> None:
 
 
 def test_an_empty_run_is_exported_too(tmp_path: Path) -> None:
-    """Every column, no row, and a report that says so."""
+    """An empty run has every column and no row, and the report mentions it."""
     run = load_run(write_run(tmp_path / "run", []))
     csv, parquet, report = export_tables(run, tmp_path, list(FORMATS))
     assert csv.read_text().startswith("schema,study,number,")

@@ -155,7 +155,7 @@ def test_a_record_without_its_setting_is_skipped(tmp_path: Path, value: object) 
     ],
 )
 def test_senseless_windows_give_no_rate(tmp_path: Path, windows: dict[str, Any]) -> None:
-    """The trial keeps its row; its rate is missing and the reason is told."""
+    """The trial keeps its row; its rate is missing, and the run's problems name the reason."""
     run = load_run(write_run(tmp_path, [record(0), record(1) | windows]))
     assert run.trials["throughput_sps"].notna().tolist() == [True, False]
     assert any(problem.startswith("trial 1: ") for problem in run.problems)

@@ -141,7 +141,7 @@ def test_stopped_and_failed_trials_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_a_running_search_reloads_itself(tmp_path: Path) -> None:
-    """Every 10 s and says so, until there is a best.json or the search says that it is finished."""
+    """The page reloads every 10 s and mentions it, until there is a best.json or search.json says that the search is finished."""
     _, running = rendered(tmp_path / "running", small_run())
     refresh = [each["content"] for each in running.all("meta") if each.get("http-equiv") == "refresh"]
     assert refresh == ["10"]

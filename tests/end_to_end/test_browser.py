@@ -22,7 +22,7 @@ QUIET = ("file:", "data:", "blob:", "about:")
 
 @pytest.fixture(scope="module")
 def chromium():
-    """A browser that is driven; where there is none the test is skipped, but not in CI."""
+    """A browser under the test's control. Without one, the test is skipped, and in CI it fails."""
     if shutil.which("chromium") is None or shutil.which("chromedriver") is None:
         why = "needs Chromium: apt-get install chromium chromium-driver"
         pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)

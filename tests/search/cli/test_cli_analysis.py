@@ -25,7 +25,7 @@ def said(capfd, *arguments):
 
 
 def test_show_answers_every_question(run, capfd):
-    """Each table under its question, the answer before them all; --table chooses, --rows cuts and says so."""
+    """The answer comes first, then each table under its question; --table chooses tables, and --rows cuts them and prints a note."""
     code, out, _ = said(capfd, "show", run)
     assert code == 0
     assert "1,843 samples/s, 4.46x the baseline" in out.splitlines()[1]
@@ -92,7 +92,7 @@ def test_a_report_of_an_address_needs_a_folder(run, tmp_path, capfd):
 
 @pytest.fixture
 def verify(mine, tmp_path, capfd):
-    """Verifies a best.json whose setting and baseline have so many workers, on a dataset where every sample is waited for."""
+    """Verifies a best.json whose setting and baseline have these numbers of workers, on a dataset with slow samples."""
 
     def run_verify(workers, baseline_workers, *, text=TOY, **more):
         mine(text)

@@ -31,7 +31,7 @@ def best_value(brain):
 
 
 def test_records_are_told(opened):
-    """What was recorded but not told is told as it was: measured, stopped early, failed, does not fit."""
+    """The study is told every recorded trial with its outcome: measured, stopped early, failed, infeasible."""
     asks = [opened().ask() for _ in range(1)] + [(brain := opened()).ask(), brain.ask(), brain.ask()]
     unmeasured = dict.fromkeys(
         ("window_duration_s", "window_num_batches", "window_num_items", "window_produced_batches")

@@ -37,7 +37,7 @@ def check_ended(command, code, temporary):
 
 
 def signal_to_group(command, number):
-    """As `timeout` does, the command itself is told twice."""
+    """The command gets the signal twice, as `timeout` sends it."""
     os.kill(command.process.pid, number)
     os.killpg(command.process.pid, number)
 

@@ -60,7 +60,7 @@ def is_free(gpus=()):
 
 
 def test_the_second_waits_and_says_so():
-    """Two processes never hold the lock together; the second is told once, and goes on when the first ends."""
+    """Two processes never hold the lock together; the second one reports once that it waits, and goes on when the first one ends."""
     with holder() as first:
         assert first.stdout.readline() == "held\n"
         with holder() as second:
