@@ -1,4 +1,4 @@
-"""A real feedrate command in a process group of its own, whose every descendant can be found and ended."""
+"""Fixtures that all tests share; above all `Command`, a feedrate command whose descendants can all be found and killed."""
 
 import json
 import os

@@ -65,7 +65,8 @@ def test_the_table_lists_every_room_with_its_sentence():
     listed = dict(re.findall(r"^\| `([\w/]+)/` \| (.*) \|$", section("Rooms"), re.MULTILINE))
     packages = tracked(*(f"{part}/*__init__.py" for part in PARTS))
     sentences = {str(PurePosixPath(path).parent): first_sentence(ast.get_docstring(ast.parse((ROOT / path).read_text()))) for path in packages}
-    assert listed == sentences
+    rows = "\n".join(f"| `{room}/` | {sentence} |" for room, sentence in sentences.items())
+    assert listed == sentences, f"the table should have these rows:\n{rows}"
 
 
 def test_the_sections_are_there_in_their_order():
@@ -93,6 +94,14 @@ def test_every_failure_kind_is_explained():
     """docs/failures.md has a row for each, which says what to do."""
     rows = re.findall(r"^\| ([a-z, -]+) \|", (ROOT / "docs" / "failures.md").read_text(), re.MULTILINE)
     assert sorted(kind for row in rows for kind in row.split(", ")) == sorted(KINDS)
+
+
+def test_the_gate_is_described():
+    """CONTRIBUTING.md names the stages of .ci/run in their order."""
+    stages = re.findall(r"^stage (make [\w-]+)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    described = re.search(r"It runs (.*?), in this order", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)[1]
+    assert stages
+    assert re.findall(r"`(make [\w-]+)`", described) == stages
 
 
 def test_the_readme_links_to_both_guides():

@@ -1,4 +1,4 @@
-"""analysis/page.py: one file that works offline, the answer first, every text of a user still a text."""
+"""analysis/page.py: one file that works offline, with the answer first; no text of the user becomes HTML."""
 
 import re
 from html.parser import HTMLParser

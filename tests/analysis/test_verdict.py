@@ -1,4 +1,4 @@
-"""analysis/verdict.py: where the time goes, from made-up shares of it, and the sentences that say why."""
+"""analysis/verdict.py: the verdict from made-up shares of time, and the sentences that give the evidence."""
 
 import pytest
 from synthetic import record

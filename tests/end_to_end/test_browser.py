@@ -1,4 +1,4 @@
-"""The report page in a real headless Chromium: plots are drawn, nothing is asked of a network, nothing is complained of.
+"""The report page in a real headless Chromium: it draws the plots, asks no network, and logs no error.
 
 Screenshots are left in test-artefacts/ to be looked at.
 """

@@ -1,4 +1,4 @@
-"""What needs a CUDA device: run on a lent machine with `.venv/bin/pytest tests/gpu`."""
+"""Training, out-of-memory and batch sizes on a CUDA device. Run with `.venv/bin/pytest tests/gpu`."""
 
 from __future__ import annotations
 

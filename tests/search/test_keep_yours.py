@@ -1,4 +1,4 @@
-"""result.py: a change that gains nothing for sure is not recommended."""
+"""result.py: a change that does not certainly gain anything is not recommended."""
 
 from synthetic import record, write_run
 

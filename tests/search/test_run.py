@@ -1,4 +1,4 @@
-"""run.py: the main job for real, on a small workload whose loading matters."""
+"""run.py: real searches of a small workload whose loading matters."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""failure.py: real errors of real loaders become a kind, a sentence for people and the user's traceback."""
+"""failure.py: real errors of real loaders become a kind, a sentence and the user's traceback."""
 
 import errno
 import faulthandler

@@ -1,4 +1,4 @@
-"""`feedrate check` as people call it: exit codes, words, JSON; and a search that repeats no data."""
+"""`feedrate check` on the command line: exit codes, texts, JSON; and a search that avoids settings that repeat data."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""finalists.py: who is measured again, and in which order."""
+"""finalists.py: which settings are measured again, and in which order."""
 
 import pytest
 from synthetic import record

@@ -1,4 +1,4 @@
-"""search/session/verification.py: what rounds here say about an earlier answer."""
+"""search/session/verification.py: what rounds on this machine say about an earlier answer."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""request.py: what was asked for meets the workload as it is, before anything is measured or written."""
+"""request.py: the options are checked against the workload before anything is measured or written."""
 
 import pytest
 from ray import tune

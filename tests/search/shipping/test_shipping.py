@@ -1,4 +1,4 @@
-"""shipping.py: what travels to a cluster, what does not, and which copy a node uses."""
+"""shipping.py: which files are sent to a cluster, which are not, and which copy a node uses."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Tests of search/study/brain.py."""
+"""brain.py: the study on a journal, SQLite and PostgreSQL; what is asked and told survives crashes."""
 
 import math
 import random

@@ -1,4 +1,4 @@
-"""expectation.py: what a study's trials say should come next."""
+"""expectation.py: which setting should come next, according to a study's trials."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Tests of search/study/reconcile.py."""
+"""reconcile.py: after a crash, the study learns what the records say, and lost trials are measured again."""
 
 import pytest
 from optuna.trial import TrialState

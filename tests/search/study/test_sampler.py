@@ -1,4 +1,4 @@
-"""Tests of search/study/sampler.py."""
+"""sampler.py: draws are canonical, never repeated, and reproducible across a restart."""
 
 
 import optuna

@@ -1,4 +1,4 @@
-"""Tests of search/study/storage.py."""
+"""storage.py: journals and databases that are torn, locked, damaged or away."""
 
 import os
 import sqlite3

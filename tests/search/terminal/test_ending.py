@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP: a command ends in order or at the latest after a while, says how to go on, and leaves nothing."""
+"""SIGTERM and SIGHUP: a command ends within a bounded time, prints how to go on, and leaves no process."""
 
 import os
 import pty

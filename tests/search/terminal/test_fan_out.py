@@ -1,4 +1,4 @@
-"""fan_out.py without a cluster: what becomes of searches that end badly."""
+"""fan_out.py without a cluster: how searches that fail or are killed count."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""build_loader.py: the loader of one setting is seeded, endless, and honours what the user fixed."""
+"""build_loader.py: the loader of one setting is seeded, endless, and keeps what the user fixed."""
 
 import itertools
 import random

@@ -1,4 +1,4 @@
-"""loader_watch.py: what is handed out and what is ready is seen, and the user's loader stays the user's in every attribute."""
+"""loader_watch.py: counts delivered and ready batches, and changes no attribute of the user's loader."""
 
 import itertools
 import multiprocessing

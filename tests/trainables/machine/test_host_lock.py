@@ -1,4 +1,4 @@
-"""host_lock.py: one trial at a time on a host, and nobody who can stop that for ever."""
+"""host_lock.py: one trial at a time on a host; no other user can block it for ever."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""measure.py: real training with real loader workers; rates are checked against sleeps, generously."""
+"""measure.py: real training with real loader workers; rates are compared with sleeps, with a wide margin."""
 
 import dataclasses
 import itertools

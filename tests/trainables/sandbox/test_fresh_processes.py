@@ -1,4 +1,4 @@
-"""A trial sees the dataset as the user's program does: nothing is read before the fork, what exists once exists once."""
+"""A trial sees the dataset as the user's program does: nothing is read before the fork, and a resource that may exist only once does."""
 
 import atexit
 import json

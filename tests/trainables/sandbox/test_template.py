@@ -1,4 +1,4 @@
-"""template.py: trials in clean child processes that end, whatever happens, with an event and without a trace."""
+"""template.py: every trial in a clean child process ends with an event and leaves nothing behind, whatever happens."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""template_main.py: whatever the user's module does while it is imported, trials run or end with the reason."""
+"""template_main.py: whatever the user's module does while it is imported, trials run, or fail and give the reason."""
 
 import json
 import os
