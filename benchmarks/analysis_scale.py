@@ -37,7 +37,7 @@ print(time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_m
 
 
 def made_up_run(folder: Path, num_trials: int) -> None:
-    """A run folder with so many records."""
+    """Make a run folder with this number of records."""
     from feedrate.analysis.run_folder import RunFolder
     from feedrate.analysis.schema import SCHEMA, check_record
 

@@ -102,7 +102,7 @@ class Meter:
 
 
 def open_session(folder: Path, num_trials: int) -> tuple[Session, SearchSpace]:
-    """A search of so many settings, as a driver opens it."""
+    """A search of this number of settings, as a driver opens it."""
     sizes = tuple(32 * number for number in range(1, 21))
     space = SearchSpace.default(
         num_cpus=64,

@@ -158,7 +158,7 @@ def bisection(landscape: Landscape, seed: int) -> Iterator[Answer]:
 
 
 def told_the_best(landscape: Landscape, seed: int) -> Iterator[Answer]:
-    """No method: somebody who is told the six best settings and has only to find out which is first, in rounds with the baseline.
+    """Not a method: the result of knowing the six best settings and only having to find out which is first, in rounds with the baseline.
 
     What noise leaves open to it, no search can know.
     """

@@ -50,7 +50,7 @@ def waiting() -> Any:
 
 
 def search(num_nodes: int, num_trials: int, folder: Path) -> dict[str, float]:
-    """Seconds of one search on a cluster of so many nodes."""
+    """Return the seconds that one search takes on a cluster of this number of nodes."""
     from ray.cluster_utils import Cluster
 
     small = {"object_store_memory": 80 * 2**20, "include_dashboard": False}

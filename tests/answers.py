@@ -1,4 +1,4 @@
-"""What docs/json.md says of the objects that commands print with --json, and objects compared with it."""
+"""Compares the objects that commands print with --json with the tables of docs/json.md."""
 
 import json
 import re

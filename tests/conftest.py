@@ -1,4 +1,4 @@
-"""A real feedrate command in a process group of its own, whose every descendant can be found and ended."""
+"""Fixtures that all tests share; above all `Command`, a feedrate command whose descendants can all be found and killed."""
 
 import json
 import os
@@ -130,7 +130,7 @@ class Command:
         return found
 
     def template(self):
-        """pid of the template, None while there is none: the only process of a trial whose parent is not of one."""
+        """The pid of the template, or None while there is no template: the only process of a trial whose parent is outside of the trial."""
         members = self.trial_processes()
         for pid in members:
             try:
@@ -221,7 +221,7 @@ def finished(tmp_path_factory, home):
 
 @pytest.fixture(scope="session")
 def postgresql():
-    """A PostgreSQL server; where there is none, the test is skipped, but not in CI."""
+    """A PostgreSQL server. Without one, the test is skipped, and in CI it fails."""
     from postgresql_server import Server, programs
 
     if programs() is None:

@@ -1,4 +1,4 @@
-"""What the tests of `feedrate check` share: datasets with random numbers, streams, and a check that is quick."""
+"""Helpers of the tests of `feedrate check`: datasets with random numbers, streams, and a quick check."""
 
 import itertools
 import json

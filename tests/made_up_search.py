@@ -38,7 +38,7 @@ NOT_MEASURED = {
 
 
 class Clock:
-    """Seconds since 1970 that pass when told to."""
+    """A clock in seconds since 1970 that the test moves forward."""
 
     now = 1_700_000_000.0
 

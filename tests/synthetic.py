@@ -18,8 +18,8 @@ from feedrate.trainables.config import LoaderConfig
 
 START_UNIX_S = 1_700_000_000.0
 
-# the example of DESIGN.md section 3, word for word
-DESIGN_BEST: dict[str, Any] = json.loads("""
+# Every field of a best.json, with figures that are easy to check by hand.
+EXAMPLE_BEST: dict[str, Any] = json.loads("""
 {"schema": "feedrate/best-config/1",
  "dataloader": {"batch_size": 64, "num_workers": 6, "prefetch_factor": 4, "pin_memory": true, "persistent_workers": true},
  "process": {},
@@ -32,9 +32,9 @@ DESIGN_BEST: dict[str, Any] = json.loads("""
 """)
 
 
-def design_best(**changed: Any) -> dict[str, Any]:
-    """A copy of the example of DESIGN.md, with top-level fields replaced."""
-    return copy.deepcopy(DESIGN_BEST) | changed
+def example_best(**changed: Any) -> dict[str, Any]:
+    """Return a copy of the example answer `EXAMPLE_BEST`, with these top-level fields replaced."""
+    return copy.deepcopy(EXAMPLE_BEST) | changed
 
 
 def record(

@@ -1,4 +1,4 @@
-"""Small workloads that do, and fail, in every way a trial must survive; made by name in a template or in this process."""
+"""Small workloads that work or fail in every way that a trial must survive; tests make them by name, in a template or in this process."""
 
 import json
 import multiprocessing

@@ -91,7 +91,7 @@ def collect(ours: Path, folder: Path, there: set[str], numbers: dict[str, str]) 
 
 
 def parts(wheels: Iterable[Path], folder: Path, most_bytes: int = PART_BYTES) -> int:
-    """Put the wheels into folders of at most so many bytes, the larger ones in pieces NAME.whl.part-00, -01, ...; how many."""
+    """Put the wheels into folders of at most this number of bytes, larger wheels in pieces NAME.whl.part-00, -01, ...; return the number of folders."""
     pieces: list[tuple[str, bytes]] = []
     for wheel in sorted(wheels, key=lambda path: path.stat().st_size, reverse=True):
         content = wheel.read_bytes()

@@ -12,7 +12,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from synthetic import DESIGN_BEST, design_best
+from synthetic import EXAMPLE_BEST, example_best
 from torch.utils.data import DataLoader
 
 from feedrate.analysis import load_best
@@ -23,17 +23,17 @@ DATASET = list(range(100))
 
 
 def test_the_schema_in_the_package_describes_the_example() -> None:
-    """The JSON Schema is one, and the example of the design passes it."""
+    """The file is a valid JSON Schema, and the example answer fits it."""
     jsonschema.Draft202012Validator.check_schema(best_schema())
-    jsonschema.validate(DESIGN_BEST, best_schema(), jsonschema.Draft202012Validator)
+    jsonschema.validate(EXAMPLE_BEST, best_schema(), jsonschema.Draft202012Validator)
     assert best_schema()["properties"]["schema"]["const"] == BEST_SCHEMA
 
 
 def test_what_is_written_passes_the_schema(tmp_path: Path) -> None:
     """Also with no baseline, no ceiling, settings of the process, and keys that only a later version knows."""
     process = {"sharing_strategy": "file_system", "trainer_cpus": 2, "torch_num_threads": 4, "later": "x"}
-    placed = design_best(process=process, baseline=DESIGN_BEST["baseline"] | {"process": {"trainer_cpus": 1}})
-    for best in (DESIGN_BEST, design_best(baseline=None, ceiling=None), design_best(later={"x": None}), placed):
+    placed = example_best(process=process, baseline=EXAMPLE_BEST["baseline"] | {"process": {"trainer_cpus": 1}})
+    for best in (EXAMPLE_BEST, example_best(baseline=None, ceiling=None), example_best(later={"x": None}), placed):
         write_best(tmp_path / "best.json", best)
         written = json.loads((tmp_path / "best.json").read_text())
         assert written == best
@@ -44,7 +44,7 @@ def test_both_ways_feed_a_real_dataloader(tmp_path: Path) -> None:
     """`load_best` and plain json give the same loader, and it loads."""
     kwargs = {"batch_size": 32, "num_workers": 1, "prefetch_factor": 4, "pin_memory": False, "persistent_workers": True}
     path = tmp_path / "best.json"
-    write_best(path, design_best(dataloader=kwargs))
+    write_best(path, example_best(dataloader=kwargs))
     for loader in (
         DataLoader(DATASET, **load_best(path)),
         DataLoader(DATASET, **json.loads(path.read_text())["dataloader"]),
@@ -56,9 +56,9 @@ def test_both_ways_feed_a_real_dataloader(tmp_path: Path) -> None:
 
 def test_the_rest_of_the_file_is_at_hand(tmp_path: Path) -> None:
     """Throughput, baseline, ceiling, verdict, process, where it was measured; also from the folder's path."""
-    write_best(tmp_path / "best.json", DESIGN_BEST)
+    write_best(tmp_path / "best.json", EXAMPLE_BEST)
     best = load_best(tmp_path)
-    assert dict(best) == DESIGN_BEST["dataloader"]
+    assert dict(best) == EXAMPLE_BEST["dataloader"]
     assert best.throughput["ci95"] == [1821.0, 1866.1]
     assert best.baseline is not None
     assert best.baseline["speedup"] == 4.46
@@ -66,16 +66,16 @@ def test_the_rest_of_the_file_is_at_hand(tmp_path: Path) -> None:
     assert best.ceiling["fraction_of_ceiling"] == 0.965
     assert (best.verdict, best.confirmed, best.process) == ("compute-bound", True, {})
     assert (best.measured_on, best.workload) == ({}, {})
-    assert best.raw == DESIGN_BEST
+    assert best.raw == EXAMPLE_BEST
     assert "num_workers" in repr(best)
 
 
 def test_the_snippet_is_python() -> None:
     """Readable, and it says what DataLoader alone does not set; no text of a user can leave its comment."""
-    assert python_snippet(DESIGN_BEST) == (
+    assert python_snippet(EXAMPLE_BEST) == (
         "DataLoader(dataset, batch_size=64, num_workers=6, prefetch_factor=4, pin_memory=True, persistent_workers=True)"
     )
-    snippet = python_snippet(design_best(process={"a\nimport os": "b\nimport os", "trainer_cpus": "1\nimport os"}))
+    snippet = python_snippet(example_best(process={"a\nimport os": "b\nimport os", "trainer_cpus": "1\nimport os"}))
     assert [line[:1] for line in snippet.splitlines()] == ["#", "#", "D"]
     assert "# the rate also needs a import os = " in snippet
 
@@ -95,7 +95,7 @@ def test_the_snippet_makes_the_process_what_the_setting_needs(process: dict[str,
     allowed = sorted(os.sched_getaffinity(0))
     if "trainer_cpus" in process and len(allowed) < 2:
         pytest.skip("one CPU cannot be divided")
-    best = design_best(dataloader={"num_workers": 1, "multiprocessing_context": "fork"}, process=process)
+    best = example_best(dataloader={"num_workers": 1, "multiprocessing_context": "fork"}, process=process)
     script = tmp_path / "train.py"
     script.write_text(SCRIPT % textwrap.indent(python_snippet(best), "    ").replace("DataLoader(", "loader = DataLoader("))
     run = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
@@ -133,7 +133,7 @@ if __name__ == "__main__":
 
 
 BROKEN: list[tuple[str, Any]] = [
-    *((key, ...) for key in DESIGN_BEST),
+    *((key, ...) for key in EXAMPLE_BEST),
     ("schema", "feedrate/best-config/2"),
     ("dataloader", []),
     ("dataloader", {"batch_size": 64}),
@@ -174,7 +174,7 @@ BROKEN: list[tuple[str, Any]] = [
 @pytest.mark.parametrize(("path", "value"), BROKEN)
 def test_the_two_checks_refuse_the_same(path: str, value: Any, tmp_path: Path) -> None:
     """What the JSON Schema refuses, the hand-written check refuses too, by the field's name; nothing is written."""
-    best = copy.deepcopy(DESIGN_BEST)
+    best = copy.deepcopy(EXAMPLE_BEST)
     *parents, name = path.split(".")
     holder = best[parents[0]] if parents else best
     holder.pop(name, None)
@@ -193,13 +193,13 @@ def test_the_two_checks_refuse_the_same(path: str, value: Any, tmp_path: Path) -
 def test_a_number_is_finite(value: float) -> None:
     """JSON has no NaN."""
     with pytest.raises(ValueError, match=r"throughput\.samples_per_second must be a number above 0"):
-        check_best(design_best(throughput=DESIGN_BEST["throughput"] | {"samples_per_second": value}))
+        check_best(example_best(throughput=EXAMPLE_BEST["throughput"] | {"samples_per_second": value}))
 
 
 def test_an_interval_is_not_backwards() -> None:
     """The low end comes first."""
     with pytest.raises(ValueError, match=r"ci95 must be two numbers, low and high"):
-        check_best(design_best(throughput=DESIGN_BEST["throughput"] | {"ci95": [2.0, 1.0]}))
+        check_best(example_best(throughput=EXAMPLE_BEST["throughput"] | {"ci95": [2.0, 1.0]}))
 
 
 @pytest.mark.parametrize(
@@ -208,10 +208,10 @@ def test_an_interval_is_not_backwards() -> None:
         (None, "does not exist. A search writes best.json when it ends"),
         ("", "cannot be read"),
         ("[]", "does not contain a JSON object"),
-        (json.dumps(DESIGN_BEST)[:200], "cannot be read"),
-        (json.dumps(DESIGN_BEST | {"schema": "feedrate/best-config/2"}), "has schema 'feedrate/best-config/2'"),
+        (json.dumps(EXAMPLE_BEST)[:200], "cannot be read"),
+        (json.dumps(EXAMPLE_BEST | {"schema": "feedrate/best-config/2"}), "has schema 'feedrate/best-config/2'"),
         (json.dumps({"dataloader": {}}), "has schema None"),
-        (json.dumps(DESIGN_BEST | {"verdict": 3}), "verdict must be a text, not '3'"),
+        (json.dumps(EXAMPLE_BEST | {"verdict": 3}), "verdict must be a text, not '3'"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_told_in_one_sentence(tmp_path: Path, content: str | None, sentence: str) -> None:

@@ -1,4 +1,4 @@
-"""analysis/ceilings.py: a ceiling that is not known is used for nothing, wherever a conclusion is drawn."""
+"""analysis/ceilings.py: no conclusion anywhere uses a ceiling that is not known."""
 
 import io
 import math

@@ -1,4 +1,4 @@
-"""analysis/doubts.py: what is said firmly, what is open, and that the command which settles it is one that works."""
+"""analysis/doubts.py: what the answer firmly rests on, what is open, and that the command which settles it works."""
 
 import io
 import shlex
@@ -152,7 +152,7 @@ def test_another_batch_size_that_is_faster_is_explained(concluded):
 
 
 def test_what_read_more_than_yours_is_not_called_tied(concluded):
-    """Its interval reaches below yours, so that yours stays; the table calls it unsure."""
+    """The setting's interval reaches below the baseline, so the baseline stays the answer; the table calls the setting "not sure"."""
     result = concluded([yours(400.0), record(1, num_workers=4, rate_sps=600.0, num_windows=1)])
     stream = io.StringIO()
     print_result(result, Console(file=stream, width=160))

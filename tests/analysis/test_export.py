@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from synthetic import design_best, record, small_run, write_run
+from synthetic import example_best, record, small_run, write_run
 
 from feedrate.analysis import load_run
 from feedrate.analysis.export import FORMATS, export_tables, markdown
@@ -28,7 +28,7 @@ def test_every_format_is_written_and_read_back(tmp_path: Path) -> None:
 
 
 def test_an_empty_run_is_exported_too(tmp_path: Path) -> None:
-    """Every column, no row, and a report that says so."""
+    """An empty run has every column and no row, and the report mentions it."""
     run = load_run(write_run(tmp_path / "run", []))
     csv, parquet, report = export_tables(run, tmp_path, list(FORMATS))
     assert csv.read_text().startswith("schema,study,number,")
@@ -51,7 +51,7 @@ def test_bad_requests_are_refused_in_one_sentence(tmp_path: Path) -> None:
 
 def test_markdown_has_the_answer_first(tmp_path: Path) -> None:
     """Then the ranking, the failures, the machine, and how to repeat it."""
-    text = markdown(load_run(write_run(tmp_path, small_run(), best=design_best())))
+    text = markdown(load_run(write_run(tmp_path, small_run(), best=example_best())))
     assert text.splitlines()[0].startswith("# feedrate: toy")
     assert text.splitlines()[2] == "**b64 w6 p4 pin pers trains 1,843 samples/s, 4.46x the baseline.**"
     headings = re.findall(r"^## (.*)$", text, re.MULTILINE)

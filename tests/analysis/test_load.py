@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from synthetic import DESIGN_BEST, dtypes_here, record, small_run, write_run
+from synthetic import EXAMPLE_BEST, dtypes_here, record, small_run, write_run
 
 import feedrate.analysis
 from feedrate.analysis import load_run
@@ -22,7 +22,7 @@ from feedrate.trainables.config import LoaderConfig
 
 def test_every_record_is_a_row_with_its_rates(tmp_path: Path) -> None:
     """The scalar columns as recorded, and what is derived from the windows beside them."""
-    run = load_run(write_run(tmp_path, small_run(), best=DESIGN_BEST))
+    run = load_run(write_run(tmp_path, small_run(), best=EXAMPLE_BEST))
     assert len(run.trials) == 12
     assert {name: str(dtype) for name, dtype in run.trials.dtypes.items()} == dtypes_here(TRIAL_DTYPES)
     assert {column.name for column in COLUMNS if column.dtype in ("str", "int", "float", "bool")} <= set(run.trials)
@@ -37,7 +37,7 @@ def test_every_record_is_a_row_with_its_rates(tmp_path: Path) -> None:
     assert run.failures["number"].tolist() == [10, 11]
     assert run.failures["throughput_sps"].isna().all()
     assert run.ceilings == {64: pytest.approx(2000.0), 32: pytest.approx(1500.0)}
-    assert run.best == DESIGN_BEST
+    assert run.best == EXAMPLE_BEST
     assert run.problems == []
     assert not run.unfinished
 
@@ -155,7 +155,7 @@ def test_a_record_without_its_setting_is_skipped(tmp_path: Path, value: object) 
     ],
 )
 def test_senseless_windows_give_no_rate(tmp_path: Path, windows: dict[str, Any]) -> None:
-    """The trial keeps its row; its rate is missing and the reason is told."""
+    """The trial keeps its row; its rate is missing, and the run's problems name the reason."""
     run = load_run(write_run(tmp_path, [record(0), record(1) | windows]))
     assert run.trials["throughput_sps"].notna().tolist() == [True, False]
     assert any(problem.startswith("trial 1: ") for problem in run.problems)
@@ -167,7 +167,7 @@ def test_file_names_that_are_no_text_are_written_out(tmp_path: Path) -> None:
     assert run.failures["failure_message"].tolist() == ["cannot read \\udcff.jpg"]
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", json.dumps(DESIGN_BEST | {"schema": "feedrate/best-config/9"})])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", json.dumps(EXAMPLE_BEST | {"schema": "feedrate/best-config/9"})])
 def test_a_broken_best_json_is_named(tmp_path: Path, content: str) -> None:
     """The tables are still there."""
     folder = write_run(tmp_path, [record(0)])

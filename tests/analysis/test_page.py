@@ -1,4 +1,4 @@
-"""analysis/page.py: one file that works offline, the answer first, every text of a user still a text."""
+"""analysis/page.py: one file that works offline, with the answer first; no text of the user becomes HTML."""
 
 import re
 from html.parser import HTMLParser
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import design_best, record, small_run, write_run
+from synthetic import example_best, record, small_run, write_run
 
 from feedrate.analysis import load_run
 from feedrate.analysis.figures import batch_size_figure, heat_figure, pareto_figure, throughput_figure, timeline_figure
@@ -58,7 +58,7 @@ def scripts_with_the_library(page: Page) -> int:
 
 def test_the_answer_comes_first_and_every_section_is_there(tmp_path: Path) -> None:
     """Answer, plots, ranking, failures, machine, how to repeat it: in this order, each under its heading."""
-    text, page = rendered(tmp_path, small_run(), best=design_best())
+    text, page = rendered(tmp_path, small_run(), best=example_best())
     assert [each.get("id") for each in page.all("h2")] == [
         "answer", "throughput", "sizes", "timeline", "memory", "ranking", "batch-sizes", "effects", "time", "noise",
         "failures", "machine", "repeat",
@@ -76,7 +76,7 @@ def test_the_answer_comes_first_and_every_section_is_there(tmp_path: Path) -> No
 
 def test_the_page_needs_no_network(tmp_path: Path) -> None:
     """Plotly is in it exactly once; nothing is loaded from elsewhere, and the browser is told to refuse it."""
-    _, page = rendered(tmp_path, small_run(), best=design_best())
+    _, page = rendered(tmp_path, small_run(), best=example_best())
     assert scripts_with_the_library(page) == 1
     for tag, attributes in page.tags:
         assert tag not in ("link", "iframe", "img", "base", "object", "embed", "form")
@@ -141,12 +141,12 @@ def test_stopped_and_failed_trials_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_a_running_search_reloads_itself(tmp_path: Path) -> None:
-    """Every 10 s and says so, until there is a best.json or the search says that it is finished."""
+    """The page reloads every 10 s and mentions it, until there is a best.json or search.json says that the search is finished."""
     _, running = rendered(tmp_path / "running", small_run())
     refresh = [each["content"] for each in running.all("meta") if each.get("http-equiv") == "refresh"]
     assert refresh == ["10"]
     assert any("reloads itself every 10 s" in text for text in running.text["p"])
-    for name, search in (("done", {"best": design_best()}), ("nothing", {"finished": True})):
+    for name, search in (("done", {"best": example_best()}), ("nothing", {"finished": True})):
         _, done = rendered(tmp_path / name, small_run(), **search)
         assert not [each for each in done.all("meta") if each.get("http-equiv") == "refresh"]
         assert "not finished" not in "".join(done.text["p"])
@@ -175,7 +175,7 @@ def test_only_failures_give_a_page(tmp_path: Path) -> None:
 
 def test_people_who_do_not_see_the_plots_get_the_same(tmp_path: Path) -> None:
     """Language, captions, scopes, a label for every plot, a word without JavaScript, colours for light and dark."""
-    text, page = rendered(tmp_path, small_run(), best=design_best())
+    text, page = rendered(tmp_path, small_run(), best=example_best())
     assert page.all("html") == [{"lang": "en"}]
     assert len(page.all("caption")) == len(page.all("table")) > 3
     assert all(each.get("scope") in ("col", "row") for each in page.all("th"))

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from synthetic import design_best, record, small_run, write_run
+from synthetic import example_best, record, small_run, write_run
 
 from feedrate.analysis import effects, failures_by_reason, load_run, noise, pareto, ranking, time_shares
 from feedrate.analysis.question_sections import TABLES
@@ -121,7 +121,7 @@ def test_failures_of_one_reason_are_together(run_of):
 def test_every_table_of_every_run_has_a_text(run_of, name, what):
     """Also where there is nothing to show: headers without rows."""
     records = {"small": small_run(), "empty": [], "only failures": [record(0, status="failed")]}[what]
-    run = run_of(records, best=design_best() if what == "small" else None)
+    run = run_of(records, best=example_best() if what == "small" else None)
     question, build = TABLES[name]
     section = build(run)
     assert question

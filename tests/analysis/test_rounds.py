@@ -85,7 +85,7 @@ def test_nothing_is_said_before_there_are_enough_rounds():
 
 
 def test_the_cheapest_of_those_that_are_as_fast_is_the_answer():
-    """w8 is the fastest, w4 half a percent behind, w2 far behind."""
+    """w8 is the fastest, w4 half a percent slower, w2 much slower."""
     true = {"w2": 800.0, "w4": 995.0, "w8": 1000.0}
     now = standing(Comparison(rounds(true, 12, noise=0.008)), finalists(w2=2, w4=4, w8=8))
     assert (now.answer, set(now.tied), now.slower, now.decided) == ("w4", {"w4", "w8"}, ("w2",), True)

@@ -4,7 +4,7 @@ import json
 
 import fsspec
 import pytest
-from synthetic import design_best, record, small_run, write_run
+from synthetic import example_best, record, small_run, write_run
 
 from feedrate.analysis import load_best, load_run, load_runs, runs_table
 from feedrate.analysis.run_folder import RunError
@@ -14,7 +14,7 @@ from feedrate.analysis.run_folder import RunError
 def runs(tmp_path):
     """A folder of runs: a finished one, one that goes on, one where nothing worked, one that cannot be read."""
     tmp_path = tmp_path / "feedrate-runs"
-    write_run(tmp_path / "done", small_run(), best=design_best(), created_unix_s=1_700_000_300.0)
+    write_run(tmp_path / "done", small_run(), best=example_best(), created_unix_s=1_700_000_300.0)
     write_run(tmp_path / "going", small_run()[:3], created_unix_s=1_700_000_100.0)
     write_run(tmp_path / "broken", [record(0, status="failed")], finished=True, created_unix_s=1_700_000_200.0)
     write_run(tmp_path / "future", [], schema="feedrate/search/9")
@@ -52,7 +52,7 @@ def test_a_pattern_without_a_run_is_refused(tmp_path):
 @pytest.fixture
 def remote(tmp_path):
     """The address of a run in fsspec's file system in memory."""
-    folder = write_run(tmp_path / "local", small_run(), best=design_best())
+    folder = write_run(tmp_path / "local", small_run(), best=example_best())
     files = fsspec.filesystem("memory")
     for name in ("search.json", "trials.jsonl", "best.json"):
         files.pipe(f"/bucket/run-7/{name}", (folder / name).read_bytes())

@@ -1,4 +1,4 @@
-"""analysis/trend.py: a rate that changes is told from one that is noisy, by replays of made-up windows with known noise."""
+"""analysis/trend.py: distinguishes a changing rate from a noisy one, on made-up windows with known noise."""
 
 import random
 import statistics

@@ -1,4 +1,4 @@
-"""analysis/verdict.py: where the time goes, from made-up shares of it, and the sentences that say why."""
+"""analysis/verdict.py: the verdict from made-up shares of time, and the sentences that give the evidence."""
 
 import pytest
 from synthetic import record
@@ -107,7 +107,7 @@ def test_a_trainer_without_workers_that_does_not_wait_needs_no_ceiling():
 
 
 def test_nothing_is_concluded_from_a_rate_that_still_changes():
-    """However near to the ceiling it is; the evidence says so first."""
+    """The verdict holds for any distance from the ceiling; the evidence mentions the changing rate first."""
     verdict = judged(facts(0.97, 0.01, 0.9, change_fraction=1.5))
     assert verdict.name == "too noisy to say"
     assert verdict.evidence[0] == "the rate was still rising (2.5 times the rate of its first windows)"

@@ -1,4 +1,4 @@
-"""The report page in a real headless Chromium: plots are drawn, nothing is asked of a network, nothing is complained of.
+"""The report page in a real headless Chromium: it draws the plots, asks no network, and logs no error.
 
 Screenshots are left in test-artefacts/ to be looked at.
 """
@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from synthetic import design_best, record, small_run, write_run
+from synthetic import example_best, record, small_run, write_run
 
 from feedrate.analysis import load_run, page
 from feedrate.analysis.page import write_page
@@ -22,7 +22,7 @@ QUIET = ("file:", "data:", "blob:", "about:")
 
 @pytest.fixture(scope="module")
 def chromium():
-    """A browser that is driven; where there is none the test is skipped, but not in CI."""
+    """A browser under the test's control. Without one, the test is skipped, and in CI it fails."""
     if shutil.which("chromium") is None or shutil.which("chromedriver") is None:
         why = "needs Chromium: apt-get install chromium chromium-driver"
         pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
@@ -109,7 +109,7 @@ def test_points_tell_what_they_are(shown, tmp_path):
     from selenium.webdriver import ActionChains
     from selenium.webdriver.common.by import By
 
-    browser = shown(write_run(tmp_path / "run", small_run(), best=design_best()), "points", plots=4)
+    browser = shown(write_run(tmp_path / "run", small_run(), best=example_best()), "points", plots=4)
     point = browser.find_element(By.CSS_SELECTOR, "#plot-throughput .points path")
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", point)
     ActionChains(browser).move_to_element(point).perform()
@@ -148,7 +148,7 @@ def test_hostile_names_stay_text(shown, tmp_path):
 
 def test_light_dark_and_paper(shown, chromium, tmp_path):
     """Text and plots change with the reader's colours, while the page is open; paper is white whatever the screen is."""
-    run = write_run(tmp_path / "run", small_run(), best=design_best())
+    run = write_run(tmp_path / "run", small_run(), best=example_best())
     ink = "return document.querySelector('#plot-throughput').layout.font.color"
     try:
         chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "light"}]})
@@ -167,7 +167,7 @@ def test_light_dark_and_paper(shown, chromium, tmp_path):
 
 def test_everything_is_reached_without_a_mouse(shown, tmp_path):
     """Folded parts and wide tables take the focus; each plot and table has a name for a screen reader."""
-    browser = shown(write_run(tmp_path / "run", small_run(), best=design_best()), "keyboard", plots=4)
+    browser = shown(write_run(tmp_path / "run", small_run(), best=example_best()), "keyboard", plots=4)
     unnamed = "return [...document.querySelectorAll('[role=img], [role=region]')].filter(each => !each.getAttribute('aria-label')).length"
     assert browser.execute_script(unnamed) == 0
     assert browser.execute_script("return [...document.querySelectorAll('.scroll')].every(each => each.tabIndex === 0)")
@@ -189,7 +189,7 @@ def test_a_page_of_a_search_that_goes_on_shows_what_is_written_next(chromium, tm
     write_page(load_run(write_run(folder, small_run()[:2])), path)
     chromium.get(path.as_uri())
     assert "so far" in text_of(chromium, ".headline")
-    write_page(load_run(write_run(folder, small_run(), best=design_best())), path)
+    write_page(load_run(write_run(folder, small_run(), best=example_best())), path)
     wait(lambda: "4.46x the baseline" in chromium.page_source)
     chromium.execute_script("window.still = true")
     time.sleep(2.5)

@@ -45,7 +45,7 @@ def accounted(run, num_trials):
 
 
 def test_a_database_that_is_away_for_a_minute(head, start, postgresql, tmp_path):
-    """The search waits for it, says so, and goes on; records and study agree at the end."""
+    """The search prints that it waits for the database, and goes on; records and study agree at the end."""
     proxy = Proxy(postgresql.port)
     address = postgresql.database()
     through = address.replace(f":{postgresql.port}/", f":{proxy.port}/")

@@ -161,7 +161,7 @@ def test_a_node_that_joins_late_takes_trials(nodes, search, tmp_path):
 
 @pytest.mark.soak
 def test_a_late_node_of_another_kind_takes_none(nodes, search, tmp_path):
-    """What is said of it, once; the trial that Ray had put there runs elsewhere, and is not counted."""
+    """One note names the node. The trial that Ray had placed there runs elsewhere and is counted once."""
     cluster = nodes(h1={"labels": {"feedrate-hardware": "one"}})
     late = search(cluster, tmp_path / "run", "--max-trials", "12")
     late.until(lambda: len(records(tmp_path / "run")) >= 2, within_s=120)
@@ -185,7 +185,7 @@ def workload():
 
 
 def test_trials_share_a_host(nodes, search, tmp_path):
-    """One on each of its two GPUs at once, each on CPUs of its own, and never two on one GPU; the answer says so."""
+    """One trial runs on each of the two GPUs at once, each on its own CPUs, and never two on one GPU; the answer mentions it."""
     (tmp_path / "toy.py").write_text(TOY + PLACED)
     cluster = nodes(h1={"num_gpus": 2})
     shared = search(cluster, tmp_path / "run", "--max-trials", "8", "--share", "host")

@@ -1,4 +1,4 @@
-"""Installing the wheel changes nothing that is there and supported, and constraints.txt leaves no version open."""
+"""Installing the wheel keeps supported packages that are installed already, and constraints.txt pins every version."""
 
 import json
 import os

@@ -62,7 +62,7 @@ def killed(path, storage, num_kills):
 
 
 def check(path, storage):
-    """Records and study: as many trials as asked, each recorded once and told once, with the same outcome."""
+    """Records and study have as many trials as were asked for, each once and with the same outcome."""
     kept, problems = RunFolder(path).records()
     assert problems == []
     for record in kept:

@@ -22,7 +22,7 @@ def run(tmp_path):
 
 
 def in_the_middle(command, run, num_records):
-    """Wait until so many trials are recorded and another one trains with loader workers; its processes."""
+    """Wait until this number of trials is recorded and another one trains with loader workers; return its processes."""
 
     def loading():
         members = command.trial_processes()

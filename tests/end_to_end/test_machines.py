@@ -1,4 +1,4 @@
-"""Searches on machines that share no file system (machines.py), as an operator would start them. By make test-slow."""
+"""Searches on machines that share no file system (machines.py), started as an operator would start them. `make test-slow` runs them."""
 
 import json
 import shlex

@@ -1,4 +1,4 @@
-"""What a cluster that is started as docs/cluster.md says shows to whoever reaches it, without the token."""
+"""A cluster started as in docs/cluster.md shows no page to people without the token."""
 
 import http.client
 import re

@@ -1,4 +1,4 @@
-"""What needs a CUDA device: run on a lent machine with `.venv/bin/pytest tests/gpu`."""
+"""Training, out-of-memory and batch sizes on a CUDA device. Run with `.venv/bin/pytest tests/gpu`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_trains_on_the_gpu_with_pinned_memory() -> None:
 
 
 def test_out_of_memory_is_a_failure_of_its_own_kind() -> None:
-    """CUDA out-of-memory is told apart from the workload's own exceptions."""
+    """CUDA out-of-memory has its own kind, apart from the workload's own exceptions."""
     with pytest.raises(torch.OutOfMemoryError) as caught:
         torch.empty(1 << 50, device="cuda")
     assert classify(caught.value, "warm").kind == "cuda-out-of-memory"

@@ -1,4 +1,4 @@
-"""result.py: a change that gains nothing for sure is not recommended."""
+"""result.py: a change that does not certainly gain anything is not recommended."""
 
 from synthetic import record, write_run
 
@@ -13,7 +13,7 @@ def concluded(folder, records):
 
 
 def test_what_gains_nothing_for_sure_and_costs_more_is_no_answer(tmp_path):
-    """One wide reading above yours: yours stays, the reading is named; a cheaper setting would be the answer."""
+    """One uncertain trial above the baseline: the baseline stays the answer, and the trial is named; a cheaper setting would be the answer."""
     baseline = record(0, num_workers=0, rate_sps=400.0, origin="baseline")
     wide = record(1, num_workers=4, rate_sps=600.0, num_windows=1)
     result = concluded(tmp_path / "wide", [baseline, wide])

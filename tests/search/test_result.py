@@ -240,7 +240,7 @@ def test_the_table_names_the_users_unit(concluded):
 
 
 def test_yours_may_be_the_best(concluded):
-    """Then it has one row, no gain is claimed, and what rounds confirmed is said firmly."""
+    """The table has one row, the answer claims no gain, and reports what the rounds confirmed without reservation."""
     records = [baseline(1000.0), record(1, num_workers=4, rate_sps=500.0)]
     text = printed(concluded([*records, *in_rounds({0: 1000.0, 4: 500.0})]))
     assert "best (yours)" in text

@@ -1,4 +1,4 @@
-"""run.py: the main job for real, on a small workload whose loading matters."""
+"""run.py: real searches of a small workload whose loading matters."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def test_best_json_goes_into_a_dataloader(finished):
 
 
 def test_records_and_study_agree(finished):
-    """Every trial is recorded and told once, with the same outcome; none is left running."""
+    """Every trial is once in the records and once in the study, with the same outcome; none is left running."""
     kept = [record for record in records(finished.run) if record["kind"] == "search"]
     assert len(kept) == 4
     for record in records(finished.run):

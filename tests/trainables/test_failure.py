@@ -1,4 +1,4 @@
-"""failure.py: real errors of real loaders become a kind, a sentence for people and the user's traceback."""
+"""failure.py: real errors of real loaders become a kind, a sentence and the user's traceback."""
 
 import errno
 import faulthandler
@@ -137,7 +137,7 @@ def test_torchs_own_words_for_no_memory_are_known():
 
 
 def test_too_many_open_files_do_not_fit():
-    """EMFILE is told with the way out."""
+    """The message for EMFILE says what to do."""
     failure = classify(OSError(errno.EMFILE, "Too many open files"), "loader")
     assert failure.kind == "too-many-files"
     assert "ulimit -n" in failure.message
@@ -151,7 +151,7 @@ def test_a_loader_that_times_out_hangs():
 
 @pytest.mark.filterwarnings("ignore:Got pickle error")
 def test_what_cannot_be_sent_to_a_spawned_worker_is_a_kind_of_its_own():
-    """A lambda that a spawned worker cannot get is told in pickle's first line, with the way out."""
+    """The message for a lambda that spawned workers need has pickle's first line and says what to do."""
     loader = DataLoader(Rows(), collate_fn=lambda samples: samples, num_workers=1, multiprocessing_context="spawn")
     failure = failure_of(loader)
     assert failure.kind == "unpicklable"

@@ -1,4 +1,4 @@
-"""resolve.py: finds the workload that was named, as another process would, or says what there is."""
+"""resolve.py: finds a workload by its name in any process, or lists the names that exist."""
 
 import json
 import subprocess

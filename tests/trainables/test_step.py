@@ -85,7 +85,7 @@ def test_what_is_no_int_is_no_number_of_items(returned):
 
 
 def test_fewer_items_than_none_are_refused():
-    """A negative number is said to be none."""
+    """A negative number is refused as a number of items."""
     with pytest.raises(Refused, match="which is not a valid number of items: return the number") as raised:
         count_items((IMAGE, LABEL), -3)
     failure = classify(raised.value, "warm")
@@ -210,7 +210,7 @@ def test_a_loss_with_weights_moves_too():
     ("batch", "said"), [((IMAGE, LABEL, IMAGE), "a tuple of 3"), ({"image": IMAGE, "label": LABEL}, "a dict of 2"), (IMAGE, "a Tensor:")]
 )
 def test_a_batch_that_is_no_pair_is_named(batch, said):
-    """The short form trains on (input, target); anything else is told what it is and where it belongs."""
+    """The short form trains on (input, target); the error for any other batch says what it is and which form takes it."""
     step = short_step(lambda: nn.Linear(3, 2), nn.CrossEntropyLoss(), lambda parameters: torch.optim.SGD(parameters, lr=0.1))
     with pytest.raises(Refused, match=f"pairs \\(input, target\\), but this batch is {said}.*Workload.from_loader"):
         step(StepContext(device=torch.device("cpu"), batch_size=5))(batch)

@@ -1,4 +1,4 @@
-"""workload.py: the short form and the general form, and what either refuses."""
+"""workload.py: the short form and the general form, and what each of them refuses."""
 
 import pytest
 import torch

@@ -6,7 +6,7 @@ import re
 import pytest
 from answers import answer
 from conftest import TOY
-from synthetic import design_best, small_run, write_run
+from synthetic import example_best, small_run, write_run
 
 from feedrate.search.cli.main import main
 
@@ -14,7 +14,7 @@ from feedrate.search.cli.main import main
 @pytest.fixture
 def run(tmp_path):
     """A finished run."""
-    return write_run(tmp_path / "runs" / "toy-1", small_run(), best=design_best())
+    return write_run(tmp_path / "runs" / "toy-1", small_run(), best=example_best())
 
 
 def said(capfd, *arguments):
@@ -25,7 +25,7 @@ def said(capfd, *arguments):
 
 
 def test_show_answers_every_question(run, capfd):
-    """Each table under its question, the answer before them all; --table chooses, --rows cuts and says so."""
+    """The answer comes first, then each table under its question; --table chooses tables, and --rows cuts them and prints a note."""
     code, out, _ = said(capfd, "show", run)
     assert code == 0
     assert "1,843 samples/s, 4.46x the baseline" in out.splitlines()[1]
@@ -53,7 +53,7 @@ def test_show_refuses(run, capfd, arguments, words):
 
 def test_compare_divides_setting_by_setting(run, tmp_path, capfd):
     """And names what differs; other workloads, and folders that are no runs, are exit code 2."""
-    other = write_run(tmp_path / "runs" / "toy-2", small_run(), best=design_best(), versions={"torch": "2.14.0"})
+    other = write_run(tmp_path / "runs" / "toy-2", small_run(), best=example_best(), versions={"torch": "2.14.0"})
     code, out, _ = said(capfd, "compare", run, other)
     assert code == 0
     assert "the rate of B is 1.000 times that of A" in out
@@ -92,11 +92,11 @@ def test_a_report_of_an_address_needs_a_folder(run, tmp_path, capfd):
 
 @pytest.fixture
 def verify(mine, tmp_path, capfd):
-    """Verifies a best.json whose setting and baseline have so many workers, on a dataset where every sample is waited for."""
+    """Verifies a best.json whose setting and baseline have these numbers of workers, on a dataset with slow samples."""
 
     def run_verify(workers, baseline_workers, *, text=TOY, **more):
         mine(text)
-        best = design_best(
+        best = example_best(
             dataloader=loader(workers), measured_on={"versions": {"torch": "1.0"}}, workload={"name": "toy"},
             baseline={"dataloader": loader(baseline_workers), "samples_per_second": 1.0, "speedup": 2.0, "speedup_ci95": [1.9, 2.1]},
         )  # fmt: skip
@@ -134,7 +134,7 @@ def loader(workers):
 def test_an_answer_that_holds(verify):
     """Rounds of both in turn, what differs, the sentence, and an exit code that says the same, also as one object.
 
-    What the rates say is their business (test_verify.py has recorded ones).
+    What the rates say is their business (test_verification.py has recorded ones).
     """
     code, out, _ = verify(4, 0)
     assert (code, "does not hold" in out) in ((0, False), (1, True)), out
@@ -149,7 +149,7 @@ def test_an_answer_that_holds(verify):
 
 
 def test_an_answer_that_does_not_hold(verify):
-    """A setting that does not work at all: exit code 1. Slower ones are in test_verify.py."""
+    """A setting that does not work at all: exit code 1. Slower ones are in test_verification.py."""
     code, out, _ = verify(2, 0, text=TOY.replace("time.sleep(self.sleep_s)", "raise OSError('disk gone')"))
     assert code == 1
     assert "the answer does not work here: b16 w2 p2 pers: OSError: disk gone" in out

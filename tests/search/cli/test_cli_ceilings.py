@@ -1,4 +1,4 @@
-"""ceilings.py: both ceilings, both together, the loader from storage where that can be had, and the verdict."""
+"""ceilings.py: step alone, loader alone, both together, the loader with a cold page cache if possible, and the verdict."""
 
 import os
 

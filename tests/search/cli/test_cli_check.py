@@ -1,4 +1,4 @@
-"""`feedrate check` as people call it: exit codes, words, JSON; and a search that repeats no data."""
+"""`feedrate check` on the command line: exit codes, texts, JSON; and a search that avoids settings that repeat data."""
 
 import json
 
@@ -173,7 +173,7 @@ def test_the_bundled_workloads_pass(capfd, name):
 
 
 def test_a_search_does_not_choose_workers_that_repeat_data(feedrate, tmp_path):
-    """Yours is measured with its 2 workers; the answer has 1 at most, and all of it is said and recorded."""
+    """The baseline is measured with its 2 workers; the answer has 1 worker at most. The search prints and records the reason."""
     (tmp_path / "mine.py").write_text(WORKLOADS)
     command = feedrate("search", "mine.py:stream", "--max-trials", "3", "--max-trial-s", "2", "--keep-going", "--no-confirm")
     assert command.code == 0, command.stderr

@@ -1,4 +1,4 @@
-"""folder_job.py, job_log.py, submission.py, paste.py: what is left of a submitted search when Ray has forgotten it."""
+"""folder_job.py, job_log.py, submission.py, paste.py: a submitted search can be found from its run folder when Ray has forgotten the job."""
 
 import fcntl
 import json

@@ -386,13 +386,13 @@ def test_what_cannot_be_submitted_is_said_before_anything_is_sent(feedrate, proj
     ],
 )
 def test_whether_a_file_defines_a_function_is_read_from_it(tmp_path, text, is_there):
-    """Nothing of the user's runs before it is sent; what cannot be told is left to the cluster."""
+    """No code of the user runs before the folder is sent; if the file alone does not tell whether it defines the function, the cluster decides."""
     (tmp_path / "mine.py").write_text(text)
     assert defines(tmp_path / "mine.py", "workload") is is_there
 
 
 def test_a_packed_folder_comes_whole_or_not_at_all():
-    """Lines of a log, perhaps with others around them; what is cut or changed is told."""
+    """The packed folder is found among other lines of a log; a cut or changed one is reported."""
     files = bytes(range(256)) * 100
     log = f"Running entrypoint\n{packed(files)}over\n"
     assert unpacked(log, "the run folder of x") == files

@@ -92,7 +92,7 @@ def test_addresses_that_cannot_work_are_refused(url, storage, reason):
 
 
 def test_only_what_changed_is_copied_and_a_failure_is_told_once(tmp_path):
-    """The next time it is tried again; whoever is told knows that the folder here is whole."""
+    """The copy is tried again the next time, and the message says that the local folder is complete."""
     folder, there = tmp_path / "run", tmp_path / "there"
     folder.mkdir()
     said = []

@@ -1,4 +1,4 @@
-"""retention.py and `feedrate runs --prune`: what finished and old runs leave is listed, and removed when that is asked for."""
+"""retention.py and `feedrate runs --prune`: lists the files that finished and old runs no longer need, and removes them on request."""
 
 import fcntl
 import json

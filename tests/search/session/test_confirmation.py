@@ -130,7 +130,7 @@ def test_time_is_kept_for_rounds(search):
 
 @pytest.mark.parametrize("options", [{"confirm": False, "max_trials": 5}, {"confirm": True, "time_budget_s": 45.0}])
 def test_without_rounds_yours_is_tried_at_the_best_ones_batch_size(search, options):
-    """It is far behind and was left out; its rate there is what the answer is compared with."""
+    """The baseline was skipped, because it is far slower; the answer is compared with its rate at the answer's batch size."""
     found = search(space=SPACE, seeds=[LoaderConfig(num_workers=8, batch_size=32)], **options)
     found.go()
     assert all(request.kind == "search" for request in found.asked)
@@ -222,7 +222,7 @@ def test_rounds_whose_supervisor_dies_are_not_tried_for_ever(search):
 
 
 def test_a_round_waits_for_trials_that_still_run(search):
-    """On several hosts: what still runs may be a finalist, and Tune is told to ask again instead of to end."""
+    """On several hosts a running trial may become a finalist, so Tune is asked to come back later instead of ending the search."""
     several = search(max_trials=4)
     running = [several.ask() for _ in range(4)]
     assert several.ask() is None

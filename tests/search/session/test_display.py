@@ -13,7 +13,7 @@ from feedrate.trainables.config import LoaderConfig
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A clock that the test moves forward."""
 
     now = 0.0
 

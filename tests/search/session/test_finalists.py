@@ -1,4 +1,4 @@
-"""finalists.py: who is measured again, and in which order."""
+"""finalists.py: which settings are measured again, and in which order."""
 
 import pytest
 from synthetic import record
@@ -61,7 +61,7 @@ def test_the_baseline_is_that_of_the_surest_ones_batch_size():
 
 
 def test_a_rival_of_another_batch_size_is_a_finalist():
-    """Which batch size is the fastest has to be sure, too; yours at its size comes last, for the speed-up."""
+    """Rounds also decide which batch size is the fastest; the baseline at that size comes last, for the speed-up."""
     rival, other = candidate(8, 990.0, batch_size=128), candidate(0, 300.0, batch_size=128, baseline=True)
     chosen = choose([YOURS, candidate(8, 1000.0), rival, other])
     assert rival in chosen
@@ -172,7 +172,7 @@ def test_an_even_round_is_the_one_before_in_reverse():
 
 
 def test_rounds_end_when_the_answer_is_clear():
-    """w2 is far behind; then nobody is measured again."""
+    """w2 is clearly slower, so no setting is measured again."""
     found = [candidate(8, 1000.0), YOURS, candidate(2, 800.0)]
     rates = {"b64 w8 p2": 1000.0, "b64 w0": 400.0, "b64 w2 p2": 800.0}
     assert next_round(found, made(rates, 2), 3, seed=0)
@@ -195,7 +195,7 @@ def test_only_what_is_open_is_measured_on():
 
 
 def test_there_is_a_last_round():
-    """Settings that cannot be told apart do not go on for ever; disturbed rounds are made up for."""
+    """Rounds end even if two settings cannot be distinguished; disturbed rounds are repeated."""
     found = [candidate(8, 1000.0), candidate(6, 990.0)]
     rates = {"b64 w8 p2": 1000.0, "b64 w6 p2": 982.0}
     assert next_round(found, made(rates, 3), MAX_ROUNDS, seed=0)
@@ -206,7 +206,7 @@ def test_there_is_a_last_round():
 
 
 def test_what_is_probably_slower_gets_no_further_rounds():
-    """A noisy machine: w4 and w12 cannot be told from w8; w12 reads 6 % less and is dearer, so that more rounds of it would bring nothing."""
+    """On a noisy machine, rounds cannot distinguish w4 and w12 from w8. w12 is 6 % slower and needs more workers, so further rounds of it would be of no use."""
     found = [candidate(8, 1000.0), candidate(4, 1000.0), candidate(12, 900.0)]
     scatter = [(1000.0, 1060.0, 1000.0), (1000.0, 940.0, 860.0), (1000.0, 1000.0, 980.0)]
     names = ("b64 w8 p2", "b64 w4 p2", "b64 w12 p2")

@@ -1,4 +1,4 @@
-"""first_settings.py: what is measured before anything is drawn, in which order, and what is left out."""
+"""first_settings.py: the settings before the sampler's first draw: their order, and which of them are skipped."""
 
 import pytest
 

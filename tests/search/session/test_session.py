@@ -87,7 +87,7 @@ def test_a_record_holds_the_setting_the_measurement_and_who_asked(search):
 
 
 class CrashesBeforeTheTell(Brain):
-    """A study whose driver is killed when a record is on disk and the study is not told yet."""
+    """A study whose driver is killed after it wrote a record and before it told the study."""
 
     def tell_complete(self, number, value_sps, user_attrs=None):
         if number == 2:
@@ -172,7 +172,7 @@ def test_an_exhausted_space_ends_the_search(search):
 
 
 def test_a_trial_that_cannot_win_is_stopped_and_its_record_says_so(search):
-    """Stopped at a look, recorded with the windows it had, told as pruned; the baseline always finishes."""
+    """The trial is stopped after a number of windows in LOOKS, recorded with its windows, and pruned in the study; the baseline always finishes."""
     pruned = search()
     baseline = pruned.ask()
     assert not pruned.session.should_stop(baseline.number, measured(baseline, num_windows=5))

@@ -1,9 +1,9 @@
-"""search/session/verification.py: what rounds here say about an earlier answer."""
+"""search/session/verification.py: what rounds on this machine say about an earlier answer."""
 
 import re
 
 import pytest
-from synthetic import design_best
+from synthetic import example_best
 
 from feedrate.analysis.best import BestConfig
 from feedrate.analysis.rounds import Round
@@ -13,7 +13,7 @@ SETTING, BASELINE = "b64 w6 p4 pin pers", "b64 w0"
 
 
 def best(**changed):
-    return BestConfig(design_best(**changed))
+    return BestConfig(example_best(**changed))
 
 
 def rounds(speedup, *, number=4, spread=0.004, names=(SETTING, BASELINE)):
@@ -47,7 +47,7 @@ def test_what_is_said(speedup, holds, words):
 
 def test_no_gain_there_and_none_here_holds():
     """What was as fast as the baseline may be so here too."""
-    baseline = design_best()["baseline"] | {"speedup": 1.01, "speedup_ci95": [0.99, 1.03]}
+    baseline = example_best()["baseline"] | {"speedup": 1.01, "speedup_ci95": [0.99, 1.03]}
     found = verified(best(baseline=baseline), rounds(1.0))
     assert found.holds
     assert "no significant gain over the baseline in the search, and none here" in found.sentence

@@ -91,7 +91,7 @@ def test_a_run_that_came_meanwhile_is_not_removed(tmp_path):
 
 
 def test_one_driver_at_a_time_holds_a_run(tmp_path):
-    """A second process is told so; when the first is killed, however, nothing stands in the way."""
+    """A second process gets an error while the first one runs, and may use the folder after the first one was killed."""
     run = RunFolder(tmp_path / "deep" / "run")
     code = (
         "import sys, time; from feedrate.analysis.run_folder import RunFolder; from feedrate.search.setup.prepare import held\n"

@@ -1,4 +1,4 @@
-"""request.py: what was asked for meets the workload as it is, before anything is measured or written."""
+"""request.py: the options are checked against the workload before anything is measured or written."""
 
 import pytest
 from ray import tune
@@ -109,7 +109,7 @@ def test_settings_that_people_use_are_tried_at_two_batch_sizes():
 
 
 def test_a_short_epoch_limits_what_people_use_and_says_so():
-    """600 samples: 19 batches of 32, 5 of 128. What was asked for beyond is named with the numbers; nothing is said of defaults."""
+    """600 samples are 19 batches of 32 and 5 of 128. A note names what the user asked for beyond that, with the numbers; defaults get no note."""
     given = {"num_workers": Range(0, 32), "prefetch_factor": Choice((2, 4))}
     space = search_space(given, SHORT, placement(), 600)
     workers, prefetch = epoch_remarks(given, space)
@@ -123,7 +123,7 @@ def test_a_short_epoch_limits_what_people_use_and_says_so():
 
 @pytest.mark.parametrize(("options", "flag"), [({"amp": "bf16"}, "amp"), ({"compile": True}, "compile")])
 def test_a_step_of_your_own_is_not_changed_from_outside(options, flag):
-    """Mixed precision and compilation belong to it: one sentence says so. The short form takes them."""
+    """A workload with its own step refuses --amp and --compile in one sentence. The short form takes them."""
     with pytest.raises(UsageError, match=f"--{flag} is only for the short form of a workload.* do it in make_step"):
         check_step_options(SearchOptions(**options), described())
     check_step_options(SearchOptions(**options), SHORT)

@@ -1,4 +1,4 @@
-"""shipping.py: what travels to a cluster, what does not, and which copy a node uses."""
+"""shipping.py: which files are sent to a cluster, which are not, and which copy a node uses."""
 
 import os
 import subprocess
@@ -170,7 +170,7 @@ def test_a_bundled_workload_needs_no_folder():
 
 
 def test_a_node_uses_the_folder_in_its_place_or_the_copy(project, tmp_path, monkeypatch):
-    """In place where the same file lies there; the copy where there is none, or another one."""
+    """A node uses the file in place if it has the same file there, and the sent copy if it has none or another one."""
     ref = make_ref("train.py:workload", cwd=project)
     digest, root = digest_of(ref), str(project)
     copy = tmp_path / "copy"

@@ -1,4 +1,4 @@
-"""Tests of search/space/dimension.py."""
+"""dimension.py: one dimension from a command line, refused in one sentence if torch cannot use it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Tests of search/space/domains.py."""
+"""domains.py: a space as Ray Tune domains and as Optuna distributions."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Tests of search/space/search_space.py."""
+"""search_space.py: every setting exists once, impossible spaces are refused, and the nearest untried setting is found."""
 
 from dataclasses import replace
 

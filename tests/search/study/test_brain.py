@@ -1,4 +1,4 @@
-"""Tests of search/study/brain.py."""
+"""brain.py: the study on a journal, SQLite and PostgreSQL; what is asked and told survives crashes."""
 
 import math
 import random
@@ -182,7 +182,7 @@ while True:
 
 
 def test_killed_at_random_moments(tmp_path, storage_url):
-    """SIGKILL in the middle of asks and tells, again and again: the study opens and no told trial is missing."""
+    """After repeated SIGKILLs in the middle of asks and tells, the study opens and has every trial that it was told."""
     journal, rng, told = tmp_path / "study.journal", random.Random(0), set()
     for _ in range(4):
         command = [sys.executable, "-c", KILLED, storage_url or "", str(journal), "0"]

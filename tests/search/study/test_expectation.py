@@ -1,4 +1,4 @@
-"""expectation.py: what a study's trials say should come next."""
+"""expectation.py: which setting should come next, according to a study's trials."""
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def test_the_same_trials_give_the_same_draw():
 
 
 def test_nothing_is_drawn_twice():
-    """Neither what was told nor what runs elsewhere."""
+    """Neither finished nor running settings are drawn again."""
     tried = set()
     for _ in range(20):
         found = most_promising(SPACE, SEEN, tried, seed=0)

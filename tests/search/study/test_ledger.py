@@ -1,4 +1,4 @@
-"""ledger.py: what is kept up to date is what a walk through all trials would count."""
+"""ledger.py: the running counts equal those of a walk through all trials."""
 
 import random
 from collections import Counter

@@ -1,4 +1,4 @@
-"""observed.py: trials are looked at once, in whatever order they finish."""
+"""observed.py: each trial is read once, in any order of finishing."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Tests of search/study/pruner.py."""
+"""pruner.py: which trials are stopped early, after how many windows, and which never are."""
 
 import optuna
 import pytest

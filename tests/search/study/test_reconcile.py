@@ -1,4 +1,4 @@
-"""Tests of search/study/reconcile.py."""
+"""reconcile.py: after a crash, the study learns what the records say, and lost trials are measured again."""
 
 import pytest
 from optuna.trial import TrialState
@@ -31,7 +31,7 @@ def best_value(brain):
 
 
 def test_records_are_told(opened):
-    """What was recorded but not told is told as it was: measured, stopped early, failed, does not fit."""
+    """The study is told every recorded trial with its outcome: measured, stopped early, failed, infeasible."""
     asks = [opened().ask() for _ in range(1)] + [(brain := opened()).ask(), brain.ask(), brain.ask()]
     unmeasured = dict.fromkeys(
         ("window_duration_s", "window_num_batches", "window_num_items", "window_produced_batches")

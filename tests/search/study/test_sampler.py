@@ -1,4 +1,4 @@
-"""Tests of search/study/sampler.py."""
+"""sampler.py: draws are canonical, never repeated, and reproducible across a restart."""
 
 
 import optuna
@@ -30,7 +30,7 @@ def add(study, sampler, config, value):
 
 
 def replay(seed, count, *, kind="tpe", space=SPACE, restart_at=None):
-    """Settings drawn one after another, each told its rate; optionally with a new sampler and study in between."""
+    """Draw settings one after another and tell the study each rate; optionally with a new sampler and study in between."""
     tried = []
     study = optuna.create_study(direction="maximize")
     sampler = SnappingSampler(space, seed=seed, kind=kind, tried=lambda: set(tried))
@@ -57,7 +57,7 @@ def test_same_measurements_same_suggestions(kind):
 
 @pytest.mark.parametrize("kind", ["gp", "tpe", "random"])
 def test_never_twice_until_exhausted(kind):
-    """Every setting of a small space is drawn once, then there is none."""
+    """Every setting of a small space is drawn once, and then the space is exhausted."""
     drawn = replay(0, TINY.size() + 1, kind=kind, space=TINY)
     assert drawn[-1] is None
     assert set(drawn[:-1]) == set(TINY.configs())
@@ -137,7 +137,7 @@ def test_extended_range_is_searched():
 
 
 def test_a_tell_is_seen_by_the_next_draw():
-    """Optuna's per-thread cache of trials does not hide what was told since."""
+    """Optuna's per-thread cache of trials does not hide trials that ended meanwhile."""
     study = optuna.create_study(direction="maximize")
     sampler = SnappingSampler(SPACE, seed=0, tried=set)
     for config in list(SPACE.configs())[::60]:

@@ -1,4 +1,4 @@
-"""Tests of search/study/storage.py."""
+"""storage.py: journals and databases that are torn, locked, damaged or away."""
 
 import os
 import sqlite3
@@ -147,7 +147,7 @@ def pauses(monkeypatch):
 
 
 def test_busy_database_is_asked_again(pauses, capsys):
-    """A call that fails because the database is away is repeated; a minute is waited for, and told; then the error says to resume."""
+    """A call that fails because the database is away is repeated. The search waits for a minute and prints that it does; then the error names `feedrate resume`."""
     away = sqlalchemy.exc.OperationalError("select", {}, Exception("server closed the connection"))
     wrapped = StorageInternalError("commit failed")
     wrapped.__cause__ = away

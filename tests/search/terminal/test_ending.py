@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP: a command ends in order or at the latest after a while, says how to go on, and leaves nothing."""
+"""SIGTERM and SIGHUP: a command ends within a bounded time, prints how to go on, and leaves no process."""
 
 import os
 import pty
@@ -37,7 +37,7 @@ def check_ended(command, code, temporary):
 
 
 def signal_to_group(command, number):
-    """As `timeout` does, the command itself is told twice."""
+    """The command gets the signal twice, as `timeout` sends it."""
     os.kill(command.process.pid, number)
     os.killpg(command.process.pid, number)
 

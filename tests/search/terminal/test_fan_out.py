@@ -1,4 +1,4 @@
-"""fan_out.py without a cluster: what becomes of searches that end badly."""
+"""fan_out.py without a cluster: how searches that fail or are killed count."""
 
 import sys
 
@@ -12,7 +12,7 @@ from feedrate.search.terminal.fan_out import one_each
     [("exit 0", 0), ('case "$*" in *small*) exit 2;; esac', 2), ('case "$*" in *small*) kill -9 $$;; esac', 1)],
 )
 def test_the_worst_end_is_the_answer(tmp_path, monkeypatch, capfd, script, code):
-    """A search that is killed is no success, though its code is below 0; what each says is told with its name."""
+    """A killed search counts as a failure, although its exit code is below 0; each printed line carries the name of its search."""
     program = tmp_path / "python"
     program.write_text(f"#!/bin/sh\necho $5 $6 $7 $8\n{script}\n")
     program.chmod(0o755)

@@ -1,4 +1,4 @@
-"""check_module.py: the whole check, on datasets that are clean, broken, slow or strange."""
+"""check.py: the whole check, on datasets that are clean, broken, slow or strange."""
 
 import os
 import signal
@@ -127,7 +127,7 @@ def test_a_thread_that_workers_lack_is_named(monkeypatch):
     words = findings["loading"]["sentence"]
     assert findings["loading"]["level"] == "error"
     assert words.startswith("loading works with 0 workers and hangs with 2 workers: nothing came within ")
-    assert "2 loader workers hang, one of them in Answered.__getitem__ (test_data_check.py:" in words
+    assert "2 loader workers hang, one of them in Answered.__getitem__ (test_check.py:" in words
     assert "Making the dataset starts the thread Thread-" in words
     assert "(answer), which forked workers do not have" in words
     assert "the thread Thread-" in findings["fork-unsafe"]["sentence"]

@@ -1,4 +1,4 @@
-"""disqualify.py and duplicates.py: more workers that repeat data are left out of a search, and it says so."""
+"""disqualify.py and duplicates.py: a search leaves out numbers of workers that repeat data, and prints the reason."""
 
 import random
 

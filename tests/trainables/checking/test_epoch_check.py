@@ -1,4 +1,4 @@
-"""epoch_check.py: samples that change from epoch to epoch are followed into real workers, which freeze them, lag behind, or hear of it."""
+"""epoch_check.py: samples that change from epoch to epoch, in real workers that repeat the first epoch, lag behind, or follow."""
 
 import random
 

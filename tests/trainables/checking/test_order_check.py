@@ -42,7 +42,7 @@ def test_a_sampler_that_depends_on_num_workers_loses_samples():
 
 
 def test_a_sampler_that_repeats_with_workers_is_an_error():
-    """Duplicated samples are told from missing ones."""
+    """Duplicated samples and missing ones are reported as different findings."""
 
     def make_loader(num_workers=0, **overrides):
         order = list(range(64)) + ([0, 1, 2] if num_workers else [])

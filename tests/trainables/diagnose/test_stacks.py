@@ -1,4 +1,4 @@
-"""stacks.py and hang_message.py: where real processes stand still, and the sentence that says so."""
+"""stacks.py and hang_message.py: find where real processes hang, and put it into a sentence."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""isolated.py: a piece of user code runs in a process of its own, and leaves nothing behind."""
+"""isolated.py: runs user code in its own process and leaves nothing behind."""
 
 import atexit
 import multiprocessing

@@ -1,4 +1,4 @@
-"""build_loader.py: the loader of one setting is seeded, endless, and honours what the user fixed."""
+"""build_loader.py: the loader of one setting is seeded, endless, and keeps what the user fixed."""
 
 import itertools
 import random
@@ -115,7 +115,7 @@ def test_an_iterable_dataset_is_loaded():
 
 
 def test_an_empty_dataset_is_a_clear_failure():
-    """Nothing to load is said in a sentence, not met as a StopIteration or an endless loop."""
+    """An empty dataset is one sentence, not a StopIteration or an endless loop."""
     for make in (
         lambda: build_loader(short(Rows(0)), SETTINGS[0], seed=0),
         lambda: cached_batch(short(Rows(0)), SETTINGS[0]),
@@ -152,7 +152,7 @@ def test_an_ignored_override_is_named(fixed, said):
 
 
 def test_something_else_than_a_dataloader_is_refused():
-    """A make_loader that returns another type is told so, in the warm-up already."""
+    """A make_loader that returns another type is refused, also when the batch for the warm-up is read."""
     workload = general(lambda **overrides: [1, 2], lambda batch: None)
     for make in (lambda: build_loader(workload, SETTINGS[0], seed=0), lambda: cached_batch(workload, SETTINGS[0])):
         with pytest.raises(TrialFailed, match="make_loader of 'mine' returned list, not a torch DataLoader"):

@@ -1,4 +1,4 @@
-"""epochs.py: samplers that go on for as long as a measurement lasts, end when told, and remember."""
+"""epochs.py: samplers that go on for as long as a measurement lasts, end when asked to, and remember their latest batches."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""loader_watch.py: what is handed out and what is ready is seen, and the user's loader stays the user's in every attribute."""
+"""loader_watch.py: counts delivered and ready batches, and changes no attribute of the user's loader."""
 
 import itertools
 import multiprocessing
@@ -103,7 +103,7 @@ def test_the_loader_stays_the_users(num_workers):
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("persistent", [False, True])
 def test_epochs_end_when_told(num_workers, persistent):
-    """A watched loader goes on past its dataset's end; told to end it hands out what is in flight; then as long as asked."""
+    """A watched loader goes on past its dataset's end. Asked to end, it delivers the batches in flight; later epochs have the length that was asked for."""
     persistent = persistent and num_workers > 0
     loader = DataLoader(Rows(6), batch_size=2, num_workers=num_workers, persistent_workers=persistent)
     watch = LoaderWatch(loader)

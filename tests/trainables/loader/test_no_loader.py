@@ -1,4 +1,4 @@
-"""no_loader.py: whatever make_loader returns instead of a DataLoader, the sentence says which part to hand over."""
+"""no_loader.py: if make_loader returns something else than a DataLoader, the message says what to return instead."""
 
 import pytest
 from torch.utils.data import DataLoader

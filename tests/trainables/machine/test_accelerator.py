@@ -1,4 +1,4 @@
-"""accelerator.py on a machine without one: a stand-in for another make than CUDA, and the names that Ray gives GPUs."""
+"""accelerator.py on a machine without one: a stand-in for an accelerator other than CUDA, and the names that Ray gives GPUs."""
 
 import json
 import os

@@ -165,7 +165,7 @@ def readings(monkeypatch):
 
 
 def test_a_busy_host_is_waited_for(readings):
-    """Until it is quiet, told once; the share of the CPUs is in the reason."""
+    """The trial waits until the host is quiet and reports that once, with the share of the CPUs that others use."""
     said = []
     slept = readings(0.8, 0.5, 0.05)
     conditions.wait_until_quiet(600.0, said.append)

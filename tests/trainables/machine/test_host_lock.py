@@ -1,4 +1,4 @@
-"""host_lock.py: one trial at a time on a host, and nobody who can stop that for ever."""
+"""host_lock.py: one trial at a time on a host; no other user can block it for ever."""
 
 import contextlib
 import json
@@ -60,7 +60,7 @@ def is_free(gpus=()):
 
 
 def test_the_second_waits_and_says_so():
-    """Two processes never hold the lock together; the second is told once, and goes on when the first ends."""
+    """Two processes never hold the lock together; the second one reports once that it waits, and goes on when the first one ends."""
     with holder() as first:
         assert first.stdout.readline() == "held\n"
         with holder() as second:

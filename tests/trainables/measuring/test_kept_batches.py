@@ -1,4 +1,4 @@
-"""kept_batches.py: a step that keeps what it was given is told from a limit that is too low."""
+"""kept_batches.py: distinguishes a step that keeps its batches from a limit that is too low."""
 
 import gc
 import resource
@@ -19,7 +19,7 @@ LOW = Failure(kind="too-many-files", phase="measure", message="the limit of open
 
 
 def trial(step, limit):
-    """The failure of a trial in a process with so many open files at most."""
+    """The failure of a trial in a process with this limit of open files."""
 
     def act():
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
@@ -50,7 +50,7 @@ def test_a_step_that_keeps_its_batches_is_told_so():
 
 
 def test_a_limit_that_is_too_low_stays_one():
-    """Files of batches in flight alone, and failures of other kinds, are told as they are."""
+    """The message stays as it is if only batches in flight hold files, and for other kinds of failure."""
     loader = DataLoader(Rows(), batch_size=2, num_workers=2)
     held = KeptBatches(loader, [torch.zeros(2), torch.zeros(2)])
     assert held.explain(LOW, 100) == LOW

@@ -1,4 +1,4 @@
-"""limits.py: a setting that cannot fit is refused before its loader starts, with what to raise and how far."""
+"""limits.py: a setting that cannot fit is refused before its loader starts, with the limit to raise and by how much."""
 
 import subprocess
 import sys

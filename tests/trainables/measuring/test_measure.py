@@ -1,4 +1,4 @@
-"""measure.py: real training with real loader workers; rates are checked against sleeps, generously."""
+"""measure.py: real training with real loader workers; rates are compared with sleeps, with a wide margin."""
 
 import dataclasses
 import itertools
@@ -485,7 +485,7 @@ def test_a_trial_ends_near_its_time():
 
 
 def test_a_loader_without_batches_is_a_clear_failure():
-    """A loader that is at its end at once, or from the second epoch on, is said to be; nothing loops for ever."""
+    """A loader that delivers no batch at all, or none from the second epoch on, is a failure that says so; nothing loops for ever."""
     once = iter(range(8))
     loaders = {
         "no batch at all": lambda **overrides: DataLoader(Rows(3), drop_last=True, **overrides),
@@ -520,7 +520,7 @@ def test_epoch_samples_can_be_told():
 
 
 def test_the_context_of_a_step_is_the_setting():
-    """make_step is told the device and the batch size."""
+    """make_step gets the device and the batch size."""
     contexts = []
     workload = general(lambda **overrides: DataLoader(Rows(), **overrides), None)
     workload.make_step = lambda context: contexts.append(context) or (lambda batch: None)

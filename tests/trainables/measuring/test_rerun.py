@@ -193,7 +193,7 @@ def test_a_silent_loader_is_looked_into():
 
 
 def test_only_the_same_exception_names_the_sample():
-    """Another exception without workers is told as another one, and so is a workload that could not be made again."""
+    """The sentence mentions a different exception without workers, and a workload that could not be made again."""
     loader = over(At(broken), num_workers=1)
     with pytest.raises(ValueError, match="header") as caught:
         list(loader)

@@ -35,7 +35,7 @@ def test_a_steady_rate_is_enough_soon():
 
 @pytest.mark.parametrize("num", [6, 13, 20])
 def test_a_rate_that_rises_goes_on(num):
-    """However many windows there are and however long they took: the time of the trial ends it, and says so in a column."""
+    """A rate that still changes is measured until the trial's time is over, for any number and length of windows; a column records it."""
     rising = training([round(1000 * 1.2**index) for index in range(num)])
     assert not rising.finished()
     assert not rising.steady()

@@ -1,4 +1,4 @@
-"""fresh_loader.py: every look begins with the loader as the user's own program has it, made once in its process."""
+"""fresh_loader.py: every probe begins with the loader as in the user's own program, made once in its process."""
 
 import atexit
 import os

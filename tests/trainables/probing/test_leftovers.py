@@ -1,4 +1,4 @@
-"""leftovers.py: threads and open files that user code left behind are told from what a fork does not change."""
+"""leftovers.py: finds threads and open files that user code left behind and that a fork would break."""
 
 import asyncio
 import contextlib

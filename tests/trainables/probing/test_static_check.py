@@ -1,4 +1,4 @@
-"""static_check.py: what a dataset holds that workers must not share is found by looking, not by calling."""
+"""static_check.py: finds what workers must not share in a dataset, without calling the dataset."""
 
 import functools
 import io

@@ -1,4 +1,4 @@
-"""A trial sees the dataset as the user's program does: nothing is read before the fork, what exists once exists once."""
+"""A trial sees the dataset as the user's program does: nothing is read before the fork, and a resource that may exist only once does."""
 
 import atexit
 import json
@@ -184,7 +184,7 @@ def test_a_view_of_a_large_tensor_is_read_alone():
 
 
 def test_a_thread_that_the_dataset_made_is_missed_in_workers_only(made):
-    """The fork loses the thread, and workers hang; without workers the thread is there, and the sentence says so."""
+    """Forked workers lack the thread and hang; without workers it is there, and the failure's sentence mentions it."""
     failure = last(made("answers").run(REQUEST, max_s=1.0))
     assert failure["failure_kind"] == "hang"
     assert failure["failure_message"].startswith("no batch came for 1 s")

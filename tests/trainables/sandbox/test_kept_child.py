@@ -1,4 +1,4 @@
-"""template.py, child.py, child_main.py: a child whose set-up took long serves further settings, and never a wrong one."""
+"""template.py, child.py, child_main.py: a child whose set-up took long serves further settings, and only those that need the same step."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""template.py: trials in clean child processes that end, whatever happens, with an event and without a trace."""
+"""template.py: every trial in a clean child process ends with an event and leaves nothing behind, whatever happens."""
 
 import dataclasses
 import json
@@ -315,7 +315,7 @@ def test_nothing_outlives_a_killed_supervisor(tag):
 
 
 def test_a_trial_waits_for_the_host(template):
-    """While somebody else measures on this host the trial waits, says so, and is not taken for a hang."""
+    """While another trial measures on this host, the trial waits, sends an event, and is not taken for a hang."""
     lock = HostLock()
     lock.acquire(pytest.fail)
     events = run(template, "rows", "measure", max_s=1.0)

@@ -1,4 +1,4 @@
-"""template_main.py: whatever the user's module does while it is imported, trials run or end with the reason."""
+"""template_main.py: whatever the user's module does while it is imported, trials run, or fail and give the reason."""
 
 import json
 import os
@@ -79,7 +79,7 @@ def test_a_plain_module_is_imported_once(made, tmp_path):
 
 
 def test_a_module_that_starts_a_thread_gets_new_interpreters(made, tag):
-    """A thread left by the import is not forked: each trial is a new process, in which everything works and is told."""
+    """A process with a thread left by the import is not forked: each trial is a new interpreter, in which measuring and failing work as usual."""
     template = made("threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()", "facts")
     found = facts(template)
     assert not template.clean
@@ -109,7 +109,7 @@ def test_a_module_that_starts_a_thread_gets_new_interpreters(made, tag):
     ],
 )
 def test_a_module_that_ends_the_process_is_told(made, lines, said):
-    """A module that ends the process while it is imported is the user's matter, and is told with its last words."""
+    """A module that ends the process while it is imported is a failure of the user's code, reported with its last output."""
     failure = describe(made(lines))
     assert (failure["failure_kind"], failure["failure_phase"]) == ("trainer-killed", "setup")
     assert said in failure["failure_message"]
