@@ -115,7 +115,7 @@ COLUMNS: tuple[Column, ...] = (
     _C("foreign_cpu_fraction", "float", "", "CPU time other processes took in the windows, of all CPUs (0..1)"),
     _C("foreign_gpu_fraction", "float", "", "time in which kernels of other processes ran on the trial's GPUs just before it (0..1); null if unknown"),
     _C("own_cpu_fraction", "float", "", "CPU time of trainer and workers in the windows, of their CPUs (0..1)"),
-    _C("steal_fraction", "float", "", "CPU time the hypervisor took away in the windows, of all CPUs (0..1)"),
+    _C("steal_fraction", "float", "", "fraction of the time of all CPUs that the hypervisor took away during the windows (0..1)"),
     _C("throttled_fraction", "float", "", "periods of the container's CPU quota that ran out, of all periods in the windows"),
     _C("psi_cpu_fraction", "float", "", "time in the windows in which a process on the machine waited for a CPU (0..1)"),
     _C("psi_io_fraction", "float", "", "time in the windows in which a process on the machine waited for storage (0..1)"),

@@ -23,7 +23,7 @@ _DTYPES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Compared:
-    """The comparison of two runs over the settings that both measured to their end."""
+    """The comparison of two runs, over the settings whose measurement both runs completed."""
 
     settings: pd.DataFrame
     """One row per setting, the first run's fastest first. `ratio` is second over first, with a 95 % interval. If the machine was

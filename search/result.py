@@ -194,7 +194,7 @@ def _measured_on(run: Run, trial: pd.Series[Any]) -> dict[str, Any]:
 
 
 def _searched(run: Run, where: Standing | None, is_open: Sequence[Doubt]) -> dict[str, Any]:
-    """Return how the setting was found, and how certain it is."""
+    """Return how the setting was found, and how certain it is that this setting is the best."""
     options = run.search.get("options", {})
     return {
         "study": run.search["study"],

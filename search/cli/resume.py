@@ -37,7 +37,7 @@ class Resume:
             help="total number of settings, including those already tried; continues even if no further gain is expected",
         )
         parser.add_argument("--confirm", action="store_true", help="measure the best settings again in rounds, even if the run was started with --no-confirm")
-        parser.add_argument("--storage", metavar="URL", help="the URL of the run's database, if it contains a password (which is not stored)")
+        parser.add_argument("--storage", metavar="URL", help="the URL of the run's database: needed only if the URL contains a password, because passwords are not stored")
         parser.add_argument("--address", metavar="URL", help=f"the cluster that the search was submitted to: {arguments.API_ADDRESS}")
         arguments.add_require_token(parser)
         job_environment.add_to(parser)

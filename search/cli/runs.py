@@ -101,7 +101,7 @@ class Runs:
     """
 
     def prepare(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("pattern", nargs="?", default="feedrate-runs/*", metavar="PATTERN", help="a pattern of run folders, or the folder that contains them (default feedrate-runs/*)")
+        parser.add_argument("pattern", nargs="?", default="feedrate-runs/*", metavar="PATTERN", help="a pattern that matches run folders, or the folder that contains them (default feedrate-runs/*)")
         arguments.add_json(parser)
         parser.add_argument(
             "--address", nargs="?", const="", metavar="URL", help=f"list the searches that were submitted to a cluster instead: {arguments.API_ADDRESS}"

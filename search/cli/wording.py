@@ -23,7 +23,7 @@ from feedrate.search.setup.prepare import resume_command
 from feedrate.trainables.config import LoaderConfig
 
 GROWN_BYTES = 1e9
-"""Least memory at the end of an epoch for which its growth is printed."""
+"""Growth of memory is printed only if the memory at the end of an epoch is at least this large."""
 
 
 def print_result(result: SearchResult, console: Console, unit: str = "samples") -> None:

@@ -93,7 +93,7 @@ def cluster(options: SearchOptions, num_gpus: int, folder: str | None = None) ->
 
     if ray.is_initialized():
         _restore(before)
-        raise UsageError("this process is connected to a Ray already: call ray.shutdown() first")
+        raise UsageError("this process is already connected to a Ray cluster: call ray.shutdown() first")
     notes: list[str] = []
     has_clusters = ray_constants.ENABLE_RAY_CLUSTER
     with ExitStack() as stack:

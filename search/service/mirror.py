@@ -109,7 +109,7 @@ def check_url(url: str, options: SearchOptions, force: bool) -> str:
     if without_password(url) != url:
         raise UsageError("--out contains a password, which would be stored in the run's files: put it into the environment instead (AWS_ACCESS_KEY_ID, ...)")
     if options.storage is None or not options.storage.startswith("postgresql"):
-        raise UsageError("--out with an address needs a database that outlives this machine: add --storage postgresql://USER@HOST/DATABASE")
+        raise UsageError("an address as --out needs a database that outlives this machine: add --storage postgresql://USER@HOST/DATABASE")
     try:
         if not force and exists(f"{url.rstrip('/')}/search.json"):
             raise UsageError(f"--out {url} already has a run: continue it with feedrate resume {url}, or replace it with --force")

@@ -140,7 +140,7 @@ class HostHealth:
         return frozenset(host for config in configs for host in self._failures.get(config, ()))
 
     def forget(self, config: LoaderConfig) -> dict[str, Mapping[str, Any]]:
-        """Stop asking whose fault the failures of a setting are; return host id -> failure columns."""
+        """Drop the question whether a setting or its hosts caused its failures; return host id -> failure columns of the trial record."""
         for history in self._histories.values():
             history.under_suspicion.discard(config)
         return self._failures.pop(config, {})

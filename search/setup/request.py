@@ -46,7 +46,7 @@ def given_dimensions(space: Mapping[str, Any]) -> dict[str, Dimension]:
     """Return the requested dimensions as `Range` or `Choice`, translated if they are Ray Tune domains or single values.
 
     Raises:
-        UsageError: a name is no dimension, or a Tune domain has no exact equivalent.
+        UsageError: a name is not the name of a dimension, or a Tune domain has no exact equivalent.
     """
     from feedrate.search.space.domains import from_tune
 

@@ -29,8 +29,8 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("environment of a submitted search")
     group.add_argument(
         "--env", action="append", default=[], metavar="NAME[=VALUE]",
-        help="set an environment variable for the search and its trials; NAME alone takes the value from this shell. No log, list or run folder "
-        "contains the value, but Ray unpacks it in a file on each node, which anyone who can run jobs on the cluster can read",
+        help="set an environment variable for the search and its trials; NAME alone takes the value from this shell. The value appears in no log, job list "
+        "or run folder, but it is in a file on each node, which anyone who can run jobs on the cluster can read",
     )  # fmt: skip
     group.add_argument(
         "--pip", action="append", default=[], metavar="REQUIREMENT|FILE.txt",

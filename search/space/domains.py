@@ -42,7 +42,7 @@ def from_tune(domains: Mapping[str, Any], *, num_cpus: int, has_accelerator: boo
     """Return the space that a user wrote as Ray Tune domains or plain values; a dimension that is not given has its default.
 
     Raises:
-        ValueError: a name is no dimension, or a domain has no exact equivalent.
+        ValueError: a name is not the name of a dimension, or a domain has no exact equivalent.
     """
     given = {name: _dimension(name, domain) for name, domain in domains.items()}
     return SearchSpace.default(num_cpus=num_cpus, has_accelerator=has_accelerator, given=given)

@@ -38,7 +38,7 @@ class BrainError(Exception):
 
 
 class _FileLock(JournalFileOpenLock):
-    """Optuna's lock of a journal, held by a lock on an open file instead of by the existence of a file."""
+    """A lock for Optuna's journal that locks an open file; Optuna's own lock is the existence of a file, which a crash leaves behind."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)

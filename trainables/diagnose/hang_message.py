@@ -9,7 +9,7 @@ from feedrate.trainables.failure import kind_of
 
 INTERPRETERS_S = 60.0
 """Time for spawned workers to start, because each imports torch and the workload's module before it loads anything."""
-LOST = "the loader waits for a batch that no worker makes any more"
+LOST = "the loader waits for a batch that no worker will ever make"
 _DATALOADER = "torch/utils/data/dataloader.py"
 _WORKER = "torch/utils/data/_utils/worker.py"
 _FETCH = "torch/utils/data/_utils/fetch.py"

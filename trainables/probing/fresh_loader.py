@@ -35,8 +35,8 @@ class FreshLoader:
     """A workload's loader with one setting; every `look` at it begins with the loader as it was made.
 
     A first process makes workload and loader. If that leaves neither threads nor open files behind, each look is a fork of
-    this process, because making can take long. Otherwise the process ends, and every look makes workload and loader itself,
-    one look after the other, as the user's own program does.
+    this process, because making them can take a long time. Otherwise the process ends, and every look makes workload and loader
+    anew in a process of its own, one after the other.
 
     Args:
         make: makes the workload.

@@ -117,7 +117,7 @@ class Parts:
 
     @property
     def iterable(self) -> bool:
-        """Whether the dataset is iterable, so that there are no indices."""
+        """Whether the dataset is an `IterableDataset`, which has no indices."""
         return isinstance(self.dataset, IterableDataset)
 
     @property

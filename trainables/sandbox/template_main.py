@@ -170,7 +170,7 @@ def _spawn(request: dict[str, Any], pipe: int, hello: dict[str, Any]) -> int:
 
 
 def _become_child(parent: int, hello: dict[str, Any]) -> None:
-    """Give this process its own process group, let it die with its template, and reset signals and torch's threads."""
+    """Give this process its own process group, let it die with its template, reset its signal handlers and set torch's number of threads."""
     if os.getpgrp() != os.getpid():
         os.setpgid(0, 0)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -288,7 +288,7 @@ def test_what_ray_prints_of_lost_nodes_is_left_out(local):
 
 def test_a_second_ray_in_one_process_is_refused(local):
     """And the first is left alone."""
-    assert local.facts["twice"] == "this process is connected to a Ray already: call ray.shutdown() first"
+    assert local.facts["twice"] == "this process is already connected to a Ray cluster: call ray.shutdown() first"
     assert local.facts["still_connected"] is True
 
 
