@@ -217,5 +217,5 @@ def _lines(lines: Sequence[str]) -> str:
 
 
 def _list(values: pd.Series[Any]) -> list[Any]:
-    """Return plain numbers, which are readable in the page; plotly would write Arrow-backed ones as objects."""
+    """Return plain Python numbers: plotly would write numbers of an Arrow dtype into the page as encoded data."""
     return [None if pd.isna(value) else round(float(value), 6) for value in values]

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+import feedrate.trainables
 from feedrate.trainables.machine.host_lock import HostLock
 
+OURS = f"{Path(feedrate.trainables.__file__).parent}/"
+"""Beginning of the paths of the files that no traceback of a user shows."""
 TAG = "FEEDRATE_TEST_TAG"
 """Environment variable that tells the processes of one test from those of other searches on this machine."""
 

@@ -229,7 +229,7 @@ def _trial(
 
 
 def _still(event: Mapping[str, Any], why: str) -> str:
-    """Return what a silent child process is doing, and for how long (the event "silent" of child.py); `why` is the reason of its wait."""
+    """Return what a silent child process is doing, and for how long (the event "silent" of hang_detector.py); `why` is the reason of its wait."""
     if event["waits"]:
         return f"still waiting, for {event['silent_s']:.0f} s: {why}"
     return f"still in phase {event['phase']}, for {event['silent_s']:.0f} s"

@@ -28,7 +28,7 @@ class Resume:
             dest="time_budget_s",
             type=arguments.positive_s,
             metavar="TIME",
-            help="time from now on (default: the run's own budget again)",
+            help="time limit, counted from now (default: as long as the run's own budget)",
         )
         parser.add_argument(
             "--max-trials",

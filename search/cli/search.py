@@ -160,7 +160,7 @@ def _add_place(place: argparse._ArgumentGroup, address_help: str) -> None:
         "--cpus-per-trial",
         type=arguments.cpus,
         metavar="N|all",
-        help="CPUs per trial (default: the node's CPUs, or the share of them that goes with the trial's GPUs); all: reserve that share, but use every CPU",
+        help="CPUs per trial (default: all CPUs of the node, or with GPUs an equal share per GPU). The value all reserves as many, but uses every CPU",
     )
     place.add_argument(
         "--exclusive",

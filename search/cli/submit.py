@@ -264,7 +264,7 @@ class Logs:
     def prepare(self, parser: argparse.ArgumentParser) -> None:
         add_cluster(parser)
         parser.add_argument(
-            "-f", "--follow", action="store_true", help="continue until the search ends, and exit with 1 if it failed; Ctrl-C stops the printing, not the search"
+            "-f", "--follow", action="store_true", help="keep printing until the search ends, and exit with 1 if it failed; Ctrl-C stops the printing, not the search"
         )
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:

@@ -246,7 +246,7 @@ def _is_worth_a_round(comparison: Comparison, each: Candidate, answer: Candidate
 
 
 def rounds_s(finalists: Sequence[Candidate]) -> float:
-    """Return the seconds that MIN_ROUNDS rounds take; of the baselines far behind, one is measured, and not in the first round."""
+    """Return the seconds that MIN_ROUNDS rounds take. Of all baselines that are far slower, only one is measured, from the second round on."""
     if not finalists:
         return 0.0
     far = far_baselines(finalists)

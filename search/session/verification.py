@@ -58,7 +58,7 @@ def verified(best: BestConfig, rounds: Sequence[Round]) -> Verified | None:
     gained = there is None or there.low_sps > 1
     here = f"{speedup.sps:.2f}x the baseline here [{speedup.low_sps:.2f}-{speedup.high_sps:.2f}]"
     if speedup.high_sps < 1:
-        holds, text = False, f"the answer does not hold: {here}, which is slower. Search again"
+        holds, text = False, f"the answer does not hold: {here}, which is slower than recorded. Search again"
     elif not gained and speedup.low_sps > 1:
         holds, text = True, f"the answer holds, and here it gains over the baseline, which it did not in the search: {here}"
     elif not gained:

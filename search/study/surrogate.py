@@ -34,7 +34,7 @@ class Settings:
     batch_size: Array
     """0 if the workload's own batch sampler makes the batches."""
     main: Array
-    """Features of workers and batch size, which matter most, shape (settings, dimensions); a difference of 1 may matter for the rate."""
+    """Features made from the number of workers and the batch size, the two dimensions with the largest effect; shape (settings, dimensions). Scaled so that settings 1 apart may differ in rate."""
     rest: Array
     """Features of the other dimensions, scaled in the same way."""
 

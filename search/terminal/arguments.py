@@ -160,7 +160,7 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
         dest="latency_s",
         type=duration_s,
         metavar="TIME",
-        help="objects: how long the local server waits before each answer (default 40ms)",
+        help="only for the bundled workload objects: how long its local server waits before each answer (default 40ms)",
     )
 
 
@@ -194,7 +194,7 @@ def add_trial(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="torch's intra-op threads in the training process (default: as many as in plain Python)",
     )
-    group = parser.add_argument_group("the training step, for a workload in the short form (a workload from from_loader brings its own step)")
+    group = parser.add_argument_group("the training step, for a workload in the short form (one made by Workload.from_loader brings its own step)")
     group.add_argument("--amp", choices=PRECISIONS, help="run the forward pass and the loss under torch.autocast (default: the model's own precision)")
     group.add_argument("--compile", action="store_true", help="compile the model with torch.compile; the compilation itself is not timed")
 

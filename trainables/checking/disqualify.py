@@ -40,7 +40,7 @@ FEW_ITEMS = 4
 NUM_NEEDED = 4
 """Number of looks whose time is always allowed for, even if each has to make the loader again, which may take long."""
 NUM_DRAWS, LEAST_DRAWS = 16, 12
-"""How often one index is fetched to see which random numbers two workers draw; the smaller number if samples are slow."""
+"""Number of times that one index is loaded, so that the random numbers of two workers can be compared; the smaller one if samples are slow."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -36,7 +36,7 @@ class EpochState:
     changes: bool
     """With 0 workers, an index gives different bytes in another epoch, although random generators are seeded to the same value."""
     ending: str = UNKNOWN
-    """For workers that end with the epoch: follows, lags (one epoch behind), frozen (every epoch like the first) or unknown."""
+    """What samples do when workers end with the epoch: follows (they change with it), lags (they are one epoch behind), frozen (each epoch is like the first) or unknown."""
     persistent: str = UNKNOWN
     """The same for persistent workers."""
 

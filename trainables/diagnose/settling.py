@@ -64,7 +64,7 @@ def _trouble(again: Reloaded | None) -> str:
     if again is None:
         return ""
     if again.outcome == "died":
-        return f"; {again.doing} ends the process with 0 workers too: {again.error}"
+        return f"; {again.doing} crashes the process with 0 workers, too: {again.error}"
     if again.outcome == "hangs":
         return f"; {again.doing} hangs with 0 workers too"
     if again.outcome == "passed":

@@ -277,7 +277,7 @@ def _num_epoch_batches(training: Training, options: MeasureOptions) -> int:
 
 
 def _epochs_s(training: Training, options: MeasureOptions) -> float:
-    """Return the least time that measuring an epoch boundary takes: the batches in flight, one epoch, and its two boundaries."""
+    """Return the least time in which epoch boundaries can be timed: that of the batches in flight, one epoch, and the boundary at each end."""
     in_flight = training.loader.num_workers * (training.loader.prefetch_factor or 0)
     return (in_flight + _num_epoch_batches(training, options)) * training.batch_s() + 2 * training.result.boundary_s
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import select
 import signal
@@ -24,18 +23,8 @@ from feedrate.trainables.isolation.leaving import EXIT_S
 from feedrate.trainables.isolation.sweeping import kill_group, remove_batches, sweep
 from feedrate.trainables.machine.memory_guard import PERIOD_S, MemoryGuard
 from feedrate.trainables.sandbox.channel import Channel
+from feedrate.trainables.sandbox.hang_detector import HangDetector
 
-SETUP_TIMEOUT_S = 300.0
-"""Longest silence before a trial's timed part, which covers making dataset and model and the first use of CUDA."""
-GRACE_S = 20.0
-"""Silence allowed beyond max_trial_s while a trial is timed: enough for the loader's timeout and for the trial to find out
-the reason afterwards."""
-RERUN_TIMEOUT_S = 10.0
-"""Silence allowed while one sample is loaded again to find out why a batch failed."""
-TEARDOWN_TIMEOUT_S = 10.0
-"""Silence allowed after the measurement: torch waits 5 s for a worker that does not end."""
-SILENT_S = 30.0
-"""Report a silent child after this many seconds, and again at the same interval."""
 ANSWER_TIMEOUT_S = 5.0
 """Time for a kept child to send its first event, which it sends at once; it takes about a second if the host is busy."""
 STOP_TIMEOUT_S = 12.0
@@ -63,12 +52,11 @@ class Child:
         self._begin(request, max_s, guard)
 
     def _begin(self, request: dict[str, Any], max_s: float, guard: MemoryGuard) -> None:
-        self.request, self.max_s, self.guard = request, max_s, guard
+        self.request, self.guard = request, guard
         if not request.get("config", {}).get("num_workers"):
             guard.way_out = "use a smaller batch_size, or see what the dataset keeps in memory"
         self.kept = self.is_over = False
-        self.phase = "setup"
-        self.allowed_s: float | None = SETUP_TIMEOUT_S
+        self.hangs = HangDetector(max_s)
         self.columns: dict[str, Any] | None = None
 
     def again(self, request: dict[str, Any], max_s: float, guard: MemoryGuard) -> bool:
@@ -110,22 +98,19 @@ class Child:
         reading = self.socket.fileno()
         poll.register(reading, select.POLLIN)
         poll.register(control, select.POLLIN)
-        deadline = _deadline(self.allowed_s)
         look_s = time.monotonic() + PERIOD_S
-        since_s, tell_s = time.monotonic(), time.monotonic() + SILENT_S
+        self.hangs.listen()
         while True:
-            ready = {number for number, _ in poll.poll(max(min(deadline, look_s) - time.monotonic(), 0) * 1000)}
+            ready = {number for number, _ in poll.poll(max(min(self.hangs.deadline_s, look_s) - time.monotonic(), 0) * 1000)}
             if time.monotonic() >= look_s:
                 look_s = time.monotonic() + PERIOD_S
                 if reason := self.guard.crossed(self.channel.pids()):
-                    yield self._or_result(failure_event("out-of-memory", self.phase, reason))
+                    yield self._or_result(failure_event("out-of-memory", self.hangs.phase, reason))
                     return
-            if time.monotonic() >= tell_s:
-                tell_s = time.monotonic() + SILENT_S
-                waits = self.allowed_s is None
-                yield {"event": "silent", "phase": self.phase, "waits": waits, "silent_s": time.monotonic() - since_s}
+            if (silent := self.hangs.silent()) is not None:
+                yield silent
             if not ready:
-                if time.monotonic() >= deadline:
+                if time.monotonic() >= self.hangs.deadline_s:
                     yield self._or_result(self._hang())
                     return
                 continue
@@ -134,9 +119,9 @@ class Child:
                 if not data:
                     poll.unregister(reading)
                 for event in self._split(data):
-                    self._learn(event)
-                    deadline = _deadline(self.allowed_s)
-                    since_s, tell_s = time.monotonic(), time.monotonic() + SILENT_S
+                    self.hangs.heard(event)
+                    if event["event"] == "progress":
+                        self.columns = event["columns"]
                     self.kept = event.pop("kept", False)
                     self.is_over = event["event"] in ("result", "failure", "described", "rerun")
                     yield event
@@ -147,46 +132,31 @@ class Child:
                 message = self.channel.message(time.monotonic() + 5)
             except (OSError, EOFError):
                 text = f"the trial's template process was killed{self.channel.tail()}"
-                yield self._or_result(failure_event("trainer-killed", self.phase, text))
+                yield self._or_result(failure_event("trainer-killed", self.hangs.phase, text))
                 return
             if "started" in message:
                 self.pid = message["started"]
             elif "ended" in message:
                 self.ended = True
-                text = how_ended(os.waitstatus_to_exitcode(message["ended"]), f"in phase {self.phase}")
-                yield self._or_result(failure_event("trainer-killed", self.phase, text + self.channel.tail()))
+                text = how_ended(os.waitstatus_to_exitcode(message["ended"]), f"in phase {self.hangs.phase}")
+                yield self._or_result(failure_event("trainer-killed", self.hangs.phase, text + self.channel.tail()))
                 return
-
-    def _learn(self, event: dict[str, Any]) -> None:
-        """Update the trial's phase from an event, and how long the trial may be silent from now on."""
-        if event["event"] == "phase":
-            self.phase = event["phase"]
-        elif event["event"] == "progress":
-            self.columns = event["columns"]
-        if event["event"] == "waiting":
-            self.allowed_s = None  # the wait for the host's lock may last as long as another search
-        elif self.phase in ("setup", "warm"):
-            self.allowed_s = SETUP_TIMEOUT_S
-        elif self.phase == "rerun":
-            self.allowed_s = RERUN_TIMEOUT_S
-        else:
-            self.allowed_s = TEARDOWN_TIMEOUT_S if self.phase == "teardown" else self.max_s + GRACE_S
 
     def _or_result(self, failure: dict[str, Any]) -> dict[str, Any]:
         """Return the measurement if the trial only had to end: how it ends does not change the measurement."""
-        if self.phase == "teardown" and self.columns is not None:
+        if self.hangs.phase == "teardown" and self.columns is not None:
             return {"event": "result", "columns": self.columns}
         return failure
 
     def _hang(self) -> dict[str, Any]:
         """Return a failure that names where the trial hangs, which we ask while it still hangs."""
         found = stacks.read(self.channel.pids(), trainer=self.pid, path=self.channel.stacks_path)
-        what = what_hangs(found, self.phase)
+        what = what_hangs(found, self.hangs.phase)
         if what == LOST and (why := dropped(self.channel.output(1 << 16))):
             kind, message = no_batch_because(why)
-            return failure_event(kind, self.phase, message, stacks.text_of(found))
-        message = f"{what}: nothing happened in phase {self.phase} for {self.allowed_s:.0f} s, and the trial was ended"
-        return failure_event("hang", self.phase, message + self.channel.tail(), stacks.text_of(found))
+            return failure_event(kind, self.hangs.phase, message, stacks.text_of(found))
+        message = f"{what}: nothing happened in phase {self.hangs.phase} for {self.hangs.allowed_s:.0f} s, and the trial was ended"
+        return failure_event("hang", self.hangs.phase, message + self.channel.tail(), stacks.text_of(found))
 
     def _received(self) -> bytes:
         try:
@@ -237,10 +207,6 @@ def how_ended(code: int, when: str) -> str:
     if code < 0:
         return f"the training process was killed by {signal.Signals(-code).name} {when}"
     return f"the training process ended by itself (exit status {code}) {when}: look for os._exit in the workload"
-
-
-def _deadline(allowed_s: float | None) -> float:
-    return math.inf if allowed_s is None else time.monotonic() + allowed_s
 
 
 def failure_event(kind: str, phase: str, message: str, stacks: str | None = None) -> dict[str, Any]:

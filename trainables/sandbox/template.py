@@ -31,7 +31,8 @@ from feedrate.trainables.machine.host_lock import OTHERS_WAIT_S
 from feedrate.trainables.machine.memory_guard import MemoryGuard
 from feedrate.trainables.resolve import WorkloadRef
 from feedrate.trainables.sandbox.channel import Channel
-from feedrate.trainables.sandbox.child import SETUP_TIMEOUT_S, Child, failure_event, how_ended
+from feedrate.trainables.sandbox.child import Child, failure_event, how_ended
+from feedrate.trainables.sandbox.hang_detector import SETUP_TIMEOUT_S
 
 RERUN_S = 20.0
 """Time for loading failed batches again, counted from when their dataset has been made."""

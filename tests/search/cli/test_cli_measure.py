@@ -50,7 +50,7 @@ def test_a_trainer_that_leaves_no_cpu_fails_where_it_runs(capfd):
     assert main(["measure", "mine.py:workload", *asked]) == 1
     said = capfd.readouterr().err
     assert (
-        f"(too-few-cpus): trainer_cpus={num_cpus} leaves no CPU for the workers: this process may run on {num_cpus}"
+        f"(too-few-cpus): trainer_cpus={num_cpus} leaves no CPU for the workers: this process may run on only {num_cpus}"
         in said
     )
 

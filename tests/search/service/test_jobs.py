@@ -74,7 +74,7 @@ def test_a_search_goes_on_when_the_client_is_gone(there, head, project, tmp_path
     sent = there("submit", "train.py:workload", *QUICK, "--wait", "0", "--max-trials", "3", "--submission-id", "mine", "--env", "WHO=of-nobodys-business")
     assert sent.code == 0, sent.stderr
     assert sent.stdout == "mine\n"
-    assert "note: not sent to the cluster: .env (may hold a secret), large.bin (over 10 MiB); .feedrateignore adds" in sent.stderr
+    assert "note: not sent to the cluster: .env (may hold a secret), large.bin (over 10 MiB); with .feedrateignore you can" in sent.stderr
     assert f"  RAY_AUTH_MODE=token feedrate logs mine -f --address {head.url}\n" in sent.stderr
     assert f"Ray's dashboard: {head.url}/#/jobs/mine\n" in sent.stderr
     assert "INFO" not in sent.stderr

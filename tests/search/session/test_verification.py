@@ -35,7 +35,7 @@ def test_settings_of_a_best_json():
         (4.4, True, "the answer holds: 4.40x the baseline here .*, 4.46x in the search"),
         (2.0, True, "still faster, but gains less: 2.00x"),
         (1.001, False, "no significant gain"),
-        (0.7, False, "which is slower"),
+        (0.7, False, "which is slower than recorded"),
     ],
 )
 def test_what_is_said(speedup, holds, words):

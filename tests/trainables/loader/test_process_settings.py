@@ -115,7 +115,7 @@ def test_a_setting_that_asks_nothing_of_the_process_changes_nothing(num_workers)
 
 def test_a_trainer_that_leaves_no_cpu_is_refused():
     """Where it runs, it is known: one sentence with the number of CPUs, a kind whose neighbours are avoided."""
-    with pytest.raises(TrialFailed, match=f"may run on {len(ALLOWED)}. Ask for fewer") as caught:
+    with pytest.raises(TrialFailed, match=f"may run on only {len(ALLOWED)}. Ask for fewer") as caught:
         set_process(settings(trainer_cpus=len(ALLOWED)))
     assert caught.value.failure.kind in INFEASIBLE
     assert sorted(os.sched_getaffinity(0)) == ALLOWED

@@ -10,7 +10,7 @@ import traceback
 import psutil
 import pytest
 import torch
-from census import eventually, files
+from census import OURS, eventually, files
 from fault_workloads import BAD, At, Endless, Holds, broken
 from torch.utils.data import DataLoader, Dataset
 from workloads import Rows
@@ -123,7 +123,7 @@ def test_an_exception_is_told_with_its_sample(loader, said):
     assert failure.kind == "user-code"
     assert failure.message == f"ValueError: the header is broken {said}"
     assert "in broken" in failure.traceback
-    assert "trainables/" not in failure.traceback
+    assert OURS not in failure.traceback
 
 
 def test_a_loader_without_batches_of_its_own():
@@ -165,7 +165,7 @@ def test_a_killed_worker_is_told_with_its_batch():
     again = Reloaded("died", "sample 40", "SIGSEGV")
     assert settle(failed.failure, failed.doubt, again).message == (
         "a loader worker was killed by SIGSEGV (the loader waited for samples 38, 39, 40, 41; "
-        "sample 40 ends the process with 0 workers too: SIGSEGV)"
+        "sample 40 crashes the process with 0 workers, too: SIGSEGV)"
     )
     failed = raised(over(At(lambda: os.kill(os.getpid(), signal.SIGKILL)), num_workers=1))
     assert failed.failure.message.endswith("(the loader waited for samples 38, 39, 40, 41)")

@@ -8,14 +8,14 @@ import sys
 from dataclasses import dataclass, field
 
 import pytest
-from census import TAG, files, leaves_nothing, tagged
+from census import OURS, TAG, files, leaves_nothing, tagged
 from fault_workloads import PATH
 
 from feedrate.analysis.estimate import record_rate
 from feedrate.trainables.failure import KINDS
 from feedrate.trainables.machine import memory_guard
 from feedrate.trainables.resolve import make_ref
-from feedrate.trainables.sandbox import child
+from feedrate.trainables.sandbox import hang_detector
 from feedrate.trainables.sandbox.template import Template
 
 
@@ -159,7 +159,7 @@ HARMLESS = [
 def tag(tmp_path_factory):
     """Marks what this module starts; at its end nothing of it is left, in /dev/shm and /tmp neither."""
     with leaves_nothing(tmp_path_factory, left) as name, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(child, "TEARDOWN_TIMEOUT_S", 1.0)
+        patch.setattr(hang_detector, "TEARDOWN_TIMEOUT_S", 1.0)
         yield name
 
 
@@ -203,7 +203,7 @@ def test_a_fault_is_told_and_over(template, monkeypatch, fault):
     """The failure has its kind, phase, sentence and cause, in bounded time; then a sound trial runs."""
     if fault.name == "grows":
         monkeypatch.setenv(memory_guard.TRIAL_VARIABLE, "600000000")
-    monkeypatch.setattr(child, "GRACE_S", fault.grace_s)
+    monkeypatch.setattr(hang_detector, "GRACE_S", fault.grace_s)
     failure = measured(template, fault.name, fault.setting, fault.options)
     assert failure["event"] == "failure", failure
     assert fault.kind in KINDS
@@ -212,7 +212,7 @@ def test_a_fault_is_told_and_over(template, monkeypatch, fault):
     assert re.fullmatch(fault.phase, failure["failure_phase"])
     assert re.search(fault.said, failure["failure_message"], re.DOTALL), failure["failure_message"]
     if fault.kind == "user-code":
-        assert "trainables/" not in failure["failure_traceback"]
+        assert OURS not in failure["failure_traceback"]
         assert failure["failure_cause"]
     if fault.kind == "hang":
         assert re.search(fault.stacks, failure["failure_stacks"] or "", re.MULTILINE), failure["failure_stacks"]

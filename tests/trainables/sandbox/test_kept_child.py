@@ -13,7 +13,7 @@ from feedrate.search.cli.measure import _still
 from feedrate.trainables.machine.host_lock import HostLock
 from feedrate.trainables.machine.process import tree_pids
 from feedrate.trainables.resolve import make_ref
-from feedrate.trainables.sandbox import child
+from feedrate.trainables.sandbox import hang_detector
 from feedrate.trainables.sandbox.child_main import KEEP_VARIABLE
 from feedrate.trainables.sandbox.template import Template
 
@@ -120,7 +120,7 @@ def test_cheap_set_up_is_not_kept(tag):
 
 def test_a_silent_trial_is_said_to_be(template, monkeypatch):
     """Whoever waits hears in which phase a trial says nothing, again and again, for as long as it may."""
-    monkeypatch.setattr(child, "SILENT_S", 0.3)
+    monkeypatch.setattr(hang_detector, "SILENT_S", 0.3)
     events = list(template.run({"op": "measure", "config": SETTING, "options": OPTIONS}))
     silent = [event for event in events if event["event"] == "silent" and event["phase"] == "setup"]
     assert len(silent) >= 3
@@ -141,7 +141,7 @@ def test_workers_amid_a_slow_batch_are_not_waited_for(template, tmp_path, sleep_
 
 def test_a_trial_that_waits_is_said_to_wait(template, monkeypatch):
     """Not to be in a phase: it has not begun, however long the other trial takes."""
-    monkeypatch.setattr(child, "SILENT_S", 0.2)
+    monkeypatch.setattr(hang_detector, "SILENT_S", 0.2)
     held = HostLock()
     held.acquire(pytest.fail)
     events = template.run({"op": "measure", "config": SETTING, "options": OPTIONS})

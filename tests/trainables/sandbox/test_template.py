@@ -9,14 +9,14 @@ import subprocess
 import sys
 
 import pytest
-from census import TAG, eventually, files, leaves_nothing, tagged
+from census import OURS, TAG, eventually, files, leaves_nothing, tagged
 from workloads import PATH
 
 from feedrate.analysis.estimate import record_rate
 from feedrate.analysis.schema import COLUMNS
 from feedrate.trainables.machine.host_lock import HostLock
 from feedrate.trainables.resolve import make_ref
-from feedrate.trainables.sandbox import child
+from feedrate.trainables.sandbox import hang_detector
 from feedrate.trainables.sandbox.template import Template
 
 SETTING = {"num_workers": 2, "batch_size": 4}
@@ -161,7 +161,7 @@ def test_a_workload_that_cannot_be_used_says_why(template, name, said):
     failure = last(run(template, name))
     assert (failure["event"], failure["usage"]) == ("failure", True)
     assert re.search(said, failure["failure_message"], re.DOTALL), failure["failure_message"]
-    assert "trainables/" not in failure["failure_message"]
+    assert OURS not in failure["failure_message"]
 
 
 def test_options_that_do_not_fit_are_usage(template):
@@ -177,7 +177,7 @@ def test_an_error_while_measuring_is_classified(template):
     assert (failure["event"], failure["usage"], failure["failure_kind"]) == ("failure", False, "user-code")
     assert failure["failure_message"] == "RuntimeError: the disk is not mounted"
     assert "in make" in failure["failure_traceback"]
-    assert "trainables/" not in failure["failure_traceback"]
+    assert OURS not in failure["failure_traceback"]
     failure = last(run(template, "empty", "measure"))
     assert "the loader delivers no batch at all" in failure["failure_message"]
 
@@ -208,11 +208,11 @@ def test_a_hang_ends_in_bounded_time(template, monkeypatch):
     failure = last(run(template, "hangs", "measure"))
     assert (failure["failure_kind"], failure["failure_phase"]) == ("hang", "loader")
     assert "no batch came for 1 s" in failure["failure_message"]
-    monkeypatch.setattr(child, "GRACE_S", 0.5)
+    monkeypatch.setattr(hang_detector, "GRACE_S", 0.5)
     failure = last(run(template, "hangs", "measure", max_s=0.5, options={"max_trial_s": 600.0}))
     assert (failure["failure_kind"], failure["failure_phase"]) == ("hang", "loader")
     assert "nothing happened in phase loader for 1 s, and the trial was ended" in failure["failure_message"]
-    monkeypatch.setattr(child, "SETUP_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(hang_detector, "SETUP_TIMEOUT_S", 1.0)
     failure = last(run(template, "hangs_in_trainer"))
     assert (failure["failure_kind"], failure["failure_phase"]) == ("hang", "setup")
 
