@@ -136,7 +136,9 @@ def more_trials_command(search: Mapping[str, Any], num_tried: int, resume: str) 
 def _again(search: Mapping[str, Any]) -> str:
     """Return the command that repeats the search with longer trials."""
     options = search.get("options") or {}
-    trial_s, budget_s = LONGER * options.get("max_trial_s", 20.0), LONGER * options.get("time_budget_s", 300.0)
+    trial_s = LONGER * options.get("max_trial_s", 20.0)
+    rounds_s = 2.2 * MIN_ROUNDS * 2 * trial_s  # of the answer and the baseline; the driver reserves at most half of the time budget for rounds
+    budget_s = max(LONGER * options.get("time_budget_s", 300.0), math.ceil(rounds_s / 60) * 60)
     argv = [str(word) for word in search.get("argv") or ()]
     argv = argv[1:] if argv[:1] == ["feedrate"] else argv
     if not argv:

@@ -51,7 +51,7 @@ class Check:
             answer("check", report)
         else:
             _print_report(report)
-        return CHANGES_DATA if report["changes_data"] else None
+        return CHANGES_DATA if report["changes_data"] is not False else None
 
 
 def _checked(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any] | None]:

@@ -101,7 +101,7 @@ class Runs:
     """
 
     def prepare(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("pattern", nargs="?", default="feedrate-runs/*", metavar="PATTERN", help="a pattern that matches run folders, or the folder that contains them (default feedrate-runs/*)")
+        parser.add_argument("pattern", nargs="?", metavar="PATTERN", help="a pattern that matches run folders, or the folder that contains them (default: this folder and feedrate-runs; with --prune only feedrate-runs)")
         arguments.add_json(parser)
         parser.add_argument(
             "--address", nargs="?", const="", metavar="URL", help=f"list the searches that were submitted to a cluster instead: {arguments.API_ADDRESS}"
@@ -132,7 +132,7 @@ class Runs:
 
         with warnings.catch_warnings(record=True) as left_out:
             warnings.simplefilter("always")
-            table = runs_table(load_runs(args.pattern))
+            table = runs_table(load_runs(args.pattern or "."))
         if args.json:
             answer("runs", {"runs": records(table), "left_out": [str(warning.message) for warning in left_out]})
         else:
@@ -148,9 +148,9 @@ def _prune(args: argparse.Namespace) -> int | None:
     from feedrate.analysis.runs import run_folders
     from feedrate.search.service.retention import Policy, prune
 
-    if args.address is not None or is_url(args.pattern):
+    if args.address is not None or is_url(args.pattern or ""):
         raise UsageError("--prune is only for run folders on this machine. For those on a cluster's head, run the command there")
-    folders = run_folders(args.pattern)
+    folders = run_folders(args.pattern or "feedrate-runs/*")
     for pattern in args.keep:
         if not any(fnmatch.fnmatch(name, pattern) for folder in folders for name in (folder.name, str(folder))):
             raise UsageError(f"--keep {pattern} matches none of these runs, so nothing was removed")

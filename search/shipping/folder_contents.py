@@ -8,6 +8,7 @@ a name in it is not sent, and a name after `!` is sent even if feedrate's own ru
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ CLUTTER = frozenset({
     ".git", ".hg", ".svn", ".venv", "venv", "node_modules", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache",
     ".ipynb_checkpoints", "feedrate-runs",
 })  # fmt: skip
+_BACKUP = re.compile(r"(~|[._-](bak|backup|copy|old|orig|save|saved|swp|tmp))+$")
+"""What editors and people add to the name of a file to keep its earlier content."""
 OWN_IGNORE_FILE = ".feedrateignore"
 IGNORE_FILES = (OWN_IGNORE_FILE, ".gitignore", ".rayignore")
 SECRET = "may hold a secret"
@@ -153,12 +156,17 @@ def _why_not(path: Path, relative: str, is_folder: bool, num_bytes: int | None, 
         return NAMED + own[1] if own[0] else None
     if path.name in CLUTTER or path.name in IGNORE_FILES:  # Ray would obey a sent ignore file, and send less than is listed
         return NOT_NEEDED
-    if secrets().match_file(compared.lower()) or (path.is_symlink() and secrets().match_file(os.path.realpath(path).lower())):
+    if _is_secret(compared) or (path.is_symlink() and _is_secret(os.path.realpath(path))):
         return SECRET
     others = rules.verdict(compared, *IGNORE_FILES)
     if others is not None and others[0]:
         return NAMED + others[1]
     return TOO_LARGE if num_bytes is not None and num_bytes > MAX_FILE_BYTES else None
+
+
+def _is_secret(path: str) -> bool:
+    """Return whether a path, or the path whose backup it is (`.netrc~`, `key.pem.bak`), is named as secrets are."""
+    return any(secrets().match_file(each) for each in {path.lower(), _BACKUP.sub("", path.lower())})
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:

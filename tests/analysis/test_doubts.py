@@ -116,7 +116,7 @@ def test_longer_trials_are_asked_for_where_rates_still_changed(concluded):
     argv = ["search", "toy.py:workload", "--max-trial-s", "5", "--no-confirm", "--time-budget=60s", "--out", "there", "--num-workers", "0..8"]
     options = {"max_trial_s": 5.0, "time_budget_s": 60.0, "confirm": False}
     text = said(concluded([rising(yours()), record(1, num_workers=4, rate_sps=700.0)], argv=argv, options=options))
-    assert "To settle it: feedrate search toy.py:workload --num-workers 0..8 --max-trial-s 15 --time-budget 180s" in text
+    assert "To settle it: feedrate search toy.py:workload --num-workers 0..8 --max-trial-s 15 --time-budget 240s" in text
 
 
 def test_a_run_without_rounds_is_resumed_with_them(concluded):

@@ -70,9 +70,10 @@ class Report:
     findings: list[Finding]
 
     @property
-    def changes_data(self) -> bool:
-        """Whether some setting would train on different data."""
-        return any(finding.level == "error" for finding in self.findings)
+    def changes_data(self) -> bool | None:
+        """Whether some setting would train on different data; None if the loader does not work with workers, so that nobody knows."""
+        errors = [finding.name for finding in self.findings if finding.level == "error"]
+        return None if errors == ["loading"] else bool(errors)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object, as `feedrate check --json` prints it."""

@@ -102,6 +102,7 @@ def test_secrets_large_files_and_links_are_left_out_and_told(project, tmp_path, 
         ".env.production", "prod.env", ".npmrc", ".pypirc", ".netrc", "a/b/.pgpass", "hf_token.txt", "wandb-api-key", ".bashrc",
         "client_secret_1.apps.json", "gcp-key-prod.json", "cert.pfx", "auth.json", ".aws/credentials", ".azure/x", ".dockercfg",
         "sftp-config.json", "wp-config.php", "master.key", "logins.json", "private.asc",
+        ".git-credentials.bak", ".netrc~", "server.pem.old", "id_rsa.orig~", "kaggle.json_backup",
     ],
 )  # fmt: skip
 def test_a_name_that_secrets_have_is_not_sent(tmp_path, name):
@@ -115,6 +116,7 @@ def test_a_name_that_secrets_have_is_not_sent(tmp_path, name):
         "tokenizer.json", "tokens.txt", "tokens/part-0.npy", "special_tokens_map.json", "keypoints.csv", "train_keywords.txt", "config.json",
         "secret_sauce.py", "password_model.py", "api_key_loader.py", "environment.yml", "envs/grid.py", "model.safetensors", "shadow/depth.npy",
         "requirements.txt", ".python-version", "dem.asc",
+        "train.py.bak", "config.json~",
     ],
 )  # fmt: skip
 def test_a_name_that_data_and_code_have_is_sent(tmp_path, name):
@@ -156,7 +158,7 @@ def test_feedrate_is_sent_with_its_version(project):
         package, info = map(Path, shipped.runtime_env["py_modules"])
         assert {"search", "trainables", "analysis"} == {path.name for path in package.iterdir()}
         assert (package / "search" / "run.py").is_file()
-        assert (package / "analysis" / "py.typed").is_file() == (Path(shipping.__file__).parents[1] / "analysis" / "py.typed").is_file()
+        assert (package / "analysis" / "py.typed").is_file() == (Path(shipping.__file__).parents[2] / "analysis" / "py.typed").is_file()
         assert "Name: feedrate" in (info / "METADATA").read_text()
         assert not list(package.rglob("__pycache__"))
     assert not package.exists()

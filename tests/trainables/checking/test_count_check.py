@@ -29,7 +29,7 @@ def test_a_sampler_that_leaves_samples_out_is_noted():
 
 
 @pytest.mark.parametrize(
-    ("drop_last", "level", "words"), [(False, "note", "2 with 0 workers, 2 with"), (True, "warning", "40 of 40")]
+    ("drop_last", "level", "words"), [(False, "note", "2 batches with 0 workers, 2 batches with"), (True, "warning", "40 of 40")]
 )
 def test_workers_of_a_stream_end_with_their_own_batches(drop_last, level, words):
     """40 samples in batches of 32 are 32 and 8, and with two workers 20 and 20: drop_last then drops everything."""
