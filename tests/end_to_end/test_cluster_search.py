@@ -203,4 +203,4 @@ def test_trials_share_a_host(nodes, search, tmp_path):
     assert max(at_once) == 2, times
     best = json.loads((tmp_path / "run" / "best.json").read_text())
     assert best["scope"] | {"trials_per_host": 2, "exclusive_host": False, "cpus_per_rank": 1} == best["scope"]
-    assert "Measured with up to 2 trials at once on a host" in shared.stdout
+    assert "Measured with up to 2 trials at once per host" in shared.stdout

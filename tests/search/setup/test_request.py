@@ -57,7 +57,7 @@ def test_a_trainer_that_leaves_no_cpu_for_the_workers_is_refused(cpus, way_out):
     """Before anything is measured: the sentence gives the number of CPUs and the way out."""
     given = {"trainer_cpus": Choice((None, 1, cpus))}
     with pytest.raises(
-        UsageError, match=f"--trainer-cpus {cpus} leaves no CPU for the workers: a trial has {cpus}.*{way_out}"
+        UsageError, match=f"--trainer-cpus {cpus} leaves no CPU for the workers: a trial has only {cpus}.*{way_out}"
     ):
         search_space(given, SHORT, placement(cpus))
     assert search_space({"trainer_cpus": Choice((None, 3))}, SHORT, placement()).values("trainer_cpus") == (None, 3)

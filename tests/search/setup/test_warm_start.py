@@ -29,7 +29,7 @@ def test_the_best_settings_of_the_same_work_come_first(earlier):
     found, said = remembered(earlier, search_json(earlier), SPACE)
     assert [(config.num_workers, config.batch_size) for config in found] == [(5, 64), (4, 64)]
     assert len(found) == MAX_REMEMBERED
-    assert "b64 w5 p2 pers and b64 w4 p2 pers come first" in said
+    assert "b64 w5 p2 pers and b64 w4 p2 pers are tried first" in said
 
 
 @pytest.mark.parametrize(

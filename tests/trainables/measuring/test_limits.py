@@ -87,7 +87,7 @@ def test_workers_and_batches_must_fit_memory(config, need):
     check_limits(config, storage_bytes(batch_of(3_000_000)), **(PLENTY | {"available_bytes": int(need)}))
     failure = refused(config, batch_of(3_000_000), available_bytes=int(need) - 1)
     assert failure.kind == "out-of-memory"
-    assert f"batches of 3 MB need {amount(need)} at least" in failure.message
+    assert f"batches of 3 MB need at least {amount(need)}" in failure.message
 
 
 def test_a_storage_counts_once_and_only_tensors_count():

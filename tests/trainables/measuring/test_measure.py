@@ -489,7 +489,7 @@ def test_a_loader_without_batches_is_a_clear_failure():
     once = iter(range(8))
     loaders = {
         "no batch at all": lambda **overrides: DataLoader(Rows(3), drop_last=True, **overrides),
-        "gave .* batches and then empty epochs": lambda **overrides: DataLoader(Rows(), sampler=once, **overrides),
+        "delivered .* batches and then empty epochs": lambda **overrides: DataLoader(Rows(), sampler=once, **overrides),
     }
     for said, make_loader in loaders.items():
         with pytest.raises(TrialFailed, match=said) as raised:
