@@ -34,9 +34,9 @@ def started(code):
 
 
 def test_memory_of_children_counts():
-    """Memory that a child, or its child, has touched is part of the tree's."""
+    """Memory that a child, or its child, has touched is part of the tree's; more than this process's own may shrink meanwhile."""
     before = tree_memory()
-    code = "import os\ndata = b'x' * 60_000_000\nif os.fork() == 0: more = b'y' * 60_000_000\nelse: os.wait()"
+    code = "import os\ndata = b'x' * 100_000_000\nif os.fork() == 0: more = b'y' * 100_000_000\nelse: os.wait()"
     with started(code) as child:
         after = tree_memory()
         child.communicate("\n\n")
