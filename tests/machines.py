@@ -105,7 +105,8 @@ class Lan:
 
     def _machine(self, name, address, hosts, shm_mib):
         prefixes = {Path(path).resolve() for path in (sys.prefix, sys.base_prefix, Path(__file__).parent.parent)}
-        kept = [str(path.relative_to("/tmp")) for path in prefixes if path.is_relative_to("/tmp")]
+        inside = {path for path in prefixes if path.is_relative_to("/tmp")}
+        kept = [str(path.relative_to("/tmp")) for path in inside if not inside & set(path.parents)]  # .venv comes with its clone
         command = [sys.executable, "-c", FIRST_PROCESS, name, hosts, str(shm_mib), *kept]
         process = self._first_process(["unshare", *NAMESPACES, "--kill-child", "--fork", "--mount-proc", *command], stdout=subprocess.PIPE)
         assert process.stdout.readline() == b"ready\n", f"machine {name} did not start"
