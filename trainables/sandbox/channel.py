@@ -51,7 +51,10 @@ class Channel:
         """
         while b"\n" not in self._messages:
             self.control.settimeout(max(deadline - time.monotonic(), 0.001))
-            data = self.control.recv(4096)
+            try:
+                data = self.control.recv(4096)
+            except ConnectionResetError as error:  # the template died without reading everything that we sent
+                raise EOFError from error
             if not data:
                 raise EOFError
             self._messages += data

@@ -113,7 +113,10 @@ def _read_line(descriptor: int) -> bytes:
     line = b""
     while not line.endswith(b"\n") or line == b"stop\n":
         line = b"" if line == b"stop\n" else line
-        byte = os.read(descriptor, 1)
+        try:
+            byte = os.read(descriptor, 1)
+        except ConnectionResetError:  # the supervisor closed it without reading everything that we sent
+            byte = b""
         if not byte:
             return b""
         line += byte

@@ -253,15 +253,26 @@ def _receive_line(control: socket.socket) -> bytes:
     """Return the bytes up to a newline, read one at a time, because later bytes may come with a file descriptor."""
     line = b""
     while not line.endswith(b"\n"):
-        byte = control.recv(1)
+        byte = _received(control)
         if not byte:
             sys.exit(0)
         line += byte
     return line
 
 
+def _received(control: socket.socket) -> bytes:
+    try:
+        return control.recv(1)
+    except ConnectionResetError:  # the owner died without reading everything that we sent
+        return b""
+
+
 def _receive_request(control: socket.socket) -> tuple[bytes, list[int]]:
-    data, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+    """Return a request and its descriptors; empty if the owner has closed the socket, or died without reading everything."""
+    try:
+        data, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+    except ConnectionResetError:
+        data, descriptors = b"", []
     if not data:
         return b"", []
     return data + _receive_line(control), list(descriptors)

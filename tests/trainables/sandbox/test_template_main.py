@@ -173,7 +173,7 @@ sys.stdin.read()
 )
 def test_a_template_ends_with_its_owner(tag, tmp_path, lines):
     """Between two trials, and in the middle of an import without end, a template whose owner was killed goes too."""
-    own = f"{tag}-owner"
+    own = uuid.uuid4().hex
     path = tmp_path / "own_train.py"
     lines += "\nhelper = subprocess.Popen(['sleep', '1000'], start_new_session=True)"
     path.write_text(MODULE.format(tests=str(Path(__file__).parents[2]), lines=lines))
@@ -204,6 +204,25 @@ def test_an_owner_that_dies_right_after_its_request_leaves_nothing(made, tag):
         template._channel.control.close()
         template._process.wait(30)
     assert eventually(lambda: not tagged(tag)), tagged(tag)
+
+
+def test_an_owner_that_dies_without_reading_an_answer_leaves_nothing(made, tag):
+    """The template then reads an error instead of the end of the socket, and ends everything all the same."""
+    template = made("subprocess.Popen(['sleep', '1000'])")
+    template._start()
+    ours, theirs = socket.socketpair()
+    request = json.dumps({"op": "describe", "workload": template.ref.to_json()}).encode() + b"\n"
+    with ours, theirs:
+        socket.send_fds(template._channel.control, [request], [theirs.fileno()])
+        theirs.close()
+        while ours.recv(4096):
+            pass
+    control = template._channel.control
+    assert eventually(lambda: b"ended" in control.recv(4096, socket.MSG_PEEK))
+    control.close()
+    assert template._process.wait(30) == 0
+    assert eventually(lambda: not tagged(tag)), tagged(tag)
+    assert not Path(template._temp).exists()
 
 
 def test_a_spawned_worker_imports_little():
