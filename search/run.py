@@ -278,6 +278,9 @@ def resume_search(
         placement = replace(place(options, hosts), left_out=left_out_of(hosts))
         search["options"] = options.to_json()
         search["finished"] = False
+        if (submission := Submission.from_environment()) is not None:
+            resumed = {"submission_id": submission.submission_id, "unix_s": time.time()}
+            search["resumed_as"] = [*search.get("resumed_as", []), resumed]
         folder.write_search(search)
         with mirrored(folder.path, search, lambda text: _say(console, quiet, text)):
             return _search(folder, search, ref, options, placement, space, console, quiet, [*notes, *described["notes"]])
@@ -420,4 +423,6 @@ def _search(
     over = {"finished": True, "stop_reason": session.stop_reason, "unconfirmed_because": session.unconfirmed_because}
     search = folder.read_search() | over  # read again, because the session may have extended the space
     folder.write_search(search)
-    return conclude(folder, session.stop_reason)
+    result = conclude(folder, session.stop_reason)
+    display.answered(result.best)
+    return result

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from feedrate.search.cli.search import Search, options_of
 from feedrate.search.options import UsageError
-from feedrate.search.service.job_facts import FAILED, ended_by, exit_code, status_facts, summary
+from feedrate.search.service.job_facts import FAILED, began, ended_by, exit_code, in_words, status_facts, summary
 from feedrate.search.shipping import job_environment
 from feedrate.search.shipping.submission import Submission, owner_here
 from feedrate.search.terminal import arguments
@@ -144,6 +144,7 @@ def send(
         owner=metadata["owner"],
         workload=metadata["workload"],
         command=metadata["command"],
+        submission_id=submission_id,
         way_on=jobs.command("resume", metadata["run"], *(word for name in sorted(env) for word in ("--env", name))),
         env=tuple(sorted(env)),
         pip=tuple(pip),
@@ -199,7 +200,7 @@ def follow(jobs: Jobs, submission_id: str) -> int:
     except KeyboardInterrupt:
         raise KeyboardInterrupt("no longer printing the log; the search goes on") from None
     code = exit_code(job)
-    if code:
+    if code != 0:
         print(f"{submission_id}: {job.status.value}, {ended_by(job)}", file=sys.stderr)
     return FAILED if code is None else code
 
@@ -215,6 +216,9 @@ def resume_there(args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         if not other.status.is_terminal():
             stop = jobs.command("stop", other.submission_id)
             raise UsageError(f"{args.run} is carried on by {other.submission_id} already. Stop it first: {stop}")
+    if not began(jobs, before):
+        again = shlex.join(["feedrate", "submit", *shlex.split(before.metadata["command"])[2:]])
+        raise UsageError(f"{args.run} ended before it had a run folder, so there is nothing to continue ({jobs.command('logs', args.run)} shows why). Submit it again: {again} --address {jobs.address}")
     env, pip = job_environment.kept(before, args.env, args.pip)
     words = [word for word in arguments.without(argv[1:], *OF_SUBMIT) if word != args.run]
     submission_id = f"{args.run}-again-{os.urandom(2).hex()}"
@@ -244,9 +248,12 @@ class Status:
     @staticmethod
     def _print(facts: dict[str, Any]) -> None:
         took = f", {facts['took_s']:.0f} s" if facts["took_s"] is not None else ""
-        ended = f", {facts['ended_by']}" if facts["search_exit_code"] else ""
+        ended = f", {facts['ended_by']}" if facts["ended_by"] and facts["search_exit_code"] != 0 else ""
         print(f"{facts['id']}: {facts['status']}{took}{ended}")
         print(f"  {facts['command']}")
+        for name, progress in {"": facts["progress"], **facts["by_hardware"]}.items():
+            if progress is not None:
+                print(f"  {f'{name}: ' if name else ''}{in_words(progress)}")
         for other in facts["carried_on_by"]:
             print(f"  carried on by {other['id']}: {other['status']}")
         for line in facts["last_lines"]:
@@ -278,7 +285,7 @@ class Logs:
 
 
 class Stop:
-    """Stop a submitted search. Its measurements are kept; `fetch` copies them here.
+    """Stop a submitted search, or the one that continues it. Its measurements are kept; `fetch` copies them here.
 
     feedrate stop images-3fa9c1 --address http://localhost:8265
     """
@@ -290,8 +297,11 @@ class Stop:
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         jobs = connect(args)
         had_ended = not jobs.stop(args.id)
+        later_ids = [other.submission_id for other in jobs.continued(jobs.job(args.id))]
+        for name in later_ids:
+            jobs.stop(name)
         deadline = time.monotonic() + 90
-        while not (job := jobs.job(args.id)).status.is_terminal() and time.monotonic() < deadline:
+        while not all((job := jobs.job(name)).status.is_terminal() for name in [*later_ids, args.id]) and time.monotonic() < deadline:
             time.sleep(0.5)
         later = [{"id": other.submission_id, "status": other.status.value} for other in jobs.continued(job)]
         answer("stop", {"id": args.id, "status": job.status.value, "had_ended": had_ended, "carried_on_by": later})

@@ -91,7 +91,7 @@ def explain(result: SearchResult) -> list[str]:
     if len(by_size) > 1:
         rates = " · ".join(f"b{size} {entry['samples_per_second']:,.0f}/s" for size, entry in by_size.items())
         enough = knee_of({int(size): entry["samples_per_second"] for size, entry in by_size.items()})
-        rates += f"; above b{enough}, less than 5 % faster" if enough < max(map(int, by_size)) else ""
+        rates += f"; no larger one is more than 5 % faster than b{enough}" if enough < max(map(int, by_size)) else ""
         lines.append(f"Best by batch size: {rates} (the batch size changes training: fix it with --batch-size N; your own setting is compared at the best one's)")
     failures = result.failures[~result.failures["superseded"]]
     several = failures["hostname"].nunique() > 1 or best["search"]["num_hosts"] > 1

@@ -45,7 +45,7 @@ class PruningScheduler(FIFOScheduler):
         session = self.searcher.session
         if result["waiting"]:
             session.budget.waits(request.key)
-            session.display.waiting(result["waiting"])
+            session.display.waiting(result["waiting"], json.loads(result["host"])["hostname"])
             return str(TrialScheduler.CONTINUE)
         session.budget.proceeds(request.key)
         if result["proceeds"]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobStatus
 
 LOST = "unfinished, and Ray no longer knows it: the cluster's head was lost or restarted since"
+RESUMED = "carried on by a later job"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,12 +34,33 @@ class FolderJob:
     end_time: int | None
     message: str
     submission: Submission | None
+    carried_on_by: tuple[str, ...] = ()
+    """Ids of the later jobs that continued the search, the oldest first."""
     driver_exit_code: int | None = None
     runtime_env: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
+    def jobs_of(cls, facts: Mapping[str, Any]) -> list[FolderJob]:
+        """Return the job that began the search and those that continued it, the oldest first, for what `described` yielded on the head.
+
+        How a job that was continued had ended is not known; it is given as stopped.
+        """
+        from ray.job_submission import JobStatus
+
+        began = cls.from_json(facts)
+        names = [began.submission_id, *(each["submission_id"] for each in facts.get("resumed_as", ()))]
+        starts = [began.start_time, *(int(each["unix_s"] * 1e3) for each in facts.get("resumed_as", ()))]
+        jobs = []
+        for index, (name, start) in enumerate(zip(names, starts, strict=True)):
+            job = replace(began, submission_id=name, start_time=start, carried_on_by=tuple(names[index + 1 :]))
+            if job.carried_on_by:
+                job = replace(job, status=JobStatus.STOPPED, message=RESUMED, end_time=None, driver_exit_code=None)
+            jobs.append(job)
+        return jobs
+
+    @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> FolderJob:
-        """Return the job for the facts that `described` yielded on the head."""
+        """Return the job that began a search, in the state of its run folder, for the facts that `described` yielded on the head."""
         from ray.job_submission import JobStatus
 
         submission = Submission.from_json(facts["submission"]) if facts.get("submission") else None
@@ -56,7 +78,7 @@ class FolderJob:
             status=status,
             metadata=metadata,
             start_time=int(facts["created_unix_s"] * 1e3),
-            end_time=int(facts["written_unix_s"] * 1e3) if status.is_terminal() else None,
+            end_time=int(facts["written_unix_s"] * 1e3) if status == JobStatus.SUCCEEDED else None,
             message="" if status != JobStatus.FAILED else LOST,
             submission=submission,
             driver_exit_code=0 if status == JobStatus.SUCCEEDED else None,
@@ -84,6 +106,7 @@ def _facts(folder: Path, search: Mapping[str, Any]) -> dict[str, Any]:
         "owner": search.get("owner"),
         "feedrate": search["versions"].get("feedrate"),
         "submission": search.get("submission"),
+        "resumed_as": search.get("resumed_as", []),
         "created_unix_s": float(search["created_unix_s"]),
         "written_unix_s": max(path.stat().st_mtime for path in files),
         "finished": bool(search["finished"]),

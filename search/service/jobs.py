@@ -94,7 +94,7 @@ class Jobs:
             status = requests.get(f"{self.address}/api/jobs/", timeout=PROBE_S).status_code
         except requests.RequestException as error:
             raise UsageError(
-                f"nothing answers at --address {self.address} ({type(error).__name__}): `ray dashboard cluster.yaml` opens a tunnel to a cluster's Jobs API, and keeps it while it runs"
+                f"nothing answers at --address {self.address} ({type(error).__name__}). Is the head running, and the tunnel to its Jobs API? (`ssh -N -L 8265:localhost:8265 HEAD`; for `ray up`, `ray dashboard cluster.yaml`)"
             ) from None
         if status == 200:
             text = without_token(f"the Jobs API at {self.address}")
@@ -180,18 +180,20 @@ class Jobs:
     def searches(self) -> list[Any]:
         """Return the searches that Ray knows and those that it has forgotten, the oldest first."""
         found = self.known()
-        runs = {job.metadata.get("run") for job in found}
-        found += [job for name, job in self.folder_jobs.items() if name not in runs]
+        names = {job.submission_id for job in found}
+        found += [job for name, job in self.folder_jobs.items() if name not in names]
         return sorted(found, key=lambda job: job.start_time or 0)
 
     @cached_property
     def folder_jobs(self) -> dict[str, FolderJob]:
-        """Id -> search, for the searches whose run folders are on the head; asking the head takes seconds."""
+        """Id -> job, for the searches whose run folders are on the head; asking the head takes seconds."""
         facts = json.loads(self._ask("list", "", "the list of run folders on the cluster's head"))
-        return {each["id"]: FolderJob.from_json(each) for each in facts}
+        return {job.submission_id: job for each in facts for job in FolderJob.jobs_of(each)}
 
     def continued(self, job: Any) -> list[Any]:
-        """Return the later searches that continued this one, the oldest first."""
+        """Return the later jobs that continued this one, the oldest first."""
+        if isinstance(job, FolderJob):
+            return [self.job(name) for name in job.carried_on_by]
         run = job.metadata.get("run")
         return [other for other in self.known() if other.metadata.get("run") == run and (other.start_time or 0) > (job.start_time or 0)]
 
@@ -200,7 +202,8 @@ class Jobs:
         try:
             return str(self._call(self.client.get_job_logs, submission_id))
         except UnknownSearch:
-            return self._ask("log", submission_id, f"the log of {submission_id}").decode(errors="replace")
+            run = self.job(submission_id).metadata["run"]
+            return self._ask("log", run, f"the log of {submission_id}").decode(errors="replace")
 
     def _ask(self, what: str, submission_id: str, name: str) -> bytes:
         """Return bytes that a job of its own prints, packed, on the head, so that a client needs no access but the Jobs API.

@@ -20,7 +20,6 @@ from feedrate.search.session.budget import Budget
 from feedrate.search.session.search_end import WORTH_FRACTION
 from feedrate.trainables.config import LoaderConfig
 
-
 def _spread(rate: Rate) -> str:
     half = rate.half_width_fraction
     return f"±{half:.0%}" if half < 1 else "±100 % or more"
@@ -93,6 +92,9 @@ class Display:
             self._live.stop()
             self._live = None
 
+    def answered(self, best: Mapping[str, Any] | None) -> None:
+        """Learn the search's answer (best.json; None if nothing worked). Nothing is drawn, because the answer is printed elsewhere."""
+
     def say(self, text: str) -> None:
         """Print a line with the elapsed time."""
         if not self.quiet:
@@ -137,9 +139,9 @@ class Display:
             self.say(f"round {record['round']}: {config}  {rate.sps:,.0f} {self.unit}/s{_changing(record, change_fraction)}")
         self.tick()
 
-    def waiting(self, why: str) -> None:
+    def waiting(self, why: str, hostname: str | None = None) -> None:
         """Show that a trial waits for its turn on a host, and why. If all trials wait, the time budget waits too."""
-        text = f"waiting: {why}"
+        text = f"waiting on {hostname}: {why}" if self.names_hosts and hostname is not None else f"waiting: {why}"
         if self.now != text:
             self.now = text
             self._waits_since = self.clock()
@@ -147,7 +149,7 @@ class Display:
 
     def proceeds(self, what: str) -> None:
         """Show that the wait is over, and how long it was; do nothing if no wait was shown."""
-        if self.now.startswith("waiting: "):
+        if self.now.startswith("waiting"):
             self.say(f"{what} after {_minutes(int(self.clock() - self._waits_since))}")
             self.now = ""
 

@@ -10,14 +10,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from feedrate.analysis.estimate import Rate
 from feedrate.search.session.display import Display
 from feedrate.trainables.config import LoaderConfig
-
 VARIABLE = "FEEDRATE_JOB"
 """Environment variable of the jobs that `feedrate submit` makes. If it is set, a search uses `JobDisplay`."""
 MARK = "feedrate-progress"
@@ -36,6 +35,7 @@ class JobDisplay(Display):
         super().__init__(*given, **named)
         self.run = run
         self.round: int | None = None
+        self.is_answer = False
 
     def begin(self) -> None:
         """Start the clock, and write the first line for programs."""
@@ -59,6 +59,15 @@ class JobDisplay(Display):
         self.round = record["round"]
         self._tell()
 
+    def answered(self, best: Mapping[str, Any] | None) -> None:
+        """Write the last line for programs, in which the best setting is the answer."""
+        if best is not None:
+            rate = best["throughput"]
+            config = LoaderConfig.from_dict(best["process"] | best["dataloader"])
+            self.best = (config, Rate(rate["samples_per_second"], *rate["ci95"]))
+            self.is_answer = True
+        self._tell()
+
     def _tell(self) -> None:
         best = None
         if self.best is not None:
@@ -68,6 +77,7 @@ class JobDisplay(Display):
                 "dataloader": config.to_kwargs(),
                 "samples_per_second": rate.sps,
                 "ci95": [rate.low_sps, rate.high_sps],
+                "is_answer": self.is_answer,
             }
         facts = {
             "run": self.run,

@@ -379,7 +379,8 @@ class Session:
     def _why_stop(self) -> str | None:
         tried = self.brain.counts().told + len(self._running) + len(self._elsewhere)
         if self.options.max_trials is not None and tried >= self.options.max_trials:
-            return f"{self.options.max_trials} settings were tried (--max-trials)"
+            one = self.options.max_trials == 1
+            return f"{self.options.max_trials} {'setting was' if one else 'settings were'} tried (--max-trials)"
         mine = [record for record in self.records[self._num_replayed :] if not record.get("retried")]  # a resumed search may follow a repair of the workload
         if (reason := same_failures(mine)) is not None:
             return reason

@@ -9,8 +9,8 @@ import pytest
 
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.search.head import _runs_in
-from feedrate.search.service.folder_job import LOST, FolderJob, described
-from feedrate.search.service.job_facts import ended_by, exit_code, summary
+from feedrate.search.service.folder_job import LOST, RESUMED, FolderJob, described
+from feedrate.search.service.job_facts import ended_by, exit_code, in_words, summary
 from feedrate.search.service.job_log import copied, log_of
 from feedrate.search.shipping.submission import VARIABLE, Submission
 from feedrate.search.terminal import arguments
@@ -48,12 +48,41 @@ def test_searches_are_found_by_their_folders(tmp_path):
         "done": "SUCCEEDED", "lost": "FAILED", "classes": "FAILED", "running": "RUNNING",
     }  # fmt: skip
     lost, done = jobs["lost"], jobs["done"]
-    assert (exit_code(lost), ended_by(lost), exit_code(done), exit_code(jobs["running"])) == (1, LOST, 0, None)
+    assert (exit_code(lost), ended_by(lost), exit_code(done), exit_code(jobs["running"])) == (None, LOST, 0, None)
     facts = summary(lost)
+    assert facts["took_s"] is None, "nobody knows when it ended"
     assert (facts["owner"], facts["workload"], facts["command"]) == ("ann@laptop", "train.py:workload", "feedrate search train.py:workload")
     assert facts["started_unix_s"] == 1000.0
     assert (lost.metadata["run"], lost.runtime_env) == ("lost", {"pip": ["lz4"]})
     assert jobs["running"].metadata["command"] == "feedrate search --address auto"
+
+
+def test_every_job_of_a_search_is_found(tmp_path):
+    """A search that was resumed twice has had three jobs; only the last has the state of the folder, and each names the later ones."""
+    again = [{"submission_id": "a-again-1", "unix_s": 2000.0}, {"submission_id": "a-again-2", "unix_s": 3000.0}]
+    run(tmp_path, "a", resumed_as=again, finished=True)
+    (facts,) = json.loads(json.dumps(list(described(tmp_path))))
+    first, second, third = FolderJob.jobs_of(facts)
+    assert [job.submission_id for job in (first, second, third)] == ["a", "a-again-1", "a-again-2"]
+    assert [job.start_time for job in (first, second, third)] == [1_000_000, 2_000_000, 3_000_000]
+    assert first.carried_on_by == ("a-again-1", "a-again-2")
+    assert (third.status.value, third.carried_on_by, exit_code(third)) == ("SUCCEEDED", (), 0)
+    assert (second.status.value, exit_code(second), ended_by(second), summary(second)["took_s"]) == ("STOPPED", None, RESUMED, None)
+    assert {job.metadata["run"] for job in (first, second, third)} == {"a"}
+
+
+def test_progress_in_words():
+    """How much was tried, failed, and is left; the best setting so far, which is the answer at the end."""
+    progress = {
+        "num_complete": 3, "num_pruned": 1, "num_failed": 0, "max_trials": None, "elapsed_s": 61.6, "time_budget_s": 600.0,
+        "round": None, "unit": "rows", "best": None,
+    }  # fmt: skip
+    assert in_words(progress) == "4 settings tried, 62 s of at most 600 s; nothing measured yet"
+    best = {"config": "b16 w4 p2", "samples_per_second": 1234.5, "is_answer": False}
+    more = {"num_failed": 1, "max_trials": 9, "round": 2, "best": best}
+    said = "5 of 9 settings tried, 1 failed, round 2, 62 s of at most 600 s; best so far b16 w4 p2 with 1,234 rows/s"
+    assert in_words(progress | more) == said
+    assert in_words(progress | more | {"best": best | {"is_answer": True}}).endswith("; answer b16 w4 p2 with 1,234 rows/s")
 
 
 def test_all_unfinished_runs_of_a_search_are_carried_on(tmp_path):

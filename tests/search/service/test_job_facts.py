@@ -66,6 +66,7 @@ def test_progress_is_read_back_from_the_log(log):
         "dataloader": LoaderConfig(num_workers=2, batch_size=16, prefetch_factor=2).to_kwargs(),
         "samples_per_second": 100.0,
         "ci95": [90.0, 110.0],
+        "is_answer": False,
     }
 
 

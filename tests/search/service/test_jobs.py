@@ -176,6 +176,13 @@ def test_a_search_is_stopped_and_carried_on(there, start, head, project):
     assert f"long is carried on by {again.stdout.strip()} already. Stop it first: " in twice.stderr
     log = followed(there, again.stdout.strip())
     assert f"{kept + 2} settings were tried (--max-trials)" in log
+    progress = answer(there("status", again.stdout.strip(), "--json").stdout, "status")["progress"]
+    best = json.loads((run / "best.json").read_text())
+    assert progress["best"]["is_answer"]
+    assert progress["best"]["dataloader"] == best["dataloader"]
+    assert progress["best"]["samples_per_second"] == best["throughput"]["samples_per_second"]
+    assert progress["elapsed_s"] > 1
+    assert f"  {kept + 2} of {kept + 2} settings tried" in there("status", again.stdout.strip()).stdout
     assert f"carrying on after {kept} settings" in log
     assert f"  carried on by {again.stdout.strip()}: SUCCEEDED\n" in there("status", "long").stdout
     numbers = [record["number"] for record in records(run)]
@@ -273,6 +280,10 @@ def test_a_search_that_finds_nothing_says_so(there):
     fetched = there("fetch", "wrong")
     assert fetched.code == 2
     assert "there is no run folder: the search has not begun, or failed before it did" in fetched.stderr
+    resumed = there("resume", "wrong")
+    assert resumed.code == 2
+    assert "wrong ended before it had a run folder, so there is nothing to continue" in resumed.stderr
+    assert "Submit it again: feedrate submit train.py:workload --cpus-per-trial 999 --address" in resumed.stderr
 
 
 def test_an_unknown_hardware_class_is_refused_before_anything_is_submitted(there):

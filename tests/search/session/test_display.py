@@ -163,6 +163,19 @@ def test_waiting_for_the_host_is_said_once(clock):
     assert text.getvalue().endswith("[1:20] slot obtained after 1:20\n")
 
 
+def test_a_wait_on_a_cluster_names_its_host(clock):
+    """On one machine, 'this host' is clear; on a cluster it is not."""
+    shown, text = display(clock)
+    shown.waiting("another feedrate trial is measuring on this host", "a")
+    shown.names_hosts = True
+    shown.waiting("another feedrate trial is measuring on this host", "b")
+    first, second = text.getvalue().splitlines()
+    assert first.endswith("] waiting: another feedrate trial is measuring on this host")
+    assert second.endswith("] waiting on b: another feedrate trial is measuring on this host")
+    shown.proceeds("the wait ended")
+    assert "the wait ended after 0:00" in text.getvalue()
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_quiet_is_quiet(clock, terminal):
     """Nothing at all, terminal or not."""
