@@ -101,7 +101,7 @@ COLUMNS: tuple[Column, ...] = (
     _C("max_open_files", "int", "", "open files of whichever process, trainer or worker, has the most"),
     _C("shm_bytes", "int", "bytes", "used in /dev/shm during the trial beyond what was used before it"),
     _C("loss_is_finite", "bool", "", "whether the last loss was a finite number; null if the step does not keep the loss"),
-    _C("gpu_peak_bytes", "int", "bytes", "peak of torch's CUDA allocator; null on a CPU"),
+    _C("gpu_peak_bytes", "int", "bytes", "the most GPU memory that torch had allocated at one time; null on a CPU"),
     _C("gpu_free_bytes", "int", "bytes", "free memory of the accelerator at the end of the windows; null on a CPU"),
     _C("device", "str", "", "torch device the model trained on: cpu, cuda:0"),
     _C("device_name", "str", "", "model of the accelerator, or of the CPU"),

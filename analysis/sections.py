@@ -100,7 +100,7 @@ def answer(run: Run, ranked: pd.DataFrame) -> Section:
     if isinstance(reason := run.search.get("stop_reason"), str):
         rows.append(("Ended because", reason))
     if (ranked["num_hosts"] > 1).any():
-        rows.append(("Hosts", "rates are pooled over different machines; the ranking counts them in its column Hosts"))
+        rows.append(("Hosts", "a rate may be the average over several machines; the column Hosts of the ranking says over how many"))
     return Section(caption="The answer", headers=("", "Value"), rows=rows)
 
 
@@ -279,7 +279,7 @@ def read_more(best: Mapping[str, Any], ranked: pd.DataFrame) -> str | None:
         return f"{what}, but not significantly faster than the baseline."
     if low < best_low:
         why = f"its interval begins at {low:,.0f}, that of the best setting at {best_low:,.0f}"
-        return f"{what}, but is less certain: {why}. The answer is the setting whose interval begins higher, so that no lucky measurement wins."
+        return f"{what}, but is less certain: {why}. The answer is the setting with the highest lower end of its interval, so that no lucky measurement wins."
     return f"{what}. The answer was compared at its own batch size: to search at the other one, use --batch-size {first['batch_size']}."
 
 

@@ -141,7 +141,7 @@ class SearchOptions:
             other = "--exclusive" if self.exclusive else "--cpus-per-trial all"
             raise ValueError(f"--share {self.share} gives each of several trials a part of the host, but {other} gives one trial the whole host: leave one of them out")
         if self.share is not None and self.gpus_per_trial == 0:
-            raise ValueError(f"--share {self.share} divides a host by its GPUs, so --gpus-per-trial must be 1 or more")
+            raise ValueError(f"--share {self.share} runs one trial per GPU or group of GPUs at a time, so --gpus-per-trial must be 1 or more")
         if self.amp not in (None, *PRECISIONS):
             raise ValueError(f"--amp must be one of {', '.join(PRECISIONS)}, not {self.amp!r}")
         if self.objective not in OBJECTIVES:

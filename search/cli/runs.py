@@ -112,7 +112,7 @@ class Runs:
         room.add_argument("--whole", action="store_true", help="remove whole runs instead")
         room.add_argument(
             "--older-than", dest="older_than_s", type=arguments.positive_s, metavar="TIME",
-            help="only runs that nothing was written to for this long, such as 30d, including unfinished runs (default: finished runs of any age)",
+            help="only runs last changed at least this long ago, such as 30d, also unfinished ones (default: finished runs of any age)",
         )  # fmt: skip
         room.add_argument("--keep", action="append", default=[], metavar="RUN", help="a run to keep, by name, path or pattern; may be given several times")
         room.add_argument("--yes", action="store_true", help="remove what is listed")

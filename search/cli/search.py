@@ -134,7 +134,7 @@ def _add_search(run: argparse._ArgumentGroup) -> None:
         "--no-confirm",
         dest="confirm",
         action="store_false",
-        help="answer from one measurement per setting (default: measure the best settings and your own again in rounds)",
+        help="no confirmation rounds: give the answer after measuring each setting once (default: measure the best settings and your own again, in rounds)",
     )
     run.add_argument("--quiet", action="store_true", help="print only the answer")
     arguments.add_json(run)

@@ -167,7 +167,7 @@ def _num_shares(options: SearchOptions, fit: Sequence[Host], cpus: int, gpus: in
         return least
     smallest = min(fit, key=lambda host: _shares(host, cpus, gpus))
     if not gpus:
-        raise UsageError(f"--share host divides a host by its GPUs, and {smallest.hostname} has none: leave it out")
+        raise UsageError(f"--share host runs one trial per GPU or group of GPUs at a time, and {smallest.hostname} has no GPU: leave it out")
     has = f"{smallest.num_gpus} GPU{'s' * (smallest.num_gpus != 1)} and {smallest.num_cpus} CPUs"
     raise UsageError(
         f"--share host is for hosts with room for several trials: {smallest.hostname} has {has}, but one trial takes {gpus} and {cpus}. "

@@ -192,7 +192,7 @@ def add_trial(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=whole(1),
         metavar="N",
-        help="torch's intra-op threads in the training process (default: as many as in plain Python)",
+        help="torch's intra-op threads in the training process (default: the number that torch chooses by itself, as in a plain script)",
     )
     group = parser.add_argument_group("the training step, for a workload in the short form (one made by Workload.from_loader brings its own step)")
     group.add_argument("--amp", choices=PRECISIONS, help="run the forward pass and the loss under torch.autocast (default: the model's own precision)")

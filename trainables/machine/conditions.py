@@ -103,7 +103,7 @@ def cache_state(storage_read_bytes: int | None, read_call_bytes: int | None, *, 
     Args:
         storage_read_bytes: bytes read from storage in the windows; None if the kernel does not report it.
         read_call_bytes: bytes that read() calls returned in the windows, from storage or not.
-        dropped: the cache was dropped on purpose all the time, and the drops were seen to work. Even then it is cold only
+        dropped: feedrate dropped the files from the cache throughout, and checked that the kernel did so. Even then it is cold only
             if at least half of these bytes came from storage, because a C library may read files that were not dropped.
     """
     if storage_read_bytes is None:

@@ -66,7 +66,7 @@ def time_step(step: Step, batch: Any, device: torch.device, max_s: float) -> Blo
 
 
 def time_copy(batch: Any, device: torch.device, *, pinned: bool) -> Blocks:
-    """Time the copy of a batch from host to device in 3 blocks, as the short form's step copies it; None for an empty batch.
+    """Time the copy of a batch from host to device three times, as the short form's step copies it; None for an empty batch.
 
     Args:
         batch: on the host.
