@@ -40,7 +40,8 @@ def print_section(console: Console, section: Section, heading: str, most_rows: i
     if not section.rows:
         console.print("nothing to show", markup=False, highlight=False)
         return
-    console.print(section.caption, style="dim", markup=False, highlight=False)
+    if section.caption.lower() != heading.lower():
+        console.print(section.caption, style="dim", markup=False, highlight=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for header in section.headers:
         table.add_column(Text(header), justify="right" if header in section.numeric else "left", overflow="fold")

@@ -126,6 +126,8 @@ def list_contents(folder: str | None, as_json: bool) -> None:
     print(f"{num_bytes:12,} bytes in {len(sent)} files would be sent of {folder}, and feedrate" if folder else "feedrate alone would be sent")
     for entry in left_out:
         print(f"not sent: {entry.path} ({entry.why})")
+    if left_out:
+        print("To send one of them all the same, write its name with a '!' before it into .feedrateignore, for example: !keypoints.csv")
 
 
 def send(
