@@ -11,6 +11,11 @@ OLDEST_TESTS := every_command versions install laptop load page questions rounds
 VERSIONS_TESTS := $(OLDEST_TESTS) config build_loader step measure failure template_main isolated kept_child accelerator
 test_files = $(foreach name,$(1),$(wildcard tests/test_$(name).py tests/*/test_$(name).py tests/*/*/test_$(name).py))
 
+# Processes among which the files of `make test` are shared. Each has its own /tmp and /dev/shm (tests/shards.py), which needs root;
+# otherwise one process runs all. The order of the files stays, because the longest come first in it.
+JOBS ?= $(shell unshare --mount true 2>/dev/null && echo 3 || echo 0)
+SHARED := -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
 .PHONY: help venv search test test-slow test-oldest test-versions lint types soak wheel clean
 
 help:             ## list the targets
@@ -22,8 +27,8 @@ search: $(INSTALLED)      ## search settings for the bundled image workload (ARG
 	$(BIN)/feedrate search images $(ARGS)
 
 # Not 'python -m pytest', which puts this folder on sys.path, where search/ is importable a second time, as 'search'.
-test: $(INSTALLED)        ## run the tests (ARGS="-k space" adds options)
-	$(BIN)/pytest -m "not soak and not slow and not oldest" $(ARGS)
+test: $(INSTALLED)        ## run the tests, in JOBS processes (ARGS="-k space" adds options)
+	$(BIN)/pytest -m "not soak and not slow and not oldest" $(SHARED) $(ARGS)
 
 test-slow: $(INSTALLED)   ## run the tests on machines that share nothing: Linux namespaces, which need root
 	$(BIN)/pytest -m slow $(ARGS)

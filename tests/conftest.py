@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import shards
 
 MARK = "FEEDRATE_TEST_RUN"
 FEEDRATE = [sys.executable, "-c", "import sys; from feedrate.search.cli.main import main; sys.exit(main())"]
@@ -47,11 +48,17 @@ QUICK = [*CONFIRMED, "--no-confirm"]
 
 
 def pytest_configure(config):
-    """Let SIGINT and SIGHUP do what they usually do: a runner in the background ignores them, and every command would inherit that."""
+    """Let SIGINT and SIGHUP do what they usually do: a runner in the background ignores them, and every command would inherit that.
+
+    A process of pytest-xdist is also set apart from the others.
+    """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if hasattr(config, "workerinput"):  # this is one of several processes (make test JOBS=3)
+        folder = Path(tempfile.gettempdir(), f"feedrate-tests-{config.workerinput['workerid']}")
+        shards.set_apart(folder, basetemp=config.option.basetemp)
 
 
 class Command:
