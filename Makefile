@@ -12,9 +12,9 @@ VERSIONS_TESTS := $(OLDEST_TESTS) config build_loader step measure failure templ
 test_files = $(foreach name,$(1),$(wildcard tests/test_$(name).py tests/*/test_$(name).py tests/*/*/test_$(name).py))
 
 # Processes among which the files of `make test` are shared. Each has its own /tmp and /dev/shm (tests/shards.py), which needs root;
-# otherwise one process runs all. The order of the files stays, because the longest come first in it.
+# otherwise one process runs all. tests/conftest.py says which tests stay together, and in which order they begin.
 JOBS ?= $(shell unshare --mount true 2>/dev/null && echo 3 || echo 0)
-SHARED := -n $(JOBS) --dist loadfile --no-loadscope-reorder
+SHARED := -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help venv search test test-slow test-oldest test-versions lint types soak wheel clean
 

@@ -57,8 +57,15 @@ def pytest_configure(config):
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if hasattr(config, "workerinput"):  # this is one of several processes (make test JOBS=3)
-        folder = Path(tempfile.gettempdir(), f"feedrate-tests-{config.workerinput['workerid']}")
-        shards.set_apart(folder, basetemp=config.option.basetemp)
+        shards.set_apart(config.option.basetemp)
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the longest tests, and keep those of a file, and those that read the same finished search, in one process."""
+    items.sort(key=lambda item: "end_to_end" not in item.path.parts)
+    for item in items:
+        group = "finished" if "finished" in item.fixturenames else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 class Command:
