@@ -20,6 +20,7 @@ from feedrate.search.session.budget import Budget
 from feedrate.search.session.search_end import WORTH_FRACTION
 from feedrate.trainables.config import LoaderConfig
 
+
 def _spread(rate: Rate) -> str:
     half = rate.half_width_fraction
     return f"±{half:.0%}" if half < 1 else "±100 % or more"

@@ -17,6 +17,7 @@ from typing import Any
 from feedrate.analysis.estimate import Rate
 from feedrate.search.session.display import Display
 from feedrate.trainables.config import LoaderConfig
+
 VARIABLE = "FEEDRATE_JOB"
 """Environment variable of the jobs that `feedrate submit` makes. If it is set, a search uses `JobDisplay`."""
 MARK = "feedrate-progress"
@@ -64,7 +65,7 @@ class JobDisplay(Display):
         if best is not None:
             rate = best["throughput"]
             config = LoaderConfig.from_dict(best["process"] | best["dataloader"])
-            self.best = (config, Rate(rate["samples_per_second"], *rate["ci95"]))
+            self.best = (config, Rate(sps=rate["samples_per_second"], low_sps=rate["ci95"][0], high_sps=rate["ci95"][1]))
             self.is_answer = True
         self._tell()
 

@@ -70,6 +70,17 @@ def test_progress_is_read_back_from_the_log(log):
     }
 
 
+def test_the_last_line_has_the_answer(log, capfd):
+    """Whoever reads the log of a search that is over gets the setting of its best.json."""
+    display = JobDisplay(Console(file=io.StringIO()), run="/runs/mine", time_budget_s=60.0, max_trials=5, clock=lambda: 7.0)
+    display.begin()
+    config = LoaderConfig(num_workers=4, batch_size=16, prefetch_factor=2)
+    throughput = {"samples_per_second": 120.0, "ci95": [110.0, 130.0], "unit": "samples"}
+    display.answered({"throughput": throughput, "dataloader": config.to_kwargs(), "process": {}})
+    best = split_log(capfd.readouterr().err)[1][None]["best"]
+    assert (best["config"], best["samples_per_second"], best["ci95"], best["is_answer"]) == (config.short(), 120.0, [110.0, 130.0], True)
+
+
 def test_searches_on_several_kinds_of_machines_are_told_apart(log):
     """Each line has the name of its class before it (fan_out.py)."""
     lines = [f"[{name}] {line}\n" for name in ("large", "small gpu") for line in log.splitlines()]
