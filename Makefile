@@ -11,12 +11,14 @@ OLDEST_TESTS := every_command versions install laptop load page questions rounds
 VERSIONS_TESTS := $(OLDEST_TESTS) config build_loader step measure failure template_main isolated kept_child accelerator
 test_files = $(foreach name,$(1),$(wildcard tests/test_$(name).py tests/*/test_$(name).py tests/*/*/test_$(name).py))
 
+FAST := tests/test_fences.py tests/test_architecture.py tests/analysis tests/search/space tests/search/session tests/search/setup tests/search/shipping
+
 # Processes among which the files of `make test` are shared. Each has its own /tmp and /dev/shm (tests/shards.py), which needs root;
 # otherwise one process runs all. tests/conftest.py says which tests stay together, and in which order they begin.
 JOBS ?= $(shell unshare --mount true 2>/dev/null && echo 3 || echo 0)
 SHARED := -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help venv search test test-slow test-oldest test-versions lint types soak wheel clean
+.PHONY: help venv search test test-fast test-slow test-oldest test-versions lint types soak wheel clean
 
 help:             ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 15
@@ -30,8 +32,11 @@ search: $(INSTALLED)      ## search settings for the bundled image workload (ARG
 test: $(INSTALLED)        ## run the tests, in JOBS processes (ARGS="-k space" adds options)
 	$(BIN)/pytest -m "not soak and not slow and not oldest" $(SHARED) $(ARGS)
 
-test-slow: $(INSTALLED)   ## run the tests on machines that share nothing: Linux namespaces, which need root
-	$(BIN)/pytest -m slow $(ARGS)
+test-slow: $(INSTALLED)   ## run the slow tests: examples of the documents, whole searches, machines that share nothing (namespaces, which need root)
+	$(BIN)/pytest -m slow $(SHARED) $(ARGS)
+
+test-fast: $(INSTALLED)   ## run the tests of plain logic, in a minute and a half
+	$(BIN)/pytest -m "not soak and not slow and not oldest" $(SHARED) $(FAST) $(ARGS)
 
 test-oldest: .venv-oldest/installed  ## run the commands and the fast tests with the oldest versions, in .venv-oldest
 	$(OLDEST_BIN)/pytest -m "not soak and not slow" $(call test_files,$(OLDEST_TESTS)) $(ARGS)

@@ -102,6 +102,7 @@ def test_two_searches_share_four_nodes(nodes, search, start, tmp_path):
             assert ended <= began, f"two trials at once on {host}: {times}"
 
 
+@pytest.mark.slow
 def test_unlike_machines_have_an_answer_each(nodes, search, tmp_path):
     """A search on each kind, beside each other, each with its run folder; one kind is enough where it is named."""
     cluster = nodes(h1={"labels": {"feedrate-hardware": "large"}}, h2={"labels": {"feedrate-hardware": "small"}})
@@ -184,6 +185,7 @@ def workload():
 """
 
 
+@pytest.mark.slow
 def test_trials_share_a_host(nodes, search, tmp_path):
     """One trial runs on each of the two GPUs at once, each on its own CPUs, and never two on one GPU; the answer mentions it."""
     (tmp_path / "toy.py").write_text(TOY + PLACED)

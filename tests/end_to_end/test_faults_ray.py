@@ -20,6 +20,7 @@ def failures(run):
     return {record["num_workers"]: record for record in records(run) if record.get("failure_kind")}
 
 
+@pytest.mark.slow
 def test_a_search_over_settings_that_fail_in_many_ways_finds_the_one_that_does_not(feedrate, tmp_path):
     """Exceptions, crashes, hangs and exits become failures of their settings; the others are measured."""
     before = files()

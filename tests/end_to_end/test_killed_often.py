@@ -84,6 +84,7 @@ def check(path, storage):
     assert any(record["kind"] == "confirm" for record in kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_kills", [5, pytest.param(20, marks=pytest.mark.soak)])
 def test_a_search_that_is_killed_often_loses_and_repeats_nothing(tmp_path, storage_url, num_kills):
     path, storage = tmp_path / "run", storage_url or ""

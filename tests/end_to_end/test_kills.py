@@ -55,6 +55,7 @@ def told(run):
     return {trial.number: trial.state.name for trial in storage.get_all_trials(study._study_id)}
 
 
+@pytest.mark.slow
 def test_a_killed_driver_leaves_no_process_and_resume_completes_the_search(start, feedrate, run):
     """After 10 s nothing of it lives, Ray neither; every finished trial is on record; none is measured twice."""
     command = start("search", "toy.py:workload", *QUICK, "--max-trials", "9")

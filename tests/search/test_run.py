@@ -128,6 +128,7 @@ def test_nothing_is_left_behind(finished, home):
     assert not (home / ".ray").exists()
 
 
+@pytest.mark.slow
 def test_the_command_that_settles_an_unconfirmed_answer_works(feedrate, tmp_path):
     """It is printed whole, also where as many settings were tried as --max-trials allowed, and adds the rounds.
 

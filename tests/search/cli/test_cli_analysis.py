@@ -131,6 +131,7 @@ def loader(workers):
     return {"batch_size": 16, "num_workers": workers} | ({"persistent_workers": True, "prefetch_factor": 2} if workers else {})
 
 
+@pytest.mark.slow
 def test_an_answer_that_holds(verify):
     """Rounds of both in turn, what differs, the sentence, and an exit code that says the same, also as one object.
 

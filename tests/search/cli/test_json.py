@@ -82,6 +82,7 @@ def test_a_file_that_is_not_replaced_is_an_error_although_the_answer_is_known(fi
     assert "exists" in answer(capfd.readouterr().out, "error")["error"]
 
 
+@pytest.mark.slow
 def test_a_search_and_its_resumption(feedrate, tmp_path):
     """What the user's code prints goes to standard error. Takes over 10 s, because two searches are made."""
     (tmp_path / "loud.py").write_text(LOUD)

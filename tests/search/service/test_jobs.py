@@ -121,6 +121,7 @@ def test_a_search_goes_on_when_the_client_is_gone(there, head, project, tmp_path
     assert there("fetch", "mine", "-o", tmp_path / "other").code == 0
 
 
+@pytest.mark.slow
 def test_a_shell_script_drives_a_search_by_json_alone(start, head, project, home):
     """Submitted, waited for, fetched and exported, with what the script prints as the only source. Takes over 10 s for the search."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -141,6 +142,7 @@ def test_a_shell_script_drives_a_search_by_json_alone(start, head, project, home
     assert failing.stdout == ""
 
 
+@pytest.mark.slow
 def test_a_search_is_stopped_and_carried_on(there, start, head, project):
     """Stopping keeps what was measured, and ends its trial in order; from the same folder it goes on, with nothing twice."""
     sent = there("submit", "train.py:workload", *QUICK, "--wait", "0", "--submission-id", "long", "--json")
@@ -227,6 +229,7 @@ def where(texts, folders, head):
     return found
 
 
+@pytest.mark.slow
 def test_planted_secrets_are_nowhere(there, start, head, project):
     """In the environment, the folder and the options; neither a submitted nor a joined search writes one down, sends or shows it.
 
@@ -286,6 +289,7 @@ def test_a_search_that_finds_nothing_says_so(there):
     assert "Submit it again: feedrate submit train.py:workload --cpus-per-trial 999 --address" in resumed.stderr
 
 
+@pytest.mark.slow
 def test_an_unknown_hardware_class_is_refused_before_anything_is_submitted(there):
     """With the names that the cluster has, one of which is then taken. It takes 20 s: two short jobs ask, and a search begins."""
     refused = there("submit", "train.py:workload", "--hardware", "absent", "--submission-id", "nowhere")

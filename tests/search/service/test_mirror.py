@@ -40,6 +40,7 @@ def s3():
         server.wait()
 
 
+@pytest.mark.slow
 def test_a_search_is_copied_and_carried_on_elsewhere(s3, postgresql, start, feedrate, tmp_path, monkeypatch):
     """The driver and its disk are lost; another machine resumes from the copy and the database, with nothing lost or twice."""
     for name, value in s3.items():

@@ -55,6 +55,7 @@ def signal_to_all(command, number):
         os.kill(pid, number)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("send", [signal_to_group, signal_to_all])
 def test_a_search_ends_on_sigterm_and_is_carried_on(start, feedrate, tmp_path, temporary, send):
     """Takes 15 to 25 s, because a search has to be under way, and because 10 s are waited for a Ray that is gone.
