@@ -59,6 +59,7 @@ from feedrate.search.study.storage import BrainError, check_address
 from feedrate.search.terminal.ending import Interrupted, at_the_latest
 from feedrate.search.terminal.machine_output import answer_error
 from feedrate.search.versions import changed
+from feedrate.trainables.checking.described import Described
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.machine.host import cpu_model
 from feedrate.trainables.resolve import WorkloadRef
@@ -109,12 +110,12 @@ def run_search(
     _say(console, quiet, f"feedrate {version('feedrate')}: looking at {ref.target}")
     described = describe_workload(ref)
     check_step_options(options, described)
-    name = described["name"]
+    name = described.name
     folder = choose_folder(out, name, force)
     disqualified = disqualification(described, options)
     given = restricted(given_dimensions(space or {}), disqualified)
     check_batch_sizes(given, described)
-    local_gpus = described["facts"]["num_gpus"]
+    local_gpus = described.num_gpus
     if options.address is None and (options.gpus_per_trial or 0) > local_gpus:
         raise UsageError(
             f"--gpus-per-trial {options.gpus_per_trial}: this machine has {local_gpus} GPUs. Leave it out, or join a cluster with --address"
@@ -129,7 +130,7 @@ def run_search(
         except SeveralClasses as several:
             several.out = folder.path
             raise
-        epoch_samples = options.epoch_samples or described["epoch_samples"]
+        epoch_samples = options.epoch_samples or described.epoch_samples
         space_ = search_space(given, described, placement, epoch_samples)
         for text in epoch_remarks(given, space_):
             _say(console, quiet, f"note: {text}")
@@ -142,7 +143,7 @@ def run_search(
             clear(folder, force)
             folder.write_search(search)
             with mirrored(folder.path, search, lambda text: _say(console, quiet, text)):
-                return _search(folder, search, ref, options, placement, space_, console, quiet, [*notes, *described["notes"]])
+                return _search(folder, search, ref, options, placement, space_, console, quiet, [*notes, *described.notes])
 
 
 def _check_sources(options: SearchOptions) -> None:
@@ -160,7 +161,7 @@ def _record(
     folder: RunFolder,
     ref: WorkloadRef,
     options: SearchOptions,
-    described: Mapping[str, Any],
+    described: Described,
     placement: Placement,
     space: SearchSpace,
     hosts: Sequence[Host] | None,
@@ -170,16 +171,15 @@ def _record(
 ) -> dict[str, Any]:
     """Return the content of search.json as it is before the first trial."""
     submission = Submission.from_environment()
-    facts, words = described["facts"], [without_password(word) for word in argv]
-    num_gpus = facts["num_gpus"]
+    facts, words = described.facts, [without_password(word) for word in argv]
     return {
         "schema": SEARCH_SCHEMA,
         "study": f"{folder.path.name}-{os.urandom(4).hex()}",
         "workload": {
             **ref.to_json(),
-            "name": described["name"],
-            "unit": described["unit"],
-            "epoch_samples": options.epoch_samples or described["epoch_samples"],
+            "name": described.name,
+            "unit": described.unit,
+            "epoch_samples": options.epoch_samples or described.epoch_samples,
         },
         "objective": options.objective,
         "argv": words,
@@ -193,8 +193,8 @@ def _record(
         "hardware": {
             "hostname": socket.gethostname(),
             "cpu_model": cpu_model(),
-            "num_cpus": facts["num_cpus"],
-            "gpus": [facts["device_name"]] * num_gpus,
+            "num_cpus": facts.num_cpus,
+            "gpus": [facts.device_name] * described.num_gpus,
         },
         "placement": {
             "cpus": placement.cpus,
@@ -265,14 +265,12 @@ def resume_search(
         raise UsageError(
             f"{tried} settings were already tried in {folder.path}, and --max-trials counts them too: ask for more than {tried}"
         )
-    fields = {name: search["workload"][name] for name in ("target", "options", "folder", "cwd")}
-    ref = WorkloadRef(**fields)
+    ref = WorkloadRef.from_json(search["workload"])
     if JOB in os.environ and ref.cwd is not None:
         ref = moved(ref, ref.cwd, os.getcwd())  # Ray removed the folder of the job that began this search
     described = describe_workload(ref)
-    described["notes"] += changed(search.get("versions") or {})
     space = SearchSpace.from_json(search["space"])
-    with _resumable(folder), held(folder), cluster(options, described["facts"]["num_gpus"], _own_folder(ref)) as notes:
+    with _resumable(folder), held(folder), cluster(options, described.num_gpus, _own_folder(ref)) as notes:
         hosts = _hosts(options, ref, notes)
         options = replace(options, hardware=options.hardware or (search["placement"].get("hardware") if hosts else None))
         placement = replace(place(options, hosts), left_out=left_out_of(hosts))
@@ -283,7 +281,8 @@ def resume_search(
             search["resumed_as"] = [*search.get("resumed_as", []), resumed]
         folder.write_search(search)
         with mirrored(folder.path, search, lambda text: _say(console, quiet, text)):
-            return _search(folder, search, ref, options, placement, space, console, quiet, [*notes, *described["notes"]])
+            notes += [*described.notes, *changed(search.get("versions") or {})]
+            return _search(folder, search, ref, options, placement, space, console, quiet, notes)
 
 
 def _hosts(options: SearchOptions, ref: WorkloadRef, notes: list[str]) -> list[Host] | None:

@@ -26,7 +26,7 @@ MAX_LINES = 60
 FLOORS = {
     "trainables": [
         "doubt", "failure", "config", "step", "workload", "resolve", "measurement", "machine", "diagnose", "isolation", "loader",
-        "measuring", "probing", "checking", "sandbox", "bundled",
+        "measuring", "probing", "checking", "protocol", "sandbox", "bundled",
     ],
     "search": [
         "options", "versions", "terminal", "space", "study", "session", "shipping", "engine", "result", "setup", "service", "run", "cli",
