@@ -29,7 +29,7 @@ FLOORS = {
         "measuring", "probing", "checking", "protocol", "sandbox", "bundled",
     ],
     "search": [
-        "options", "versions", "terminal", "space", "study", "session", "shipping", "engine", "result", "setup", "service", "run", "cli",
+        "options", "versions", "terminal", "shipping", "space", "record", "study", "session", "engine", "result", "setup", "service", "run", "cli",
         "head", "job",
     ],
 }  # fmt: skip

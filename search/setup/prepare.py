@@ -124,5 +124,7 @@ def resume_command(folder: RunFolder) -> str:
         return submission.way_on
     if JOB in os.environ:  # the user made this Ray Job without `feedrate submit`, so only the user knows the address
         return f"{shlex.join(['feedrate', 'resume', folder.path.name])} --address URL"
+    from feedrate.search.record import SearchRecord  # it imports pandas, which `feedrate measure` does not need
+
     words = ("resume", str(folder.path))
-    return pasted(*words) if folder.read_search().get("options", {}).get("address") is not None else shlex.join(["feedrate", *words])
+    return pasted(*words) if SearchRecord.read(folder).options.address is not None else shlex.join(["feedrate", *words])
