@@ -41,6 +41,15 @@ _T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 
          2.042)  # fmt: skip
 
 
+Z95 = 1.96
+"""Half of a 95 % interval in standard deviations, for many observations; `t_quantile` is for few."""
+
+
+def sd_of(half_width: float) -> float:
+    """Return the standard deviation that belongs to half of a 95 % interval."""
+    return half_width / Z95
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rate:
     """A rate in items per second with its 95 % interval."""
@@ -54,9 +63,19 @@ class Rate:
         """Half of the interval's width as a fraction of the rate."""
         return (self.high_sps - self.low_sps) / 2 / self.sps
 
+    @property
+    def sd_fraction(self) -> float:
+        """The standard deviation that belongs to the interval, as a fraction of the rate."""
+        return sd_of(self.half_width_fraction)
+
+    @classmethod
+    def with_sd(cls, sps: float, sd_fraction: float) -> Rate:
+        """Return a rate with the interval that belongs to a standard deviation, a fraction of the rate. Its lower end may be negative."""
+        return cls(sps=sps, low_sps=sps * (1 - Z95 * sd_fraction), high_sps=sps * (1 + Z95 * sd_fraction))
+
     def widened(self, sd_fraction: float) -> Rate:
         """Return the same rate with a further standard deviation, a fraction of the rate, added on both sides of its interval."""
-        more = 1.96 * sd_fraction * self.sps
+        more = Z95 * sd_fraction * self.sps
         below, above = (math.hypot(side, more) for side in (self.sps - self.low_sps, self.high_sps - self.sps))
         return Rate(sps=self.sps, low_sps=max(self.sps - below, 0.0), high_sps=self.sps + above)
 
@@ -66,10 +85,10 @@ class Rate:
 
 
 def t_quantile(degrees: int) -> float:
-    """Return the two-sided 95 % quantile of Student's t: a table up to 30 degrees, then 1.96 + 2.45/degrees (within 0.001)."""
+    """Return the two-sided 95 % quantile of Student's t: a table up to 30 degrees, then Z95 + 2.45/degrees (within 0.001)."""
     if degrees < 1:
         return math.inf
-    return _T975[degrees - 1] if degrees <= len(_T975) else 1.96 + 2.45 / degrees
+    return _T975[degrees - 1] if degrees <= len(_T975) else Z95 + 2.45 / degrees
 
 
 def steady_rate(
@@ -105,8 +124,24 @@ def steady_rate(
         raise ValueError("the loader finished no batch during the windows")
     # ratio estimator: the standard error of sum(produced)/sum(duration)
     residual = (produced - mean * duration) / duration.mean() / mean
-    half = math.hypot(within_fraction(float((residual**2).sum()), duration.size), 1.96 * run_sd_fraction) * mean
+    half = math.hypot(within_fraction(float((residual**2).sum()), duration.size), Z95 * run_sd_fraction) * mean
     return Rate(sps=mean, low_sps=max(mean - half, 0.0), high_sps=mean + half)
+
+
+def widening(deviations: Sequence[float], half_widths: Sequence[float]) -> float:
+    """Return by which factor the half of a mean's interval grows because its values differ by more than their own intervals explain (Birge).
+
+    Args:
+        deviations: of each value from their mean.
+        half_widths: half of each value's 95 % interval, in the same unit.
+
+    Returns:
+        1 or more; 1 for one value.
+    """
+    if len(deviations) < 2:
+        return 1.0
+    misfit = sum((deviation / sd_of(half)) ** 2 for deviation, half in zip(deviations, half_widths, strict=True))
+    return math.sqrt(max(1.0, misfit / (len(deviations) - 1)))
 
 
 def lasting_windows(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from feedrate.analysis.remote import is_url, local_copy
 from feedrate.analysis.run import Run
 from feedrate.analysis.run_folder import RunError, RunFolder, read_object
 from feedrate.analysis.schema import status
+from feedrate.analysis.setting import config_text
 from feedrate.analysis.summary import ranking
 from feedrate.analysis.tables import OF_A_WINDOW, TRIAL_DTYPES, WINDOW_DTYPES, WINDOW_KEY, frame
 
@@ -86,25 +87,6 @@ def _load(folder: RunFolder) -> Run:
         problems=problems,
         rank=ranking,
     )
-
-
-def config_text(setting: Mapping[str, Any]) -> str:
-    """Return a setting as a short text, `b64 w8 p4 pin pers`; the same as `LoaderConfig.short`."""
-    batch_size, prefetch_factor = setting.get("batch_size"), setting.get("prefetch_factor")
-    parts = [] if batch_size is None else [f"b{batch_size}"]
-    parts.append(f"w{setting.get('num_workers', 0)}")
-    parts += [] if prefetch_factor is None else [f"p{prefetch_factor}"]
-    parts += ["pin"] if setting.get("pin_memory") else []
-    parts += ["pers"] if setting.get("persistent_workers") else []
-    parts += ["any-order"] if setting.get("in_order") is False else []
-    parts += [setting[name] for name in ("multiprocessing_context", "sharing_strategy") if setting.get(name)]
-    trainer_cpus = setting.get("trainer_cpus")
-    return " ".join(parts if trainer_cpus is None else [*parts, f"trainer_cpus={trainer_cpus}"])
-
-
-def setting_text(entry: Mapping[str, Any]) -> str:
-    """Return the same text for a best.json, its baseline, or an entry of its tied_with."""
-    return config_text({**entry.get("process", {}), **entry.get("dataloader", entry)})
 
 
 def _current(records: list[dict[str, Any]], problems: list[str]) -> set[int]:

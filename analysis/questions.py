@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from feedrate.analysis.compat import median
-from feedrate.analysis.load import setting_text
 from feedrate.analysis.rounds import DISTURBED_FRACTION
 from feedrate.analysis.run import Run
+from feedrate.analysis.setting import setting_text
 from feedrate.analysis.summary import SETTING, counted, may_win, ranking, same
 from feedrate.analysis.tables import frame
 

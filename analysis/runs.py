@@ -11,10 +11,11 @@ from typing import Any
 
 import pandas as pd
 
-from feedrate.analysis.load import load_run, setting_text
+from feedrate.analysis.load import load_run
 from feedrate.analysis.remote import children, is_url, read_url
 from feedrate.analysis.run import Run
 from feedrate.analysis.run_folder import RunError
+from feedrate.analysis.setting import setting_text
 from feedrate.analysis.summary import ranking
 from feedrate.analysis.tables import frame
 

@@ -17,9 +17,9 @@ from feedrate.analysis.best import python_snippet
 from feedrate.analysis.disqualified import Disqualified
 from feedrate.analysis.doubts import settle_command
 from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION
-from feedrate.analysis.load import setting_text
 from feedrate.analysis.rounds import DISTURBED_FRACTION, MIN_ROUNDS, TIED_FRACTION
 from feedrate.analysis.run import Run
+from feedrate.analysis.setting import setting_text
 from feedrate.analysis.verdict import changing
 
 

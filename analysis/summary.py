@@ -12,7 +12,7 @@ import pandas as pd
 
 from feedrate.analysis.ceilings import load_fraction
 from feedrate.analysis.disqualified import Disqualified
-from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION, Rate, gpu_headroom_fraction
+from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION, Rate, gpu_headroom_fraction, widening
 from feedrate.analysis.rounds import MIN_ROUNDS, SOON_ROUNDS, Comparison, Finalist, Standing, rounds_of, standing
 from feedrate.analysis.run import Run
 from feedrate.analysis.tables import TRIAL_DTYPES, frame
@@ -173,10 +173,7 @@ def pool(rates: Sequence[Rate]) -> Rate:
     errors = [max((rate.high_sps - rate.sps) / rate.sps, 1e-9) for rate in rates]
     weights = [error**-2 for error in errors]
     mean = sum(weight * rate.sps for weight, rate in zip(weights, rates, strict=True)) / sum(weights)
-    half = mean / math.sqrt(sum(weights))
-    if len(rates) > 1:
-        misfit = sum(weight * (1.96 * (rate.sps / mean - 1)) ** 2 for weight, rate in zip(weights, rates, strict=True))
-        half *= math.sqrt(max(1.0, misfit / (len(rates) - 1)))
+    half = widening([rate.sps / mean - 1 for rate in rates], errors) * mean / math.sqrt(sum(weights))
     return Rate(sps=mean, low_sps=max(mean - half, 0.0), high_sps=mean + half)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from feedrate.analysis.estimate import Rate
+from feedrate.analysis.estimate import Rate, widening
 from feedrate.analysis.run import Run
 from feedrate.analysis.run_folder import RunError
 from feedrate.analysis.summary import ranking
@@ -102,10 +102,7 @@ def _overall(ratios: Sequence[Rate]) -> Rate:
     errors = [max(math.log(ratio.high_sps / ratio.sps), 1e-9) for ratio in ratios]
     weights = [error**-2 for error in errors]
     mean = sum(weight * log for weight, log in zip(weights, logs, strict=True)) / sum(weights)
-    half = 1 / math.sqrt(sum(weights))
-    if len(logs) > 1:
-        misfit = sum(weight * (1.96 * (log - mean)) ** 2 for weight, log in zip(weights, logs, strict=True))
-        half *= math.sqrt(max(1.0, misfit / (len(logs) - 1)))
+    half = widening([log - mean for log in logs], errors) / math.sqrt(sum(weights))
     return Rate(sps=math.exp(mean), low_sps=math.exp(mean - half), high_sps=math.exp(mean + half))
 
 

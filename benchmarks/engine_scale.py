@@ -24,12 +24,12 @@ import psutil
 from ray import tune
 from rich.console import Console
 
-from feedrate.analysis.load import SEARCH_SCHEMA
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.search.engine import tuner
 from feedrate.search.engine.ray_cluster import _QUIET, _WORKERS
 from feedrate.search.engine.reservation import Placement
 from feedrate.search.options import SearchOptions
+from feedrate.search.record import SearchedWorkload, SearchRecord
 from feedrate.search.session.display import Display
 from feedrate.search.session.session import Session
 from feedrate.search.session.trial_request import TrialRequest
@@ -37,7 +37,7 @@ from feedrate.search.space.domains import to_tune
 from feedrate.search.space.search_space import Choice, Range, SearchSpace
 from feedrate.search.study.brain import Brain
 from feedrate.trainables.config import LoaderConfig
-from feedrate.trainables.resolve import make_ref
+from feedrate.trainables.resolve import WorkloadRef, make_ref
 
 SLOTS = 8
 MARKS = (100, 300, 1_000, 3_000, 10_000, 20_000)
@@ -112,7 +112,8 @@ def open_session(folder: Path, num_trials: int) -> tuple[Session, SearchSpace]:
     options = SearchOptions(time_budget_s=1e9, max_trials=num_trials, keep_going=True, confirm=False)
     baseline = LoaderConfig(num_workers=0, batch_size=32)
     run = RunFolder(folder)
-    run.write_search({"schema": SEARCH_SCHEMA, "study": "s", "objective": "epoch", "baseline": baseline.to_dict(), "options": options.to_json()})
+    workload = SearchedWorkload(ref=WorkloadRef(target="table"), name="table")
+    SearchRecord(study="s", workload=workload, created_unix_s=0.0, space=space, baseline=baseline, options=options).write(run)
     session = Session(
         brain=Brain.open(None, run.journal, study_name="s", space=space),
         folder=run,

@@ -79,15 +79,16 @@ def trial(name: str, seed: int) -> dict[str, Any]:
     """One trial in a clean child, as a search runs it."""
     from feedrate.analysis.estimate import record_rate
     from feedrate.trainables.config import LoaderConfig
+    from feedrate.trainables.measuring.measure_options import MeasureOptions
+    from feedrate.trainables.protocol import Failed, Measured, MeasureRequest, outcome
 
-    config = LoaderConfig(**SETTINGS[name]).to_dict()
-    request = {"op": "measure", "config": config, "options": {"seed": seed, "max_trial_s": 20.0, "measure_step": True}}
+    request = MeasureRequest(config=LoaderConfig(**SETTINGS[name]), options=MeasureOptions(seed=seed, max_trial_s=20.0))
     template = template_of(name)
     begun = time.perf_counter()
-    *_, event = template.run(request, max_s=20)
-    if event["event"] != "result":
-        raise SystemExit(f"{name}: the trial failed: {event}")
-    columns = event["columns"]
+    end = outcome(template.run(request, max_s=20), Measured)
+    if isinstance(end, Failed):
+        raise SystemExit(f"{name}: the trial failed: {end.failure.message}")
+    columns = end.columns
     rate = record_rate(columns)
     assert rate is not None
     return {

@@ -41,6 +41,8 @@ def main() -> int:
     """Both sides in one run."""
     from feedrate.analysis.estimate import record_steady
     from feedrate.trainables.config import LoaderConfig
+    from feedrate.trainables.measuring.measure_options import MeasureOptions
+    from feedrate.trainables.protocol import Failed, Measured, MeasureRequest, outcome
     from feedrate.trainables.resolve import make_ref
     from feedrate.trainables.sandbox.template import Template
 
@@ -53,20 +55,16 @@ def main() -> int:
     for number in range(rounds + 1):  # the first round of the kept side makes its child
         for index, setting in enumerate(SETTINGS):
             for side in ("fresh", "kept") if number % 2 else ("kept", "fresh"):
-                request = {
-                    "op": "measure",
-                    "config": LoaderConfig(**setting).to_dict(),
-                    "options": {"seed": 100 * number + index, "measure_step": False, "objective": "steady"},
-                    "keep": side == "kept",
-                }
-                *_, event = templates[side].run(request, max_s=20)
-                if event["event"] != "result":
-                    raise SystemExit(f"a trial failed: {event}")
-                rate = record_steady(event["columns"])
+                options = MeasureOptions(seed=100 * number + index, measure_step=False, objective="steady")
+                request = MeasureRequest(config=LoaderConfig(**setting), options=options, keep=side == "kept")
+                end = outcome(templates[side].run(request, max_s=20), Measured)
+                if isinstance(end, Failed):
+                    raise SystemExit(f"a trial failed: {end.failure.message}")
+                rate = record_steady(end.columns)
                 assert rate is not None
                 if number:
                     rates.setdefault((index, side), []).append(rate.sps)
-                    setups[side].append(event["columns"]["setup_s"])
+                    setups[side].append(end.columns["setup_s"])
     for template in templates.values():
         template.close()
     good = True

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from feedrate.analysis.estimate import RUN_SD_FRACTION, t_quantile, within_fraction
+from feedrate.analysis.estimate import RUN_SD_FRACTION, Z95, t_quantile, within_fraction
 from feedrate.trainables.config import LoaderConfig
 
 DIMENSIONS = ("batch_size", "num_workers", "prefetch_factor", "persistent_workers")
@@ -164,7 +164,7 @@ def read(path: str | Path) -> Landscape:
 
 def _within(half: float, num_windows: int) -> float:
     """Half of the interval of a trial's windows, as a fraction, as it is computed today; few windows had wider ones when these were recorded."""
-    within = math.sqrt(max(half**2 - (1.96 * RUN_SD_FRACTION) ** 2, 1e-6))
+    within = math.sqrt(max(half**2 - (Z95 * RUN_SD_FRACTION) ** 2, 1e-6))
     squares = (within / t_quantile(num_windows - 1)) ** 2 * (num_windows - 1) * num_windows if num_windows > 1 else 0.0
     return within_fraction(squares, num_windows)
 

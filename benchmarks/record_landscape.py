@@ -21,6 +21,8 @@ import pandas as pd
 
 from feedrate.analysis.estimate import record_rate, record_steady, step_only_sps
 from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.measuring.measure_options import MeasureOptions
+from feedrate.trainables.protocol import Failed, Measured, MeasureRequest, outcome
 from feedrate.trainables.resolve import make_ref
 from feedrate.trainables.sandbox.template import Template
 
@@ -41,13 +43,13 @@ def grid(workers: tuple[int, ...], batch_sizes: tuple[int, ...]) -> list[LoaderC
 
 def trial(template: Template, config: LoaderConfig, *, seed: int, measure_step: bool, max_trial_s: float) -> dict[str, Any]:
     """One row; `failure` where there is no rate."""
-    options = {"seed": seed, "max_trial_s": max_trial_s, "measure_step": measure_step}
+    options = MeasureOptions(seed=seed, max_trial_s=max_trial_s, measure_step=measure_step)
     begun = time.perf_counter()
-    *_, event = template.run({"op": "measure", "config": config.to_dict(), "options": options}, max_s=max_trial_s)
+    end = outcome(template.run(MeasureRequest(config=config, options=options), max_s=max_trial_s), Measured)
     row = config.to_dict() | {"spent_s": time.perf_counter() - begun, "seed": seed, "finished_unix_s": time.time()}
-    if event["event"] != "result":
-        return row | {"failure": f"{event['failure_kind']}: {event['failure_message']}"}
-    columns = event["columns"]
+    if isinstance(end, Failed):
+        return row | {"failure": f"{end.failure.kind}: {end.failure.message}"}
+    columns = end.columns
     rate, steady = record_rate(columns), record_steady(columns)
     assert rate is not None and steady is not None
     return row | {

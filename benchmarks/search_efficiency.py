@@ -46,10 +46,10 @@ from peers import (
 )
 from rich.console import Console
 
-from feedrate.analysis.load import SEARCH_SCHEMA
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.search.engine.reservation import Placement
 from feedrate.search.options import LOOKS, SearchOptions
+from feedrate.search.record import SearchedWorkload, SearchRecord
 from feedrate.search.result import conclude
 from feedrate.search.session.display import Display
 from feedrate.search.session.session import Session
@@ -57,6 +57,7 @@ from feedrate.search.setup.request import baseline_configs, seed_configs
 from feedrate.search.space.search_space import Choice, SearchSpace
 from feedrate.search.study.brain import Brain
 from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.resolve import WorkloadRef
 
 UNTIL = 0.1
 """Methods without an end of their own are judged after this fraction of the grid's time."""
@@ -81,8 +82,8 @@ def feedrate(sampler: str, *, of_grid: float = math.inf, **options: Any) -> Meth
             space = space_of(landscape)
             asked = SearchOptions(**{"time_budget_s": min(of_grid * landscape.grid_s, 1e6), "sampler": sampler, "seed": seed} | options)
             baseline = landscape.baseline
-            search = {"schema": SEARCH_SCHEMA, "study": "s", "objective": "epoch", "baseline": baseline.to_dict(), "options": asked.to_json()}
-            folder.write_search(search)
+            workload = SearchedWorkload(ref=WorkloadRef(target="landscape"), name="landscape")
+            SearchRecord(study="s", workload=workload, created_unix_s=0.0, space=space, baseline=baseline, options=asked).write(folder)
             session = Session(
                 brain=Brain.open(None, folder.journal, study_name="s", space=space, seed=seed, sampler=sampler),
                 folder=folder,

@@ -92,19 +92,21 @@ def trial(name: str, setting: dict[str, Any], seed: int) -> tuple[float, dict[st
     """
     from feedrate.analysis.estimate import record_rate
     from feedrate.trainables.config import LoaderConfig
+    from feedrate.trainables.measuring.measure_options import MeasureOptions
+    from feedrate.trainables.protocol import Failed, Measured, MeasureRequest, outcome
     from feedrate.trainables.sandbox.template import Template
 
     config = LoaderConfig(**setting)
     template = Template(_ref(name), show_output=True)
     objective = "epoch" if name == "table" else "steady"
-    options = {"seed": seed, "max_trial_s": 20.0, "objective": objective}
+    options = MeasureOptions(seed=seed, max_trial_s=20.0, objective=objective)
     try:
-        *_, event = template.run({"op": "measure", "config": config.to_dict(), "options": options}, max_s=20)
+        end = outcome(template.run(MeasureRequest(config=config, options=options), max_s=20), Measured)
     finally:
         template.close()
-    if event["event"] != "result":
-        raise SystemExit(f"{name} {config.short()}: the trial failed: {event}")
-    rate = record_rate(event["columns"], objective)
+    if isinstance(end, Failed):
+        raise SystemExit(f"{name} {config.short()}: the trial failed: {end.failure.message}")
+    rate = record_rate(end.columns, objective)
     assert rate is not None
     return rate.sps, config.to_kwargs()
 

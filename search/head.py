@@ -18,6 +18,7 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from feedrate.analysis.run_folder import RunError, RunFolder
 from feedrate.search.service.folder_job import described
 from feedrate.search.service.job_log import copied, log_of
 from feedrate.search.service.jobs import CLASSES, packed
@@ -95,9 +96,11 @@ def main(argv: Sequence[str]) -> int:
 
 def _runs_in(folder: Path) -> list[Path]:
     """Return the run folders to continue: the folder itself, or the unfinished (else all) folders in it, one per hardware class."""
-    found = {path.parent: path for path in sorted(folder.glob("*/search.json"))}
-    unfinished = [run for run, path in found.items() if not json.loads(path.read_text())["finished"]]
-    return [folder] if (folder / "search.json").exists() or not found else unfinished or list(found)
+    from feedrate.search.record import SearchRecord
+
+    found = [path.parent for path in sorted(folder.glob("*/search.json"))]
+    unfinished = [run for run in found if not SearchRecord.read(RunFolder(run)).finished]
+    return [folder] if (folder / "search.json").exists() or not found else unfinished or found
 
 
 def _told(what: str, submission_id: str) -> str:
@@ -116,9 +119,11 @@ def _told(what: str, submission_id: str) -> str:
 
 def _began(folder: Path, words: Sequence[str]) -> bool:
     """Return whether the same command began this run folder: the job is then a new attempt after a crash (RayJob's backoffLimit)."""
+    from feedrate.search.record import SearchRecord
+
     try:
-        return bool(json.loads((folder / "search.json").read_text())["argv"] == list(words))
-    except (OSError, ValueError, KeyError):
+        return SearchRecord.read(RunFolder(folder)).argv == tuple(words)
+    except RunError:
         return False
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from feedrate.trainables.config import LoaderConfig
+
+if TYPE_CHECKING:
+    from feedrate.trainables.protocol import Failed
 
 OBJECTIVES = ("epoch", "steady")
 SAMPLERS = ("gp", "tpe", "random")
@@ -35,12 +37,12 @@ class WorkloadFailed(UsageError):
     """
 
 
-def refusal(failure: Mapping[str, Any]) -> UsageError:
-    """Return the error for a failure event of trainables/sandbox/child_main.py that came before anything was measured."""
-    sentence = failure["failure_message"]
-    if failure.get("failure_traceback"):
-        sentence += f"\n{failure['failure_traceback']}"
-    return UsageError(sentence) if failure["usage"] and not failure.get("raised") else WorkloadFailed(sentence)
+def refusal(failed: Failed) -> UsageError:
+    """Return the error for a failure that came before anything was measured."""
+    sentence = failed.failure.message
+    if failed.failure.traceback:
+        sentence += f"\n{failed.failure.traceback}"
+    return UsageError(sentence) if failed.usage and not failed.raised else WorkloadFailed(sentence)
 
 
 class NothingFound(Exception):

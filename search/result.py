@@ -11,7 +11,6 @@ import pandas as pd
 
 from feedrate.analysis.best import BEST_SCHEMA, write_best
 from feedrate.analysis.compat import median
-from feedrate.analysis.disqualified import Disqualified
 from feedrate.analysis.doubts import Doubt, doubts, what_settles
 from feedrate.analysis.load import load_run
 from feedrate.analysis.rounds import DISTURBED_FRACTION, TIED_FRACTION, Standing
@@ -19,6 +18,7 @@ from feedrate.analysis.run import Run
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.summary import COST, best_by_batch_size, counted, may_win, ranking, same, standing_of
 from feedrate.analysis.verdict import COMPUTE_BOUND_FRACTION, SHARED_FRACTION, judge
+from feedrate.search.record import SearchRecord
 from feedrate.trainables.config import LoaderConfig
 
 FACTS = (
@@ -126,13 +126,14 @@ def _best(run: Run, ranked: pd.DataFrame, chosen: pd.Series[Any], where: Standin
     ceiling_sps = ceilings.at(size)
     same_size = complete[same(complete["batch_size"], chosen["batch_size"])]
     mine = ranked[(ranked["status"] == "complete") & ranked["is_baseline"] & same(ranked["batch_size"], chosen["batch_size"])]
-    baseline = mine[Disqualified.of(run.search).true_rates(mine)]  # the comparison needs it even if it cannot be the answer
+    record = SearchRecord.of(run)
+    baseline = mine[record.disqualified.true_rates(mine)]  # the comparison needs it even if it cannot be the answer
     others = same_size[same_size["config"] != chosen["config"]]
     if where is None:
         tied = others[others["throughput_sps"] >= chosen["throughput_sps"] * (1 - TIED_FRACTION)]
     else:
         tied = others[others["config"].isin(where.tied)]
-    workload, threads = run.search.get("workload", {}), run.search.get("options", {}).get("threads")
+    threads = record.options.threads
     fraction = None if ceiling_sps is None else float(trial["steady_sps"]) / ceiling_sps
     facts = _facts(trial) | {"copy_only_sps": run.copies.get((size, bool(chosen["pin_memory"])))}
     verdict = judge(facts, ceiling_sps, ceilings.why_not(size))
@@ -142,7 +143,7 @@ def _best(run: Run, ranked: pd.DataFrame, chosen: pd.Series[Any], where: Standin
         "schema": BEST_SCHEMA,
         "dataloader": config_of(chosen).to_kwargs(),
         "process": config_of(chosen).to_process(threads),
-        "throughput": _throughput(chosen) | {"unit": workload.get("unit", "samples"), "per": "rank"},
+        "throughput": _throughput(chosen) | {"unit": record.workload.unit, "per": "rank"},
         "baseline": None if baseline.empty else _baseline(chosen, baseline.iloc[0], threads),
         "ceiling": None
         if ceiling_sps is None
@@ -157,51 +158,50 @@ def _best(run: Run, ranked: pd.DataFrame, chosen: pd.Series[Any], where: Standin
             for _, row in best_by_batch_size(run, ranked).iterrows()
             if not pd.isna(row["batch_size"])
         },
-        "scope": _scope(run, trial),
-        "measured_on": _measured_on(run, trial),
-        "workload": workload | {"epoch_samples": _whole(trial["epoch_samples"])},
-        "search": _searched(run, where, is_open),
+        "scope": _scope(record, trial),
+        "measured_on": _measured_on(record, trial),
+        "workload": record.workload.to_json() | {"epoch_samples": _whole(trial["epoch_samples"])},
+        "search": _searched(run, record, where, is_open),
     }
 
 
-def _scope(run: Run, trial: pd.Series[Any]) -> dict[str, Any]:
+def _scope(record: SearchRecord, trial: pd.Series[Any]) -> dict[str, Any]:
     """Return how much of a host the measured rank had: its CPUs, and what else ran there."""
-    placement = run.search.get("placement", {})
+    placement = record.placement
     return {
         "ranks_per_host": 1,
         "world_size": 1,
-        "cpus_per_rank": placement.get("cpus"),
+        "cpus_per_rank": placement.cpus,
         "exclusive_host": all((_float(trial[name]) or 0.0) < SHARED_FRACTION for name in FOREIGN)
-        and placement.get("trials_per_host", 1) == 1,
-        "trials_per_host": placement.get("trials_per_host", 1),
+        and placement.trials_per_host == 1,
+        "trials_per_host": placement.trials_per_host,
         **{name: _float(trial[name]) for name in FOREIGN},
         "cache": _text(trial["cache_state"]),
     }
 
 
-def _measured_on(run: Run, trial: pd.Series[Any]) -> dict[str, Any]:
+def _measured_on(record: SearchRecord, trial: pd.Series[Any]) -> dict[str, Any]:
     """Return the machine and the software on it."""
-    hardware = run.search.get("hardware", {})
     return {
         "hostname": _text(trial["hostname"]),
         "device": _text(trial["device"]),
         "device_name": _text(trial["device_name"]),
-        "num_cpus": hardware.get("num_cpus"),
-        "cpu_model": hardware.get("cpu_model"),
+        "num_cpus": record.hardware.num_cpus,
+        "cpu_model": record.hardware.cpu_model,
         "start_method": _text(trial["start_method"]),
-        "versions": run.search.get("versions", {}),
+        "versions": dict(record.versions),
     }
 
 
-def _searched(run: Run, where: Standing | None, is_open: Sequence[Doubt]) -> dict[str, Any]:
+def _searched(run: Run, record: SearchRecord, where: Standing | None, is_open: Sequence[Doubt]) -> dict[str, Any]:
     """Return how the setting was found, and how certain it is that this setting is the best."""
-    options = run.search.get("options", {})
+    options, disqualified = record.options, record.disqualified
     return {
-        "study": run.search["study"],
-        "objective": run.search.get("objective", "epoch"),
-        "amp": options.get("amp"),
-        "compile": options.get("compile", False),
-        "disqualified": run.search.get("disqualified"),
+        "study": record.study,
+        "objective": record.objective,
+        "amp": options.amp,
+        "compile": options.compile,
+        "disqualified": None if disqualified.is_nothing else disqualified.to_json(),
         "num_trials": int((run.latest["kind"] != "confirm").sum()),
         "num_failed": int((run.failures["kind"] != "confirm").sum()),
         "num_rounds": int(run.latest["round"].nunique()),
@@ -210,12 +210,12 @@ def _searched(run: Run, where: Standing | None, is_open: Sequence[Doubt]) -> dic
         "num_measurements": int(run.latest["throughput_sps"].notna().sum()),
         "num_disturbed": int((run.latest["foreign_cpu_fraction"] >= DISTURBED_FRACTION).sum()),
         **{f"most_{name}": _float(run.latest[name].max()) for name in FOREIGN},
-        "unconfirmed_because": run.search.get("unconfirmed_because") if where is None else None,
-        "set_aside": run.search.get("set_aside", []),
+        "unconfirmed_because": record.unconfirmed_because if where is None else None,
+        "set_aside": [host.to_json() for host in record.set_aside],
         "undecided": [] if where is None else list(where.undecided),
         "open": [each.text for each in is_open],
         "settle": what_settles(is_open),
-        "created_unix_s": run.search.get("created_unix_s"),
+        "created_unix_s": record.created_unix_s,
     }
 
 

@@ -21,13 +21,13 @@ from typing import Any
 from rich.console import Console
 
 from feedrate.analysis.disqualified import Disqualified
-from feedrate.analysis.load import SEARCH_SCHEMA
 from feedrate.analysis.remote import is_url
-from feedrate.analysis.run_folder import RunError, RunFolder
+from feedrate.analysis.run_folder import RunFolder
 from feedrate.search.engine.nodes import Host, left_out_of, look, promised
 from feedrate.search.engine.ray_cluster import JOB, cluster
 from feedrate.search.engine.reservation import Placement, SeveralClasses, place
 from feedrate.search.options import HIDDEN, SearchOptions, UsageError, without_password
+from feedrate.search.record import Hardware, ResumedAs, SearchedWorkload, SearchRecord, TrialPlace
 from feedrate.search.result import SearchResult, conclude
 from feedrate.search.service.mirror import bring, check_url, mirrored
 from feedrate.search.session.display import Display
@@ -59,7 +59,7 @@ from feedrate.search.study.storage import BrainError, check_address
 from feedrate.search.terminal.ending import Interrupted, at_the_latest
 from feedrate.search.terminal.machine_output import answer_error
 from feedrate.search.versions import changed
-from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.checking.described import Described
 from feedrate.trainables.machine.host import cpu_model
 from feedrate.trainables.resolve import WorkloadRef
 
@@ -109,12 +109,12 @@ def run_search(
     _say(console, quiet, f"feedrate {version('feedrate')}: looking at {ref.target}")
     described = describe_workload(ref)
     check_step_options(options, described)
-    name = described["name"]
+    name = described.name
     folder = choose_folder(out, name, force)
     disqualified = disqualification(described, options)
     given = restricted(given_dimensions(space or {}), disqualified)
     check_batch_sizes(given, described)
-    local_gpus = described["facts"]["num_gpus"]
+    local_gpus = described.num_gpus
     if options.address is None and (options.gpus_per_trial or 0) > local_gpus:
         raise UsageError(
             f"--gpus-per-trial {options.gpus_per_trial}: this machine has {local_gpus} GPUs. Leave it out, or join a cluster with --address"
@@ -129,20 +129,20 @@ def run_search(
         except SeveralClasses as several:
             several.out = folder.path
             raise
-        epoch_samples = options.epoch_samples or described["epoch_samples"]
+        epoch_samples = options.epoch_samples or described.epoch_samples
         space_ = search_space(given, described, placement, epoch_samples)
         for text in epoch_remarks(given, space_):
             _say(console, quiet, f"note: {text}")
-        search = _record(folder, ref, options, described, placement, space_, hosts, disqualified, argv or [], mirror)
+        record = _record(folder, ref, options, described, placement, space_, hosts, disqualified, argv or [], mirror)
         if options.warm_start is not None:
-            warm, said = remembered(options.warm_start, search, space_)
-            search["warm_start"] = [config.to_dict() for config in warm]
+            warm, said = remembered(options.warm_start, record, space_)
+            record = replace(record, warm_start=tuple(warm))
             _say(console, quiet, f"note: {said}")
         with held(folder):
             clear(folder, force)
-            folder.write_search(search)
-            with mirrored(folder.path, search, lambda text: _say(console, quiet, text)):
-                return _search(folder, search, ref, options, placement, space_, console, quiet, [*notes, *described["notes"]])
+            record.write(folder)
+            with mirrored(folder.path, mirror, lambda text: _say(console, quiet, text)):
+                return _search(folder, record, ref, options, placement, console, quiet, [*notes, *described.notes])
 
 
 def _check_sources(options: SearchOptions) -> None:
@@ -160,55 +160,48 @@ def _record(
     folder: RunFolder,
     ref: WorkloadRef,
     options: SearchOptions,
-    described: Mapping[str, Any],
+    described: Described,
     placement: Placement,
     space: SearchSpace,
     hosts: Sequence[Host] | None,
     disqualified: Disqualified,
     argv: Sequence[str],
     mirror: str | None,
-) -> dict[str, Any]:
+) -> SearchRecord:
     """Return the content of search.json as it is before the first trial."""
     submission = Submission.from_environment()
-    facts, words = described["facts"], [without_password(word) for word in argv]
-    num_gpus = facts["num_gpus"]
-    return {
-        "schema": SEARCH_SCHEMA,
-        "study": f"{folder.path.name}-{os.urandom(4).hex()}",
-        "workload": {
-            **ref.to_json(),
-            "name": described["name"],
-            "unit": described["unit"],
-            "epoch_samples": options.epoch_samples or described["epoch_samples"],
-        },
-        "objective": options.objective,
-        "argv": words,
-        "command": shlex.join(["feedrate", *words]) if words else "run_search(...)",
-        "created_unix_s": time.time(),
-        "owner": owner_here() if submission is None else submission.owner,
-        "submission": None if submission is None else submission.to_json(),
-        "mirror": mirror,
-        "finished": False,
-        "versions": versions(described),
-        "hardware": {
-            "hostname": socket.gethostname(),
-            "cpu_model": cpu_model(),
-            "num_cpus": facts["num_cpus"],
-            "gpus": [facts["device_name"]] * num_gpus,
-        },
-        "placement": {
-            "cpus": placement.cpus,
-            "gpus": placement.gpus,
-            "where": placement.where,
-            "hardware": placement.hardware or None,
-            "trials_per_host": placement.num_shares,
-        },
-        "hosts": [host.to_json() for host in hosts or []],
-        "space": space.to_json(),
-        "disqualified": None if disqualified.is_nothing else disqualified.to_json(),
-        "baseline": baseline_of(options, described, space).to_dict(),
-        "options": options.to_json(),
-    }
+    facts, words = described.facts, [without_password(word) for word in argv]
+    epoch_samples = options.epoch_samples or described.epoch_samples
+    return SearchRecord(
+        study=f"{folder.path.name}-{os.urandom(4).hex()}",
+        workload=SearchedWorkload(ref=ref, name=described.name, unit=described.unit, epoch_samples=epoch_samples),
+        objective=options.objective,
+        argv=tuple(words),
+        command=shlex.join(["feedrate", *words]) if words else "run_search(...)",
+        created_unix_s=time.time(),
+        owner=owner_here() if submission is None else submission.owner,
+        submission=submission,
+        mirror=mirror,
+        versions=versions(described),
+        hardware=Hardware(
+            hostname=socket.gethostname(),
+            cpu_model=cpu_model(),
+            num_cpus=facts.num_cpus,
+            gpus=(facts.device_name,) * described.num_gpus,
+        ),
+        placement=TrialPlace(
+            cpus=placement.cpus,
+            gpus=placement.gpus,
+            where=placement.where,
+            hardware=placement.hardware or None,
+            trials_per_host=placement.num_shares,
+        ),
+        hosts=tuple(host.to_json() for host in hosts or []),
+        space=space,
+        disqualified=disqualified,
+        baseline=baseline_of(options, described, space),
+        options=options,
+    )
 
 
 def resume_search(
@@ -242,10 +235,8 @@ def resume_search(
     """
     console = console or Console(stderr=True)
     folder = RunFolder(bring(run))
-    search = folder.read_search()
-    if search.get("schema") != SEARCH_SCHEMA:
-        raise RunError(f"{folder.search} has schema {search.get('schema')!r}, this feedrate resumes {SEARCH_SCHEMA!r} only")
-    options = SearchOptions.from_json(search["options"])
+    record = SearchRecord.read(folder)
+    options = record.options
     if storage is not None:
         options = replace(options, storage=storage)
     if options.storage is not None and HIDDEN in options.storage:
@@ -259,31 +250,28 @@ def resume_search(
         keep_going=options.keep_going or max_trials is not None,  # the caller asked for this number of settings
         confirm=options.confirm or confirm,
     )
-    tried = len({record["number"] for record in folder.records()[0] if record["kind"] != "confirm"})
+    tried = len({trial["number"] for trial in folder.records()[0] if trial["kind"] != "confirm"})
     has_rounds = options.confirm and max_trials is None  # a finished search without further settings has rounds to add
-    if search["finished"] and not has_rounds and options.max_trials is not None and tried >= options.max_trials:
+    if record.finished and not has_rounds and options.max_trials is not None and tried >= options.max_trials:
         raise UsageError(
             f"{tried} settings were already tried in {folder.path}, and --max-trials counts them too: ask for more than {tried}"
         )
-    fields = {name: search["workload"][name] for name in ("target", "options", "folder", "cwd")}
-    ref = WorkloadRef(**fields)
+    ref = record.workload.ref
     if JOB in os.environ and ref.cwd is not None:
         ref = moved(ref, ref.cwd, os.getcwd())  # Ray removed the folder of the job that began this search
     described = describe_workload(ref)
-    described["notes"] += changed(search.get("versions") or {})
-    space = SearchSpace.from_json(search["space"])
-    with _resumable(folder), held(folder), cluster(options, described["facts"]["num_gpus"], _own_folder(ref)) as notes:
+    with _resumable(folder), held(folder), cluster(options, described.num_gpus, _own_folder(ref)) as notes:
         hosts = _hosts(options, ref, notes)
-        options = replace(options, hardware=options.hardware or (search["placement"].get("hardware") if hosts else None))
+        options = replace(options, hardware=options.hardware or (record.placement.hardware if hosts else None))
         placement = replace(place(options, hosts), left_out=left_out_of(hosts))
-        search["options"] = options.to_json()
-        search["finished"] = False
+        record = replace(record, options=options, finished=False)
         if (submission := Submission.from_environment()) is not None:
-            resumed = {"submission_id": submission.submission_id, "unix_s": time.time()}
-            search["resumed_as"] = [*search.get("resumed_as", []), resumed]
-        folder.write_search(search)
-        with mirrored(folder.path, search, lambda text: _say(console, quiet, text)):
-            return _search(folder, search, ref, options, placement, space, console, quiet, [*notes, *described["notes"]])
+            resumed = ResumedAs(submission_id=submission.submission_id, unix_s=time.time())
+            record = replace(record, resumed_as=(*record.resumed_as, resumed))
+        record.write(folder)
+        with mirrored(folder.path, record.mirror, lambda text: _say(console, quiet, text)):
+            notes += [*described.notes, *changed(record.versions)]
+            return _search(folder, record, ref, options, placement, console, quiet, notes)
 
 
 def _hosts(options: SearchOptions, ref: WorkloadRef, notes: list[str]) -> list[Host] | None:
@@ -330,7 +318,7 @@ def _at_last(interrupted: Interrupted) -> None:
     answer_error(str(interrupted), "interrupted", **interrupted.facts)
 
 
-def _brain(folder: RunFolder, search: dict[str, Any], options: SearchOptions, space: SearchSpace) -> Brain:
+def _brain(folder: RunFolder, record: SearchRecord, options: SearchOptions) -> Brain:
     """Open the study of this search.
 
     Raises:
@@ -340,19 +328,19 @@ def _brain(folder: RunFolder, search: dict[str, Any], options: SearchOptions, sp
         brain = Brain.open(
             options.storage,
             folder.journal,
-            study_name=search["study"],
-            space=space,
+            study_name=record.study,
+            space=record.space,
             seed=options.seed,
             sampler=options.sampler,
         )
     except BrainError as error:
         raise UsageError(str(error)) from None
-    brain.disqualified = Disqualified.of(search)
+    brain.disqualified = record.disqualified
     return brain
 
 
 def _display(
-    folder: RunFolder, search: dict[str, Any], options: SearchOptions, brain: Brain, console: Console, quiet: bool
+    folder: RunFolder, record: SearchRecord, options: SearchOptions, brain: Brain, console: Console, quiet: bool
 ) -> Display:
     display = make_display(
         folder.path,
@@ -360,7 +348,7 @@ def _display(
         time_budget_s=options.time_budget_s,
         max_trials=options.max_trials,
         disqualified=brain.disqualified,
-        unit=search["workload"]["unit"],
+        unit=record.workload.unit,
         quiet=quiet,
     )
     display.names_hosts = options.address is not None
@@ -369,11 +357,10 @@ def _display(
 
 def _search(
     folder: RunFolder,
-    search: dict[str, Any],
+    record: SearchRecord,
     ref: WorkloadRef,
     options: SearchOptions,
     placement: Placement,
-    space: SearchSpace,
     console: Console,
     quiet: bool,
     notes: list[str],
@@ -381,10 +368,11 @@ def _search(
     from feedrate.search.engine.tuner import run_trials
     from feedrate.search.space.domains import to_tune
 
-    brain = _brain(folder, search, options, space)
+    space, baseline = record.space, record.baseline
+    brain = _brain(folder, record, options)
     records, problems = folder.records()
     again = reconcile(brain, records, options.objective).requeued
-    display = _display(folder, search, options, brain, console, quiet)
+    display = _display(folder, record, options, brain, console, quiet)
     display.begin()
     try:
         display.say(placement.where)
@@ -396,21 +384,20 @@ def _search(
             anew = f"; measured again, under new numbers: {', '.join(config.short() for config in again)}" if again else ""
             told = brain.counts().told
             display.say(f"carrying on after {told} setting{'s' * (told != 1)}{anew}")
-        baseline = LoaderConfig.from_dict(search["baseline"])
         session = Session(
             brain=brain,
             folder=folder,
             options=options,
-            study=search["study"],
+            study=record.study,
             baselines=baseline_configs(baseline, space.values("batch_size")),
-            seeds=[*map(LoaderConfig.from_dict, search.get("warm_start", [])), *seed_configs(baseline, placement, space)],
-            epoch_samples=search["workload"]["epoch_samples"],
+            seeds=[*(record.warm_start or ()), *seed_configs(baseline, placement, space)],
+            epoch_samples=record.workload.epoch_samples,
             display=display,
         )
         session.replay(records)
         try:
             root = _own_folder(ref) if options.address is not None else None
-            complete = run_trials(session, placement, ref, options, str(folder.path.absolute()), to_tune(space), root, search["command"])
+            complete = run_trials(session, placement, ref, options, str(folder.path.absolute()), to_tune(space), root, record.command)
         finally:
             session.abandon()
     finally:
@@ -420,9 +407,8 @@ def _search(
         raise KeyboardInterrupt
     if len(session.records) == len(records):
         display.say(f"nothing new was measured: {session.stop_reason}")
-    over = {"finished": True, "stop_reason": session.stop_reason, "unconfirmed_because": session.unconfirmed_because}
-    search = folder.read_search() | over  # read again, because the session may have extended the space
-    folder.write_search(search)
+    record = SearchRecord.read(folder)  # again, because the session may have extended the space
+    replace(record, finished=True, stop_reason=session.stop_reason, unconfirmed_because=session.unconfirmed_because).write(folder)
     result = conclude(folder, session.stop_reason)
     display.answered(result.best)
     return result

@@ -14,6 +14,7 @@ import pandas as pd
 from feedrate.analysis.best import write_best
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.schema import SCHEMA, check_record
+from feedrate.search.space.search_space import SearchSpace
 from feedrate.trainables.config import LoaderConfig
 
 START_UNIX_S = 1_700_000_000.0
@@ -104,30 +105,35 @@ def record(
     return built
 
 
+def search_json(**changed: Any) -> dict[str, Any]:
+    """Return the content of a search.json, with these keys replaced or added."""
+    asked: dict[str, Any] = {
+        "schema": "feedrate/search/1",
+        "study": "synthetic",
+        "workload": {
+            "target": "toy.py:workload", "options": {}, "folder": None, "cwd": None, "name": "toy", "unit": "samples", "epoch_samples": 50_000,
+        },
+        "objective": "epoch",
+        "argv": ["feedrate", "search", "toy.py:workload", "--num-workers", "0..8"],
+        "command": "feedrate search toy.py:workload --num-workers 0..8",
+        "created_unix_s": START_UNIX_S,
+        "finished": False,
+        "versions": {"python": "3.11.7", "torch": "2.13.0", "feedrate": "0.1.0"},
+        "hardware": {"hostname": "node-1", "cpu_model": "Test CPU", "num_cpus": 8, "gpus": []},
+        "space": SearchSpace.default(num_cpus=8, has_accelerator=False).to_json(),
+        "baseline": {"num_workers": 0, "batch_size": 64},
+        "options": {},
+    }  # fmt: skip
+    return asked | changed
+
+
 def write_run(
     folder: Path, records: Iterable[dict[str, Any]], *, best: dict[str, Any] | None = None, **search: Any
 ) -> Path:
     """A run folder with these records; `search` replaces fields of search.json, `best` becomes best.json."""
     folder.mkdir(parents=True, exist_ok=True)
     run = RunFolder(folder)
-    asked: dict[str, Any] = {
-        "schema": "feedrate/search/1",
-        "study": "synthetic",
-        "workload": {
-            "name": "toy", "target": "toy.py:workload", "options": {}, "unit": "samples", "epoch_samples": 50_000,
-        },
-        "objective": "epoch",
-        "argv": ["feedrate", "search", "toy.py:workload", "--num-workers", "0..8"],
-        "command": "feedrate search toy.py:workload --num-workers 0..8",
-        "created_unix_s": START_UNIX_S,
-        "finished": best is not None,
-        "versions": {"python": "3.11.7", "torch": "2.13.0", "feedrate": "0.1.0"},
-        "hardware": {"hostname": "node-1", "cpu_model": "Test CPU", "num_cpus": 8, "gpus": []},
-        "space": {"num_workers": {"low": 0, "high": 8}, "batch_size": [32, 64]},
-        "baseline": {"num_workers": 0, "batch_size": 64},
-        "options": {},
-    }  # fmt: skip
-    run.search.write_text(json.dumps(asked | search))
+    run.search.write_text(json.dumps(search_json(**{"finished": best is not None} | search)))
     run.trials.write_text("".join(json.dumps(each) + "\n" for each in records))  # NaN may be written, to be read
     if best is not None:
         write_best(run.best, best)

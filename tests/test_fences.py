@@ -26,10 +26,10 @@ MAX_LINES = 60
 FLOORS = {
     "trainables": [
         "doubt", "failure", "config", "step", "workload", "resolve", "measurement", "machine", "diagnose", "isolation", "loader",
-        "measuring", "probing", "checking", "sandbox", "bundled",
+        "measuring", "probing", "checking", "protocol", "sandbox", "bundled",
     ],
     "search": [
-        "options", "versions", "terminal", "space", "study", "session", "shipping", "engine", "result", "setup", "service", "run", "cli",
+        "options", "versions", "terminal", "shipping", "space", "record", "study", "session", "engine", "result", "setup", "service", "run", "cli",
         "head", "job",
     ],
 }  # fmt: skip
@@ -42,12 +42,14 @@ BANNED = {
 }
 OF_ANALYSIS_IN_TRAINABLES = (
     "feedrate.analysis.schema", "feedrate.analysis.estimate", "feedrate.analysis.trend", "feedrate.analysis.run_folder",
+    "feedrate.analysis.setting",
 )  # fmt: skip
 # The files of analysis that a trial imports stay light.
 ONLY_BESIDES_STDLIB = {
     "analysis/schema.py": (),
     "analysis/run_folder.py": ("feedrate.analysis.schema",),
     "analysis/trend.py": (),
+    "analysis/setting.py": (),
     "analysis/estimate.py": ("numpy", "feedrate.analysis.schema", "feedrate.analysis.trend"),
 }
 HEAVY = ("torch", "ray", "optuna", "pandas", "numpy")

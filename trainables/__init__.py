@@ -10,7 +10,7 @@ _PUBLIC = {
     "Workload": "workload",
     "LoaderConfig": "config",
     "measure": "measuring.measure",
-    "MeasureOptions": "measuring.measure",
+    "MeasureOptions": "measuring.measure_options",
     "Measurement": "measurement",
     "check": "checking.check",
     "Failure": "failure",

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from feedrate.analysis.setting import config_text
+
 START_METHODS = ("fork", "forkserver", "spawn")
 SHARING_STRATEGIES = ("file_descriptor", "file_system")
 """How workers share tensors; the first is Linux's default."""
@@ -116,21 +118,7 @@ class LoaderConfig:
 
     def short(self) -> str:
         """Return a short text for tables: `w8 p4 pin pers`, preceded by `b64 ` if the batch size is a number."""
-        parts = [] if self.batch_size is None else [f"b{self.batch_size}"]
-        parts.append(f"w{self.num_workers}")
-        if self.prefetch_factor is not None:
-            parts.append(f"p{self.prefetch_factor}")
-        parts += [
-            word
-            for word, on in (
-                ("pin", self.pin_memory),
-                ("pers", self.persistent_workers),
-                ("any-order", not self.in_order),
-            )
-            if on
-        ]
-        parts += [word for word in (self.multiprocessing_context, self.sharing_strategy) if word]
-        return " ".join(parts + ([] if self.trainer_cpus is None else [f"trainer_cpus={self.trainer_cpus}"]))
+        return config_text({name: getattr(self, name) for name in self.__dataclass_fields__})
 
 
 def _whole(name: str, value: object, least: int, why: str) -> None:

@@ -7,7 +7,7 @@ a fresh process loads the batch again without workers (rerun.py), and settling.p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -39,5 +39,10 @@ class Doubt:
         return self.about == "silent"
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON object from which `Doubt(**...)` makes an equal doubt."""
+        """Return a JSON object from which `from_json` makes an equal doubt."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> Doubt:
+        """Return the doubt in an object of `to_json`."""
+        return cls(**{**saved, "threads": tuple(saved["threads"])})

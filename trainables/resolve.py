@@ -40,8 +40,13 @@ class WorkloadRef:
     """Working directory, for relative data paths."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON object from which `WorkloadRef(**...)` makes an equal reference."""
+        """Return a JSON object from which `from_json` makes an equal reference."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> WorkloadRef:
+        """Return the reference in an object of `to_json`, or in one that has further keys (search.json)."""
+        return cls(**{name: saved[name] for name in cls.__dataclass_fields__ if name in saved})
 
 
 def make_ref(text: str, options: Mapping[str, Any] | None = None, cwd: Path | None = None) -> WorkloadRef:

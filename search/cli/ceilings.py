@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from feedrate.search.cli import measure
 from feedrate.search.options import counted_anyway
 from feedrate.search.terminal.machine_output import answer
+
+if TYPE_CHECKING:
+    from feedrate.trainables.failure import Failure
 
 Columns = dict[str, Any]
 
@@ -35,7 +38,7 @@ class Ceilings:
         template = Template(measure._ref(args), threads=args.threads, show_output=True)
         with contextlib.closing(template):
 
-            def trial(**more: Any) -> tuple[Columns, Columns | None]:
+            def trial(**more: Any) -> tuple[Columns, Failure | None]:
                 return measure._trial(args, config, {"objective": "steady", **more}, template)
 
             together, failure = trial()
@@ -119,14 +122,14 @@ class _Lines:
         note = f", {changing(change)}" if change else ""
         self._rate("loader alone", rate.sps, told.get(state, "page cache not known") + note)
 
-    def cold(self, columns: Columns, failure: Columns | None) -> None:
+    def cold(self, columns: Columns, failure: Failure | None) -> None:
         """Report the rate of the loader alone with files read from storage, or why it is not known."""
         from feedrate.analysis.estimate import record_steady
 
         self.facts |= {"loader_only_cold_sps": None, "fetch_fraction": None, "cold_refused": None}
         rate = None if failure is not None else record_steady(columns)
         if failure is not None:
-            self.facts["cold_refused"] = failure["failure_message"]
+            self.facts["cold_refused"] = failure.message
         elif columns.get("cold_refused"):
             self.facts["cold_refused"] = columns["cold_refused"]
         elif columns.get("cache_state") == "mixed":

@@ -6,12 +6,15 @@ import argparse
 import sys
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from feedrate.search.cli import measure
 from feedrate.search.options import refusal
 from feedrate.search.terminal import arguments
 from feedrate.search.terminal.machine_output import answer
+
+if TYPE_CHECKING:
+    from feedrate.trainables.failure import Failure
 
 CHANGES_DATA = 1
 WORDS = {"error": "ERROR", "warning": "warning", "note": "note", "ok": "ok"}
@@ -45,7 +48,7 @@ class Check:
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         report, failure = _checked(args)
         if failure is not None:
-            what = f"feedrate: loading samples fails ({failure['failure_kind']})"
+            what = f"feedrate: loading samples fails ({failure.kind})"
             return measure.show_failure(args.json, failure, what)
         if args.json:
             answer("check", report)
@@ -54,27 +57,28 @@ class Check:
         return CHANGES_DATA if report["changes_data"] is not False else None
 
 
-def _checked(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def _checked(args: argparse.Namespace) -> tuple[dict[str, Any], Failure | None]:
     """Return the report, or the failure because of which the samples could not be loaded."""
+    from feedrate.trainables.protocol import Checked, Checking, CheckRequest, Failed, News, Silent, outcome
     from feedrate.trainables.sandbox.template import Template
+
+    def on_news(news: News) -> None:
+        if isinstance(news, Checking):
+            print(f"{news.name} ...", file=sys.stderr, flush=True)
+        elif isinstance(news, Silent):
+            print(f"still at it, for {news.silent_s:.0f} s", file=sys.stderr, flush=True)
 
     template = Template(measure._ref(args), show_output=True)
     try:
-        options = {"num_workers": args.num_workers, "budget_s": args.budget_s}
-        for event in template.run({"op": "check", "options": options}):
-            if event["event"] == "step":
-                print(f"{event['name']} ...", file=sys.stderr, flush=True)
-            elif event["event"] == "silent":
-                print(f"still at it, for {event['silent_s']:.0f} s", file=sys.stderr, flush=True)
-            elif event["event"] == "result":
-                return event["report"], None
-            elif event["event"] == "failure":
-                if event["usage"]:
-                    raise refusal(event)
-                return {}, event
+        request = CheckRequest(num_workers=args.num_workers, budget_s=args.budget_s)
+        end = outcome(template.run(request), Checked, on_news)
     finally:
         template.close()
-    raise AssertionError("a check's last event is its end")
+    if not isinstance(end, Failed):
+        return end.report, None
+    if end.usage:
+        raise refusal(end)
+    return {}, end.failure
 
 
 def _print_report(report: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from feedrate.search.options import ANY_ORDER, OWN_BATCHES, OWN_STEP, UsageError, counted_anyway, refusal
@@ -14,6 +14,8 @@ from feedrate.trainables.config import SHARING_STRATEGIES, START_METHODS, Loader
 
 if TYPE_CHECKING:
     from feedrate.analysis.ceilings import Ceilings
+    from feedrate.trainables.failure import Failure
+    from feedrate.trainables.protocol import Silent
 
 FAILED = 1
 
@@ -159,21 +161,21 @@ def _setting(args: argparse.Namespace) -> LoaderConfig:
     from feedrate.search.space.search_space import WITH_WORKERS
 
     described = describe_workload(_ref(args))
-    for note in described["notes"]:
+    for note in described.notes:
         print(f"note: {note}", file=sys.stderr)
-    own = described["baseline"] or {"batch_size": None if "batch_size" in described["fixed"] else 32}
+    own = described.baseline or LoaderConfig(batch_size=None if described.has_own_batches else 32)
     asked = {name: getattr(args, name) for name in arguments.DIMENSIONS if getattr(args, name) is not None}
-    if "batch_size" in asked and "batch_size" in described["fixed"]:
+    if "batch_size" in asked and described.has_own_batches:
         raise UsageError(f"--batch-size {asked['batch_size']}: {OWN_BATCHES}")
-    if not described["is_short"] and (args.amp or args.compile):
+    if not described.is_short and (args.amp or args.compile):
         raise UsageError(f"--{'amp' if args.amp else 'compile'} {OWN_STEP}")
-    config = LoaderConfig(**{**own, **asked})
+    config = LoaderConfig(**{**own.to_dict(), **asked})
     for name in WITH_WORKERS if config.num_workers == 0 else ():
         if name in asked:
             print(f"note: --{name.replace('_', '-')} has no effect with 0 workers", file=sys.stderr)
     if "in_order" in asked and not config.in_order:
         print(f"note: {ANY_ORDER}", file=sys.stderr)
-    if config.pin_memory and not described["facts"]["num_gpus"]:
+    if config.pin_memory and not described.num_gpus:
         print("note: --pin-memory has no effect: there is no accelerator here", file=sys.stderr)
         config = config.without_accelerator()
     return config
@@ -193,7 +195,7 @@ def _trial(
     config: LoaderConfig,
     more: dict[str, Any],
     template: Any = None,
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
+) -> tuple[dict[str, Any], Failure | None]:
     """Measure one setting, and return its columns, and the failure or None.
 
     Args:
@@ -202,60 +204,62 @@ def _trial(
         more: options of the measurement that no argument sets.
         template: the template process to measure in, which stays open; None makes one and closes it.
     """
+    from feedrate.trainables.measuring.measure_options import MeasureOptions
+    from feedrate.trainables.protocol import Failed, Measured, MeasureRequest, News, Silent, Waiting, outcome
     from feedrate.trainables.sandbox.template import Template
 
     own = Template(_ref(args), threads=args.threads, show_output=True) if template is None else None
     names = ("max_trial_s", "seed", "objective", "epoch_samples", "amp", "compile")
-    options = {**{name: getattr(args, name) for name in names}, **more}
-    request = {"op": "measure", "config": config.to_dict(), "options": options}
+    options = MeasureOptions(**{**{name: getattr(args, name) for name in names}, **more})
+    request = MeasureRequest(config=config, options=options)
     why = ""
+
+    def on_news(news: News) -> None:
+        nonlocal why
+        if isinstance(news, Waiting):
+            why = news.why
+            print(f"waiting: {why}", file=sys.stderr, flush=True)
+        elif isinstance(news, Silent):
+            print(_still(news, why), file=sys.stderr, flush=True)
+
     try:
-        for event in (own or template).run(request, max_s=args.max_trial_s):
-            if event["event"] == "waiting":
-                why = event["why"]
-                print(f"waiting: {why}", file=sys.stderr, flush=True)
-            elif event["event"] == "silent":
-                print(_still(event, why), file=sys.stderr, flush=True)
-            elif event["event"] == "result":
-                return event["columns"], None
-            elif event["event"] == "failure":
-                if event["usage"]:
-                    raise refusal(event)
-                return {}, event
+        end = outcome((own or template).run(request, max_s=args.max_trial_s), Measured, on_news)
     finally:
         if own is not None:
             own.close()
-    raise AssertionError("a trial's last event is its end")
+    if not isinstance(end, Failed):
+        return end.columns, None
+    if end.usage:
+        raise refusal(end)
+    return {}, end.failure
 
 
-def _still(event: Mapping[str, Any], why: str) -> str:
-    """Return what a silent child process is doing, and for how long (the event "silent" of hang_detector.py); `why` is the reason of its wait."""
-    if event["waits"]:
-        return f"still waiting, for {event['silent_s']:.0f} s: {why}"
-    return f"still in phase {event['phase']}, for {event['silent_s']:.0f} s"
+def _still(silent: Silent, why: str) -> str:
+    """Return what a silent child process is doing, and for how long; `why` is the reason of its wait."""
+    if silent.waits:
+        return f"still waiting, for {silent.silent_s:.0f} s: {why}"
+    return f"still in phase {silent.phase}, for {silent.silent_s:.0f} s"
 
 
-def _print_failure(as_json: bool, config: LoaderConfig, failure: dict[str, Any]) -> int:
-    what = f"{config.short()} failed in phase {failure['failure_phase']} ({failure['failure_kind']})"
+def _print_failure(as_json: bool, config: LoaderConfig, failure: Failure) -> int:
+    what = f"{config.short()} failed in phase {failure.phase} ({failure.kind})"
     return show_failure(as_json, failure, what, dataloader=config.to_kwargs())
 
 
-def show_failure(as_json: bool, failure: dict[str, Any], what: str, **more: Any) -> int:
+def show_failure(as_json: bool, failure: Failure, what: str, **more: Any) -> int:
     """Print why a trial or a check failed, as one object or as a sentence with the user's traceback and the stacks; return the exit code.
 
     Args:
         as_json: print one object instead of text.
-        failure: failure columns of a record.
+        failure: why.
         what: the beginning of the sentence.
         more: further fields of the object.
     """
     if as_json:
-        names = ("failure_kind", "failure_phase", "failure_message", "failure_cause", "failure_traceback", "failure_stacks")
-        body = {name.removeprefix("failure_"): failure[name] for name in names}
+        body = {name.removeprefix("failure_"): value for name, value in failure.columns().items()}
         answer("failure", {"failure": body, "dataloader": None, **more})
         return FAILED
-    print(f"{what}: {failure['failure_message']}", file=sys.stderr)
-    for name in ("failure_traceback", "failure_stacks"):
-        if failure[name]:
-            print(failure[name], file=sys.stderr)
+    print(f"{what}: {failure.message}", file=sys.stderr)
+    for text in filter(None, (failure.traceback, failure.stacks)):
+        print(text, file=sys.stderr)
     return FAILED

@@ -160,18 +160,20 @@ class Export:
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         from feedrate.analysis.best import load_best, python_snippet
+        from feedrate.analysis.load import load_run
         from feedrate.analysis.remote import is_url
         from feedrate.analysis.run_folder import RunFolder, write_atomic
         from feedrate.search.result import conclude
 
         folder = RunFolder(args.run)
-        search = {} if is_url(args.run) else folder.read_search()
+        if not is_url(args.run):
+            folder.read_search()  # refuses a folder that is no run, even if there is a best.json in it
         if is_url(args.run):
             best = load_best(args.run).raw
         elif folder.best.exists():
             best = _kept(folder)
         else:
-            if not search.get("finished"):
+            if load_run(folder.path).unfinished:
                 print("note: the search is not finished; this is its best setting so far, which is not confirmed", file=sys.stderr)
             found = conclude(folder, None).best
             if found is None:

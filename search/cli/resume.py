@@ -56,11 +56,12 @@ class Resume:
             raise UsageError("--env and --pip are only for a submitted search (--address URL): a search on this machine has this shell's environment")
         if args.follow:
             raise UsageError("--follow is only for a submitted search (--address URL): a search on this machine is followed anyway")
+        from feedrate.search.record import SearchRecord
         from feedrate.search.run import resume_search
         from feedrate.search.service.mirror import bring
 
         folder = RunFolder(bring(args.run))
-        if folder.read_search().get("options", {}).get("address") is not None:
+        if SearchRecord.read(folder).options.address is not None:
             arguments.refuse_password(args.storage, DRIVER_SHOWN, "here")
         return finish(
             lambda: resume_search(

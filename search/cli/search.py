@@ -242,22 +242,23 @@ def finish(search: Any, command: str, as_json: bool) -> int | None:
     """
     from rich.console import Console
 
-    from feedrate.analysis.disqualified import Disqualified
     from feedrate.analysis.load import load_run
     from feedrate.search.cli.wording import print_result
+    from feedrate.search.record import SearchRecord
 
     result = search()
     run = load_run(result.folder)
     from feedrate.analysis.page import write_page
 
     write_page(run, result.folder / "report.html")
-    if run.search.get("mirror"):
+    record = SearchRecord.of(run)
+    if record.mirror is not None:
         from feedrate.search.service.mirror import Mirror
 
-        Mirror(result.folder, run.search["mirror"], lambda text: print(text, file=sys.stderr)).push()
+        Mirror(result.folder, record.mirror, lambda text: print(text, file=sys.stderr)).push()
     if result.best is None:
         reasons = _reasons(result.failures)
-        left_out = Disqualified.of(run.search).in_words()
+        left_out = record.disqualified.in_words()
         if left_out and not result.ranking.empty:
             why = "; ".join(f"{which}: {reason}" for which, reason in left_out)
             raise NothingFound(

@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from feedrate.search.cli import measure
@@ -16,6 +17,7 @@ from feedrate.search.terminal.machine_output import answer
 if TYPE_CHECKING:
     from feedrate.analysis.rounds import Round
     from feedrate.trainables.config import LoaderConfig
+    from feedrate.trainables.failure import Failure
 
 DOES_NOT_HOLD = 1
 NOT_MEASURED: dict[str, Any] = dict.fromkeys(
@@ -64,7 +66,7 @@ class Verify:
             say(f"differs: {difference}")
         rounds, most, failure = _rounds(args, best)
         if failure is not None:
-            text = f"the answer does not work here: {failure['failure_message']}"
+            text = f"the answer does not work here: {failure.message}"
             if args.json:
                 answer("verify", NOT_MEASURED | {"holds": False, "sentence": text, "differences": differs})
             else:
@@ -90,7 +92,7 @@ class Verify:
         return None if found.holds else DOES_NOT_HOLD
 
 
-def _rounds(args: argparse.Namespace, best: Any) -> tuple[list[Round], float, dict[str, Any] | None]:
+def _rounds(args: argparse.Namespace, best: Any) -> tuple[list[Round], float, Failure | None]:
     """Measure rounds of the setting and its baseline until the time is over.
 
     Returns:
@@ -110,7 +112,7 @@ def _rounds(args: argparse.Namespace, best: Any) -> tuple[list[Round], float, di
                 args.seed += 1
                 columns, failure = measure._trial(args, config, {"measure_step": False}, template=template)
                 if failure is not None:
-                    return [], 0.0, failure | {"failure_message": f"{config.short()}: {failure['failure_message']}"}
+                    return [], 0.0, replace(failure, message=f"{config.short()}: {failure.message}")
                 measured.append(_measured(args, config, columns, number))
     finally:
         template.close()
@@ -138,14 +140,14 @@ def _here(args: argparse.Namespace) -> dict[str, Any]:
     from feedrate.trainables.machine.host import cpu_model
 
     described = describe_workload(measure._ref(args))
-    if not described["is_short"] and (args.amp or args.compile):
+    if not described.is_short and (args.amp or args.compile):
         raise UsageError("the answer was measured with --amp or --compile, which have no effect on a workload that builds its own step")
     return {
-        "workload": described["name"],
+        "workload": described.name,
         "hostname": socket.gethostname(),
         "cpu_model": cpu_model(),
-        "num_cpus": described["facts"]["num_cpus"],
-        "device_name": described["facts"]["device_name"],
+        "num_cpus": described.facts.num_cpus,
+        "device_name": described.facts.device_name,
         "versions": versions(described),
     }
 

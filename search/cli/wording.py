@@ -136,7 +136,7 @@ def _conclusion(result: SearchResult, left_out: bool) -> list[str]:
         text = "Only your own setting was measured: nothing is known about others."
         if result.stop_reason is None or EXHAUSTED not in result.stop_reason:
             tried = best["search"]["num_trials"]
-            text += f" Try some with: {more_trials_command(_search_json(result), tried, resume)}"
+            text += f" Try some with: {more_trials_command(load_run(result.folder).search, tried, resume)}"
         lines.append(text)
     elif best["verdict"] == "compute-bound" and best["ceiling"] and yours and yours["speedup"] < 1.05:
         sizes = best["best_by_batch_size"].values()
@@ -169,11 +169,8 @@ def settling(result: SearchResult) -> str | None:
     settle = result.best["search"]["settle"] if result.best is not None else None
     if settle is None:
         return None
-    return settle_command(settle, _search_json(result), load_run(result.folder).latest, resume_command(RunFolder(result.folder)))
-
-
-def _search_json(result: SearchResult) -> dict[str, Any]:
-    return RunFolder(result.folder).read_search()
+    run = load_run(result.folder)
+    return settle_command(settle, run.search, run.latest, resume_command(RunFolder(result.folder)))
 
 
 def _confirmed(best: dict[str, Any]) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -19,7 +18,21 @@ from feedrate.search.engine.nodes import here, why_not
 from feedrate.search.options import LOOKS
 from feedrate.search.shipping.job_environment import unpacked
 from feedrate.search.shipping.shipping import on_this_node
+from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.machine.host import host_id, share_of_cpus
+from feedrate.trainables.measuring.measure_options import MeasureOptions
+from feedrate.trainables.protocol import (
+    Event,
+    Events,
+    Failed,
+    Measured,
+    MeasureRequest,
+    News,
+    Phase,
+    Progress,
+    Waiting,
+    read,
+)
 from feedrate.trainables.resolve import WorkloadRef
 from feedrate.trainables.sandbox.template import Template
 
@@ -32,7 +45,7 @@ class Supervisor(tune.Trainable):
         expects = json.loads(config["request"])["expects"]
         self._refusal = why_not(here(), **expects) if expects is not None else None
         self._template: Template | None = None
-        self._events: Iterator[dict[str, Any]] | None = None
+        self._events: Events | None = None
         self._looked = 0
         self._waits = self._has_measured = False
         self._begin(config)
@@ -53,32 +66,43 @@ class Supervisor(tune.Trainable):
             return self._result(done=True)
         if self._events is None:
             return self._result(done=True)  # the last setting of a round has been reported already
-        columns: dict[str, Any] = {}
-        failure = None
-        for event in self._events:
-            kind = event["event"]
-            if kind == "waiting":
-                self._waits = True
-                return self._result(waiting=event["why"])
-            if self._waits and kind == "phase":
-                self._waits = False
+        self._columns: dict[str, Any] = {}
+        match read(self._events, self._is_reported):
+            case Waiting(why=why):
+                return self._result(waiting=why)
+            case Phase():
                 return self._result(proceeds=True)
-            if kind == "progress":
-                columns = event["columns"]
-                num_windows = len(columns["window_duration_s"])
-                if not self._is_round and num_windows in LOOKS and num_windows > self._looked:
-                    self._looked = num_windows
-                    return self._result(columns=columns)
-            elif kind == "result":
-                columns = event["columns"]
-            elif kind == "failure":
-                failure = {key: value for key, value in event.items() if key.startswith("failure_")}
+            case Progress(columns=columns):
+                return self._result(columns=columns)
+            case end:
+                return self._ended(end)
+
+    def _is_reported(self, news: News) -> bool:
+        """Whether Tune gets a result for an event before the last one."""
+        if isinstance(news, Waiting):
+            self._waits = True
+            return True
+        if self._waits and isinstance(news, Phase):
+            self._waits = False
+            return True
+        if isinstance(news, Progress):
+            self._columns = news.columns
+            num_windows = len(news.columns["window_duration_s"])
+            if not self._is_round and num_windows in LOOKS and num_windows > self._looked:
+                self._looked = num_windows
+                return True
+        return False
+
+    def _ended(self, end: Event) -> dict[str, Any]:
+        """Return the result of a setting, and begin the next one of a round."""
         self._end()
-        told = self._result(columns=columns, failure=failure, done=not self._is_round)
+        columns = end.columns if isinstance(end, Measured) else self._columns
+        failure = end.failure.columns() if isinstance(end, Failed) else None
+        result = self._result(columns=columns, failure=failure, done=not self._is_round)
         self._position += 1
         if self._position < len(self._request["configs"]):
             self._measure()
-        return told
+        return result
 
     def cleanup(self) -> None:
         """End the child process and the template process."""
@@ -88,12 +112,13 @@ class Supervisor(tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._request = json.loads(config["request"])
+        self._options = MeasureOptions.from_json(self._request["options"])
         self._position = 0
         if self._refusal is not None:
             return
         if self._template is None:
             num_cpus = self._request["cpus_per_trial"]
-            self._gpus = _gpu_numbers() if self._request["options"]["shares_host"] else []
+            self._gpus = _gpu_numbers() if self._options.shares_host else []
             self._template = Template(
                 on_this_node(WorkloadRef(**self._request["workload"]), **self._request["shipped"]),
                 cpus=share_of_cpus(self._gpus, here().num_gpus, num_cpus) if self._gpus else _affinity(num_cpus),
@@ -110,22 +135,21 @@ class Supervisor(tune.Trainable):
         wait_s = 0.0 if self._has_measured else self._request["wait_s"]
         self._has_measured = True
         self._events = self._template.run(
-            {
-                "op": "measure",
-                "config": self._request["configs"][self._position],
-                "options": self._request["options"],
-                "command": self._request["command"],
-                "allocated_cpus": self._request["cpus_per_trial"],
-                "gpus": self._gpus,
-                "wait_s": wait_s,
-                "keep": not self._is_round,  # a child whose step takes long to make is kept; rounds use a fresh child every time
-            },
-            max_s=self._request["options"]["max_trial_s"],
+            MeasureRequest(
+                config=LoaderConfig.from_dict(self._request["configs"][self._position]),
+                options=self._options,
+                command=self._request["command"],
+                allocated_cpus=self._request["cpus_per_trial"],
+                gpus=tuple(self._gpus),
+                wait_s=wait_s,
+                keep=not self._is_round,  # a child whose step takes long to make is kept; rounds use a fresh child every time
+            ),
+            max_s=self._options.max_trial_s,
         )
 
     def _end(self) -> None:
         if self._events is not None:
-            self._events.close()  # type: ignore[attr-defined]
+            self._events.close()
             self._events = None
 
     def _result(

@@ -24,6 +24,7 @@ from feedrate.search.session.session import Session
 from feedrate.search.session.trial_request import TrialRequest
 from feedrate.search.shipping.shipping import digest_of
 from feedrate.trainables.failure import chain
+from feedrate.trainables.measuring.measure_options import MeasureOptions
 from feedrate.trainables.resolve import WorkloadRef
 
 USER_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -158,17 +159,17 @@ def _to_config(
             "command": command,
             "kind": request.kind,
             "configs": [config.to_dict() for config in request.configs],
-            "options": {
-                "max_trial_s": request.max_trial_s,
+            "options": MeasureOptions(
+                max_trial_s=request.max_trial_s,
                 # every trial starts at another place of the data; all settings of a round start at the same one
-                "seed": options.seed * 1_000_003 + request.number + (ROUND_SEED if request.kind == "confirm" else 0),
-                "measure_step": request.measure_step,
-                "objective": options.objective,
-                "epoch_samples": options.epoch_samples,
-                "amp": options.amp,
-                "compile": options.compile,
-                "shares_host": placement.num_shares > 1,
-            },
+                seed=options.seed * 1_000_003 + request.number + (ROUND_SEED if request.kind == "confirm" else 0),
+                measure_step=request.measure_step,
+                objective=options.objective,
+                epoch_samples=options.epoch_samples,
+                amp=options.amp,
+                compile=options.compile,
+                shares_host=placement.num_shares > 1,
+            ).to_json(),
             "expects": expects,
             "cpus_per_trial": placement.cpus if options.pin_cpus else None,
             "wait_s": (DEFAULT_WAIT_S if options.address is not None else 0.0) if options.wait_s is None else options.wait_s,

@@ -6,17 +6,18 @@ It has those fields of Ray's JobDetails that the cluster commands read.
 from __future__ import annotations
 
 import fcntl
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from feedrate.analysis.run_folder import RunFolder
+from feedrate.analysis.run_folder import RunError, RunFolder
 from feedrate.search.shipping.submission import Submission
 
 if TYPE_CHECKING:
     from ray.job_submission import JobStatus
+
+    from feedrate.search.record import SearchRecord
 
 LOST = "unfinished, and Ray no longer knows it: the cluster's head was lost or restarted since"
 RESUMED = "carried on by a later job"
@@ -88,28 +89,30 @@ class FolderJob:
 
 def described(parent: Path) -> Iterator[dict[str, Any]]:
     """Yield the facts of each search whose run folder is in `parent`, a folder on the head; unreadable run folders are skipped."""
+    from feedrate.search.record import SearchRecord  # it imports pandas, which the client does not need
+
     for folder in sorted(path for path in parent.glob("*") if path.is_dir()):
         found = next(iter(sorted(folder.glob("search.json")) or sorted(folder.glob("*/search.json"))), None)
         try:
             if found is not None:
-                yield _facts(folder, json.loads(found.read_text()))
-        except (OSError, ValueError, KeyError, TypeError):
+                yield _facts(folder, SearchRecord.read(RunFolder(found.parent)))
+        except (OSError, RunError):
             continue
 
 
-def _facts(folder: Path, search: Mapping[str, Any]) -> dict[str, Any]:
+def _facts(folder: Path, record: SearchRecord) -> dict[str, Any]:
     files = [path for path in folder.rglob("*") if path.name in ("search.json", "trials.jsonl", "best.json")]
     return {
         "id": folder.name,
-        "workload": search["workload"]["target"],
-        "command": search["command"],
-        "owner": search.get("owner"),
-        "feedrate": search["versions"].get("feedrate"),
-        "submission": search.get("submission"),
-        "resumed_as": search.get("resumed_as", []),
-        "created_unix_s": float(search["created_unix_s"]),
+        "workload": record.workload.ref.target,
+        "command": record.command,
+        "owner": record.owner,
+        "feedrate": record.versions.get("feedrate"),
+        "submission": None if record.submission is None else record.submission.to_json(),
+        "resumed_as": [each.to_json() for each in record.resumed_as],
+        "created_unix_s": record.created_unix_s,
         "written_unix_s": max(path.stat().st_mtime for path in files),
-        "finished": bool(search["finished"]),
+        "finished": record.finished,
         "running": any(_is_held(path.parent) for path in files if path.name == "search.json"),
     }
 

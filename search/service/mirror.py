@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import pyarrow
 import pyarrow.fs
@@ -20,6 +20,7 @@ import pyarrow.fs
 from feedrate.analysis.remote import filesystem_of, is_url, name_of, read_run, read_url, words
 from feedrate.analysis.run_folder import RunError, RunFolder, write_atomic
 from feedrate.search.options import SearchOptions, UsageError, without_password
+from feedrate.search.record import SearchRecord
 
 FILES = ("search.json", "trials.jsonl", "best.json", "report.html")
 PERIOD_S = 2.0
@@ -75,9 +76,9 @@ class Mirror:
             self.push()
 
 
-def mirrored(folder: Path, search: Mapping[str, Any], say: Callable[[str], None]) -> AbstractContextManager[object]:
-    """Return a context that copies a run if it has an address, and else does nothing; `search` is the run's search.json."""
-    return Mirror(folder, search["mirror"], say) if search.get("mirror") else nullcontext()
+def mirrored(folder: Path, url: str | None, say: Callable[[str], None]) -> AbstractContextManager[object]:
+    """Return a context that copies a run to an address; it does nothing if `url` is None."""
+    return nullcontext() if url is None else Mirror(folder, url, say)
 
 
 def write_url(url: str, data: bytes) -> None:
@@ -147,6 +148,6 @@ def bring(run: str | os.PathLike[str]) -> Path:
         for name in reversed(FILES):  # search.json comes last, because it makes the folder a run
             if name in found:
                 write_atomic(folder / name, found[name])
-    elif RunFolder(folder).read_search().get("mirror") != url:
+    elif SearchRecord.read(RunFolder(folder)).mirror != url:
         raise RunError(f"{folder} contains a different run than {url}: move it away")
     return folder

@@ -15,11 +15,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from feedrate.analysis.export import FORMATS
-from feedrate.analysis.load import SEARCH_SCHEMA
 from feedrate.analysis.run_folder import RunError, RunFolder
+from feedrate.search.record import OtherSchema, SearchRecord
 
 TUNE, WHOLE = "Ray Tune's state", "the run"
 
@@ -100,13 +99,13 @@ def _why_kept(folder: RunFolder, policy: Policy, now_unix_s: float) -> str | Non
     if any(fnmatch.fnmatch(name, pattern) for pattern in policy.keep for name in (folder.path.name, str(folder.path))):
         return "named by --keep"
     try:
-        search: dict[str, Any] = folder.read_search()
+        record = SearchRecord.read(folder)
+    except OtherSchema as error:
+        return f"search.json has schema {error.schema!r}"
     except RunError as error:
         return str(error)
-    if search.get("schema") != SEARCH_SCHEMA:
-        return f"search.json has schema {search.get('schema')!r}"
     if policy.older_than_s is None:
-        return None if search.get("finished") is True else "not finished: --older-than TIME includes unfinished runs"
+        return None if record.finished else "not finished: --older-than TIME includes unfinished runs"
     written_s = max(path.lstat().st_mtime for path in folder.files())
     return None if now_unix_s - written_s > policy.older_than_s else "written to since"
 

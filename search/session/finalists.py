@@ -14,7 +14,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from feedrate.analysis.disqualified import NOTHING, Disqualified
-from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION, Rate, gpu_headroom_fraction, record_change, record_rate
+from feedrate.analysis.estimate import (
+    LEAST_HEADROOM_FRACTION,
+    Rate,
+    gpu_headroom_fraction,
+    record_change,
+    record_rate,
+    sd_of,
+)
 from feedrate.analysis.rounds import MIN_ROUNDS, TIED_FRACTION, Comparison, Finalist, out_soon, standing
 from feedrate.analysis.schema import status
 from feedrate.search.study.surrogate import improvement
@@ -242,7 +249,7 @@ def _is_worth_a_round(comparison: Comparison, each: Candidate, answer: Candidate
     if math.isinf(half):
         return True
     start = TIED_FRACTION if _same_size(each, answer) and each.cost < answer.cost else 0.0
-    return bool(improvement(log + start, half / 2) >= WORTH_A_ROUND_FRACTION)
+    return bool(improvement(log + start, sd_of(half)) >= WORTH_A_ROUND_FRACTION)
 
 
 def rounds_s(finalists: Sequence[Candidate]) -> float:

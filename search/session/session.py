@@ -17,6 +17,7 @@ from feedrate.analysis.rounds import MIN_ROUNDS, TIED_FRACTION
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.schema import SCHEMA, status
 from feedrate.search.options import SearchOptions, counted_anyway
+from feedrate.search.record import HostSetAside, SearchRecord
 from feedrate.search.session.budget import Budget
 from feedrate.search.session.confirmation import Confirmation
 from feedrate.search.session.display import Display
@@ -291,9 +292,9 @@ class Session:
     def _set_aside(self, host: str, why: str) -> None:
         name = self.health.name_of(host)
         self.display.say(f"note: no more trials of this search run on {name}: {why}")
-        search = self.folder.read_search()
-        aside = [*search.get("set_aside", []), {"hostname": name, "host_id": host, "reason": why}]
-        self.folder.write_search(search | {"set_aside": aside})
+        record = SearchRecord.read(self.folder)
+        aside = (*record.set_aside, HostSetAside(hostname=name, host_id=host, reason=why))
+        replace(record, set_aside=aside).write(self.folder)
 
     def lost(self, number: int, reason: str = "", *, starved: bool = False, place: dict[str, Any] | None = None) -> None:
         """Record a trial as failed because its supervisor died; its setting may not be at fault, so it is tried once more.
@@ -436,7 +437,7 @@ class Session:
         space = self.brain.extend(best.config)
         if space is None:
             return False
-        self.folder.write_search(self.folder.read_search() | {"space": space.to_json()})
+        replace(SearchRecord.read(self.folder), space=space).write(self.folder)
         self.display.say(f"{best.name} is on the edge of the default range, so the search now goes up to {space.values('num_workers')[-1]} workers")
         return True
 

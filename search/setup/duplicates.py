@@ -6,19 +6,18 @@ The evidence comes from trainables/checking/disqualify.py and is gathered before
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from feedrate.analysis.disqualified import NOTHING, Disqualified, plural_workers
 from feedrate.search.options import SearchOptions, UsageError
 from feedrate.search.space.dimension import Choice, Dimension, Range
-from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.checking.described import Described
 
 WAY_OUT = "or fix the dataset (feedrate check shows how), or search anyway with --allow-duplicates"
 
 
-def disqualification(described: Mapping[str, Any], options: SearchOptions) -> Disqualified:
+def disqualification(described: Described, options: SearchOptions) -> Disqualified:
     """Return the settings that the search leaves out: none if no setting repeats data, or with --allow-duplicates."""
-    return NOTHING if options.allow_duplicates else Disqualified.from_json(described["data"])
+    return NOTHING if options.allow_duplicates else Disqualified.from_json(described.data.to_json())
 
 
 def restricted(given: Mapping[str, Dimension], disqualified: Disqualified) -> dict[str, Dimension]:
@@ -58,17 +57,17 @@ def _persistent_workers(given: dict[str, Dimension], disqualified: Disqualified)
     return {**given, "persistent_workers": Choice((only,))}
 
 
-def remarks(disqualified: Disqualified, described: Mapping[str, Any], options: SearchOptions) -> list[str]:
+def remarks(disqualified: Disqualified, described: Described, options: SearchOptions) -> list[str]:
     """Return one sentence for each effect of repeated data on the search; the reasons are among the workload's notes."""
     if options.allow_duplicates:
-        if Disqualified.from_json(described["data"]).is_nothing:
+        if Disqualified.from_json(described.data.to_json()).is_nothing:
             return ["--allow-duplicates has no effect: no setting was seen to repeat data"]
         return ["--allow-duplicates: settings that repeat data are searched, and their rates count the repeated samples"]
     said = [
         f"{which} are left out, because they repeat data (--allow-duplicates keeps them)"
         for which, _ in disqualified.in_words()
     ]
-    baseline = options.baseline or LoaderConfig.from_dict(described["baseline"] or {"batch_size": None})
+    baseline = options.baseline or described.own
     own = f"your own setting has {baseline.num_workers} worker{'s' * (baseline.num_workers != 1)}"
     if disqualified.max_num_workers is not None and baseline.num_workers > disqualified.max_num_workers:
         said.append(f"{own}: it is measured, but its rate counts repeated data, so it cannot be the answer")

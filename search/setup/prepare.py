@@ -12,8 +12,8 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.search.engine.ray_cluster import JOB
@@ -21,14 +21,16 @@ from feedrate.search.options import UsageError, refusal
 from feedrate.search.shipping.submission import Submission
 from feedrate.search.terminal.paste import pasted
 from feedrate.search.versions import untested
+from feedrate.trainables.checking.described import Described
+from feedrate.trainables.protocol import DescribeRequest, Failed, News, Silent, outcome
 from feedrate.trainables.resolve import WorkloadRef
 from feedrate.trainables.sandbox.template import Template
 
 DEFAULT_PARENT = Path("feedrate-runs")
 
 
-def describe_workload(ref: WorkloadRef) -> dict[str, Any]:
-    """Return facts about the workload (trainables/sandbox/child_main.py: describe), after making or checking its data.
+def describe_workload(ref: WorkloadRef) -> Described:
+    """Return facts about the workload, after making or checking its data.
 
     Raises:
         UsageError: the target is no workload, or its options are wrong.
@@ -36,16 +38,17 @@ def describe_workload(ref: WorkloadRef) -> dict[str, Any]:
     """
     template = Template(ref, show_output=True)
     try:
-        for event in template.run({"op": "describe"}):
-            if event["event"] == "described":
-                return event | {"notes": [*untested(), *event["notes"]]}
-            if event["event"] == "silent":
-                print(f"still making the workload, for {event['silent_s']:.0f} s", file=sys.stderr, flush=True)
-            if event["event"] == "failure":
-                raise refusal(event)
-        raise UsageError("the workload could not be described")
+        end = outcome(template.run(DescribeRequest()), Described, _say_silence)
     finally:
         template.close()
+    if isinstance(end, Failed):
+        raise refusal(end)
+    return replace(end, notes=(*untested(), *end.notes))
+
+
+def _say_silence(news: News) -> None:
+    if isinstance(news, Silent):
+        print(f"still making the workload, for {news.silent_s:.0f} s", file=sys.stderr, flush=True)
 
 
 def choose_folder(out: str | os.PathLike[str] | None, name: str, force: bool) -> RunFolder:
@@ -121,5 +124,7 @@ def resume_command(folder: RunFolder) -> str:
         return submission.way_on
     if JOB in os.environ:  # the user made this Ray Job without `feedrate submit`, so only the user knows the address
         return f"{shlex.join(['feedrate', 'resume', folder.path.name])} --address URL"
+    from feedrate.search.record import SearchRecord  # it imports pandas, which `feedrate measure` does not need
+
     words = ("resume", str(folder.path))
-    return pasted(*words) if folder.read_search().get("options", {}).get("address") is not None else shlex.join(["feedrate", *words])
+    return pasted(*words) if SearchRecord.read(folder).options.address is not None else shlex.join(["feedrate", *words])

@@ -17,6 +17,7 @@ from feedrate.search.options import ANY_ORDER, OWN_BATCHES, OWN_STEP, SearchOpti
 from feedrate.search.space.dimension import Choice, Dimension, Range
 from feedrate.search.space.search_space import OPT_IN, WITH_WORKERS, SearchSpace, num_batches
 from feedrate.search.versions import recorded
+from feedrate.trainables.checking.described import Described
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.resolve import UnknownWorkload, WorkloadRef, make_ref
 
@@ -60,7 +61,7 @@ def given_dimensions(space: Mapping[str, Any]) -> dict[str, Dimension]:
 
 
 def search_space(
-    given: Mapping[str, Dimension], described: Mapping[str, Any], placement: Placement, epoch_samples: int | None = None
+    given: Mapping[str, Dimension], described: Described, placement: Placement, epoch_samples: int | None = None
 ) -> SearchSpace:
     """Return the search space; if no batch sizes were requested, the workload's own loader decides them.
 
@@ -74,15 +75,15 @@ def search_space(
         UsageError: the space cannot be searched.
     """
     given = dict(given)
-    own = LoaderConfig.from_dict(described["baseline"] or {"batch_size": None})
+    own = described.own
     for name in ("multiprocessing_context", "in_order"):
         # if the user's loader has a value other than the default, keep it, because there may be a reason, and record it
         if name not in given and getattr(own, name) != LoaderConfig.__dataclass_fields__[name].default:
             given[name] = Choice((getattr(own, name),))
-    if "batch_size" in described["fixed"]:
+    if described.has_own_batches:
         given["batch_size"] = Choice((None,))
     elif "batch_size" not in given:
-        given["batch_size"] = Choice((own.batch_size,) if described["baseline"] else SHORT_FORM_BATCH_SIZES)
+        given["batch_size"] = Choice((own.batch_size,) if described.baseline else SHORT_FORM_BATCH_SIZES)
     try:
         space = SearchSpace.default(
             num_cpus=placement.cpus, has_accelerator=placement.gpus > 0, given=given, epoch_samples=epoch_samples
@@ -98,9 +99,9 @@ def search_space(
     return space
 
 
-def baseline_of(options: SearchOptions, described: Mapping[str, Any], space: SearchSpace) -> LoaderConfig:
+def baseline_of(options: SearchOptions, described: Described, space: SearchSpace) -> LoaderConfig:
     """Return the baseline: the setting of --baseline, else that of the user's own loader, else torch's default."""
-    config = options.baseline or LoaderConfig.from_dict(described["baseline"] or {"batch_size": None})
+    config = options.baseline or described.own
     if not space.has_accelerator:
         config = config.without_accelerator()
     sizes = space.values("batch_size")
@@ -157,32 +158,32 @@ def rules_of_thumb(batch_size: int | None, num_cpus: int, accelerator: bool) -> 
     ]
 
 
-def check_step_options(options: SearchOptions, described: Mapping[str, Any]) -> None:
+def check_step_options(options: SearchOptions, described: Described) -> None:
     """Refuse options that only the training step of the short form supports.
 
     Raises:
         UsageError: one of them is given, and the workload has its own step.
     """
-    if not described["is_short"] and (options.amp or options.compile):
+    if not described.is_short and (options.amp or options.compile):
         raise UsageError(f"--{'amp' if options.amp else 'compile'} {OWN_STEP}")
 
 
-def check_batch_sizes(given: Mapping[str, Dimension], described: Mapping[str, Any]) -> None:
+def check_batch_sizes(given: Mapping[str, Dimension], described: Described) -> None:
     """Refuse batch sizes if the workload's loader has none.
 
     Raises:
         UsageError: batch sizes are given, but the workload's sampler or dataset makes the batches.
     """
     asked = given["batch_size"].values if "batch_size" in given else (None,)
-    if "batch_size" in described["fixed"] and asked != (None,):
+    if described.has_own_batches and asked != (None,):
         raise UsageError(f"--batch-size {','.join(map(str, asked))}: {OWN_BATCHES}")
 
 
-def remarks(given: Mapping[str, Dimension], options: SearchOptions, described: Mapping[str, Any]) -> list[str]:
+def remarks(given: Mapping[str, Dimension], options: SearchOptions, described: Described) -> list[str]:
     """Return one sentence for each request that has no effect here, or a larger effect than it seems."""
     said = []
     pin = given.get("pin_memory")
-    if pin is not None and True in pin.values and options.address is None and not described["facts"]["num_gpus"]:
+    if pin is not None and True in pin.values and options.address is None and not described.num_gpus:
         said.append("--pin-memory has no effect: there is no accelerator here, so torch ignores it")
     workers = given.get("num_workers")
     if workers is not None and workers.values == (0,):
@@ -196,7 +197,6 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def versions(described: Mapping[str, Any]) -> dict[str, str]:
+def versions(described: Described) -> dict[str, str]:
     """Return the versions for the record of a run: those of installed packages, and those that the workload's process reported."""
-    own: dict[str, str] = described["facts"]["versions"]
-    return recorded() | own
+    return recorded() | dict(described.facts.versions)

@@ -6,7 +6,6 @@ Only settings are taken over, never rates. If the earlier run is out of date, th
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
 from feedrate.analysis.load import load_run
@@ -14,6 +13,7 @@ from feedrate.analysis.run import Run
 from feedrate.analysis.run_folder import RunError
 from feedrate.analysis.summary import may_win, ranking
 from feedrate.search.options import UsageError
+from feedrate.search.record import SearchRecord
 from feedrate.search.result import config_of
 from feedrate.search.space.search_space import SearchSpace
 from feedrate.trainables.config import LoaderConfig
@@ -21,21 +21,17 @@ from feedrate.trainables.config import LoaderConfig
 MAX_REMEMBERED = 2
 
 
-def fingerprint(search: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the facts that must be equal for an earlier run to be useful: the workload, the size of its data, and the machine.
-
-    Args:
-        search: the content of search.json.
-    """
-    workload, hardware = search.get("workload") or {}, search.get("hardware") or {}
+def fingerprint(record: SearchRecord) -> dict[str, Any]:
+    """Return the facts that must be equal for an earlier run to be useful: the workload, the size of its data, and the machine."""
+    workload, hardware = record.workload, record.hardware
     return {
-        "workload": workload.get("name"),
-        "options of the workload": workload.get("options"),
-        "items in an epoch": workload.get("epoch_samples"),
-        "GPUs": hardware.get("gpus"),
-        "CPU": hardware.get("cpu_model"),
-        "number of CPUs": hardware.get("num_cpus"),
-        "objective": search.get("objective"),
+        "workload": workload.name,
+        "options of the workload": workload.ref.options,
+        "items in an epoch": workload.epoch_samples,
+        "GPUs": hardware.gpus,
+        "CPU": hardware.cpu_model,
+        "number of CPUs": hardware.num_cpus,
+        "objective": record.objective,
     }
 
 
@@ -51,19 +47,22 @@ def check_run(run: str | os.PathLike[str]) -> Run:
         raise UsageError(f"--warm-start: {error}") from None
 
 
-def remembered(run: str | os.PathLike[str], search: Mapping[str, Any], space: SearchSpace) -> tuple[list[LoaderConfig], str]:
+def remembered(run: str | os.PathLike[str], record: SearchRecord, space: SearchSpace) -> tuple[list[LoaderConfig], str]:
     """Return the best settings of an earlier run that this search may try, the best first, and a sentence about them.
 
     Args:
         run: the earlier run folder.
-        search: the content of this search's search.json.
+        record: of this search.
         space: the settings that may be tried.
 
     Raises:
         UsageError: the folder is no run.
     """
     earlier = check_run(run)
-    theirs, ours = fingerprint(earlier.search), fingerprint(search)
+    try:
+        theirs, ours = fingerprint(SearchRecord.of(earlier)), fingerprint(record)
+    except RunError as error:
+        raise UsageError(f"--warm-start: {error}") from None
     other = [name for name, value in ours.items() if theirs[name] != value]
     if other:
         return [], f"--warm-start has no effect: {earlier.path} has different values of {', '.join(other)}"

@@ -50,8 +50,10 @@ SAMPLER = "sampler"
 class Brain:
     """The study of one search; `Brain.open` makes it."""
 
-    def __init__(self, storage: BaseStorage, study: optuna.Study, run_id: str, sampler: SnappingSampler) -> None:
-        self.study, self.run_id = study, run_id
+    def __init__(self, storage: BaseStorage, study: optuna.Study, sampler: SnappingSampler) -> None:
+        self.study = study
+        self.run_id = study.study_name
+        """Marks the trials of searches, because other programs may add trials to the study."""
         self._storage, self._sampler = storage, sampler
         self._study_id = storage.get_study_id_from_name(study.study_name)
         self._trials = Ledger(lambda config: sampler.space.fold(config))
@@ -65,7 +67,6 @@ class Brain:
         journal_path: str | os.PathLike[str],
         *,
         study_name: str,
-        run_id: str | None = None,
         space: SearchSpace,
         seed: int = 0,
         sampler: str = "gp",
@@ -76,7 +77,6 @@ class Brain:
             storage_url: `sqlite:///FILE` or `postgresql://...`; None for the journal.
             journal_path: the journal file; not used if there is a database.
             study_name: name of the study, unique in the storage.
-            run_id: marks the trials of this search, also after a resume; None is the study's name.
             space, seed, sampler: see `SnappingSampler`.
 
         Raises:
@@ -90,7 +90,7 @@ class Brain:
         except BaseException:
             close_storage(storage)
             raise
-        return (brain := cls(storage, study, run_id or study_name, snapping))
+        return (brain := cls(storage, study, snapping))
 
     def close(self) -> None:
         """Close the connections to a database; the study must not be used afterwards."""

@@ -13,7 +13,7 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from feedrate.analysis.ceilings import Ceilings
-from feedrate.analysis.estimate import RUN_SD_FRACTION, Rate
+from feedrate.analysis.estimate import RUN_SD_FRACTION, Rate, sd_of
 from feedrate.search.study.compat import constraints
 from feedrate.search.study.pruner import HALF_WIDTH, LOW
 from feedrate.trainables.config import LoaderConfig
@@ -104,22 +104,20 @@ class Observed:
         if any(violation > 0 for violation in constraints(trial).values()):
             self.too_large.append(config)
         rate = _rate(trial, attrs)
-        known = None if rate is None else Rate(sps=rate[0], low_sps=rate[0] * (1 - 1.96 * rate[1]), high_sps=rate[0] * (1 + 1.96 * rate[1]))
-        self._ceilings.learn(config.batch_size, attrs.get(STEP_ONLY), known, disturbed=False)
+        self._ceilings.learn(config.batch_size, attrs.get(STEP_ONLY), rate, disturbed=False)
         if rate is not None:
-            sps, sd = rate
-            sd = MOST_SD if attrs.get(CHANGING) else min(max(sd, 0.005), MOST_SD)
-            insort(self._seen, Seen(number, config, math.log(sps), sd))
+            sd = MOST_SD if attrs.get(CHANGING) else min(max(rate.sd_fraction, 0.005), MOST_SD)
+            insort(self._seen, Seen(number, config, math.log(rate.sps), sd))
 
 
-def _rate(trial: FrozenTrial, attrs: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Return items per second and their standard deviation as a fraction; None if the trial has no rate."""
+def _rate(trial: FrozenTrial, attrs: Mapping[str, Any]) -> Rate | None:
+    """Return the rate of a trial; None if it has none."""
     if trial.state == TrialState.COMPLETE and trial.value is not None:
         sps, low = trial.value, attrs.get(LOW)
-        sd = UNSURE_SD if low is None else (1 - low / sps) / 1.96
+        sd = UNSURE_SD if low is None else sd_of(1 - low / sps)
     elif trial.state == TrialState.PRUNED and trial.last_step is not None and not constraints(trial):
         sps, half = trial.intermediate_values[trial.last_step], attrs.get(HALF_WIDTH)
-        sd = UNSURE_SD if half is None else math.hypot(half / 1.96, RUN_SD_FRACTION)
+        sd = UNSURE_SD if half is None else math.hypot(sd_of(half), RUN_SD_FRACTION)
     else:
         return None
-    return (sps, sd) if sps > 0 else None
+    return Rate.with_sd(sps, sd) if sps > 0 else None

@@ -17,7 +17,7 @@ from optuna import Study
 from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState
 
-from feedrate.analysis.estimate import RUN_SD_FRACTION
+from feedrate.analysis.estimate import RUN_SD_FRACTION, sd_of
 from feedrate.search.options import LOOKS
 
 LOW = "low_sps"
@@ -50,5 +50,5 @@ class ConfidencePruner(BasePruner):
         if not lows:
             return False
         z = 2.6 if len(told) > MANY_SETTINGS else 2.0  # with more comparisons, one of them is more likely to be wrong
-        spread = math.hypot(half_width_fraction / 1.96, self._run_sd_fraction)
+        spread = math.hypot(sd_of(half_width_fraction), self._run_sd_fraction)
         return bool(trial.intermediate_values[step] * (1 + z * spread) < max(lows))

@@ -7,15 +7,19 @@ import pytest
 from synthetic import record
 
 from feedrate.analysis.estimate import (
+    Z95,
+    Rate,
     copy_only_sps,
     epoch_factor,
     epoch_memory_bytes,
     naive_sps,
     record_rate,
     record_steady,
+    sd_of,
     steady_rate,
     step_only_sps,
     t_quantile,
+    widening,
 )
 
 
@@ -174,3 +178,19 @@ def test_three_epochs_count_where_their_ends_take_most_of_them():
     rate = record_rate(badly | ends)
     assert rate.sps == pytest.approx(600 / 3.33)
     assert rate.half_width_fraction < record_rate(badly | ends | {"epoch_duration_s": [1.1, 1.15], "epoch_num_items": [200] * 2}).half_width_fraction
+
+
+def test_an_interval_and_a_standard_deviation_are_two_forms_of_one_thing():
+    rate = Rate.with_sd(100.0, 0.05)
+    assert (rate.low_sps, rate.high_sps) == pytest.approx((90.2, 109.8))
+    assert rate.sd_fraction == pytest.approx(0.05)
+    assert sd_of(rate.half_width_fraction) == rate.sd_fraction
+    assert Rate(sps=100.0, low_sps=90.2, high_sps=109.8).sd_fraction == pytest.approx(0.05)
+
+
+def test_values_that_differ_by_more_than_they_explain_widen_their_mean():
+    """Two values whose own standard deviation is 1: at a distance of 2 they explain most of it, at 20 a twentieth."""
+    assert widening([5.0], [Z95]) == 1.0
+    assert widening([-0.1, 0.1], [Z95, Z95]) == 1.0
+    assert widening([-10.0, 10.0], [Z95, Z95]) == pytest.approx(math.sqrt(200))
+    assert widening([-10.0, 10.0], [10 * Z95, 10 * Z95]) == pytest.approx(math.sqrt(2))

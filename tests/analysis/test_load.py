@@ -207,7 +207,7 @@ def test_search_json_may_hold_nothing_but_schema_and_study(tmp_path: Path) -> No
     ],
 )
 def test_a_setting_reads_the_same_everywhere(setting: dict[str, Any]) -> None:
-    """`config_text`, which needs no trainables, agrees with `LoaderConfig.short`."""
+    """The fields of a trial's record and the arguments in a best.json give the text of `LoaderConfig.short`."""
     config = LoaderConfig(**setting)
     assert config_text(config.to_dict()) == config.short()
     assert config_text(config.to_kwargs() | config.to_process()) == config.short()

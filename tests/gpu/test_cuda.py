@@ -8,7 +8,8 @@ import torch
 from feedrate.trainables.bundled.table import table
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import classify
-from feedrate.trainables.measuring.measure import MeasureOptions, measure
+from feedrate.trainables.measuring.measure import measure
+from feedrate.trainables.measuring.measure_options import MeasureOptions
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -35,16 +36,18 @@ def test_out_of_memory_is_a_failure_of_its_own_kind() -> None:
 
 def test_a_batch_that_does_not_fit_names_the_batch_size() -> None:
     """A trial whose model runs out of the device's memory is a failure with the batch size, and the next one trains."""
+    from feedrate.trainables.protocol import Failed, MeasureRequest
     from feedrate.trainables.resolve import make_ref
     from feedrate.trainables.sandbox.template import Template
 
     template = Template(make_ref("tests/fault_workloads.py:fills_the_accelerator"))
     try:
         for batch_size, kind in ((4096, "cuda-out-of-memory"), (4, None)):
-            config = {"num_workers": 0, "batch_size": batch_size}
-            *_, event = template.run({"op": "measure", "config": config, "options": {"max_trial_s": 2.0}})
-            assert event.get("failure_kind") == kind, event
-            if kind:
-                assert event["failure_message"].endswith("(batch_size was 4096)")
+            request = MeasureRequest(config=LoaderConfig(batch_size=batch_size), options=MeasureOptions(max_trial_s=2.0))
+            *_, event = template.run(request)
+            failure = event.failure if isinstance(event, Failed) else None
+            assert (None if failure is None else failure.kind) == kind, event
+            if failure is not None:
+                assert failure.message.endswith("(batch_size was 4096)")
     finally:
         template.close()

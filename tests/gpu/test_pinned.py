@@ -8,7 +8,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from feedrate.trainables.config import LoaderConfig
-from feedrate.trainables.measuring.measure import MeasureOptions, measure
+from feedrate.trainables.measuring.measure import measure
+from feedrate.trainables.measuring.measure_options import MeasureOptions
 from feedrate.trainables.measuring.step_and_loader_alone import time_copy
 from feedrate.trainables.step import to_device
 from feedrate.trainables.workload import Workload

@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.machine.accelerator import StepTimer, pick_device, synchronize
-from feedrate.trainables.measuring.measure import MeasureOptions, measure
+from feedrate.trainables.measuring.measure import measure
+from feedrate.trainables.measuring.measure_options import MeasureOptions
 from feedrate.trainables.workload import Workload
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -18,7 +19,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 PHASES = """
 import torch
 from feedrate.trainables.config import LoaderConfig
-from feedrate.trainables.measuring.measure import MeasureOptions, measure
+from feedrate.trainables.measuring.measure import measure
+from feedrate.trainables.measuring.measure_options import MeasureOptions
 from feedrate.trainables.bundled.table import table
 
 def say(phase):

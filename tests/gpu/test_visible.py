@@ -10,8 +10,11 @@ import pytest
 import torch
 from census import eventually
 
+from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.machine import conditions
 from feedrate.trainables.machine.gpu_load import gpu_busy_fraction
+from feedrate.trainables.measuring.measure_options import MeasureOptions
+from feedrate.trainables.protocol import Measured, MeasureRequest
 from feedrate.trainables.resolve import make_ref
 from feedrate.trainables.sandbox.template import Template
 
@@ -95,10 +98,10 @@ def test_a_module_that_touches_cuda_is_not_forked_from(tmp_path):
     (tmp_path / "touches.py").write_text(TOUCHES)
     template = Template(make_ref(f"{tmp_path}/touches.py:workload"))
     try:
-        request = {"op": "measure", "config": {"num_workers": 2, "batch_size": 64, "pin_memory": True}, "options": {"max_trial_s": 2.0}}
-        *_, event = template.run(request)
-        assert event["event"] == "result", event
-        assert event["columns"]["device"] == "cuda:0"
+        config = LoaderConfig(num_workers=2, batch_size=64, pin_memory=True)
+        *_, event = template.run(MeasureRequest(config=config, options=MeasureOptions(max_trial_s=2.0)))
+        assert isinstance(event, Measured), event
+        assert event.columns["device"] == "cuda:0"
         assert not template.clean
     finally:
         template.close()
@@ -109,9 +112,9 @@ def test_forked_workers_of_a_trial_that_uses_cuda_load(tmp_path):
     template = Template(make_ref("table"))
     try:
         for context in ("fork", "forkserver", "spawn"):
-            config = {"num_workers": 2, "batch_size": 64, "pin_memory": True, "multiprocessing_context": context}
-            *_, event = template.run({"op": "measure", "config": config, "options": {"max_trial_s": 2.0}})
-            assert event["event"] == "result", event
+            config = LoaderConfig(num_workers=2, batch_size=64, pin_memory=True, multiprocessing_context=context)
+            *_, event = template.run(MeasureRequest(config=config, options=MeasureOptions(max_trial_s=2.0)))
+            assert isinstance(event, Measured), event
         assert template.clean
     finally:
         template.close()

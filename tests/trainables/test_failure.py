@@ -26,7 +26,8 @@ from feedrate.trainables.failure import (
     sentence,
     user_traceback,
 )
-from feedrate.trainables.measuring.measure import MeasureOptions, measure
+from feedrate.trainables.measuring.measure import measure
+from feedrate.trainables.measuring.measure_options import MeasureOptions
 from feedrate.trainables.resolve import WorkloadRef, load
 
 pytestmark = [

@@ -5,22 +5,30 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import NoReturn
 
-from feedrate.trainables.checking.disqualify import QuickLook, quick_look
+from feedrate.trainables.checking.described import Described
+from feedrate.trainables.checking.disqualify import quick_look
+from feedrate.trainables.checking.quick_look import QuickLook
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import Failure, TrialFailed
 from feedrate.trainables.isolation.isolated import Died
+from feedrate.trainables.machine.host_facts import HostFacts
 from feedrate.trainables.probing.fresh_loader import CannotBeMade, FreshLoader, check_again
 from feedrate.trainables.probing.survey import Make, Survey
 from feedrate.trainables.workload import WorkloadError, WorkloadRaised
 
 
-def describe(make: Make) -> dict[str, Any]:
-    """Return a workload's name, unit, epoch_samples, baseline (None: torch's default), fixed dimensions, notes and data.
+def describe(make: Make, of_host: Callable[[], tuple[HostFacts, int]]) -> Described:
+    """Return what a workload is, without training it.
 
-    `data` says which settings repeat data (see disqualify.py). The workload is made in separate processes, once in each.
-    If such a process ends by itself, this process ends in the same way.
+    The workload is made in separate processes, once in each. If such a process ends by itself, this process ends in the same way.
+
+    Args:
+        make: makes the workload.
+        of_host: returns the facts about this host and its number of accelerators. It is called last, because asking for accelerators
+            may start them, and a process that has done so cannot be forked.
 
     Raises:
         WorkloadError: the workload cannot be made, or make_loader does not pass its arguments on.
@@ -30,7 +38,7 @@ def describe(make: Make) -> dict[str, Any]:
         survey, quick = _looked_at(make)
     except CannotBeMade as error:
         raise WorkloadRaised(str(error)) from None
-    return _described(survey, quick)
+    return _described(survey, quick, *of_host())
 
 
 def _looked_at(make: Make) -> tuple[Survey, QuickLook]:
@@ -90,21 +98,22 @@ def _end_alike(exit_code: int) -> NoReturn:
     os._exit(exit_code)
 
 
-def _described(survey: Survey, quick: QuickLook) -> dict[str, Any]:
-    own = None if survey.is_short else survey.setting
+def _described(survey: Survey, quick: QuickLook, facts: HostFacts, num_gpus: int) -> Described:
     notes = [*survey.notes, *quick.notes]
     if quick.reason:
         notes.append(f"with 2 workers or more, {quick.reason}; `feedrate check` shows the fix")
     if quick.epochs_reason:
         notes.append(f"with persistent_workers={not quick.persistent_workers}, {quick.epochs_reason}; `feedrate check` shows the fix")
-    return {
-        "name": survey.name,
-        "unit": survey.unit,
-        "is_short": survey.is_short,
-        "iterable": survey.is_iterable,
-        "epoch_samples": survey.epoch_samples if survey.unit == "samples" else None,
-        "baseline": None if own is None else own.to_dict(),
-        "fixed": list(survey.fixed),
-        "notes": notes,
-        "data": quick.to_json(),
-    }
+    return Described(
+        name=survey.name,
+        unit=survey.unit,
+        is_short=survey.is_short,
+        iterable=survey.is_iterable,
+        epoch_samples=survey.epoch_samples if survey.unit == "samples" else None,
+        baseline=None if survey.is_short else survey.setting,
+        fixed=tuple(survey.fixed),
+        notes=tuple(notes),
+        data=quick,
+        facts=facts,
+        num_gpus=num_gpus,
+    )

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from feedrate.trainables.checking.epoch_check import LAG, LAGS, EpochState
 from feedrate.trainables.checking.epoch_look import epoch_state
 from feedrate.trainables.checking.order_check import OWN_STATE, repeats
+from feedrate.trainables.checking.quick_look import QuickLook
 from feedrate.trainables.checking.random_check import SAMPLES, streams
 from feedrate.trainables.failure import Failure, TrialFailed
 from feedrate.trainables.isolation.isolated import OutOfTime
@@ -41,25 +42,6 @@ NUM_NEEDED = 4
 """Number of looks whose time is always allowed for, even if each has to make the loader again, which may take long."""
 NUM_DRAWS, LEAST_DRAWS = 16, 12
 """Number of times that one index is loaded, so that the random numbers of two workers can be compared; the smaller one if samples are slow."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QuickLook:
-    """Which settings repeat data, according to a few samples."""
-
-    max_num_workers: int | None = None
-    """Settings with more workers than this repeat data; None if no repetition was seen."""
-    reason: str | None = None
-    persistent_workers: bool | None = None
-    """The only value with which later epochs do not repeat the first one; None if both values may be used."""
-    epochs_reason: str | None = None
-    notes: tuple[str, ...] = ()
-    """Further sentences for the user."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON object without the notes."""
-        names = ("max_num_workers", "reason", "persistent_workers", "epochs_reason")
-        return {name: getattr(self, name) for name in names}
 
 
 def disqualified(workload: Workload | Make) -> QuickLook:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 BATCH, COLLATE, PICKLE = "the batch", "collate_fn", "pickling"
 """What a rerun may be doing; otherwise it is loading one sample, for example `sample 17`."""
@@ -20,3 +22,12 @@ class Reloaded:
     """The exception that was raised, or the signal that killed the process."""
     reportable: bool = True
     """False for an exception that a worker cannot send, because it cannot be pickled."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object from which `from_json` makes an equal outcome."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> Reloaded:
+        """Return the outcome in an object of `to_json`."""
+        return cls(**saved)

@@ -32,6 +32,7 @@ from feedrate.trainables.machine.process import Memory, growth_bytes_per_batch, 
 from feedrate.trainables.measurement import Measurement
 from feedrate.trainables.measuring.cached_batch import CachedBatch, read_apart
 from feedrate.trainables.measuring.limits import check_limits
+from feedrate.trainables.measuring.measure_options import MeasureOptions
 from feedrate.trainables.measuring.step_and_loader_alone import loading_step, time_copy, time_step, warm
 from feedrate.trainables.measuring.training import MIN_WINDOWS, Training
 from feedrate.trainables.step import Step, StepContext, loss_is_finite, to_device
@@ -41,33 +42,6 @@ BOUNDARY_MATTERS_FRACTION = 0.002
 """An epoch boundary is not measured if its estimated cost is below this share of an epoch."""
 EPOCHS_FRACTION = 0.25
 """Share of a trial's time that epoch boundaries may take."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MeasureOptions:
-    """Options of one measurement."""
-
-    max_trial_s: float = 20.0
-    """Wall time for loading and training, from iter(loader) on; set-up does not count."""
-    seed: int = 0
-    measure_step: bool = True
-    """Also time the step alone: the ceiling at this batch size."""
-    loader_only: bool = False
-    """Load batches and copy them to the device without training: the ceiling of the loader."""
-    cold: bool = False
-    """With `loader_only`: drop each file from the page cache before it is read."""
-    objective: str = "epoch"
-    """epoch: also measure epoch boundaries if they matter; steady: do not measure them."""
-    epoch_samples: int | None = None
-    """Items of the user's real epoch; None asks the dataset."""
-    device: str | None = None
-    """torch device; None takes the accelerator if there is one."""
-    amp: str | None = None
-    """bf16: forward and loss of the short form under torch.autocast."""
-    compile: bool = False
-    """torch.compile the model of the short form."""
-    shares_host: bool = False
-    """Other trials run on the host's other CPUs, so only foreign load on this process's own CPUs counts."""
 
 
 def measure(

@@ -7,7 +7,6 @@ another setting of the same batch size with a new loader.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -22,6 +21,7 @@ from feedrate.trainables.failure import Failure
 from feedrate.trainables.isolation.leaving import EXIT_S
 from feedrate.trainables.isolation.sweeping import kill_group, remove_batches, sweep
 from feedrate.trainables.machine.memory_guard import PERIOD_S, MemoryGuard
+from feedrate.trainables.protocol import ChildTask, End, Event, Events, Failed, Measured, Progress, Stopped, event_of
 from feedrate.trainables.sandbox.channel import Channel
 from feedrate.trainables.sandbox.hang_detector import HangDetector
 
@@ -37,33 +37,33 @@ class Child:
     Args:
         channel: to the template that forked it.
         events: our end of a socket: we receive events from it and send further requests and "stop" to it.
-        request: the first one.
+        task: the first request.
         max_s: how long the timed part may be silent.
         guard: watches the child's memory.
     """
 
     def __init__(
-        self, channel: Channel, events: socket.socket, request: dict[str, Any], max_s: float, guard: MemoryGuard
+        self, channel: Channel, events: socket.socket, task: ChildTask, max_s: float, guard: MemoryGuard
     ) -> None:
         self.channel, self.socket = channel, events
         self.pid: int | None = None
         self.ended = False
         self.buffer = b""
-        self._begin(request, max_s, guard)
+        self._begin(task, max_s, guard)
 
-    def _begin(self, request: dict[str, Any], max_s: float, guard: MemoryGuard) -> None:
-        self.request, self.guard = request, guard
-        if not request.get("config", {}).get("num_workers"):
+    def _begin(self, task: ChildTask, max_s: float, guard: MemoryGuard) -> None:
+        self.task, self.guard = task, guard
+        if task.config is None or not task.config.num_workers:
             guard.way_out = "use a smaller batch_size, or see what the dataset keeps in memory"
         self.kept = self.is_over = False
         self.hangs = HangDetector(max_s)
         self.columns: dict[str, Any] | None = None
 
-    def again(self, request: dict[str, Any], max_s: float, guard: MemoryGuard) -> bool:
+    def again(self, task: ChildTask, max_s: float, guard: MemoryGuard) -> bool:
         """Give a kept child another request; return False if it has died."""
-        self._begin(request, max_s, guard)
+        self._begin(task, max_s, guard)
         try:
-            self.socket.sendall(json.dumps(request).encode() + b"\n")
+            self.socket.sendall(task.line())
             self.socket.settimeout(ANSWER_TIMEOUT_S)
             return bool(self.socket.recv(1, socket.MSG_PEEK))
         except OSError:
@@ -73,7 +73,7 @@ class Child:
 
     def stop(self) -> None:
         """Let a child that can be kept end its measurement within a bounded time; then `kept` is True if it did."""
-        if self.is_over or not self.request.get("keep") or self.columns is None:
+        if self.is_over or not self.task.keep or self.columns is None:
             return
         deadline = time.monotonic() + STOP_TIMEOUT_S
         try:
@@ -82,17 +82,19 @@ class Child:
                 self.socket.settimeout(left_s)
                 data = self.socket.recv(1 << 16)
                 events = list(self._split(data))
-                if not data or any(event["event"] == "failure" for event in events):
+                if not data or any(isinstance(event, Failed) for event in events):
                     return
-                self.kept = any(event.get("kept") is True for event in events)
-                if any(event["event"] in ("result", "stopped") for event in events):
+                ends = [event for event in events if isinstance(event, Measured | Stopped)]
+                self.kept = any(event.kept for event in ends)
+                if ends:
                     return
         except OSError:
             return
         finally:
             self.socket.settimeout(None)
 
-    def events(self) -> Iterator[dict[str, Any]]:
+    def events(self) -> Events:
+        """Yield the request's events; the last one is an `End`, perhaps a failure that only the supervisor can know."""
         control = self.channel.control
         poll = select.poll()
         reading = self.socket.fileno()
@@ -105,7 +107,7 @@ class Child:
             if time.monotonic() >= look_s:
                 look_s = time.monotonic() + PERIOD_S
                 if reason := self.guard.crossed(self.channel.pids()):
-                    yield self._or_result(failure_event("out-of-memory", self.hangs.phase, reason))
+                    yield self._or_result(failed("out-of-memory", self.hangs.phase, reason))
                     return
             if (silent := self.hangs.silent()) is not None:
                 yield silent
@@ -120,10 +122,10 @@ class Child:
                     poll.unregister(reading)
                 for event in self._split(data):
                     self.hangs.heard(event)
-                    if event["event"] == "progress":
-                        self.columns = event["columns"]
-                    self.kept = event.pop("kept", False)
-                    self.is_over = event["event"] in ("result", "failure", "described", "rerun")
+                    if isinstance(event, Progress):
+                        self.columns = event.columns
+                    self.kept = isinstance(event, Measured | Stopped) and event.kept
+                    self.is_over = isinstance(event, End)
                     yield event
                     if self.is_over:
                         return
@@ -132,31 +134,31 @@ class Child:
                 message = self.channel.message(time.monotonic() + 5)
             except (OSError, EOFError):
                 text = f"the trial's template process was killed{self.channel.tail()}"
-                yield self._or_result(failure_event("trainer-killed", self.hangs.phase, text))
+                yield self._or_result(failed("trainer-killed", self.hangs.phase, text))
                 return
             if "started" in message:
                 self.pid = message["started"]
             elif "ended" in message:
                 self.ended = True
                 text = how_ended(os.waitstatus_to_exitcode(message["ended"]), f"in phase {self.hangs.phase}")
-                yield self._or_result(failure_event("trainer-killed", self.hangs.phase, text + self.channel.tail()))
+                yield self._or_result(failed("trainer-killed", self.hangs.phase, text + self.channel.tail()))
                 return
 
-    def _or_result(self, failure: dict[str, Any]) -> dict[str, Any]:
+    def _or_result(self, failure: Failed) -> Measured | Failed:
         """Return the measurement if the trial only had to end: how it ends does not change the measurement."""
         if self.hangs.phase == "teardown" and self.columns is not None:
-            return {"event": "result", "columns": self.columns}
+            return Measured(columns=self.columns)
         return failure
 
-    def _hang(self) -> dict[str, Any]:
+    def _hang(self) -> Failed:
         """Return a failure that names where the trial hangs, which we ask while it still hangs."""
         found = stacks.read(self.channel.pids(), trainer=self.pid, path=self.channel.stacks_path)
         what = what_hangs(found, self.hangs.phase)
         if what == LOST and (why := dropped(self.channel.output(1 << 16))):
             kind, message = no_batch_because(why)
-            return failure_event(kind, self.hangs.phase, message, stacks.text_of(found))
+            return failed(kind, self.hangs.phase, message, stacks.text_of(found))
         message = f"{what}: nothing happened in phase {self.hangs.phase} for {self.hangs.allowed_s:.0f} s, and the trial was ended"
-        return failure_event("hang", self.hangs.phase, message + self.channel.tail(), stacks.text_of(found))
+        return failed("hang", self.hangs.phase, message + self.channel.tail(), stacks.text_of(found))
 
     def _received(self) -> bytes:
         try:
@@ -164,11 +166,11 @@ class Child:
         except ConnectionResetError:  # the child died without reading everything that we sent
             return b""
 
-    def _split(self, data: bytes) -> Iterator[dict[str, Any]]:
+    def _split(self, data: bytes) -> Iterator[Event]:
         self.buffer += data
         while b"\n" in self.buffer:
             line, _, self.buffer = self.buffer.partition(b"\n")
-            yield json.loads(line)
+            yield event_of(line)
 
     def end(self) -> bool:
         """Let the child run its exit functions, kill it and every process that it started, and wait until it is gone.
@@ -209,7 +211,6 @@ def how_ended(code: int, when: str) -> str:
     return f"the training process ended by itself (exit status {code}) {when}: look for os._exit in the workload"
 
 
-def failure_event(kind: str, phase: str, message: str, stacks: str | None = None) -> dict[str, Any]:
+def failed(kind: str, phase: str, message: str, stacks: str | None = None) -> Failed:
     """Return the event of a failure that was found outside of the child."""
-    failure = Failure(kind=kind, phase=phase, message=message, stacks=stacks)
-    return {"event": "failure", "usage": False, **failure.columns()}
+    return Failed(failure=Failure(kind=kind, phase=phase, message=message, stacks=stacks))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+
+from feedrate.trainables.protocol import Event, Phase, Silent, Waiting
 
 SETUP_TIMEOUT_S = 300.0
 """Longest silence before a trial's timed part, which covers making dataset and model and the first use of CUDA."""
@@ -41,11 +42,11 @@ class HangDetector:
         self.deadline_s = math.inf if self.allowed_s is None else self._since_s + self.allowed_s
         """Time of the monotonic clock after which the child hangs."""
 
-    def heard(self, event: dict[str, Any]) -> None:
+    def heard(self, event: Event) -> None:
         """Update the phase from an event, and how long the child may be silent from now on."""
-        if event["event"] == "phase":
-            self.phase = event["phase"]
-        if event["event"] == "waiting":
+        if isinstance(event, Phase):
+            self.phase = event.name
+        if isinstance(event, Waiting):
             self.allowed_s = None  # the wait for the host's lock may last as long as another search
         elif self.phase in ("setup", "warm"):
             self.allowed_s = SETUP_TIMEOUT_S
@@ -55,10 +56,10 @@ class HangDetector:
             self.allowed_s = TEARDOWN_TIMEOUT_S if self.phase == "teardown" else self.max_s + GRACE_S
         self.listen()
 
-    def silent(self) -> dict[str, Any] | None:
+    def silent(self) -> Silent | None:
         """Return an event that reports the silence, at most once every SILENT_S; None if there is nothing to report."""
         now_s = time.monotonic()
         if now_s < self._report_s:
             return None
         self._report_s = now_s + SILENT_S
-        return {"event": "silent", "phase": self.phase, "waits": self.allowed_s is None, "silent_s": now_s - self._since_s}
+        return Silent(phase=self.phase, waits=self.allowed_s is None, silent_s=now_s - self._since_s)

@@ -16,22 +16,36 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterator, Mapping
-from typing import Any
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, replace
 
 from feedrate.trainables.diagnose import stacks
 from feedrate.trainables.diagnose.hang_message import INTERPRETERS_S
 from feedrate.trainables.diagnose.reloaded import Reloaded
 from feedrate.trainables.diagnose.settling import settle
-from feedrate.trainables.doubt import Doubt
 from feedrate.trainables.failure import Failure
 from feedrate.trainables.isolation.leaving import EXIT_S
 from feedrate.trainables.isolation.sweeping import MARKER, marked, sweep
 from feedrate.trainables.machine.host_lock import OTHERS_WAIT_S
 from feedrate.trainables.machine.memory_guard import MemoryGuard
+from feedrate.trainables.protocol import (
+    ChildTask,
+    Event,
+    Events,
+    Failed,
+    LoadedAgain,
+    LoadingAgain,
+    MeasureRequest,
+    News,
+    Phase,
+    Request,
+    RerunRequest,
+    Waiting,
+    read,
+)
 from feedrate.trainables.resolve import WorkloadRef
 from feedrate.trainables.sandbox.channel import Channel
-from feedrate.trainables.sandbox.child import Child, failure_event, how_ended
+from feedrate.trainables.sandbox.child import Child, failed, how_ended
 from feedrate.trainables.sandbox.hang_detector import SETUP_TIMEOUT_S
 
 RERUN_S = 20.0
@@ -70,17 +84,17 @@ class Template:
         self.lock_wait_s = OTHERS_WAIT_S
         """How long trials wait if another user holds the host's lock."""
 
-    def run(self, request: dict[str, Any], *, max_s: float = SETUP_TIMEOUT_S) -> Iterator[dict[str, Any]]:
-        """Run one request in a child and yield its events (see child_main.py); the last event always ends the request.
+    def run(self, request: Request, *, max_s: float = SETUP_TIMEOUT_S) -> Events:
+        """Run one request in a child and yield its events (see protocol.py); the last event always ends the request.
 
-        The child is fresh, unless this request and the previous one have "keep" set and need the same training step, and making
+        The child is fresh, unless this request and the previous one have `keep` set and need the same training step, and making
         the step took long.
 
         Closing the generator ends the child and everything it started. If a child dies, hangs, or ends the template with itself,
         the last event is a failure too.
 
         Args:
-            request: {"op": "measure" | "describe", ...}; `run` adds the workload.
+            request: what the child does with the workload.
             max_s: how long the timed part may be silent.
         """
         try:
@@ -93,14 +107,14 @@ class Template:
         try:
             guard = MemoryGuard.from_environment()
         except ValueError as error:
-            yield failure_event("internal", "setup", str(error))
+            yield failed("internal", "setup", str(error))
             return
         self._channel.begin_request()
-        if request.get("config", {}).get("multiprocessing_context") in ("spawn", "forkserver"):
+        task = ChildTask(request=request, workload=self.ref, lock_wait_s=self.lock_wait_s)
+        if task.config is not None and task.config.multiprocessing_context in ("spawn", "forkserver"):
             max_s += INTERPRETERS_S
-        request = {"lock_wait_s": self.lock_wait_s, **request, "workload": self.ref.to_json()}
-        child = self._kept_for(request)
-        if child is not None and not child.again(request, max_s, guard):
+        child = self._kept_for(task)
+        if child is not None and not child.again(task, max_s, guard):
             self._end(child)
             child = None
         if child is not None:
@@ -108,26 +122,26 @@ class Template:
             # if user code can do something only once per process, the setting is not to blame: a fresh child tries again
             if failure is None:
                 return
-            if (failure["failure_kind"], failure["failure_phase"]) not in _MADE_AGAIN:
-                yield self._without_doubt(request, failure, guard)
+            if (failure.failure.kind, failure.failure.phase) not in _MADE_AGAIN:
+                yield self._without_doubt(task, failure, guard)
                 return
-        child = self._fork(request, max_s, guard)
+        child = self._fork(task, max_s, guard)
         if child is None:
-            lost = failure_event("trainer-killed", "setup", f"the trial's template process was killed{self._channel.tail()}")
+            lost = failed("trainer-killed", "setup", f"the trial's template process was killed{self._channel.tail()}")
             self.close()
             yield lost
             return
         failure = yield from self._until_failure(child)
         if failure is not None:
-            yield self._without_doubt(request, failure, guard)
+            yield self._without_doubt(task, failure, guard)
 
-    def _until_failure(self, child: Child) -> Generator[dict[str, Any], None, dict[str, Any] | None]:
+    def _until_failure(self, child: Child) -> Generator[Event, None, Failed | None]:
         """Yield a child's events, then end or keep the child. Return its failure instead of yielding it."""
         try:
             for event in child.events():
-                if event["event"] == "failure":
+                if isinstance(event, Failed):
                     return event
-                if event.get("without_lock"):
+                if isinstance(event, Waiting) and event.without_lock:
                     self.lock_wait_s = 0.0  # so that the next trial does not wait for the same user again
                 yield event
         finally:
@@ -138,50 +152,54 @@ class Template:
                 self._end(child)
         return None
 
-    def _without_doubt(self, request: dict[str, Any], failure: dict[str, Any], guard: MemoryGuard) -> dict[str, Any]:
+    def _without_doubt(self, task: ChildTask, failure: Failed, guard: MemoryGuard) -> Failed:
         """Complete the failure's message: a fresh child loads the batch without workers to find out what the trial could not know."""
-        asked = failure.pop("doubt", None)
-        if asked is None or self._process is None:  # the template died with the trial
+        doubt, failure = failure.doubt, replace(failure, doubt=None)
+        if doubt is None or task.trial is None or self._process is None:  # the template died with the trial
             return failure
-        doubt = Doubt(**asked)
         self._channel.begin_request()
-        child = self._fork({**request, "op": "rerun", "doubt": asked, "keep": False}, 0.0, guard)
+        child = self._fork(replace(task, request=RerunRequest(doubt=doubt, failed=task.trial)), 0.0, guard)
         if child is None:
             return failure
-        doing, again, until = "", Reloaded("slow"), math.inf
+        doing, until = "", math.inf
+
+        def is_late(news: News) -> bool:
+            nonlocal doing, until
+            if isinstance(news, Phase) and news.name == "rerun":
+                until = time.monotonic() + RERUN_S
+            if isinstance(news, LoadingAgain):
+                doing = news.doing
+            return time.monotonic() > until
+
         try:
-            for event in child.events():
-                if event["event"] == "phase" and event["phase"] == "rerun":
-                    until = time.monotonic() + RERUN_S
-                doing = event.get("doing", doing)
-                if event["event"] == "rerun":
-                    again = Reloaded(event["outcome"], event["doing"], event["error"], event["reportable"])
-                elif event["event"] == "failure":
-                    again = _failed_again(event, doing)
-                if time.monotonic() > until:
-                    break
+            event = read(child.events(), is_late)
         finally:
             self._end(child)
-        return {**failure, **settle(Failure.from_columns(failure), doubt, again).columns()}
+        again = Reloaded("slow")
+        if isinstance(event, LoadedAgain):
+            again = event.again
+        elif isinstance(event, Failed):
+            again = _failed_again(event.failure, doing)
+        return replace(failure, failure=settle(failure.failure, doubt, again))
 
-    def _fork(self, request: dict[str, Any], max_s: float, guard: MemoryGuard) -> Child | None:
+    def _fork(self, task: ChildTask, max_s: float, guard: MemoryGuard) -> Child | None:
         """Start a fresh child; return None if the template has died."""
         self._end_kept()
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                socket.send_fds(self._channel.control, [json.dumps(request).encode() + b"\n"], [theirs.fileno()])
+                socket.send_fds(self._channel.control, [task.line()], [theirs.fileno()])
             except OSError:
                 ours.close()
                 return None
-        return Child(self._channel, ours, request, max_s, guard)
+        return Child(self._channel, ours, task, max_s, guard)
 
-    def _kept_for(self, request: dict[str, Any]) -> Child | None:
+    def _kept_for(self, task: ChildTask) -> Child | None:
         """Return the kept child if it has what this request needs; otherwise end it."""
         child, self._kept = self._kept, None
         if child is None:
             return None
-        if request.get("keep") and needs(child.request) == needs(request):
+        if task.keep and needs(child.task) == needs(task):
             return child
         self._end(child)
         return None
@@ -244,7 +262,7 @@ class Template:
         ready = channel.message(time.monotonic() + SETUP_TIMEOUT_S)
         channel.spare, self.clean = {os.getpid(), *ready["spare"]}, ready["clean"]
 
-    def _not_started(self, error: Exception) -> dict[str, Any]:
+    def _not_started(self, error: Exception) -> Failed:
         """Return the failure of a template that did not start. Starting it imports torch and the workload's module."""
         if isinstance(error, TimeoutError):
             message = f"importing the workload's module took more than {SETUP_TIMEOUT_S:.0f} s"
@@ -252,26 +270,51 @@ class Template:
             found = stacks.read(marked(self._channel.marker), trainer=pid, path=self._channel.stacks_path)
             place = next((stack.place() for stack in found if stack.pid == pid), None)
             message += f": it hangs in {place}" if place is not None else ""
-            return failure_event("hang", "setup", message + self._channel.tail(), stacks.text_of(found))
+            return failed("hang", "setup", message + self._channel.tail(), stacks.text_of(found))
         if isinstance(error, EOFError) and self._process is not None:
             message = how_ended(self._process.wait(), "while the workload's module was imported")
-            return failure_event("trainer-killed", "setup", message + self._channel.tail())
-        return failure_event("internal", "setup", f"the trial's template process did not start: {error}{self._channel.tail()}")
+            return failed("trainer-killed", "setup", message + self._channel.tail())
+        return failed("internal", "setup", f"the trial's template process did not start: {error}{self._channel.tail()}")
 
 
-def _failed_again(event: dict[str, Any], doing: str) -> Reloaded:
+def _failed_again(failure: Failure, doing: str) -> Reloaded:
     """Return the outcome of a rerun whose process ended without reporting one."""
-    if event["failure_phase"] != "rerun":
-        return Reloaded("unmade", error=event["failure_message"])
-    if event["failure_kind"] == "hang":
+    if failure.phase != "rerun":
+        return Reloaded("unmade", error=failure.message)
+    if failure.kind == "hang":
         return Reloaded("hangs", doing)
-    how = re.search(r"SIG\w+|exit status \d+", event["failure_message"])
-    return Reloaded("died", doing, how[0] if how else event["failure_message"])
+    how = re.search(r"SIG\w+|exit status \d+", failure.message)
+    return Reloaded("died", doing, how[0] if how else failure.message)
 
 
-def needs(request: dict[str, Any]) -> tuple[Any, ...]:
-    """Return what a child must have in common with this request to serve it: everything on which the training step depends."""
-    config, options = request.get("config", {}), request.get("options", {})
-    placed = (config.get("sharing_strategy"), config.get("trainer_cpus"))
-    step = [options.get(name) for name in ("amp", "compile", "device", "loader_only", "cold")]
-    return (request["op"], request["workload"], config.get("batch_size"), placed, step)
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a child must have in common with a request to serve it: everything on which the training step depends."""
+
+    workload: WorkloadRef
+    batch_size: int | None
+    sharing_strategy: str | None
+    trainer_cpus: int | None
+    device: str | None
+    amp: str | None
+    compile: bool
+    loader_only: bool
+    cold: bool
+
+
+def needs(task: ChildTask) -> Needs | None:
+    """Return what a child must have in common with this request to serve it; None if every such request needs a fresh child."""
+    if not isinstance(task.request, MeasureRequest):
+        return None
+    config, options = task.request.config, task.request.options
+    return Needs(
+        workload=task.workload,
+        batch_size=config.batch_size,
+        sharing_strategy=config.sharing_strategy,
+        trainer_cpus=config.trainer_cpus,
+        device=options.device,
+        amp=options.amp,
+        compile=options.compile,
+        loader_only=options.loader_only,
+        cold=options.cold,
+    )

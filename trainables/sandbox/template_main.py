@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
         if not line:
             _last_sweep(hello)
             leave()
-        _serve(control, json.loads(line), descriptors[0], hello, clean)
+        _serve(control, line, descriptors[0], hello, clean)
 
 
 def _run_once(control: socket.socket, hello: dict[str, Any]) -> None:
@@ -79,7 +79,7 @@ def _run_once(control: socket.socket, hello: dict[str, Any]) -> None:
     control.sendall(b"{}\n")
     from feedrate.trainables.sandbox.child_main import run_request
 
-    run_request(json.loads(line), descriptors[0])
+    run_request(line, descriptors[0])
     leave()
 
 
@@ -94,7 +94,7 @@ def _last_sweep(hello: dict[str, Any], group: int | None = None) -> None:
     shutil.rmtree(hello["temp"], ignore_errors=True)
 
 
-def _serve(control: socket.socket, request: dict[str, Any], pipe: int, hello: dict[str, Any], clean: bool) -> None:
+def _serve(control: socket.socket, request: bytes, pipe: int, hello: dict[str, Any], clean: bool) -> None:
     """Start a child, wait until it ends or the supervisor is gone, and report how the child ended."""
     pid = _fork(control, request, pipe, hello) if clean else _spawn(request, pipe, hello)
     os.close(pipe)
@@ -135,7 +135,7 @@ def _end_without_owner(hello: dict[str, Any], pid: int, watch: int) -> NoReturn:
     leave()
 
 
-def _fork(control: socket.socket, request: dict[str, Any], pipe: int, hello: dict[str, Any]) -> int:
+def _fork(control: socket.socket, request: bytes, pipe: int, hello: dict[str, Any]) -> int:
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
@@ -152,7 +152,7 @@ def _fork(control: socket.socket, request: dict[str, Any], pipe: int, hello: dic
     return pid
 
 
-def _spawn(request: dict[str, Any], pipe: int, hello: dict[str, Any]) -> int:
+def _spawn(request: bytes, pipe: int, hello: dict[str, Any]) -> int:
     """Start a new interpreter for one request, because importing the user's module left threads, CUDA state or open files behind."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -163,7 +163,7 @@ def _spawn(request: dict[str, Any], pipe: int, hello: dict[str, Any]) -> int:
         theirs.close()
         ours.sendall(json.dumps(hello).encode() + b"\n")
         _receive_line(ours)  # the new interpreter has started
-        socket.send_fds(ours, [json.dumps(request).encode() + b"\n"], [pipe])
+        socket.send_fds(ours, [request], [pipe])
         _receive_line(ours)  # it now leads its own process group
     child.returncode = 0  # because the template waits for this process by its pid
     return child.pid

@@ -9,6 +9,7 @@ from synthetic import record
 
 from feedrate.search.cli.ceilings import _Lines
 from feedrate.search.cli.main import main
+from feedrate.trainables.failure import Failure
 from feedrate.trainables.loader.cold_cache import resident_fraction
 
 WORKLOADS = (
@@ -186,7 +187,7 @@ def test_without_workers_step_and_loader_take_turns(capsys):
 @pytest.mark.parametrize(
     ("columns", "failure", "why"),
     [
-        ({}, {"failure_message": "the disk is gone"}, "the disk is gone"),
+        ({}, Failure(kind="user-code", phase="loader", message="the disk is gone"), "the disk is gone"),
         ({"cold_refused": "100% of the pages stay", "cache_state": "warm"}, None, "100% of the pages stay"),
         ({"cache_state": "warm"}, None, "this machine's kernel counted no reads from storage"),
         ({"cache_state": "mixed"}, None, "only some of the data came from storage"),

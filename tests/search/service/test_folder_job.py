@@ -6,6 +6,7 @@ import os
 import sys
 
 import pytest
+from synthetic import search_json
 
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.search.head import _runs_in
@@ -19,10 +20,10 @@ from feedrate.search.terminal.paste import pasted
 SUBMISSION = Submission(
     owner="ann@laptop", workload="train.py:workload", command="feedrate search train.py:workload", way_on="feedrate resume a", env=("A",), pip=("lz4",)
 )
-SEARCH = {
-    "workload": {"target": "/tmp/ray/x/train.py:workload"}, "command": "feedrate search --address auto", "versions": {"feedrate": "0.1.0"},
-    "created_unix_s": 1000.0, "finished": False, "owner": "ann@laptop", "submission": SUBMISSION.to_json(),
-}  # fmt: skip
+SEARCH = search_json(
+    workload={"target": "/tmp/ray/x/train.py:workload", "name": "workload"}, command="feedrate search --address auto",
+    created_unix_s=1000.0, owner="ann@laptop", submission=SUBMISSION.to_json(),
+)  # fmt: skip
 
 
 def run(parent, name, **more):

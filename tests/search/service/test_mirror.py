@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import QUICK, records
 from ray_head import free_port
+from synthetic import search_json
 
 from feedrate.analysis.load import load_run
 from feedrate.analysis.run_folder import RunError, RunFolder
@@ -123,14 +124,14 @@ def test_a_copy_becomes_a_folder_once(tmp_path, monkeypatch):
     url = (tmp_path / "there" / "mine").as_uri()
     with pytest.raises(RunError, match="is not a run folder"):
         bring(url)
-    write_url(f"{url}/search.json", json.dumps({"mirror": url}).encode())
+    write_url(f"{url}/search.json", json.dumps(search_json(mirror=url)).encode())
     write_url(f"{url}/trials.jsonl", b"1\n")
     folder = bring(url)
     assert (folder / "trials.jsonl").read_text() == "1\n"
     (folder / "trials.jsonl").write_text("1\n2\n")
     assert bring(url) == folder
     assert (folder / "trials.jsonl").read_text() == "1\n2\n"
-    RunFolder(folder).write_search({"mirror": "s3://other"})
+    RunFolder(folder).write_search(search_json(mirror="s3://other"))
     with pytest.raises(RunError, match="contains a different run than"):
         bring(url)
     assert bring("here") == Path("here")

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from answers import answer
+from synthetic import search_json
 
 from feedrate.analysis.load import SEARCH_SCHEMA
 from feedrate.search.cli.main import main
@@ -24,7 +25,7 @@ def runs(tmp_path, monkeypatch):
         (folder / "tune" / "deep").mkdir(parents=True)
         (folder / "tune-1").mkdir()
         (folder / "tune" / "deep" / "state.pkl").write_bytes(bytes(100_000))
-        (folder / "search.json").write_text(json.dumps({"schema": schema, "finished": finished}))
+        (folder / "search.json").write_text(json.dumps(search_json(schema=schema, finished=finished)))
         for file in ("trials.jsonl", "study.journal", "study.journal.lock", "best.json", "report.html", "trials.csv", ".best.json.x1y2", "search.lock"):
             (folder / file).write_text("x")
         for path in folder.iterdir():

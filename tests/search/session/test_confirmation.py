@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from made_up_search import FOUR, SPACE, TORCH_DEFAULT, Search, measured, rate_of
+from synthetic import search_json
 
 from feedrate.analysis.estimate import Rate
 from feedrate.analysis.load import load_run
@@ -15,6 +16,7 @@ from feedrate.analysis.schema import check_record
 from feedrate.analysis.summary import ranking, standing_of
 from feedrate.search.cli.wording import explain
 from feedrate.search.engine.searcher import SessionSearcher
+from feedrate.search.record import SearchRecord
 from feedrate.search.result import conclude
 from feedrate.search.session.finalists import MAX_ROUNDS, Candidate, rounds_s
 from feedrate.search.session.search_end import at_ceiling, nothing_to_gain, same_failures
@@ -97,7 +99,7 @@ def test_the_rates_of_rounds_are_the_answer(search):
     """A finalist has the rate of its rounds, not the reading that made it one; its speed-up is paired."""
     done = search()
     done.go()
-    (done.folder.search).write_text('{"schema": "feedrate/search/1", "study": "s"}')
+    done.folder.write_search(search_json(study="s"))
     run = load_run(done.folder.path)
     ranked = ranking(run)
     three = ranked[ranked["num_workers"] == 3].iloc[0]
@@ -186,7 +188,7 @@ def test_a_faster_setting_without_rounds_is_named_and_not_the_answer(search):
     more = search(confirm=False)
     more.clock.now = first.clock.now
     more.go()
-    more.folder.search.write_text('{"schema": "feedrate/search/1", "study": "s"}')
+    more.folder.write_search(search_json(study="s"))
     result = conclude(more.folder, more.session.stop_reason)
     assert result.dataloader["num_workers"] == 1
     assert result.best["search"]["open"][0].startswith("b64 w3 p2 pers (1,")
@@ -307,13 +309,13 @@ def test_a_winner_on_the_edge_of_a_default_range_extends_it(tmp_path):
     space = SearchSpace.default(num_cpus=4, has_accelerator=False, given=given)
     text = io.StringIO()
     found = Search(tmp_path / "run", space=space, keep_going=False, text=text)
-    found.folder.search.write_text('{"schema": "feedrate/search/1", "study": "s"}')
+    found.folder.write_search(search_json(study="s"))
     while (request := found.ask()) is not None:
         rate = 100.0 + 50.0 * min(request.config.num_workers, 48)
         found.session.completed(request.number, measured(request, rate_sps=rate), None)
     assert max(request.config.num_workers for request in found.asked) >= 44
     assert "b64 w32 p2 pers is on the edge of the default range, so the search now goes up to 64 workers" in text.getvalue()
-    kept = SearchSpace.from_json(found.folder.read_search()["space"])
+    kept = SearchRecord.read(found.folder).space
     assert kept.values("num_workers")[-1] in (64, 128)
     assert found.session.stop_reason
 

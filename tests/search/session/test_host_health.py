@@ -4,9 +4,10 @@ import io
 
 import pytest
 from made_up_search import FOUR, TORCH_DEFAULT, Search, measured
+from synthetic import search_json
 from test_confirmation import is_round
 
-from feedrate.analysis.load import SEARCH_SCHEMA, load_run
+from feedrate.analysis.load import load_run
 from feedrate.analysis.schema import check_record
 from feedrate.search.session.host_health import HostHealth, may_be_hosts
 from feedrate.trainables.config import LoaderConfig
@@ -129,7 +130,7 @@ class OnHosts(Search):
         self.text = io.StringIO()
         super().__init__(*arguments, text=self.text, **options)
         if not self.folder.search.exists():
-            self.folder.write_search({"schema": SEARCH_SCHEMA, "study": "s", "options": {}})
+            self.folder.write_search(search_json(study="s"))
         self.hosts, self.ails = set(hosts), ails
         self.busy = {}
         self.session.hosts = lambda: self.hosts

@@ -10,6 +10,7 @@ import workloads
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.search.options import UsageError
 from feedrate.search.setup.prepare import choose_folder, clear, describe_workload, held
+from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.resolve import make_ref
 
 
@@ -113,10 +114,10 @@ def test_one_driver_at_a_time_holds_a_run(tmp_path):
 def test_a_workload_is_described_by_a_clean_child():
     """Its name, unit, size, own setting and what its check says; the dataset is not made in this process."""
     described = describe_workload(make_ref(f"{workloads.PATH}:mine"))
-    assert (described["name"], described["unit"], described["epoch_samples"]) == ("mine", "samples", 64)
-    assert described["baseline"] | {"num_workers": 2, "batch_size": 4, "prefetch_factor": 3} == described["baseline"]
-    assert described["fixed"] == []
-    assert described["facts"]["num_cpus"] >= 1
+    assert (described.name, described.unit, described.epoch_samples) == ("mine", "samples", 64)
+    assert described.baseline == LoaderConfig(num_workers=2, batch_size=4, prefetch_factor=3)
+    assert described.fixed == ()
+    assert described.facts.num_cpus >= 1
 
 
 def test_a_workload_that_cannot_be_made_is_refused():

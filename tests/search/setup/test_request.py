@@ -1,6 +1,9 @@
 """request.py: the options are checked against the workload before anything is measured or written."""
 
+from dataclasses import replace
+
 import pytest
+from described_workloads import SHORT
 from ray import tune
 
 from feedrate.search.engine.reservation import Placement
@@ -18,8 +21,6 @@ from feedrate.search.setup.request import (
 from feedrate.search.space.search_space import Choice, Range
 from feedrate.trainables.config import LoaderConfig
 
-SHORT = {"baseline": None, "fixed": [], "is_short": True, "facts": {"num_gpus": 0}}
-
 
 def placement(cpus=4):
     return Placement(cpus=cpus, gpus=0, trial_slot=False, num_slots=1, where="here")
@@ -28,7 +29,7 @@ def placement(cpus=4):
 def described(**own):
     """A workload with a loader of its own."""
     loader = LoaderConfig(**{"num_workers": 2, "batch_size": 8} | own)
-    return SHORT | {"baseline": loader.to_dict(), "is_short": False}
+    return replace(SHORT, baseline=loader, is_short=False)
 
 
 def test_dimensions_may_be_written_as_tunes_domains():
@@ -151,7 +152,7 @@ def test_what_changes_nothing_or_more_than_it_seems_is_said():
 
 def test_a_batch_size_that_the_loader_does_not_have_is_refused():
     """One sentence with the way out; where nothing is asked, or the loader has one, nothing is refused."""
-    own = SHORT | {"fixed": ["batch_size"]}
+    own = replace(SHORT, fixed=("batch_size",))
     with pytest.raises(UsageError, match=r"--batch-size 32,64: the workload's loader has batch_size=None.*Leave --batch-size out"):
         check_batch_sizes({"batch_size": Choice((32, 64))}, own)
     for given, described in (({}, own), ({"batch_size": Choice((None,))}, own), ({"batch_size": Choice((8,))}, SHORT)):

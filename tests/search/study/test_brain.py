@@ -44,7 +44,7 @@ def test_enqueued_first_in_order(opened):
 
 def test_study_is_readable(opened):
     """Another program finds real values, origin, kind and run id in the study."""
-    brain = opened(run_id="run-7")
+    brain = opened()
     brain.enqueue(W4, "seed")
     brain.enqueue(LoaderConfig(num_workers=0, batch_size=32), "baseline")
     brain.ask()
@@ -54,7 +54,7 @@ def test_study_is_readable(opened):
     assert with_workers.user_attrs["config"] == W4.to_dict()
     assert without.params == {"num_workers": 0, "batch_size": 32, "pin_memory": False}
     assert (without.user_attrs["origin"], without.user_attrs["kind"]) == ("baseline", "search")
-    assert without.user_attrs["run_id"] == "run-7"
+    assert without.user_attrs["run_id"] == "s"
 
 
 def test_outcomes_are_told_truthfully(opened):

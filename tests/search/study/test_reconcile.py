@@ -115,10 +115,10 @@ def test_crash_inside_reconcile(opened):
     assert brain.tried() == {config}
 
 
-def test_trials_of_another_run_are_left_alone(opened):
-    """Running trials that carry another run id are not ours to end."""
-    opened(run_id="theirs").ask()
-    brain = opened(run_id="ours")
+def test_trials_of_another_program_are_left_alone(opened):
+    """Running trials that somebody made with Optuna alone carry no run id: they are not ours to end."""
+    opened().study.ask()
+    brain = opened()
     assert reconcile(brain, []).requeued == []
     assert brain.counts().running == 1
 

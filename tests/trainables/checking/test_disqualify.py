@@ -1,10 +1,12 @@
 """disqualify.py and duplicates.py: a search leaves out numbers of workers that repeat data, and prints the reason."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from described_workloads import SHORT
 from looks import Augmented, Divided, Owner, step, with_noise
 from made_up_search import FOUR
 from synthetic import record
@@ -22,7 +24,8 @@ from feedrate.search.study.brain import Brain
 from feedrate.search.study.pruner import LOW
 from feedrate.search.study.reconcile import tell_record
 from feedrate.trainables.checking import disqualify
-from feedrate.trainables.checking.disqualify import QuickLook, disqualified
+from feedrate.trainables.checking.disqualify import disqualified
+from feedrate.trainables.checking.quick_look import QuickLook
 from feedrate.trainables.config import LoaderConfig
 
 FINE = QuickLook()
@@ -123,8 +126,8 @@ def test_what_fails_or_hangs_disqualifies_nothing():
 
 
 def described(data, num_workers=None, **setting):
-    own = None if num_workers is None else LoaderConfig(num_workers=num_workers, batch_size=4, **setting).to_dict()
-    return {"data": data.to_json(), "baseline": own}
+    own = None if num_workers is None else LoaderConfig(num_workers=num_workers, batch_size=4, **setting)
+    return replace(SHORT, data=QuickLook(**data.to_json()), baseline=own)
 
 
 class Endless(Dataset):

@@ -12,7 +12,8 @@ from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import Failure, TrialFailed
 from feedrate.trainables.isolation.isolated import isolated
 from feedrate.trainables.measuring.kept_batches import KeptBatches
-from feedrate.trainables.measuring.measure import MeasureOptions, measure
+from feedrate.trainables.measuring.measure import measure
+from feedrate.trainables.measuring.measure_options import MeasureOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*use of fork:DeprecationWarning")
 LOW = Failure(kind="too-many-files", phase="measure", message="the limit of open files is too low")

@@ -11,7 +11,8 @@ from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import INFEASIBLE, TrialFailed
 from feedrate.trainables.measuring import limits
 from feedrate.trainables.measuring.limits import amount, check_limits, storage_bytes
-from feedrate.trainables.measuring.measure import MeasureOptions, measure
+from feedrate.trainables.measuring.measure import measure
+from feedrate.trainables.measuring.measure_options import MeasureOptions
 
 PLENTY = {"free_shm_bytes": 10**13, "max_open_files": 10**9, "available_bytes": 10**13}
 

@@ -19,7 +19,8 @@ from feedrate.analysis.schema import COLUMNS
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import TrialFailed, classify
 from feedrate.trainables.measurement import Measurement, Windows
-from feedrate.trainables.measuring.measure import MeasureOptions, measure
+from feedrate.trainables.measuring.measure import measure
+from feedrate.trainables.measuring.measure_options import MeasureOptions
 from feedrate.trainables.measuring.training import MIN_WINDOWS, Training
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*use of fork:DeprecationWarning")

@@ -1,6 +1,5 @@
 """Every fault of a workload ends in bounded time with its cause, leaves nothing behind, and the next trial runs."""
 
-import json
 import os
 import re
 import subprocess
@@ -12,8 +11,11 @@ from census import OURS, TAG, files, leaves_nothing, tagged
 from fault_workloads import PATH
 
 from feedrate.analysis.estimate import record_rate
+from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import KINDS
 from feedrate.trainables.machine import memory_guard
+from feedrate.trainables.measuring.measure_options import MeasureOptions
+from feedrate.trainables.protocol import Failed, Measured, MeasureRequest, event_of
 from feedrate.trainables.resolve import make_ref
 from feedrate.trainables.sandbox import hang_detector
 from feedrate.trainables.sandbox.template import Template
@@ -184,12 +186,9 @@ def measured(template, name, setting=None, options=None):
     """The last event of a trial, and what is left of it is nothing."""
     before = files()
     template.ref = make_ref(f"{PATH}:{name}")
-    request = {
-        "op": "measure",
-        "config": {"num_workers": 2, "batch_size": 4} | (setting or {}),
-        "options": {"max_trial_s": 10.0, "measure_step": False} | (options or {}),
-    }
-    *_, event = template.run(request, max_s=request["options"]["max_trial_s"])
+    measure_options = MeasureOptions(**{"max_trial_s": 10.0, "measure_step": False} | (options or {}))
+    config = LoaderConfig(**{"num_workers": 2, "batch_size": 4} | (setting or {}))
+    *_, event = template.run(MeasureRequest(config=config, options=measure_options), max_s=measure_options.max_trial_s)
     tag = os.environ["FEEDRATE_HOST_ID"].removeprefix("test-")
     assert not tagged(tag) - {template._process.pid} - template._channel.spare
     assert not {path for path in files() - before if path.name.startswith("torch_")}
@@ -204,41 +203,45 @@ def test_a_fault_is_told_and_over(template, monkeypatch, fault):
     if fault.name == "grows":
         monkeypatch.setenv(memory_guard.TRIAL_VARIABLE, "600000000")
     monkeypatch.setattr(hang_detector, "GRACE_S", fault.grace_s)
-    failure = measured(template, fault.name, fault.setting, fault.options)
-    assert failure["event"] == "failure", failure
+    event = measured(template, fault.name, fault.setting, fault.options)
+    assert isinstance(event, Failed), event
+    failure = event.failure
     assert fault.kind in KINDS
-    told = (failure["failure_kind"], failure["failure_message"], failure["failure_stacks"])
-    assert failure["failure_kind"] == fault.kind, told
-    assert re.fullmatch(fault.phase, failure["failure_phase"])
-    assert re.search(fault.said, failure["failure_message"], re.DOTALL), failure["failure_message"]
+    told = (failure.kind, failure.message, failure.stacks)
+    assert failure.kind == fault.kind, told
+    assert re.fullmatch(fault.phase, failure.phase)
+    assert re.search(fault.said, failure.message, re.DOTALL), failure.message
     if fault.kind == "user-code":
-        assert OURS not in failure["failure_traceback"]
-        assert failure["failure_cause"]
+        assert OURS not in failure.traceback
+        assert failure.cause
     if fault.kind == "hang":
-        assert re.search(fault.stacks, failure["failure_stacks"] or "", re.MULTILINE), failure["failure_stacks"]
+        assert re.search(fault.stacks, failure.stacks or "", re.MULTILINE), failure.stacks
     monkeypatch.delenv(memory_guard.TRIAL_VARIABLE, raising=False)
     sound = measured(template, "nan", options={"max_trial_s": 2.0})
-    assert sound["event"] == "result", sound
+    assert isinstance(sound, Measured), sound
 
 
 @pytest.mark.parametrize("name", HARMLESS)
 def test_bad_manners_do_no_harm(template, name):
     """Printing, forking, handlers, another start method, threads, a NaN loss, an end that hangs: there is a number."""
     result = measured(template, name, options={"max_trial_s": 30.0 if name == "changes_start_method" else 3.0})
-    assert result["event"] == "result", result
-    assert record_rate(result["columns"]).sps > 0
-    assert result["columns"].get("loss_is_finite", name != "nan") in (name != "nan", None)
+    assert isinstance(result, Measured), result
+    assert record_rate(result.columns).sps > 0
+    assert result.columns.get("loss_is_finite", name != "nan") in (name != "nan", None)
 
 
 IN_SMALL_SHM = """
-import json, sys
+import sys
+from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.measuring.measure_options import MeasureOptions
+from feedrate.trainables.protocol import MeasureRequest, event_line
 from feedrate.trainables.resolve import make_ref
 from feedrate.trainables.sandbox.template import Template
 template = Template(make_ref(sys.argv[1]))
-config, options = {"num_workers": 2, "batch_size": 4}, {"max_trial_s": 10.0, "measure_step": False}
-*_, event = template.run({"op": "measure", "config": config, "options": options}, max_s=10.0)
+config, options = LoaderConfig(num_workers=2, batch_size=4), MeasureOptions(max_trial_s=10.0, measure_step=False)
+*_, event = template.run(MeasureRequest(config=config, options=options), max_s=10.0)
 template.close()
-print(json.dumps(event))
+print(event_line(event).decode())
 """
 
 
@@ -256,16 +259,17 @@ def test_a_full_shm_is_told(tag):
         env=os.environ | {TAG: tag},
         timeout=120,
     )
-    failure = json.loads(run.stdout.splitlines()[-1])
-    assert failure["event"] == "failure", failure
-    assert failure["failure_kind"] == "shm-full", (failure["failure_message"], failure["failure_traceback"])
-    assert "--shm-size" in failure["failure_message"]
+    event = event_of(run.stdout.strip().splitlines()[-1].encode())
+    assert isinstance(event, Failed), event
+    failure = event.failure
+    assert failure.kind == "shm-full", (failure.message, failure.traceback)
+    assert "--shm-size" in failure.message
 
 
 def test_a_limit_that_is_no_number_is_refused(template, monkeypatch):
     """The guard's variable is named; nothing was started for it, and the next trial runs."""
     monkeypatch.setenv(memory_guard.LIMIT_VARIABLE, "2G")
-    failure = measured(template, "nan")
-    assert "FEEDRATE_MIN_AVAILABLE_BYTES must be a number of bytes" in failure["failure_message"]
+    failure = measured(template, "nan").failure
+    assert "FEEDRATE_MIN_AVAILABLE_BYTES must be a number of bytes" in failure.message
     monkeypatch.delenv(memory_guard.LIMIT_VARIABLE)
-    assert measured(template, "nan", options={"max_trial_s": 2.0})["event"] == "result"
+    assert isinstance(measured(template, "nan", options={"max_trial_s": 2.0}), Measured)

@@ -1,11 +1,11 @@
 """A trial sees the dataset as the user's program does: nothing is read before the fork, and a resource that may exist only once does."""
 
 import atexit
-import json
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,9 @@ from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import TrialFailed
 from feedrate.trainables.loader.build_loader import build_loader
 from feedrate.trainables.measuring import cached_batch
-from feedrate.trainables.measuring.measure import MeasureOptions, measure
+from feedrate.trainables.measuring.measure import measure
+from feedrate.trainables.measuring.measure_options import MeasureOptions
+from feedrate.trainables.protocol import Described, DescribeRequest, Failed, Measured, MeasureRequest, Progress
 from feedrate.trainables.resolve import make_ref
 from feedrate.trainables.sandbox import child_main
 from feedrate.trainables.sandbox.template import Template
@@ -73,7 +75,7 @@ def named(hangs=False):
     return general(lambda **overrides: DataLoader(Named(hangs), **({{"batch_size": 4, "num_workers": 2}} | overrides)), lambda batch: None)
 atexit.register(lambda: open({ended!r}, "a").write("x"))
 """
-REQUEST = {"op": "measure", "config": {"num_workers": 2, "batch_size": 4}, "options": {"max_trial_s": 1.0}}
+REQUEST = MeasureRequest(config=LoaderConfig(num_workers=2, batch_size=4), options=MeasureOptions(max_trial_s=1.0))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -117,10 +119,10 @@ def test_what_a_dataset_opens_on_first_use_is_opened_by_each_worker(made):
     """The cached batch is read elsewhere, so that no worker inherits what reading it opened; the ceiling is known all the same."""
     template = made("opens")
     for num_workers in (2, 0, 2):
-        config = REQUEST["config"] | {"num_workers": num_workers}
-        event = last(template.run({**REQUEST, "config": config}))
-        assert event["event"] == "result", event
-        assert event["columns"]["step_only_num_items"]
+        config = LoaderConfig(num_workers=num_workers, batch_size=4)
+        event = last(template.run(replace(REQUEST, config=config)))
+        assert isinstance(event, Measured), event
+        assert event.columns["step_only_num_items"]
 
 
 def test_reading_a_batch_leaves_this_process_alone(made, tmp_path):
@@ -185,11 +187,11 @@ def test_a_view_of_a_large_tensor_is_read_alone():
 
 def test_a_thread_that_the_dataset_made_is_missed_in_workers_only(made):
     """Forked workers lack the thread and hang; without workers it is there, and the failure's sentence mentions it."""
-    failure = last(made("answers").run(REQUEST, max_s=1.0))
-    assert failure["failure_kind"] == "hang"
-    assert failure["failure_message"].startswith("no batch came for 1 s")
-    assert "loading succeeds with 0 workers: forked workers lack the thread Thread-" in failure["failure_message"]
-    assert "(answer), which was started before them" in failure["failure_message"]
+    failure = last(made("answers").run(REQUEST, max_s=1.0)).failure
+    assert failure.kind == "hang"
+    assert failure.message.startswith("no batch came for 1 s")
+    assert "loading succeeds with 0 workers: forked workers lack the thread Thread-" in failure.message
+    assert "(answer), which was started before them" in failure.message
 
 
 @pytest.mark.parametrize("hangs", [False, True])
@@ -197,18 +199,18 @@ def test_what_may_exist_once_exists_once(made, block, hangs):
     """Describing, reading, measuring, failing and trying again each end with their exit functions: nobody finds the block there."""
     template = made("named")
     template.ref = make_ref(template.ref.target, {"hangs": hangs})
-    described = last(template.run({"op": "describe"}))
-    assert described["event"] == "described", described
+    described = last(template.run(DescribeRequest()))
+    assert isinstance(described, Described), described
     for _ in range(2):
         event = last(template.run(REQUEST, max_s=1.0))
-        assert event["event"] == ("failure" if hangs else "result"), event
+        assert isinstance(event, Failed if hangs else Measured), event
         assert not Path("/dev/shm", block).exists()
     if hangs:
-        assert event["failure_kind"] == "hang"
-        assert "loading succeeds with 0 workers" in event["failure_message"]
+        assert event.failure.kind == "hang"
+        assert "loading succeeds with 0 workers" in event.failure.message
     else:
-        events = template.run({**REQUEST, "options": {"max_trial_s": 30.0}})  # stopped early
-        while next(events)["event"] != "progress":
+        events = template.run(replace(REQUEST, options=MeasureOptions(max_trial_s=30.0)))  # stopped early
+        while not isinstance(next(events), Progress):
             pass
         events.close()
         assert not Path("/dev/shm", block).exists()
@@ -219,8 +221,8 @@ def test_a_kept_child_that_cannot_make_its_loader_again_is_replaced(made):
     template = made("named")
     template._environment[child_main.KEEP_VARIABLE] = "0"
     for _ in range(3):
-        event = last(template.run({**REQUEST, "keep": True}))
-        assert event["event"] == "result", event
+        event = last(template.run(replace(REQUEST, keep=True)))
+        assert isinstance(event, Measured), event
 
 
 def test_a_second_making_in_one_process_is_said_to_be_one(block):
@@ -246,7 +248,7 @@ def test_exit_functions_of_the_module_run_once(made, tmp_path):
     """They belong to the template, which imported the module, and not to the trials that are forked from it."""
     template = made("opens")
     for _ in range(2):
-        assert last(template.run({"op": "describe"}))["event"] == "described"
+        assert isinstance(last(template.run(DescribeRequest())), Described)
     assert template.clean
     assert not (tmp_path / "ended").exists()
     template.close()
@@ -259,8 +261,8 @@ def test_a_file_that_the_module_opens_is_opened_by_each_trial(made, tmp_path):
     with (tmp_path / "own_train.py").open("a") as module:
         module.write("\nLINES = open(__file__)\ndef first(): return short(Rows(), check=lambda: [LINES.readline()])\n")
     template.ref = make_ref(f"{tmp_path / 'own_train.py'}:first")
-    notes = [last(template.run({"op": "describe"}))["notes"] for _ in range(2)]
-    assert notes[0] == notes[1] == ["\n"]
+    notes = [last(template.run(DescribeRequest())).notes for _ in range(2)]
+    assert notes[0] == notes[1] == ("\n",)
     assert not template.clean
 
 
@@ -268,17 +270,19 @@ def test_a_trial_whose_supervisor_is_killed_runs_its_exit_functions(made, block,
     """The template notices, and lets the trial leave before it kills what is left."""
     made("named")
     script = f"""
-import sys, json
+from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.measuring.measure_options import MeasureOptions
+from feedrate.trainables.protocol import MeasureRequest
 from feedrate.trainables.resolve import make_ref
 from feedrate.trainables.sandbox.template import Template
-request = json.loads({json.dumps({**REQUEST, "options": {"max_trial_s": 60.0}})!r})
+request = MeasureRequest(config=LoaderConfig(num_workers=2, batch_size=4), options=MeasureOptions(max_trial_s=60.0))
 for event in Template(make_ref({str(tmp_path / "own_train.py")!r} + ":named")).run(request):
-    print(event["event"], flush=True)
+    print(type(event).__name__, flush=True)
 """
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env={**os.environ, TAG: tag}
     )
-    while process.stdout.readline().strip() != "progress":
+    while process.stdout.readline().strip() != "Progress":
         assert process.poll() is None
     assert Path("/dev/shm", block).exists()
     process.send_signal(signal.SIGKILL)

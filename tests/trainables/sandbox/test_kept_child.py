@@ -10,8 +10,11 @@ from workloads import PATH
 
 from feedrate.analysis.estimate import record_rate
 from feedrate.search.cli.measure import _still
+from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.machine.host_lock import HostLock
 from feedrate.trainables.machine.process import tree_pids
+from feedrate.trainables.measuring.measure_options import MeasureOptions
+from feedrate.trainables.protocol import Failed, Measured, MeasureRequest, Progress, Silent, Waiting
 from feedrate.trainables.resolve import make_ref
 from feedrate.trainables.sandbox import hang_detector
 from feedrate.trainables.sandbox.child_main import KEEP_VARIABLE
@@ -40,13 +43,16 @@ def template(tag):
     made.close()
 
 
+def request(setting=SETTING, options=OPTIONS, keep=True):
+    return MeasureRequest(config=LoaderConfig(**setting), options=MeasureOptions(**options), keep=keep)
+
+
 def run(template, setting=SETTING, **more):
-    """The last event of one setting, and the pid of the child that measured it."""
-    request = {"op": "measure", "config": setting, "options": OPTIONS, "keep": True} | more
-    for event in template.run(request):
-        if event["event"] == "failure":
-            pytest.fail(event["failure_message"])
-    return event["columns"], kept_pid(template)
+    """The columns of one setting, and the pid of the child that measured it."""
+    for event in template.run(request(setting, **more)):
+        if isinstance(event, Failed):
+            pytest.fail(event.failure.message)
+    return event.columns, kept_pid(template)
 
 
 def kept_pid(template):
@@ -79,8 +85,8 @@ def test_a_child_is_not_kept_where_something_may_be_left(template, tag):
 
 def test_a_trial_that_is_stopped_early_keeps_its_child(template, tag):
     """Closing the events of a running trial ends its workers, and the next setting does not wait for a model."""
-    events = template.run({"op": "measure", "config": SETTING, "options": OPTIONS | {"max_trial_s": 30.0}, "keep": True})
-    assert any(event["event"] == "progress" for event in events)
+    events = template.run(request(options=OPTIONS | {"max_trial_s": 30.0}))
+    assert any(isinstance(event, Progress) for event in events)
     events.close()
     pid = kept_pid(template)
     assert tagged(tag) - template._channel.spare == {pid}
@@ -101,9 +107,8 @@ def test_a_kept_child_that_was_killed_is_replaced(template, tag):
 def test_a_failed_setting_ends_its_child(template, tag):
     """After any fault the next setting gets a fresh process."""
     assert run(template)[1] is not None
-    request = {"op": "measure", "config": SETTING, "options": OPTIONS | {"max_trial_s": -1.0}, "keep": True}
-    *_, event = template.run(request)
-    assert event["event"] == "failure"
+    *_, event = template.run(request(options=OPTIONS | {"max_trial_s": -1.0}))
+    assert isinstance(event, Failed)
     assert template._kept is None
     assert not tagged(tag) - template._channel.spare
 
@@ -121,11 +126,11 @@ def test_cheap_set_up_is_not_kept(tag):
 def test_a_silent_trial_is_said_to_be(template, monkeypatch):
     """Whoever waits hears in which phase a trial says nothing, again and again, for as long as it may."""
     monkeypatch.setattr(hang_detector, "SILENT_S", 0.3)
-    events = list(template.run({"op": "measure", "config": SETTING, "options": OPTIONS}))
-    silent = [event for event in events if event["event"] == "silent" and event["phase"] == "setup"]
+    events = list(template.run(request(keep=False)))
+    silent = [event for event in events if isinstance(event, Silent) and event.phase == "setup"]
     assert len(silent) >= 3
-    assert silent[0]["silent_s"] < silent[1]["silent_s"] < silent[2]["silent_s"]
-    assert events[-1]["event"] == "result"
+    assert silent[0].silent_s < silent[1].silent_s < silent[2].silent_s
+    assert isinstance(events[-1], Measured)
 
 
 @pytest.mark.parametrize(("sleep_s", "are_waited_for"), [(0.2, False), (0.001, True)])
@@ -144,13 +149,13 @@ def test_a_trial_that_waits_is_said_to_wait(template, monkeypatch):
     monkeypatch.setattr(hang_detector, "SILENT_S", 0.2)
     held = HostLock()
     held.acquire(pytest.fail)
-    events = template.run({"op": "measure", "config": SETTING, "options": OPTIONS})
+    events = template.run(request(keep=False))
     try:
-        assert next(event for event in events if event["event"] in ("waiting", "silent"))["event"] in ("waiting", "silent")
-        silent = next(event for event in events if event["event"] == "silent" and event["waits"])
+        assert any(isinstance(event, Waiting) for event in events)
+        silent = next(event for event in events if isinstance(event, Silent) and event.waits)
     finally:
         held.release()
-    assert _still(silent, "another trial") == f"still waiting, for {silent['silent_s']:.0f} s: another trial"
-    event = next(event for event in events if event["event"] == "silent")
+    assert _still(silent, "another trial") == f"still waiting, for {silent.silent_s:.0f} s: another trial"
+    event = next(event for event in events if isinstance(event, Silent))
     assert _still(event, "").startswith("still in phase setup, for ")
     events.close()

@@ -14,7 +14,19 @@ from workloads import PATH
 
 from feedrate.analysis.estimate import record_rate
 from feedrate.analysis.schema import COLUMNS
+from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.machine.host_lock import HostLock
+from feedrate.trainables.measuring.measure_options import MeasureOptions
+from feedrate.trainables.protocol import (
+    Described,
+    DescribeRequest,
+    Failed,
+    Measured,
+    MeasureRequest,
+    Phase,
+    Progress,
+    Waiting,
+)
 from feedrate.trainables.resolve import make_ref
 from feedrate.trainables.sandbox import hang_detector
 from feedrate.trainables.sandbox.template import Template
@@ -50,9 +62,10 @@ def nothing_is_left(request, tag):
 def run(template, name, op="describe", *, max_s=30.0, options=None, setting=SETTING, **workload_options):
     """The events of one request, lazily."""
     template.ref = make_ref(f"{PATH}:{name}", workload_options)
-    request = {"op": op}
+    request = DescribeRequest()
     if op == "measure":
-        request |= {"config": setting, "options": {"max_trial_s": 1.0, "measure_step": False} | (options or {})}
+        measured = MeasureOptions(**{"max_trial_s": 1.0, "measure_step": False} | (options or {}))
+        request = MeasureRequest(config=LoaderConfig(**setting), options=measured)
     return template.run(request, max_s=max_s)
 
 
@@ -61,15 +74,22 @@ def last(events):
     return event
 
 
+def last_failure(events):
+    """The failure with which a request ends."""
+    event = last(events)
+    assert isinstance(event, Failed), event
+    return event.failure
+
+
 def facts(template):
-    return json.loads(last(run(template, "facts"))["notes"][0])
+    return json.loads(last(run(template, "facts")).notes[0])
 
 
 def until_phase(events, phase):
     """Read events up to the beginning of a phase."""
     for event in events:
-        assert event["event"] != "failure", event["failure_message"]
-        if event.get("phase") == phase:
+        assert not isinstance(event, Failed), event.failure.message
+        if event == Phase(name=phase):
             return
     pytest.fail(f"no phase {phase}")
 
@@ -77,19 +97,19 @@ def until_phase(events, phase):
 def test_a_workload_is_described(template):
     """The description of a short workload has no baseline of its own; that of a general one is its loader's."""
     described = last(run(template, "rows", num_rows=7))
-    assert described["event"] == "described"
-    assert (described["name"], described["unit"], described["epoch_samples"]) == ("rows", "samples", 7)
-    assert (described["is_short"], described["iterable"], described["baseline"]) == (True, False, None)
-    assert (described["fixed"], described["notes"]) == ([], [])
-    assert described["facts"]["nice"] == os.nice(0)
-    baseline = last(run(template, "mine"))["baseline"]
-    assert (baseline["num_workers"], baseline["batch_size"], baseline["prefetch_factor"]) == (2, 4, 3)
+    assert isinstance(described, Described)
+    assert (described.name, described.unit, described.epoch_samples) == ("rows", "samples", 7)
+    assert (described.is_short, described.iterable, described.baseline) == (True, False, None)
+    assert (described.fixed, described.notes) == ((), ())
+    assert described.facts.nice == os.nice(0)
+    baseline = last(run(template, "mine")).baseline
+    assert (baseline.num_workers, baseline.batch_size, baseline.prefetch_factor) == (2, 4, 3)
 
 
 def test_a_setting_is_measured(template):
     """Phases in order, growing progress, then the result with all columns and where it was measured."""
     events = list(run(template, "rows", "measure", sleep_s=0.001))
-    assert [event["phase"] for event in events if event["event"] == "phase"] == [
+    assert [event.name for event in events if isinstance(event, Phase)] == [
         "setup",
         "setup",
         "warm",
@@ -97,11 +117,11 @@ def test_a_setting_is_measured(template):
         "measure",
         "teardown",
     ]
-    progress = [event["columns"] for event in events if event["event"] == "progress"]
+    progress = [event.columns for event in events if isinstance(event, Progress)]
     sizes = [len(columns["window_duration_s"]) for columns in progress]
     assert sizes == sorted(sizes)
-    columns = events[-1]["columns"]
-    assert events[-1]["event"] == "result"
+    assert isinstance(events[-1], Measured)
+    columns = events[-1].columns
     assert {**columns, **progress[-1]} == columns
     assert columns.keys() <= {column.name for column in COLUMNS}
     assert record_rate(columns).sps > 0
@@ -137,7 +157,7 @@ def test_a_trial_gets_what_was_asked_for_it(monkeypatch, tag, tmp_path):
     ref = make_ref(f"{PATH}:facts", cwd=tmp_path)
     environment = {TAG: tag, "OMP_NUM_THREADS": None, "OWN": "1"}
     template = Template(ref, cpus={cpu}, threads=3, environment=environment)
-    found = json.loads(last(template.run({"op": "describe"}))["notes"][0])
+    found = json.loads(last(template.run(DescribeRequest())).notes[0])
     template.close()
     assert found["cpus"] == [cpu]
     assert found["torch_threads"] == 3
@@ -158,63 +178,64 @@ def test_a_trial_gets_what_was_asked_for_it(monkeypatch, tag, tmp_path):
 )
 def test_a_workload_that_cannot_be_used_says_why(template, name, said):
     """Describing ends with a usage failure: the user's own error with their traceback, or what is missing."""
-    failure = last(run(template, name))
-    assert (failure["event"], failure["usage"]) == ("failure", True)
-    assert re.search(said, failure["failure_message"], re.DOTALL), failure["failure_message"]
-    assert OURS not in failure["failure_message"]
+    failed = last(run(template, name))
+    assert isinstance(failed, Failed) and failed.usage
+    assert re.search(said, failed.failure.message, re.DOTALL), failed.failure.message
+    assert OURS not in failed.failure.message
 
 
 def test_options_that_do_not_fit_are_usage(template):
     """An option that the workload does not take ends in a usage failure, measured too."""
-    failure = last(run(template, "rows", "measure", latency_s=3))
-    assert failure["usage"]
-    assert "does not take --latency: leave it out" in failure["failure_message"]
+    failed = last(run(template, "rows", "measure", latency_s=3))
+    assert failed.usage
+    assert "does not take --latency: leave it out" in failed.failure.message
 
 
 def test_an_error_while_measuring_is_classified(template):
     """An error of the user's in a trial is a failure with its kind, phase and traceback."""
-    failure = last(run(template, "raises_in_dataset", "measure"))
-    assert (failure["event"], failure["usage"], failure["failure_kind"]) == ("failure", False, "user-code")
-    assert failure["failure_message"] == "RuntimeError: the disk is not mounted"
-    assert "in make" in failure["failure_traceback"]
-    assert OURS not in failure["failure_traceback"]
-    failure = last(run(template, "empty", "measure"))
-    assert "the loader delivers no batch at all" in failure["failure_message"]
+    failed = last(run(template, "raises_in_dataset", "measure"))
+    failure = failed.failure
+    assert (failed.usage, failure.kind) == (False, "user-code")
+    assert failure.message == "RuntimeError: the disk is not mounted"
+    assert "in make" in failure.traceback
+    assert OURS not in failure.traceback
+    failure = last_failure(run(template, "empty", "measure"))
+    assert "the loader delivers no batch at all" in failure.message
 
 
 def test_a_process_that_leaves_is_told_with_its_last_words(template):
     """os._exit in the user's code ends the trial with the exit status and what was printed last."""
     for op in ("describe", "measure"):
-        failure = last(run(template, "exits", op))
-        assert failure["failure_kind"] == "trainer-killed"
+        failure = last_failure(run(template, "exits", op))
+        assert failure.kind == "trainer-killed"
         phase = {"describe": "setup", "measure": "loader"}[op]
-        assert f"ended by itself (exit status 3) in phase {phase}: look for os._exit" in failure["failure_message"]
-        assert failure["failure_message"].endswith("its last output: about to leave")
+        assert f"ended by itself (exit status 3) in phase {phase}: look for os._exit" in failure.message
+        assert failure.message.endswith("its last output: about to leave")
 
 
 def test_a_killed_process_is_told_with_the_signal(template):
     """A trainer that is killed is named with the signal and the phase, at once, and the template lives on."""
     assert facts(template)
     before = template._process.pid
-    failure = last(run(template, "killed", "measure"))
-    assert failure["failure_kind"] == "trainer-killed"
-    assert "was killed by SIGKILL in phase loader" in failure["failure_message"]
+    failure = last_failure(run(template, "killed", "measure"))
+    assert failure.kind == "trainer-killed"
+    assert "was killed by SIGKILL in phase loader" in failure.message
     assert template._process.pid == before
 
 
 def test_a_hang_ends_in_bounded_time(template, monkeypatch):
     """A worker that never delivers is told by the trial after its time, and where the trial says nothing, by who watches it;
     a set-up that never ends, after its own time."""
-    failure = last(run(template, "hangs", "measure"))
-    assert (failure["failure_kind"], failure["failure_phase"]) == ("hang", "loader")
-    assert "no batch came for 1 s" in failure["failure_message"]
+    failure = last_failure(run(template, "hangs", "measure"))
+    assert (failure.kind, failure.phase) == ("hang", "loader")
+    assert "no batch came for 1 s" in failure.message
     monkeypatch.setattr(hang_detector, "GRACE_S", 0.5)
-    failure = last(run(template, "hangs", "measure", max_s=0.5, options={"max_trial_s": 600.0}))
-    assert (failure["failure_kind"], failure["failure_phase"]) == ("hang", "loader")
-    assert "nothing happened in phase loader for 1 s, and the trial was ended" in failure["failure_message"]
+    failure = last_failure(run(template, "hangs", "measure", max_s=0.5, options={"max_trial_s": 600.0}))
+    assert (failure.kind, failure.phase) == ("hang", "loader")
+    assert "nothing happened in phase loader for 1 s, and the trial was ended" in failure.message
     monkeypatch.setattr(hang_detector, "SETUP_TIMEOUT_S", 1.0)
-    failure = last(run(template, "hangs_in_trainer"))
-    assert (failure["failure_kind"], failure["failure_phase"]) == ("hang", "setup")
+    failure = last_failure(run(template, "hangs_in_trainer"))
+    assert (failure.kind, failure.phase) == ("hang", "setup")
 
 
 @pytest.mark.parametrize("name", ["rows", "escapes", "hangs"])
@@ -269,11 +290,11 @@ def test_a_killed_template_is_replaced(template, tag):
     before = template._process.pid
     assert eventually(lambda: len(tagged(tag) - template._channel.spare) >= 3)
     os.kill(before, signal.SIGKILL)
-    failure = last(events)
-    assert failure["failure_kind"] == "trainer-killed"
-    assert "template process was killed" in failure["failure_message"]
+    failure = last_failure(events)
+    assert failure.kind == "trainer-killed"
+    assert "template process was killed" in failure.message
     assert not tagged(tag)
-    assert last(run(template, "rows"))["event"] == "described"
+    assert isinstance(last(run(template, "rows")), Described)
     assert template._process.pid != before
 
 
@@ -283,18 +304,21 @@ def test_a_template_killed_between_trials_is_replaced(template):
     before = template._process.pid
     os.kill(before, signal.SIGKILL)
     first = last(run(template, "rows"))
-    assert first["event"] in ("described", "failure")  # it may still look alive
-    assert last(run(template, "rows"))["event"] == "described"
+    assert isinstance(first, Described | Failed)  # it may still look alive
+    assert isinstance(last(run(template, "rows")), Described)
     assert template._process.pid != before
 
 
 SUPERVISOR = """
 import sys
+from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.measuring.measure_options import MeasureOptions
+from feedrate.trainables.protocol import MeasureRequest
 from feedrate.trainables.resolve import make_ref
 from feedrate.trainables.sandbox.template import Template
-config, options = {"num_workers": 2, "batch_size": 4}, {"max_trial_s": 30.0, "measure_step": False}
-for event in Template(make_ref(sys.argv[1])).run({"op": "measure", "config": config, "options": options}):
-    print(event.get("phase"), flush=True)
+config, options = LoaderConfig(num_workers=2, batch_size=4), MeasureOptions(max_trial_s=30.0, measure_step=False)
+for event in Template(make_ref(sys.argv[1])).run(MeasureRequest(config=config, options=options)):
+    print(getattr(event, "name", None), flush=True)
 """
 
 
@@ -320,20 +344,20 @@ def test_a_trial_waits_for_the_host(template):
     lock.acquire(pytest.fail)
     events = run(template, "rows", "measure", max_s=1.0)
     waiting = next(events)
-    assert waiting["why"].startswith("another feedrate trial is measuring on this host (")
-    assert waiting == {"event": "waiting", "why": waiting["why"]}
+    assert waiting.why.startswith("another feedrate trial is measuring on this host (")
+    assert waiting == Waiting(why=waiting.why)
     lock.release()
-    assert last(events)["event"] == "result"
+    assert isinstance(last(events), Measured)
 
 
 def test_output_is_shown_when_asked(tag, capfd):
     """The workload's output, its stdout too, comes through on our stderr, and is not repeated in a failure."""
     template = Template(make_ref(f"{PATH}:exits"), environment={TAG: tag}, show_output=True)
-    failure = last(template.run({"op": "describe"}))
+    failure = last_failure(template.run(DescribeRequest()))
     template.close()
     out, err = capfd.readouterr()
     assert (out, err) == ("", "about to leave\n")
-    assert "about to leave" not in failure["failure_message"]
+    assert "about to leave" not in failure.message
 
 
 def test_a_template_is_closed_twice_or_never_started():

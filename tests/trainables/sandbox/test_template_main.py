@@ -6,13 +6,25 @@ import socket
 import subprocess
 import sys
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 from census import TAG, eventually, leaves_nothing, tagged
 
+from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.isolation.sweeping import MARKER, marked, sweep
+from feedrate.trainables.measuring.measure_options import MeasureOptions
+from feedrate.trainables.protocol import (
+    ChildTask,
+    Described,
+    DescribeRequest,
+    Failed,
+    Measured,
+    MeasureRequest,
+    Progress,
+)
 from feedrate.trainables.resolve import make_ref
 from feedrate.trainables.sandbox import template as template_module
 from feedrate.trainables.sandbox.template import Template
@@ -25,11 +37,10 @@ from workloads import *
 from workloads import rows as workload
 {lines}
 """
-REQUEST = {
-    "op": "measure",
-    "config": {"num_workers": 2, "batch_size": 4},
-    "options": {"max_trial_s": 1.0, "measure_step": False},
-}
+REQUEST = MeasureRequest(
+    config=LoaderConfig(num_workers=2, batch_size=4),
+    options=MeasureOptions(max_trial_s=1.0, measure_step=False),
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,18 +73,18 @@ def last(events):
 
 
 def describe(template):
-    return last(template.run({"op": "describe"}))
+    return last(template.run(DescribeRequest()))
 
 
 def facts(template):
-    return json.loads(describe(template)["notes"][0])
+    return json.loads(describe(template).notes[0])
 
 
 def test_a_plain_module_is_imported_once(made, tmp_path):
     """A module without threads is imported in the template, and every trial is forked from it."""
     template = made(f"open({str(tmp_path / 'imports')!r}, 'a').write('x')")
     for _ in range(3):
-        assert describe(template)["event"] == "described"
+        assert isinstance(describe(template), Described)
     assert template.clean
     assert (tmp_path / "imports").read_text() == "x"
 
@@ -87,14 +98,14 @@ def test_a_module_that_starts_a_thread_gets_new_interpreters(made, tag):
     assert found["num_threads"] == 2  # its own
     assert found["pid"] != template._process.pid
     template.ref = make_ref(template.ref.target.replace(":facts", ":exits"))
-    failure = describe(template)
-    assert "ended by itself (exit status 3) in phase setup" in failure["failure_message"]
-    assert failure["failure_message"].endswith("; its last output: about to leave")
+    failure = describe(template).failure
+    assert "ended by itself (exit status 3) in phase setup" in failure.message
+    assert failure.message.endswith("; its last output: about to leave")
     template.ref = make_ref(template.ref.target.replace(":exits", ":workload"))
-    events = template.run({**REQUEST, "options": {"max_trial_s": 30.0, "measure_step": False}})
+    events = template.run(replace(REQUEST, options=MeasureOptions(max_trial_s=30.0, measure_step=False)))
     for event in events:
-        assert event["event"] != "failure", event
-        if event["event"] == "progress":
+        assert not isinstance(event, Failed), event
+        if isinstance(event, Progress):
             break
     assert len(tagged(tag) - template._channel.spare) >= 3
     events.close()
@@ -110,19 +121,19 @@ def test_a_module_that_starts_a_thread_gets_new_interpreters(made, tag):
 )
 def test_a_module_that_ends_the_process_is_told(made, lines, said):
     """A module that ends the process while it is imported is a failure of the user's code, reported with its last output."""
-    failure = describe(made(lines))
-    assert (failure["failure_kind"], failure["failure_phase"]) == ("trainer-killed", "setup")
-    assert said in failure["failure_message"]
-    assert ("bye" in failure["failure_message"]) == ("bye" in lines)
+    failure = describe(made(lines)).failure
+    assert (failure.kind, failure.phase) == ("trainer-killed", "setup")
+    assert said in failure.message
+    assert ("bye" in failure.message) == ("bye" in lines)
 
 
 def test_an_import_without_end_is_a_hang(made, monkeypatch):
     """An import that takes longer than a set-up may is ended."""
     monkeypatch.setattr(template_module, "SETUP_TIMEOUT_S", 12.0)
-    failure = describe(made("print('reading', flush=True); time.sleep(1000)"))
-    assert (failure["failure_kind"], failure["failure_phase"]) == ("hang", "setup")
-    assert "took more than 12 s: it hangs in <module> (own_train.py:" in failure["failure_message"]
-    assert "in <module>" in failure["failure_stacks"]
+    failure = describe(made("print('reading', flush=True); time.sleep(1000)")).failure
+    assert (failure.kind, failure.phase) == ("hang", "setup")
+    assert "took more than 12 s: it hangs in <module> (own_train.py:" in failure.message
+    assert "in <module>" in failure.stacks
 
 
 @pytest.mark.parametrize(
@@ -135,13 +146,13 @@ def test_an_import_without_end_is_a_hang(made, monkeypatch):
 def test_a_module_that_cannot_be_imported_says_why(made, lines, said):
     """An error of the import ends every request with the user's own traceback, and the template stays."""
     template = made(lines)
-    first = describe(template)
+    first = describe(template).failure
     process = template._process.pid
-    second = last(template.run(REQUEST))
+    second = last(template.run(REQUEST)).failure
     for failure in (first, second):
-        assert said in failure["failure_message"]
-        assert failure["failure_kind"] == "user-code"
-    assert "own_train.py" in first["failure_message"] + str(first["failure_traceback"])
+        assert said in failure.message
+        assert failure.kind == "user-code"
+    assert "own_train.py" in first.message + str(first.traceback)
     assert template._process.pid == process
 
 
@@ -150,7 +161,7 @@ def test_a_helper_of_the_module_lives_as_long_as_the_template(made, tag):
     template = made("helper = subprocess.Popen(['sleep', '1000'], start_new_session=True)")
     for _ in range(2):
         end = last(template.run(REQUEST))
-        assert end["event"] == "result", end
+        assert isinstance(end, Measured), end
         names = [psutil.Process(pid).name() for pid in tagged(tag)]
         assert names.count("sleep") == 1, names
     template.close()
@@ -159,11 +170,12 @@ def test_a_helper_of_the_module_lives_as_long_as_the_template(made, tag):
 
 OWNER = """
 import sys
+from feedrate.trainables.protocol import DescribeRequest
 from feedrate.trainables.resolve import make_ref
 from feedrate.trainables.sandbox.template import Template
 template = Template(make_ref(sys.argv[1]))
-for event in template.run({"op": "describe"}):
-    print(event["event"], flush=True)
+for event in template.run(DescribeRequest()):
+    print(type(event).__name__, flush=True)
 sys.stdin.read()
 """
 
@@ -188,7 +200,7 @@ def test_a_template_ends_with_its_owner(tag, tmp_path, lines):
         if "here" in lines:
             assert eventually((tmp_path / "here").exists, within_s=60)
         else:
-            assert "described\n" in iter(owner.stdout.readline, "")
+            assert "Described\n" in iter(owner.stdout.readline, "")
         owner.kill()
     assert eventually(lambda: not tagged(own)), tagged(own)
 
@@ -198,7 +210,7 @@ def test_an_owner_that_dies_right_after_its_request_leaves_nothing(made, tag):
     template = made("subprocess.Popen(['sleep', '1000'])")
     template._start()
     ours, theirs = socket.socketpair()
-    request = json.dumps({"op": "describe", "workload": template.ref.to_json()}).encode() + b"\n"
+    request = ChildTask(request=DescribeRequest(), workload=template.ref, lock_wait_s=0.0).line()
     with ours, theirs:
         socket.send_fds(template._channel.control, [request], [theirs.fileno()])
         template._channel.control.close()
@@ -211,7 +223,7 @@ def test_an_owner_that_dies_without_reading_an_answer_leaves_nothing(made, tag):
     template = made("subprocess.Popen(['sleep', '1000'])")
     template._start()
     ours, theirs = socket.socketpair()
-    request = json.dumps({"op": "describe", "workload": template.ref.to_json()}).encode() + b"\n"
+    request = ChildTask(request=DescribeRequest(), workload=template.ref, lock_wait_s=0.0).line()
     with ours, theirs:
         socket.send_fds(template._channel.control, [request], [theirs.fileno()])
         theirs.close()
@@ -288,6 +300,6 @@ def test_a_folder_of_our_name_where_the_user_works_is_not_imported(tag, tmp_path
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     made = Template(make_ref("train.py:rows"), environment={TAG: tag})
     try:
-        assert last(made.run({"op": "describe"}))["event"] == "described"
+        assert isinstance(last(made.run(DescribeRequest())), Described)
     finally:
         made.close()

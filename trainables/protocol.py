@@ -1,0 +1,370 @@
+"""What the supervisor and a trial's child process send each other: requests, events, and the one loop that reads events.
+
+Both ends are the same feedrate on the same host, so the format of a line may change with any version. A request is a JSON object
+with `op`, an event is one with `event`; each is a line. The supervisor also sends the line "stop" to a child that it keeps.
+Needs no torch, because the supervisor and the commands do not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self, TypeVar
+
+from feedrate.trainables.checking.described import Described
+from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.diagnose.reloaded import Reloaded
+from feedrate.trainables.doubt import Doubt
+from feedrate.trainables.failure import Failure
+from feedrate.trainables.measuring.measure_options import MeasureOptions
+from feedrate.trainables.resolve import WorkloadRef
+
+
+class ProtocolError(Exception):
+    """A line that is no request or event of this version of feedrate, or events that end without a last one: a defect of feedrate."""
+
+
+T = TypeVar("T", "Measured", "Checked", "Described", "LoadedAgain")
+C = TypeVar("C")
+
+
+def _values(message: Any) -> dict[str, Any]:
+    # asdict() would copy every window of every measurement, while the trial is timed
+    return {each.name: getattr(message, each.name) for each in fields(message)}
+
+
+class _Message:
+    """A message whose fields are JSON values; a class with other fields overrides both methods."""
+
+    __slots__ = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object from which `from_json` makes an equal message."""
+        return _values(self)
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> Self:
+        """Return the message in an object of `to_json`."""
+        return cls(**saved)
+
+
+# Requests
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeasureRequest(_Message):
+    """Measure one setting."""
+
+    config: LoaderConfig
+    options: MeasureOptions
+    command: str = ""
+    """The command line, shown to others who wait for the host; empty names the workload instead."""
+    allocated_cpus: int | None = None
+    """CPUs that Ray reserved for the trial; None asks the host."""
+    gpus: tuple[int, ...] = ()
+    """Numbers of the GPUs of a trial that shares its host; its lock is theirs. Empty locks the whole host."""
+    wait_s: float = 0.0
+    """How long to wait for a quiet host."""
+    keep: bool = False
+    """Whether the child may be kept for the next request, if making its step took long."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object from which `from_json` makes an equal request."""
+        return _values(self) | {"config": self.config.to_dict(), "options": self.options.to_json()}
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> MeasureRequest:
+        """Return the request in an object of `to_json`."""
+        config, options = LoaderConfig.from_dict(saved["config"]), MeasureOptions.from_json(saved["options"])
+        return cls(**{**saved, "config": config, "options": options, "gpus": tuple(saved["gpus"])})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DescribeRequest(_Message):
+    """Describe the workload without training it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckRequest(_Message):
+    """Check whether changing the loader changes the data."""
+
+    num_workers: int
+    """Number of workers to compare with 0 workers."""
+    budget_s: float
+    """About how long the check may take."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RerunRequest(_Message):
+    """Load failed batches again, without workers."""
+
+    doubt: Doubt
+    failed: MeasureRequest
+    """The request whose trial failed."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object from which `from_json` makes an equal request."""
+        return {"doubt": self.doubt.to_json(), "failed": self.failed.to_json()}
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> RerunRequest:
+        """Return the request in an object of `to_json`."""
+        return cls(doubt=Doubt.from_json(saved["doubt"]), failed=MeasureRequest.from_json(saved["failed"]))
+
+
+Request = MeasureRequest | DescribeRequest | CheckRequest | RerunRequest
+_REQUESTS: dict[str, type[Request]] = {
+    "measure": MeasureRequest,
+    "describe": DescribeRequest,
+    "check": CheckRequest,
+    "rerun": RerunRequest,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChildTask:
+    """A request as the supervisor sends it to a child: together with the workload."""
+
+    request: Request
+    workload: WorkloadRef
+    lock_wait_s: float
+    """How long to wait if another user holds the host's lock."""
+
+    @property
+    def trial(self) -> MeasureRequest | None:
+        """The request for the trial that this task is, or that it explains; None if it is about no trial."""
+        request = self.request
+        return request.failed if isinstance(request, RerunRequest) else request if isinstance(request, MeasureRequest) else None
+
+    @property
+    def config(self) -> LoaderConfig | None:
+        """The setting of `trial`."""
+        return None if self.trial is None else self.trial.config
+
+    @property
+    def keep(self) -> bool:
+        """Whether the child may be kept for the next request."""
+        return isinstance(self.request, MeasureRequest) and self.request.keep
+
+    def line(self) -> bytes:
+        """Return the line for the socket."""
+        head = {"op": _name_of(self.request, _REQUESTS), "workload": self.workload.to_json(), "lock_wait_s": self.lock_wait_s}
+        return json.dumps(head | {"request": self.request.to_json()}).encode() + b"\n"
+
+    @classmethod
+    def from_line(cls, line: bytes) -> ChildTask:
+        """Return the task in a line.
+
+        Raises:
+            ProtocolError: the line is no request of this version of feedrate.
+        """
+        saved = json.loads(line)
+        request = _class_of(saved["op"], _REQUESTS).from_json(saved["request"])
+        return cls(request=request, workload=WorkloadRef.from_json(saved["workload"]), lock_wait_s=saved["lock_wait_s"])
+
+
+# Events
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phase(_Message):
+    """A phase of the request begins."""
+
+    name: str
+    """setup, warm, loader, measure or teardown; rerun while a batch is loaded again."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Waiting(_Message):
+    """The trial waits for its host."""
+
+    why: str
+    without_lock: bool = False
+    """Whether the trial no longer waits, but goes on without the host's lock."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Silent(_Message):
+    """The child has sent nothing for a while. `Child` makes this event in the supervisor, every SILENT_S (hang_detector.py)."""
+
+    phase: str
+    waits: bool
+    """Whether the child waits for its host."""
+    silent_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress(_Message):
+    """The measurement so far."""
+
+    columns: dict[str, Any]
+    """By the names of analysis/schema.py."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checking(_Message):
+    """What `check` examines next."""
+
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadingAgain(_Message):
+    """What a rerun loads next."""
+
+    doing: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured(_Message):
+    """The last event of a trial: its whole measurement."""
+
+    columns: dict[str, Any]
+    """By the names of analysis/schema.py."""
+    kept: bool = False
+    """Whether the child waits for another request."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stopped(_Message):
+    """The last event of a trial that the supervisor stopped early."""
+
+    kept: bool
+    """Whether the child waits for another request."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checked(_Message):
+    """The last event of `check`."""
+
+    report: dict[str, Any]
+    """As in checking/check.py."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedAgain(_Message):
+    """The last event of a rerun."""
+
+    again: Reloaded
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object from which `from_json` makes an equal event."""
+        return self.again.to_json()
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> LoadedAgain:
+        """Return the event in an object of `to_json`."""
+        return cls(again=Reloaded.from_json(saved))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failed(_Message):
+    """The last event of any request that failed."""
+
+    failure: Failure
+    usage: bool = False
+    """Whether the user must change the workload or the command."""
+    raised: bool = False
+    """Whether user code raised an exception; only for `usage`."""
+    doubt: Doubt | None = None
+    """What a fresh process should find out to complete the failure's message. `Template` does so, and removes it."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object from which `from_json` makes an equal event."""
+        doubt = None if self.doubt is None else self.doubt.to_json()
+        return {"failure": self.failure.columns(), "usage": self.usage, "raised": self.raised, "doubt": doubt}
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> Failed:
+        """Return the event in an object of `to_json`."""
+        doubt = None if saved["doubt"] is None else Doubt.from_json(saved["doubt"])
+        return cls(**{**saved, "failure": Failure.from_columns(saved["failure"]), "doubt": doubt})
+
+
+News = Phase | Waiting | Silent | Progress | Checking | LoadingAgain
+"""Events after which more events follow."""
+End = Measured | Stopped | Checked | LoadedAgain | Described | Failed
+"""The last event of a request."""
+Event = News | End
+Events = Generator[Event, None, None]
+"""The events of one request; closing it ends the request."""
+_EVENTS: dict[str, type[Event]] = {
+    "phase": Phase,
+    "waiting": Waiting,
+    "silent": Silent,
+    "progress": Progress,
+    "checking": Checking,
+    "loading-again": LoadingAgain,
+    "measured": Measured,
+    "stopped": Stopped,
+    "checked": Checked,
+    "loaded-again": LoadedAgain,
+    "described": Described,
+    "failed": Failed,
+}
+
+
+def event_line(event: Event) -> bytes:
+    """Return the line for the socket."""
+    return json.dumps({"event": _name_of(event, _EVENTS), **event.to_json()}).encode() + b"\n"
+
+
+def event_of(line: bytes) -> Event:
+    """Return the event in a line.
+
+    Raises:
+        ProtocolError: the line is no event of this version of feedrate.
+    """
+    saved = json.loads(line)
+    name = saved.pop("event", None)
+    return _class_of(name, _EVENTS).from_json(saved)
+
+
+def read(events: Events, on_news: Callable[[News], bool | None]) -> Event:
+    """Read the events of a request to their end, and return the last one.
+
+    The last event also closes `events`, so the child has ended, or is kept, when this function returns it.
+
+    Args:
+        events: of `Template.run`.
+        on_news: called with each earlier event. If it returns True, reading pauses and that event is returned; another call with
+            the same `events` continues after it.
+
+    Raises:
+        ProtocolError: the events ended without a last one.
+    """
+    for event in events:
+        if isinstance(event, End):
+            events.close()
+            return event
+        if on_news(event):
+            return event
+    raise ProtocolError("the events of a request ended without a last one")
+
+
+def outcome(events: Events, kind: type[T], on_news: Callable[[News], None] = lambda news: None) -> T | Failed:
+    """Read the events of a request to their end, and return the last one, of the expected kind or a failure.
+
+    Args:
+        events: of `Template.run`.
+        kind: the last event of a request that did not fail.
+        on_news: called with each earlier event.
+
+    Raises:
+        ProtocolError: the last event is of another kind, or there is none.
+    """
+    last = read(events, on_news)
+    if not isinstance(last, kind | Failed):
+        raise ProtocolError(f"a request for {kind.__name__} ended with {last!r}")
+    return last
+
+
+def _class_of(name: object, classes: Mapping[str, type[C]]) -> type[C]:
+    if not isinstance(name, str) or name not in classes:
+        raise ProtocolError(f"{name!r} is not one of {', '.join(classes)}")
+    return classes[name]
+
+
+def _name_of(message: object, classes: Mapping[str, type[C]]) -> str:
+    return next(name for name, each in classes.items() if type(message) is each)
