@@ -22,7 +22,7 @@ def test_what_cannot_be_pickled_is_named():
     """The innermost member, and that only fork is left; fork is timed."""
     dataset = Rows()
     dataset.options = {"transform": lambda row: row}
-    report = check(short(dataset, collate_fn=lambda samples: samples), budget_s=5)
+    report = check(short(dataset, collate_fn=lambda samples: samples), budget_s=15)
     findings = {finding["name"]: finding for finding in report.to_json()["findings"]}
     assert findings["pickling"]["level"] == "note"
     assert set(findings["pickling"]["evidence"]["problems"]) == {"dataset.options['transform']", "collate_fn"}

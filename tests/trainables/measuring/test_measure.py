@@ -170,7 +170,7 @@ def test_long_epochs_are_cut_short():
 def test_batches_of_different_sizes_are_counted_item_by_item():
     """Items are what was in the batches, not batch_size times their number."""
     workload = short(Rows(), loader_kwargs={"batch_sampler": [[0], [1, 2, 3]]})
-    result = run(workload, LoaderConfig(batch_size=None), max_trial_s=0.8)
+    result = run(workload, LoaderConfig(batch_size=None), max_trial_s=2)
     items, batches = sum(result.windows.window_num_items), sum(result.windows.window_num_batches)
     assert abs(items - 2 * batches) <= len(result.windows)
 
@@ -342,7 +342,7 @@ def test_what_is_left_out_is_not_trained(num_workers, counts):
         return None if batch is not None or not counts else 0
 
     workload = general(lambda **overrides: DataLoader(Rows(96), collate_fn=drop_some, **overrides), step)
-    result = run(workload, LoaderConfig(batch_size=8, num_workers=num_workers), max_trial_s=1.5, measure_step=True)
+    result = run(workload, LoaderConfig(batch_size=8, num_workers=num_workers), max_trial_s=3, measure_step=True)
     assert sum(result.windows.window_num_items) < 4 * sum(result.windows.window_num_batches)
     assert 25 <= result.epoch_samples <= 35
     assert result.throughput().sps > 0
@@ -413,7 +413,7 @@ class Buckets:
 def test_items_come_from_batches(dataset, fixed, per_batch, epoch):
     """Without a batch size the length of a sampler is a number of batches, and the batches say what is in them."""
     workload = general(lambda **overrides: DataLoader(dataset, **({"batch_size": None} if "batch_sampler" not in fixed else {}) | fixed | overrides), lambda batch: None)
-    result = run(workload, LoaderConfig(batch_size=None), max_trial_s=0.8)
+    result = run(workload, LoaderConfig(batch_size=None), max_trial_s=2)
     items, batches = sum(result.windows.window_num_items), sum(result.windows.window_num_batches)
     assert items / batches == pytest.approx(per_batch, rel=0.05)
     assert result.epoch_samples == pytest.approx(epoch, rel=0.05)
