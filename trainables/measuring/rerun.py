@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import base64
-import contextlib
-import os
 import pickle
-import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -19,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from feedrate.trainables.diagnose import stacks
 from feedrate.trainables.diagnose.hang_message import dropped, workers_hang
+from feedrate.trainables.diagnose.output import output
 from feedrate.trainables.diagnose.reloaded import BATCH, COLLATE, PICKLE, Reloaded
 from feedrate.trainables.diagnose.settling import settle
 from feedrate.trainables.doubt import Doubt
@@ -50,7 +48,7 @@ def explain(error: BaseException, loader: DataLoader[Any], batches: Sequence[lis
         found = stacks.read(tree_pids()[1:])
         failure = replace(failure, stacks=stacks.text_of(found))
         message = f"no batch came for {loader.timeout:.0f} s"
-        more = {"waits_for": workers_hang(found), "dropped": dropped(_output()), "threads": _threads(loader)}
+        more = {"waits_for": workers_hang(found), "dropped": dropped(output()), "threads": _threads(loader)}
         doubt = _doubt("silent", message, loader, batches, **more)
         return TrialFailed(settle(failure, doubt, None), doubt)
     about = "killed" if failure.kind == "worker-killed" else "raised" if _where(error) == "fetch" else None
@@ -103,16 +101,6 @@ def _where(error: BaseException) -> str | None:
             return "fetch"
         frame = frame.tb_next
     return None
-
-
-def _output() -> str:
-    """Return the end of what this process and its workers printed; empty if stderr is no file."""
-    with contextlib.suppress(OSError):
-        if stat.S_ISREG(os.fstat(2).st_mode):
-            with open("/proc/self/fd/2", "rb") as file:
-                file.seek(max(os.fstat(2).st_size - (1 << 16), 0))
-                return file.read().decode(errors="replace")
-    return ""
 
 
 def _unpicklable(failure: Failure, loader: DataLoader[Any]) -> Failure:
