@@ -99,6 +99,7 @@ COLUMNS: tuple[Column, ...] = (
     _C("tree_uss_bytes", "int", "bytes", "memory of trainer and workers shared with nobody"),
     _C("tree_uss_growth_bytes_per_batch", "float", "bytes per batch", "growth of tree_uss_bytes in the windows"),
     _C("max_open_files", "int", "", "open files of whichever process, trainer or worker, has the most"),
+    _C("effective_num_workers", "int", "", "workers that had data to load in most windows; null with 0 workers, or if that cannot be seen"),
     _C("shm_bytes", "int", "bytes", "used in /dev/shm during the trial beyond what was used before it"),
     _C("loss_is_finite", "bool", "", "whether the last loss was a finite number; null if the step does not keep the loss"),
     _C("gpu_peak_bytes", "int", "bytes", "the most GPU memory that torch had allocated at one time; null on a CPU"),

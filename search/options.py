@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,14 @@ class NothingFound(Exception):
     def __init__(self, sentence: str, run: object = None) -> None:
         super().__init__(sentence)
         self.facts = {"run": run}
+
+
+def idle_workers(columns: Mapping[str, Any]) -> str | None:
+    """Return a note about workers that had nothing to load; None if all had, or that is not known."""
+    working, asked = columns.get("effective_num_workers"), columns.get("num_workers")
+    if working is None or not asked or working >= asked:
+        return None
+    return f"{asked} workers were asked for, and {working} had data to load: the dataset has no more shards. More workers than that cannot help"
 
 
 def counted_anyway(step_returned: str) -> str:

@@ -16,7 +16,7 @@ from feedrate.analysis.estimate import rate_so_far, record_change, record_rate
 from feedrate.analysis.rounds import MIN_ROUNDS, TIED_FRACTION
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.schema import SCHEMA, status
-from feedrate.search.options import SearchOptions, counted_anyway
+from feedrate.search.options import SearchOptions, counted_anyway, idle_workers
 from feedrate.search.record import HostSetAside, SearchRecord
 from feedrate.search.session.budget import Budget
 from feedrate.search.session.confirmation import Confirmation
@@ -236,6 +236,8 @@ class Session:
         self.display.finished(record, rate, change)
         if record.get("step_returned") is not None:
             self.display.note_once(counted_anyway(record["step_returned"]))
+        if (idle := idle_workers(record)) is not None:
+            self.display.note_once(idle)
         if request.measure_step and failure is None:
             size, is_baseline = record["batch_size"], request.origin == "baseline" and not change
             self.display.ceiling(size, self.ceilings.at(size), rate if is_baseline else None, self.ceilings.why_not(size))

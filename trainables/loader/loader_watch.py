@@ -112,6 +112,11 @@ class LoaderWatch:
             return None
         return self.sampler.total_batches - len(getattr(self._current(), "_task_info", ()))
 
+    def num_working(self) -> int | None:
+        """Return the number of workers of the current iterator that still have data in this epoch; None if that cannot be seen."""
+        states = getattr(self._current(), "_workers_status", None)
+        return sum(map(bool, states)) if isinstance(states, list) else None
+
     def samples_per_batch(self) -> float | None:
         """Return the mean number of indices per batch so far; None if not known."""
         return self.sampler.samples_per_batch() if self.sampler is not None else None

@@ -62,7 +62,7 @@ def warm(step: Step, batch: Any, device: torch.device) -> float:
 
 def time_step(step: Step, batch: Any, device: torch.device, max_s: float) -> Blocks:
     """Time the step on a batch that is already on the device; return None if the step trains no item of it."""
-    return _blocks(lambda: count_items(batch, step(batch)), device, max_s)
+    return _blocks(lambda: count_items(batch, step(batch)), device, max_s, lambda: getattr(step, "num_asides", 0))
 
 
 def time_copy(batch: Any, device: torch.device, *, pinned: bool) -> Blocks:
@@ -84,17 +84,18 @@ def time_copy(batch: Any, device: torch.device, *, pinned: bool) -> Blocks:
     return _blocks(copy, device, 3 * BLOCK_S)
 
 
-def _blocks(act: Callable[[], int], device: torch.device, max_s: float) -> Blocks:
+def _blocks(act: Callable[[], int], device: torch.device, max_s: float, num_asides: Callable[[], int] = lambda: 0) -> Blocks:
     """Time BLOCKS blocks, each of BLOCK_S or at least one call; fewer blocks if calls take long.
 
     A call may train no item: a step that accumulates gradients counts items only in some calls, and one that skips the batch
-    never. A block goes on until it has items, or until the time is over.
+    never. A block goes on until it has items, or until the time is over. A block in which `num_asides` rises is discarded, because
+    a training script did something else in it; if time runs out before, it counts.
     """
     num_items: list[int] = []
     durations_s: list[float] = []
     until = time.perf_counter() + max_s
     while len(durations_s) < BLOCKS and (time.perf_counter() < until or not durations_s):
-        begin = time.perf_counter()
+        begin, asides = time.perf_counter(), num_asides()
         items = 0
         while items == 0 or time.perf_counter() - begin < BLOCK_S:
             items += act()
@@ -102,6 +103,8 @@ def _blocks(act: Callable[[], int], device: torch.device, max_s: float) -> Block
                 synchronize(device)
                 return (num_items, durations_s) if num_items else None
         synchronize(device)
+        if num_asides() > asides and time.perf_counter() < until:
+            continue
         num_items.append(items)
         durations_s.append(time.perf_counter() - begin)
     return num_items, durations_s

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections import deque
+from collections import Counter, deque
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ ENOUGH_S = 6.0
 ENOUGH_FRACTION = 0.015
 """A measurement ends when its relative half-width is below this, because fresh starts differ from each other by more."""
 MAX_EPOCHS = 40
+MAX_DISCARDED = 3
+"""How many windows in a row are discarded because a training script did something else than training."""
 _END = object()
 
 
@@ -75,6 +78,8 @@ class Training:
         """Number of batches that had been consumed when the queue of ready batches was last seen empty."""
         self._latest: deque[tuple[float, int, float]] = deque(maxlen=self.cycle + 1)
         """For each of the latest batches: when it had been trained, and the items and the waiting time until then."""
+        self._num_working: Counter[int] = Counter()
+        """How many windows ended with each number of workers that had data."""
         self._shm_before = shm_used_bytes()
         self._kept: KeptBatches | None = None
         self._timer = StepTimer(device)
@@ -125,6 +130,29 @@ class Training:
         self.result.settle_s = time.perf_counter() - begin
 
     def window(self) -> None:
+        """Time one window without anything but training in it.
+
+        A training script may validate or save a checkpoint between two batches. A window with that in it is discarded, together
+        with the batches that became ready meanwhile; if three in a row are, the script does so all the time, and it counts.
+        """
+        for _ in range(MAX_DISCARDED if hasattr(self.step, "num_asides") else 0):
+            before = self._num_asides()
+            windows = copy.deepcopy(self.result.windows)
+            self._window()
+            is_last = time.perf_counter() >= self.deadline - self.reserved_s
+            if self._num_asides() == before or (is_last and not len(windows)):
+                return
+            self.result.windows = windows
+            if is_last:
+                return
+            self._train_until(self.deadline, round(self._ready()) + self.cycle, 0.0)
+            self._timer.take_s()
+        self._window()
+
+    def _num_asides(self) -> int:
+        return int(getattr(self.step, "num_asides", 0))  # only a training script's step has it (script/script_step.py)
+
+    def _window(self) -> None:
         """Time one window: whole production cycles of at least LONG_WINDOW_S, or CYCLES_PER_WINDOW of them; less if time runs out.
 
         While the step waits for batches, the number of batches consumed in whole cycles equals the number produced. The count of
@@ -159,6 +187,9 @@ class Training:
             step_s=step_s,
         )
         self._look_at_shm()
+        if (num_working := self.watch.num_working()) is not None:
+            self._num_working[num_working] += 1
+            self.result.effective_num_workers = self._num_working.most_common(1)[0][0]
         if self.epoch is not None:
             items_per_loaded = self.items_per_batch() * self._per_loaded()
             self.result.epoch_samples = self.epoch.num_items(items_per_loaded, self.watch.samples_per_batch())

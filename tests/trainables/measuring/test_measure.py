@@ -16,6 +16,7 @@ from workloads import Reusing, Rows, Stream, general, mine, short
 from feedrate import trainables
 from feedrate.analysis.estimate import record_rate, step_only_sps
 from feedrate.analysis.schema import COLUMNS
+from feedrate.search.options import idle_workers
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import TrialFailed, classify
 from feedrate.trainables.measurement import Measurement, Windows
@@ -42,6 +43,23 @@ def children():
     return set(psutil.Process().children())
 
 
+class OneShard(torch.utils.data.IterableDataset):
+    """Only the first worker has data, as in a stream with one shard."""
+
+    def __iter__(self):
+        info = torch.utils.data.get_worker_info()
+        while info is None or info.id == 0:
+            time.sleep(0.001)
+            yield torch.zeros(4), 0
+
+
+def test_workers_without_data_are_counted():
+    result = run(short(OneShard()), LoaderConfig(batch_size=4, num_workers=3), max_trial_s=1.0)
+    assert result.effective_num_workers == 1
+    assert idle_workers(result.columns() | {"num_workers": 3}).startswith("3 workers were asked for, and 1 had data to load")
+    assert idle_workers(result.columns() | {"num_workers": 1}) is None
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_measurement_is_complete(num_workers):
     """Every observation of a trial on this machine is there, and they fit together."""
@@ -53,7 +71,7 @@ def test_a_measurement_is_complete(num_workers):
     assert phases == ["setup", "warm", "loader", "measure", "teardown"]
     columns = result.columns()
     assert columns.keys() <= {column.name for column in COLUMNS}
-    expected = NOT_HERE | (set() if num_workers else {"start_method"})
+    expected = NOT_HERE | (set() if num_workers else {"start_method", "effective_num_workers"})
     if result.boundary_from == "estimated":  # it costs next to nothing without workers, or there was no time for it
         expected |= {"epoch_duration_s", "epoch_num_items"}
     assert {name for name, value in columns.items() if value is None} - KERNEL == expected
