@@ -27,6 +27,7 @@ KINDS = {
     "user-code": "an exception in the workload's own code",
     "worker-killed": "a loader worker ended without an exception",
     "trainer-killed": "the training process ended without an exception",
+    "script-ended": "the training script ended in the middle of the measurement",
     "hang": "nothing happened until the trial's time was over",
     "shm-full": "/dev/shm is too small for the batches in flight",
     "too-many-files": "the limit of open files is too low",

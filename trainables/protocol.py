@@ -145,6 +145,8 @@ class ChildTask:
     @property
     def keep(self) -> bool:
         """Whether the child may be kept for the next request."""
+        if self.workload.command is not None:  # what a script does before it trains takes long, and is of no use to a measurement
+            return isinstance(self.request, MeasureRequest | DescribeRequest)
         return isinstance(self.request, MeasureRequest) and self.request.keep
 
     def line(self) -> bytes:

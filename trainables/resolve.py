@@ -1,4 +1,4 @@
-"""Find the workload that a user names: a bundled one, `package.module:function`, or `path/to/file.py:function`."""
+"""Find the workload that a user names: a bundled one, `package.module:function`, `path/to/file.py:function`, or a training command."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import importlib
 import importlib.util
 import inspect
 import os
+import shlex
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -31,13 +33,23 @@ class WorkloadRef:
     """A workload by name, from which another process or machine can make it."""
 
     target: str
-    """A bundled name, or module:function, or file.py:function with an absolute path."""
+    """A bundled name, or module:function, or file.py:function with an absolute path; or the training command as a line of text."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of the function."""
     folder: str | None = None
     """Folder that comes first on sys.path: the file's folder, or the current one for module:function."""
     cwd: str | None = None
     """Working directory, for relative data paths."""
+    command: Sequence[str] | None = None
+    """The words of a training command, which is started as it is; None for a workload that a function returns."""
+    own_python: bool = False
+    """Whether the first word of the command means the interpreter that runs feedrate."""
+    loader: str | None = None
+    """Which DataLoader of the command is measured: its number, or file.py:line; None is the one that training reads."""
+
+    def __post_init__(self) -> None:
+        if self.command is not None:
+            object.__setattr__(self, "command", tuple(self.command))
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object from which `from_json` makes an equal reference."""
@@ -74,6 +86,32 @@ def make_ref(text: str, options: Mapping[str, Any] | None = None, cwd: Path | No
             target=f"{path}:{function}", options=dict(options or {}), folder=str(path.parent), cwd=str(cwd)
         )
     return WorkloadRef(target=text, options=dict(options or {}), folder=str(cwd), cwd=str(cwd))
+
+
+def make_command_ref(command: Sequence[str], *, loader: str | None = None, cwd: Path | None = None) -> WorkloadRef:
+    """Return the reference of a training command, such as `["python", "train.py", "--epochs", "90"]`, without starting it.
+
+    Args:
+        command: the program and its arguments, each as one word.
+        loader: which DataLoader of the command to measure: its number, or file.py:line; None is the one that training reads.
+        cwd: the working directory of the command; None is the current one.
+
+    Raises:
+        UnknownWorkload: the command is empty, or there is no such program.
+    """
+    cwd = cwd or Path.cwd()
+    if not command:
+        raise UnknownWorkload("there is no command after --: write the command that starts your training, as in -- python train.py")
+    program = command[0]
+    found = shutil.which(str(cwd / program) if os.sep in program else program)
+    if found is None:
+        is_script = program.endswith(".py") and (cwd / program).is_file()
+        way_out = f"Write `-- python {program}`" if is_script else "Write the command that starts your training, as you would type it"
+        raise UnknownWorkload(f"the command {program!r} cannot be started: there is no such program. {way_out}")
+    own = Path(found).name.startswith("python") and os.path.samefile(Path(found).parent, Path(sys.executable).parent)
+    return WorkloadRef(
+        target=shlex.join(command), folder=str(cwd), cwd=str(cwd), command=tuple(command), own_python=own, loader=loader
+    )
 
 
 def preload(ref: WorkloadRef) -> Callable[..., Any]:

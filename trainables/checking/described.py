@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from feedrate.trainables.checking.quick_look import QuickLook
+from feedrate.trainables.checking.script_facts import ScriptFacts
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.machine.host_facts import HostFacts
 
@@ -34,6 +35,10 @@ class Described:
     facts: HostFacts
     num_gpus: int
     """Accelerators of the host that the workload can see."""
+    script: ScriptFacts | None = None
+    """Of a training command."""
+    kept: bool = False
+    """Whether the child waits for another request."""
 
     @property
     def own(self) -> LoaderConfig:
@@ -49,7 +54,8 @@ class Described:
         """Return a JSON object from which `from_json` makes equal facts, except for the notes inside `data`, which are among `notes`."""
         named = {each.name: getattr(self, each.name) for each in fields(self)}
         baseline = None if self.baseline is None else self.baseline.to_dict()
-        return named | {"baseline": baseline, "data": self.data.to_json(), "facts": self.facts.to_json()}
+        script = None if self.script is None else self.script.to_json()
+        return named | {"baseline": baseline, "data": self.data.to_json(), "facts": self.facts.to_json(), "script": script}
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> Described:
@@ -61,5 +67,6 @@ class Described:
             "notes": tuple(saved["notes"]),
             "data": QuickLook.from_json(saved["data"]),
             "facts": HostFacts.from_json(saved["facts"]),
+            "script": None if saved["script"] is None else ScriptFacts.from_json(saved["script"]),
         }
         return cls(**{**saved, **typed})

@@ -19,13 +19,16 @@ class Channel:
 
     Args:
         show_output: whether the trials' output goes to our stderr; if so, none of it is kept.
+        log_path: file to which the trials' output is appended; None keeps that of the present request only.
     """
 
-    def __init__(self, *, show_output: bool) -> None:
+    def __init__(self, *, show_output: bool, log_path: str | None = None) -> None:
         self.marker = uuid.uuid4().hex
         self.spare: set[int] = set()
         """Processes with the marker that live as long as the template."""
-        self.log, self._stacks = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115 - live as long as the template
+        self._stacks = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the template
+        self.log = tempfile.TemporaryFile() if log_path is None else open(log_path, "ab+")  # noqa: SIM115
+        self._is_kept, self._log_begin = log_path is not None, 0
         fcntl.fcntl(self.log, fcntl.F_SETFL, os.O_APPEND)  # because the file is emptied for every request
         self.stacks_path = f"/proc/{os.getpid()}/fd/{self._stacks.fileno()}"
         """File into which the processes write their stacks on request."""
@@ -40,7 +43,10 @@ class Channel:
 
     def begin_request(self) -> None:
         """Discard the output and the stacks of the previous request."""
-        os.ftruncate(self.log.fileno(), 0)
+        if self._is_kept:
+            self._log_begin = os.fstat(self.log.fileno()).st_size
+        else:
+            os.ftruncate(self.log.fileno(), 0)
         os.ftruncate(self._stacks.fileno(), 0)
 
     def message(self, deadline: float) -> dict[str, Any]:
@@ -71,7 +77,9 @@ class Channel:
         if self._show_output or self.log.closed:
             return ""
         log = self.log.fileno()
-        return os.pread(log, num_bytes, max(os.fstat(log).st_size - num_bytes, 0)).decode(errors="replace")
+        size = os.fstat(log).st_size
+        begin = max(size - num_bytes, self._log_begin)
+        return os.pread(log, size - begin, begin).decode(errors="replace")
 
     def tail(self) -> str:
         """Return the last lines of this request's output, for a failure's message."""

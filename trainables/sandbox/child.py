@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from feedrate.trainables.checking.described import Described
 from feedrate.trainables.diagnose import stacks
 from feedrate.trainables.diagnose.hang_message import LOST, dropped, no_batch_because, what_hangs
 from feedrate.trainables.failure import Failure
@@ -124,7 +125,7 @@ class Child:
                     self.hangs.heard(event)
                     if isinstance(event, Progress):
                         self.columns = event.columns
-                    self.kept = isinstance(event, Measured | Stopped) and event.kept
+                    self.kept = isinstance(event, Measured | Stopped | Described) and event.kept
                     self.is_over = isinstance(event, End)
                     yield event
                     if self.is_over:

@@ -17,7 +17,7 @@ import socket
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,6 +25,7 @@ import torch
 
 from feedrate.trainables.checking.check import check
 from feedrate.trainables.checking.describe import describe
+from feedrate.trainables.checking.script_facts import ScriptFacts
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.doubt import Doubt
 from feedrate.trainables.failure import Failure, classify, ended_workers, user_traceback
@@ -81,19 +82,29 @@ class Kept:
 
     workload: Workload | None = None
     cached: CachedBatch | None = None
-    """Its batch size is that of the steps: a kept child measures only one batch size."""
+    cached_batch_size: int | None = None
     steps: dict[int | None, Step] = field(default_factory=dict)
     setup_s: float = 0.0
+    script: ScriptFacts | None = None
+    """Of a training script, whose loop in this process is the step of `workload`; None in any other child."""
+    pids: frozenset[int] = field(default_factory=lambda: frozenset([os.getpid()]))
+    """This process, and those that the script itself has started: a kept child has no other process left."""
+
+    def make(self, ref: WorkloadRef) -> Callable[[], Workload]:
+        """Return a function that makes the workload, or returns the one that exists."""
+        existing = self.workload
+        return (lambda: _load(ref)) if existing is None else lambda: existing
 
 
-def run_request(line: bytes, descriptor: int) -> None:
+def run_request(line: bytes, descriptor: int, kept: Kept | None = None) -> None:
     """Serve a request, and further requests while the child is kept. Write events to `descriptor`, read requests from it. Never raises.
 
     Args:
         line: a `ChildTask`.
         descriptor: of the socket.
+        kept: what there is before the first request; None if nothing is.
     """
-    kept = Kept()
+    kept = kept or Kept()
     while line and _serve(ChildTask.from_line(line), descriptor, kept):
         line = _read_line(descriptor)
 
@@ -105,9 +116,7 @@ def _serve(task: ChildTask, descriptor: int, kept: Kept) -> bool:
     def send(event: Event) -> None:
         nonlocal phase
         phase = event.name if isinstance(event, Phase) else phase
-        data = event_line(event)
-        while data:
-            data = data[os.write(descriptor, data) :]
+        write(event, descriptor)
 
     warnings.filterwarnings("ignore", message="This DataLoader will create")  # feedrate tries more workers than cores on purpose
     try:
@@ -115,17 +124,24 @@ def _serve(task: ChildTask, descriptor: int, kept: Kept) -> bool:
             case MeasureRequest():
                 return _measure(task, task.request, send, kept, lambda: _told_to_stop(descriptor))
             case DescribeRequest():
-                _describe(task.workload, send)
+                return _describe(task, send, kept)
             case CheckRequest():
-                _check(task.workload, task.request, send)
+                _check(task.workload, task.request, send, kept)
             case RerunRequest():
-                _rerun(task, task.request, send)
+                _rerun(task, task.request, send, kept)
     except (UnknownWorkload, WorkloadError) as error:
         failure = Failure(kind="user-code", phase=phase, message=str(error))
         send(Failed(failure=failure, usage=True, raised=isinstance(error, WorkloadRaised)))
     except BaseException as error:  # user code may raise anything, even SystemExit
         _report(error, phase, task, send)
     return False
+
+
+def write(event: Event, descriptor: int) -> None:
+    """Write the line of an event."""
+    data = event_line(event)
+    while data:
+        data = data[os.write(descriptor, data) :]
 
 
 def _read_line(descriptor: int) -> bytes:
@@ -164,13 +180,16 @@ def _measure(task: ChildTask, request: MeasureRequest, send: Send, kept: Kept, t
     began_unix_s = time.time()
     send(Phase(name="setup"))
     config, options, ref = request.config, request.options, task.workload
-    foreign_gpu = None
-    if kept.workload is None:  # a kept child used the GPU itself a moment ago
-        foreign_gpu = gpu_busy_fraction()
-        kept.cached = read_apart(lambda: load(ref), config, seed=options.seed, path=_batch_path(ref, config))
-        kept.workload = load(ref)
+    if kept.script is not None:
+        options = replace(options, device=options.device or kept.script.device)
+    foreign_gpu = gpu_busy_fraction() if kept.workload is None else None  # a kept child used the GPU itself a moment ago
+    if kept.cached is None or kept.cached_batch_size != config.batch_size:
+        make = (lambda: load(ref)) if kept.workload is None else kept.make(ref)
+        kept.cached = read_apart(make, config, seed=options.seed, path=_batch_path(ref, config))
+        kept.workload, kept.cached_batch_size = make(), config.batch_size
+    assert kept.workload is not None  # made together with the cached batch
     facts = host_facts(request.allocated_cpus).columns() | {"host_began_unix_s": began_unix_s, "foreign_gpu_fraction": foreign_gpu}
-    phase, measurement, may_be_kept = "setup", None, request.keep
+    phase, measurement, may_be_kept = "setup", None, task.keep
 
     def on_phase(name: str) -> None:
         nonlocal phase
@@ -180,7 +199,7 @@ def _measure(task: ChildTask, request: MeasureRequest, send: Send, kept: Kept, t
             end_at_once(Measured(columns=measurement.columns() | facts))
 
     def is_not_waited_for(measurement: Measurement) -> bool:
-        is_kept = may_be_kept and max(kept.setup_s, measurement.setup_s) >= _keep_setup_s()
+        is_kept = may_be_kept and _is_worth_keeping(kept, measurement.setup_s)
         return not is_kept and _ends_slowly(config, measurement)
 
     def end_at_once(event: Event) -> None:
@@ -243,33 +262,40 @@ def _can_be_kept(config: LoaderConfig, kept: Kept) -> bool:
 
     With 0 workers, this process used the dataset itself and may have changed it; later workers would inherit the changes by fork.
     """
-    if kept.setup_s < _keep_setup_s() or config.num_workers == 0 or config.to_process():
+    if not _is_worth_keeping(kept) or config.num_workers == 0 or config.to_process():
         return False
     gc.collect()  # a persistent loader's workers end with the last reference
-    return tree_pids() == [os.getpid()]
+    return kept.pids.issuperset(tree_pids())
 
 
-def _describe(ref: WorkloadRef, send: Send) -> None:
-    """Report the workload without training it: its baseline, its size, the findings of its data check."""
+def _is_worth_keeping(kept: Kept, setup_s: float = 0.0) -> bool:
+    return kept.script is not None or max(kept.setup_s, setup_s) >= _keep_setup_s()
+
+
+def _describe(task: ChildTask, send: Send, kept: Kept) -> bool:
+    """Report the workload without training it: its baseline, its size, the findings of its data check; return whether the child is kept."""
     send(Phase(name="setup"))
-    send(describe(lambda: _load(ref), lambda: (host_facts(), num_accelerators())))
+    described = describe(kept.make(task.workload), lambda: (host_facts(), num_accelerators()))
+    keep = task.keep and kept.script is not None  # separate processes have done everything
+    send(replace(described, script=kept.script, kept=keep))
+    return keep
 
 
-def _rerun(task: ChildTask, request: RerunRequest, send: Send) -> None:
+def _rerun(task: ChildTask, request: RerunRequest, send: Send, kept: Kept) -> None:
     """Load failed batches again, without workers, as the first thing that this fresh process does."""
     _host_lock(task, request.failed, send)  # released when this process ends
     send(Phase(name="setup"))
-    workload, doubt = load(task.workload), request.doubt
+    workload, doubt = kept.workload or load(task.workload), request.doubt
     loader = build_loader(workload, LoaderConfig(num_workers=0, batch_size=doubt.batch_size), seed=0)
     send(Phase(name="rerun"))
     send(LoadedAgain(again=rerun(loader, doubt, lambda doing: send(LoadingAgain(doing=doing)))))
 
 
-def _check(ref: WorkloadRef, request: CheckRequest, send: Send) -> None:
+def _check(ref: WorkloadRef, request: CheckRequest, send: Send, kept: Kept) -> None:
     """Report whether changing the loader changes the data."""
     send(Phase(name="setup"))
     report = check(
-        lambda: _load(ref),
+        kept.make(ref),
         num_workers=request.num_workers,
         budget_s=request.budget_s,
         on_step=lambda name: send(Checking(name=name)),

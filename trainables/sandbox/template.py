@@ -50,8 +50,11 @@ from feedrate.trainables.sandbox.hang_detector import SETUP_TIMEOUT_S
 
 RERUN_S = 20.0
 """Time for loading failed batches again, counted from when their dataset has been made."""
-_MADE_AGAIN = (("user-code", "setup"), ("user-code", "loader"))
-"""Kind and phase of failures that count only in a fresh child: a kept child makes its loader a second time, which may itself fail."""
+LONGEST_FOLDER = 70
+"""Longest path of the folder for temporary files: the kernel allows 107 bytes for the path of a socket."""
+_MADE_AGAIN = (("user-code", "setup"), ("user-code", "loader"), ("script-ended", "measure"))
+"""Kind and phase of failures that count only in a fresh child: a kept child makes its loader a second time, which may itself fail, and
+a training script has had its last batch some time."""
 
 
 class Template:
@@ -63,6 +66,7 @@ class Template:
         threads: torch's intra-op threads; None leaves torch's own choice.
         environment: variables to set for trials, or to remove if the value is None.
         show_output: whether the workload's output goes to our stderr; otherwise failures quote its last lines.
+        log_path: file to which that output is appended; None keeps only that of the present request, for failures.
     """
 
     def __init__(
@@ -73,11 +77,12 @@ class Template:
         threads: int | None = None,
         environment: Mapping[str, str | None] | None = None,
         show_output: bool = False,
+        log_path: str | None = None,
     ) -> None:
         self.ref = ref
         self._hello = {"workload": ref.to_json(), "cpus": sorted(cpus) if cpus else None, "threads": threads}
         self._environment = dict(environment or {})
-        self._show_output = show_output
+        self._show_output, self._log_path = show_output, log_path
         self._process: subprocess.Popen[bytes] | None = None
         self._temp: str | None = None
         self._kept: Child | None = None
@@ -88,7 +93,7 @@ class Template:
         """Run one request in a child and yield its events (see protocol.py); the last event always ends the request.
 
         The child is fresh, unless this request and the previous one have `keep` set and need the same training step, and making
-        the step took long.
+        the step took long. The process of a training command serves further requests whenever that is safe.
 
         Closing the generator ends the child and everything it started. If a child dies, hangs, or ends the template with itself,
         the last event is a failure too.
@@ -235,7 +240,7 @@ class Template:
         if self._process is not None and self._process.poll() is None:
             return
         self.close()
-        self._channel = channel = Channel(show_output=self._show_output)
+        self._channel = channel = Channel(show_output=self._show_output, log_path=self._log_path)
         # whoever has Ray's token can use the cluster, and user code does not need it
         environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")}
         for key, value in self._environment.items():
@@ -257,7 +262,7 @@ class Template:
                 cwd=self.ref.cwd if self.ref.cwd and os.path.isdir(self.ref.cwd) else None,
                 start_new_session=True,  # so that Ctrl-C in the terminal reaches only the driver
             )
-        self._temp = os.path.join(tempfile.gettempdir(), f"feedrate-{channel.marker[:12]}")
+        self._temp = os.path.join(_short_folder() if self.ref.command else tempfile.gettempdir(), f"feedrate-{channel.marker[:12]}")
         channel.control.sendall(json.dumps(self._hello | {"temp": self._temp}).encode() + b"\n")
         ready = channel.message(time.monotonic() + SETUP_TIMEOUT_S)
         channel.spare, self.clean = {os.getpid(), *ready["spare"]}, ready["clean"]
@@ -277,6 +282,12 @@ class Template:
         return failed("internal", "setup", f"the trial's template process did not start: {error}{self._channel.tail()}")
 
 
+def _short_folder() -> str:
+    """Return the folder for temporary files, or /tmp if that is so long that a socket in it could not be named."""
+    folder = tempfile.gettempdir()
+    return folder if len(folder) <= LONGEST_FOLDER else "/tmp"
+
+
 def _failed_again(failure: Failure, doing: str) -> Reloaded:
     """Return the outcome of a rerun whose process ended without reporting one."""
     if failure.phase != "rerun":
@@ -292,21 +303,30 @@ class Needs:
     """What a child must have in common with a request to serve it: everything on which the training step depends."""
 
     workload: WorkloadRef
-    batch_size: int | None
-    sharing_strategy: str | None
-    trainer_cpus: int | None
-    device: str | None
-    amp: str | None
-    compile: bool
-    loader_only: bool
-    cold: bool
+    batch_size: int | None = None
+    sharing_strategy: str | None = None
+    trainer_cpus: int | None = None
+    device: str | None = None
+    amp: str | None = None
+    compile: bool = False
+    loader_only: bool = False
+    cold: bool = False
 
 
 def needs(task: ChildTask) -> Needs | None:
     """Return what a child must have in common with this request to serve it; None if every such request needs a fresh child."""
+    is_script = task.workload.command is not None  # its own loop is the step, whatever the batch size
     if not isinstance(task.request, MeasureRequest):
-        return None
+        return Needs(task.workload) if is_script else None
     config, options = task.request.config, task.request.options
+    if is_script:
+        return Needs(
+            task.workload,
+            sharing_strategy=config.sharing_strategy,
+            trainer_cpus=config.trainer_cpus,
+            device=options.device,
+            cold=options.cold,
+        )
     return Needs(
         workload=task.workload,
         batch_size=config.batch_size,

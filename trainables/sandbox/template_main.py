@@ -49,13 +49,15 @@ def main(argv: list[str]) -> None:
         _run_once(control, hello)
         return
     resource_tracker.ensure_running()  # started here, so that it outlives killed children and unlinks their semaphores
-    before = _end_with_owner(control, hello)
+    runs_script = bool(hello["workload"].get("command"))
+    before = _Before(_num_threads(), positioned_files()) if runs_script else _end_with_owner(control, hello)
     clean = _num_threads() <= before.num_threads and not _accelerator_touched() and not positioned_files() - before.files
     for number in TERMINATING:
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, signal.SIG_IGN)
     os.mkdir(hello["temp"], 0o700)  # the owner chose the name, so it can remove the folder whenever it is interrupted
     _use_folder(hello["temp"])
+    launcher = _launcher(hello) if runs_script else None
     spare = {os.getpid(), *marked(os.environ[MARKER])}
     ready = {"ready": True, "clean": clean, "spare": sorted(spare)}
     control.sendall(json.dumps(ready).encode() + b"\n")
@@ -64,7 +66,34 @@ def main(argv: list[str]) -> None:
         if not line:
             _last_sweep(hello)
             leave()
-        _serve(control, line, descriptors[0], hello, clean)
+        if launcher is None:
+            _serve(control, line, descriptors[0], hello, clean)
+        else:
+            _launch(launcher, control, line, descriptors[0], hello)
+
+
+def _launcher(hello: dict[str, Any]) -> Any:
+    from feedrate.trainables.sandbox.launcher import Launcher
+
+    return Launcher(hello["workload"], hello["temp"])
+
+
+def _launch(launcher: Any, control: socket.socket, request: bytes, pipe: int, hello: dict[str, Any]) -> None:
+    """Start the training command for a request, and wait until it has ended."""
+    try:
+        launcher.serve(
+            control,
+            request,
+            pipe,
+            hello.get("threads"),
+            lambda message: control.sendall(json.dumps(message).encode() + b"\n"),
+            lambda pid, watch: _end_without_owner(hello, pid, watch),
+        )
+    except (BrokenPipeError, ConnectionResetError):
+        _last_sweep(hello)
+        leave()
+    finally:
+        os.close(pipe)
 
 
 def _run_once(control: socket.socket, hello: dict[str, Any]) -> None:

@@ -1,0 +1,425 @@
+"""Training commands are measured unchanged: which loader, with which settings, what the script gets meanwhile, and what is left behind."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from census import TAG, eventually, leaves_nothing, tagged
+
+from feedrate.search.setup.script_lines import loader_remarks
+from feedrate.trainables.checking.described import Described
+from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.measuring.measure_options import MeasureOptions
+from feedrate.trainables.protocol import DescribeRequest, Failed, Measured, MeasureRequest, read
+from feedrate.trainables.resolve import make_command_ref
+from feedrate.trainables.sandbox.template import Template
+
+HEAD = """
+import os, sys, time
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+class Rows(Dataset):
+    def __init__(self, num=4000):
+        self.num = num
+    def __len__(self):
+        return self.num
+    def __getitem__(self, index):
+        return torch.full((8,), float(index)), index % 2
+
+model = nn.Linear(8, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+def train(batch):
+    x, y = batch
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+
+def note(*words):
+    with open("notes.txt", "a") as file:
+        print(*words, file=file, flush=True)
+"""
+
+PLAIN = """
+if __name__ == "__main__":
+    loader = DataLoader(Rows(), 16, True, num_workers=1)
+    valid = DataLoader(Rows(64), batch_size=32, num_workers=1, persistent_workers=True)
+    note("begins", os.getpid(), sys.argv[1:], os.environ["FEEDRATE"], os.environ["WANDB_MODE"])
+    for epoch in range(3):
+        for batch in loader:
+            train(batch)
+        for batch in valid:
+            pass
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tag(tmp_path_factory):
+    """Marks what this module starts; at its end nothing of it is left, in /dev/shm and /tmp neither."""
+    with leaves_nothing(tmp_path_factory) as name:
+        yield name
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch, tag):
+    """Writes train.py into a new folder and returns a template for a command there; after the test, nothing of it runs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEEDRATE_HOST_ID", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    templates = []
+
+    def write(text, *command, loader=None, head=HEAD):
+        (tmp_path / "train.py").write_text(head + textwrap.dedent(text))
+        command = command or ("python", "train.py")
+        templates.append(Template(make_command_ref(command, loader=loader), environment={TAG: tag}))
+        return templates[-1]
+
+    yield write
+    for template in templates:
+        template.close()
+    assert eventually(lambda: not tagged(tag)), tagged(tag)
+
+
+def notes():
+    return Path("notes.txt").read_text().splitlines() if Path("notes.txt").exists() else []
+
+
+def last(template, num_workers=None, batch_size=16, multiprocessing_context=None, **options):
+    """The last event: of a description, or with `num_workers` of a trial."""
+    request = DescribeRequest()
+    if num_workers is not None:
+        config = LoaderConfig(num_workers=num_workers, batch_size=batch_size, multiprocessing_context=multiprocessing_context)
+        request = MeasureRequest(config=config, options=MeasureOptions(**{"max_trial_s": 1.0, "measure_step": False} | options))
+    return read(template.run(request, max_s=60), lambda news: None)
+
+
+def described(template):
+    event = last(template)
+    assert isinstance(event, Described), event.failure.message
+    return event
+
+
+def refused(template, **config):
+    event = last(template, **config)
+    assert isinstance(event, Failed)
+    return event
+
+
+def measured(template, **config):
+    event = last(template, **config)
+    assert isinstance(event, Measured), event.failure.message
+    return event.columns
+
+
+def test_one_process_serves_many_settings(script):
+    """The baseline is the loader's own, the second loader is left alone, and the script's own arguments and variables are its own."""
+    template = script(PLAIN, "python", "train.py", "--lr", "0.1")
+    found = described(template)
+    assert found.name == "train"
+    assert not found.is_short
+    assert found.baseline == LoaderConfig(num_workers=1, batch_size=16)
+    assert found.epoch_samples == 4000
+    first, second = found.script.loaders
+    assert (first.role, second.role) == ("measured", "not read")
+    assert loader_remarks(found)[0].startswith(f"the 1 worker of the loader at {second.where} stay alive")
+    assert first.call == "DataLoader(Rows, batch_size=16, shuffle=True, num_workers=1)"
+    assert first.where == f"train.py:{(HEAD + PLAIN)[: (HEAD + PLAIN).index('DataLoader(Rows(), 16')].count(chr(10)) + 1}"
+    for config in ({"num_workers": 2}, {"num_workers": 1, "batch_size": 8}, {"num_workers": 3}):
+        columns = measured(template, **config)
+        assert columns["window_num_items"][0] == columns["window_num_batches"][0] * config.get("batch_size", 16)
+    begun = notes()
+    assert len(begun) == 1
+    assert begun[0].endswith("['--lr', '0.1'] 1 offline")
+
+
+def test_a_setting_without_workers_ends_the_process(script):
+    """Its process used the dataset itself; workers of a later setting would inherit what it opened."""
+    template = script(PLAIN)
+    measured(template, num_workers=0)
+    measured(template, num_workers=1)
+    assert len({line.split()[1] for line in notes()}) == 2
+
+
+def test_the_dataset_stays_unused_in_the_training_process(script):
+    """Even if the script's own loader has no workers: what is opened on first use is opened by each worker."""
+    template = script(
+        """
+        class Opens(Rows):
+            opened_by = None
+            def __getitem__(self, index):
+                if self.opened_by is None:
+                    self.opened_by = os.getpid()
+                if self.opened_by != os.getpid():
+                    raise RuntimeError("opened by another process")
+                return super().__getitem__(index)
+
+        for batch in DataLoader(Opens(), batch_size=16):
+            train(batch)
+        """
+    )
+    assert described(template).baseline.num_workers == 0
+    measured(template, num_workers=2)
+    measured(template, num_workers=0)
+
+
+@pytest.mark.parametrize("command", [("bash", "train.sh"), ("python", "-m", "package.train"), ("bash", "-c", "python -u train.py | cat")], ids=" ".join)
+def test_launchers_end_in_the_script_and_go_no_further(script, command):
+    template = script(PLAIN, *command)
+    Path("train.sh").write_text("set -e\npython train.py\necho after >> notes.txt\n")
+    Path("package").mkdir()
+    Path("package/__init__.py").touch()
+    Path("package/train.py").write_text(Path("train.py").read_text())
+    assert described(template).name == "train"
+    measured(template, num_workers=0)  # this process is not kept
+    measured(template, num_workers=1)
+    template.close()
+    assert [line.split()[0] for line in notes()] == ["begins", "begins"]
+
+
+def test_a_subclass_gets_settings_that_it_does_not_pass_on(script):
+    """Its own `__init__` has other arguments, and its own `__iter__` changes every batch exactly once."""
+    template = script(
+        """
+        class Mine(DataLoader):
+            def __init__(self, num_rows):
+                super().__init__(Rows(num_rows), 16, num_workers=1)
+            def __iter__(self):
+                for x, y in super().__iter__():
+                    yield x + 100_000, y
+
+        for x, y in Mine(1000):
+            assert 100_000 <= x.min() and x.max() < 200_000, x
+            train((x, y))
+        """
+    )
+    found = described(template)
+    assert found.baseline.num_workers == 1
+    assert found.script.loaders[0].name == "Mine"
+    measured(template, num_workers=2)
+
+
+def test_loaders_made_anew_in_every_epoch(script):
+    """They are one loader, and the script never sees the end of an epoch."""
+    template = script(
+        """
+        for epoch in range(5):
+            for batch in DataLoader(Rows(16), batch_size=16, shuffle=True, num_workers=1):
+                train(batch)
+                note("trained")
+            note("epoch")
+        """
+    )
+    assert described(template).epoch_samples == 16
+    measured(template, num_workers=2)
+    assert "epoch" not in notes()
+
+
+def test_gradient_accumulation(script):
+    """The loader is found at the first optimizer step, whenever that is."""
+    template = script(
+        """
+        for number, (x, y) in enumerate(DataLoader(Rows(), batch_size=16, num_workers=1)):
+            nn.functional.cross_entropy(model(x), y).backward()
+            if number % 4 == 3:
+                optimizer.step()
+                optimizer.zero_grad()
+        """
+    )
+    assert described(template).script.loaders[0].num_batches == 4
+
+
+def test_two_loaders_read_in_one_step(script):
+    """The first one is measured; the other goes on, endlessly if the script wants so."""
+    template = script(
+        """
+        def forever(loader):
+            while True:
+                yield from loader
+
+        for first, second in zip(DataLoader(Rows(), batch_size=16), forever(DataLoader(Rows(40), batch_size=8))):
+            train(first)
+            train(second)
+        """
+    )
+    roles = [each.role for each in described(template).script.loaders]
+    assert roles == ["measured", "read in the same step"]
+    assert sum(measured(template, num_workers=1)["window_num_batches"]) > 0
+
+
+def test_other_loaders_give_one_batch_meanwhile(script):
+    """What a script does every 2 seconds is cut short, and no window contains its 3 seconds. The trial has to be longer than that."""
+    template = script(
+        """
+        loader, valid = DataLoader(Rows(), batch_size=16, num_workers=1), DataLoader(Rows(640), batch_size=16)
+        since = time.monotonic()
+        for batch in loader:
+            train(batch)
+            if time.monotonic() > since + 2:
+                time.sleep(3)
+                note("validated", len(list(valid)))
+                torch.save(model.state_dict(), "model.pt")
+                since = time.monotonic()
+        """
+    )
+    columns = measured(template, num_workers=1, max_trial_s=9.0)
+    assert "validated 1" in notes()
+    assert max(columns["window_duration_s"]) < 3
+
+
+def test_the_users_own_sitecustomize_runs(script, monkeypatch, tmp_path):
+    template = script(PLAIN)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "sitecustomize.py").write_text("import sys\nsys.own_sitecustomize = True\n")
+    Path("train.py").write_text("import sys\nassert sys.own_sitecustomize\nassert not any(path.endswith('/hook') for path in sys.path)\n" + Path("train.py").read_text())
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "own"))
+    described(template)
+
+
+def test_what_a_script_prints_is_kept(script, tmp_path):
+    script("print('lost'); raise SystemExit(3)")
+    template = Template(make_command_ref(("python", "train.py")), log_path=str(tmp_path / "script.log"))
+    failure = refused(template).failure
+    template.close()
+    assert "ended with exit status 3 before it had trained; its last output: lost" in failure.message
+    assert Path("script.log").read_text() == "lost\n"
+
+
+def test_a_script_that_ends_is_begun_again(script):
+    """The steps of a process are used up some time; a script that is too short for one measurement is refused."""
+    template = script(
+        """
+        note("begins")
+        for number, batch in enumerate(DataLoader(Rows(), batch_size=16, num_workers=1)):
+            train(batch)
+            time.sleep(0.02)
+            if number == 40:
+                break
+        """
+    )
+    for _ in range(40):
+        measured(template, num_workers=2)
+        if len(notes()) == 2:
+            break
+    assert len(notes()) == 2
+    failure = refused(template, num_workers=1, max_trial_s=20.0).failure
+    assert failure.kind == "script-ended"
+    assert "train.py ended after 40 batches" in failure.message
+
+
+FAILURES = {
+    "raises before it trains": ("raise ValueError('no data')", "train.py raised ValueError: no data, before it had trained", True),
+    "makes no loader": ("for _ in range(3): optimizer.step()", "train.py ended without making a torch DataLoader", True),
+    "does not step": ("list(DataLoader(Rows(64)))", "no torch optimizer had stepped, so feedrate cannot tell which of its loaders feeds a training", True),
+    "ends early": ("train(next(iter(DataLoader(Rows(64), batch_size=4))))", "ended before an optimizer had stepped between two batches", True),
+    "waits for input": ("input('name? ')", "train.py asks for input, which it cannot get here", True),
+    "refuses its arguments": ("sys.exit(2)", "the command `python train.py` ended with exit status 2 before it had trained", True),
+    "is killed": ("os.kill(os.getpid(), 9)", "was killed by SIGKILL before it had trained", True),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_why_a_script_cannot_be_measured(script, name):
+    text, sentence, raised = FAILURES[name]
+    event = refused(script(text))
+    assert sentence in event.failure.message
+    assert event.usage
+    assert event.raised is raised
+    if "raises" in name:
+        assert "raise ValueError('no data')" in event.failure.traceback
+
+
+def test_a_step_that_raises_is_shown_with_the_scripts_traceback(script):
+    template = script(
+        """
+        def step_of_mine(number, batch):
+            train(batch)
+            if number == 3:
+                raise ZeroDivisionError("on purpose")
+
+        for number, batch in enumerate(DataLoader(Rows(), batch_size=16, num_workers=1)):
+            step_of_mine(number, batch)
+        """
+    )
+    failure = refused(template, num_workers=1).failure
+    assert failure.message == "ZeroDivisionError: on purpose"
+    assert "step_of_mine" in failure.traceback
+    assert "takeover.py" not in failure.traceback
+
+
+def test_an_evaluation_is_measured_if_it_is_chosen(script):
+    text = """
+    with torch.no_grad():
+        for x, y in DataLoader(Rows(64), batch_size=4):
+            model(x)
+        for x, y in DataLoader(Rows(4000), batch_size=16):
+            model(x)
+    """
+    line = (HEAD + textwrap.dedent(text)).splitlines().index("    for x, y in DataLoader(Rows(4000), batch_size=16):") + 1
+    for name in ("2", f"train.py:{line}"):
+        assert described(script(text, loader=name)).baseline.batch_size == 16
+    assert "--loader 3 named none of which it read two batches" in refused(script(text, loader="3")).failure.message
+
+
+def test_an_interpreter_without_feedrate_is_told_how_to_get_it(script, tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", "other"], check=True)
+    python = tmp_path / "other" / "bin" / "python"
+    event = refused(script(PLAIN, str(python), "train.py"))
+    assert f"{python} cannot load feedrate" in event.failure.message
+    assert f"{python} -m pip install feedrate==" in event.failure.message
+    assert not event.raised
+
+
+def test_a_script_without_main_guard_is_refused_if_workers_import_it(script):
+    """Each of its spawned workers would train an epoch before it loads anything. Python needs seconds to start them."""
+    template = script("from rows import Data\nfor batch in DataLoader(Data(), batch_size=16, num_workers=1):\n    train(batch)\n")
+    Path("rows.py").write_text(HEAD + "class Data(Rows): pass\n")
+    failure = refused(template, num_workers=1, multiprocessing_context="spawn").failure
+    assert "trains when it is imported" in failure.message
+
+
+@pytest.mark.parametrize("phase", ["setup", "measure"])
+@pytest.mark.parametrize("who", ["supervisor", "template", "launcher", "script"])
+def test_whichever_process_dies_the_others_end(script, tag, tmp_path, who, phase):
+    """Killed while the script starts, and in the middle of a measurement."""
+    script(PLAIN if phase == "measure" else "note('begins')\ntime.sleep(100)")
+    Path("train.sh").write_text("python train.py\n")
+    program = """
+from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.measuring.measure_options import MeasureOptions
+from feedrate.trainables.protocol import MeasureRequest, Phase
+from feedrate.trainables.resolve import make_command_ref
+from feedrate.trainables.sandbox.template import Template
+template = Template(make_command_ref(("bash", "train.sh")))
+request = MeasureRequest(config=LoaderConfig(num_workers=2, batch_size=16), options=MeasureOptions(max_trial_s=100.0))
+for event in template.run(request, max_s=200):
+    if isinstance(event, Phase):
+        print(event.name, flush=True)
+template.close()
+"""
+    supervisor = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=os.environ | {TAG: tag}, start_new_session=True)
+    if phase == "measure":
+        for line in supervisor.stdout:
+            if line == "measure\n":
+                break
+    else:
+        assert eventually(lambda: notes(), 60)
+    pids = {"supervisor": supervisor.pid}
+    for pid in tagged(tag):
+        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        if "feedrate.trainables.sandbox.template_main" in words:
+            pids["template"] = pid
+        elif words[0] == "bash":
+            pids["launcher"] = pid
+            pids["script"] = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+    os.kill(pids[who], 9)
+    if who == "launcher":  # the script goes on without its shell
+        supervisor.terminate()
+    supervisor.wait(60)
+    supervisor.stdout.close()
+    assert eventually(lambda: not tagged(tag), 30), tagged(tag)

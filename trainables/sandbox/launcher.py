@@ -1,0 +1,371 @@
+"""`Launcher`: starts a training command with feedrate's hook in it, and hands a request to the process that trains.
+
+The command may be a shell script or another launcher that starts Python at last. Every interpreter that imports torch connects
+to the launcher's socket, and the one whose training was found gets the request and the socket for its events: from then on it
+is the trial's child process, exactly as one that was forked from a template.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+from feedrate.trainables.diagnose.output import output_tail
+from feedrate.trainables.failure import Failure
+from feedrate.trainables.isolation.sweeping import MARKER, marked
+from feedrate.trainables.machine.process import tree_pids
+from feedrate.trainables.protocol import Failed, event_line
+from feedrate.trainables.resolve import WorkloadRef
+
+ADDRESS = "FEEDRATE_LAUNCHER"
+"""Environment variable with the path of the launcher's socket."""
+HOOK = Path(__file__).parents[1] / "script" / "hook"
+"""Folder with the sitecustomize.py that goes first on PYTHONPATH."""
+SOCKET = "launcher"
+"""Name of the socket in the template's temporary folder."""
+MARKS = {"FEEDRATE": "1"}
+"""Variables by which a script can see that it runs for a measurement."""
+LOADER = "FEEDRATE_LOADER"
+"""Environment variable with the loader that the user chose: its number, or file.py:line."""
+OFFLINE = {
+    "WANDB_MODE": "offline", "WANDB_SILENT": "true", "COMET_START_ONLINE": "0", "NEPTUNE_MODE": "offline",
+    "CLEARML_OFFLINE_MODE": "1", "SWANLAB_MODE": "offline",
+}  # fmt: skip
+"""Switches with which the usual experiment loggers keep to this machine; one that is set to "disabled" stays."""
+ORPHANS_S = 30.0
+"""How long processes that the command left running may take to import torch."""
+_PR_SET_PDEATHSIG = 1
+_CREDENTIALS = struct.Struct("3i")
+
+Tell = Callable[[dict[str, Any]], None]
+"""Sends a message to the supervisor."""
+
+
+class Launcher:
+    """Starts the command once for each request that needs a new process.
+
+    Args:
+        workload: a `WorkloadRef` with a command, as JSON.
+        folder: the template's temporary folder, which only this user can enter.
+    """
+
+    def __init__(self, workload: Mapping[str, Any], folder: str) -> None:
+        self.ref = WorkloadRef.from_json(workload)
+        self.folder = folder
+        self.address = os.path.join(folder, SOCKET)
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(self.address)
+        self.listener.listen(64)
+
+    def serve(
+        self, control: socket.socket, request: bytes, pipe: int, threads: int | None, tell: Tell, orphaned: Callable[[int, int], NoReturn]
+    ) -> None:
+        """Start the command and wait until it has ended.
+
+        Args:
+            control: the socket to the supervisor; when it closes, the supervisor is gone.
+            request: a line for the process that trains.
+            pipe: descriptor of the socket for that process's events; the caller closes it.
+            threads: torch's intra-op threads for that process; None leaves the script's own.
+            tell: sends {"started": pid}, perhaps a second time with the pid of the process that trains, and at last {"ended": status}.
+            orphaned: ends everything when the supervisor is gone, given a pid and a pidfd; it does not return.
+        """
+        launch = _Launch(self, control, request, pipe, threads, tell, orphaned)
+        try:
+            launch.run()
+        finally:
+            launch.close()
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of the command: the user's, the hook, and what keeps experiment loggers offline."""
+        own = {name: value for name, value in os.environ.items() if name != LOADER}
+        paths = [str(HOOK), *filter(None, [own.get("PYTHONPATH")])]
+        offline = {name: value for name, value in OFFLINE.items() if own.get(name) != "disabled"}
+        chosen = {} if self.ref.loader is None else {LOADER: self.ref.loader}
+        return own | offline | MARKS | chosen | {"PYTHONPATH": os.pathsep.join(paths), ADDRESS: self.address, "WANDB_DIR": self.folder}
+
+
+@dataclass(slots=True)
+class _Interpreter:
+    """One connection: an interpreter of the command that has imported torch, or lacks feedrate."""
+
+    connection: socket.socket
+    pid: int
+    buffer: bytes = b""
+
+    @classmethod
+    def accept(cls, listener: socket.socket) -> _Interpreter:
+        connection, _ = listener.accept()
+        pid, _, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        return cls(connection, pid)
+
+    def messages(self) -> list[dict[str, Any]] | None:
+        """Return the messages that have come; None if the connection has closed."""
+        try:
+            data = self.connection.recv(1 << 16)
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            return None
+        *lines, self.buffer = (self.buffer + data).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+
+@dataclass(slots=True)
+class _Launch:
+    """One run of the command."""
+
+    launcher: Launcher
+    control: socket.socket
+    request: bytes
+    pipe: int
+    threads: int | None
+    tell: Tell
+    orphaned: Callable[[int, int], NoReturn]
+    began_unix_s: float = field(default_factory=time.time)
+    poll: Any = field(default_factory=select.poll)
+    interpreters: dict[int, _Interpreter] = field(default_factory=dict)
+    """Connections by descriptor."""
+    said: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The last message of each kind."""
+    command: subprocess.Popen[bytes] | None = None
+    command_watch: int = -1
+    status: int | None = None
+    """Wait status of the command, once it has ended."""
+    trainer: int | None = None
+    """Pid of the process that trains."""
+    trainer_watch: int = -1
+
+    def run(self) -> None:
+        if not self._start():
+            return
+        self.poll.register(self.command_watch, select.POLLIN)
+        self.poll.register(self.control, select.POLLRDHUP)
+        self.poll.register(self.launcher.listener, select.POLLIN)
+        until_s = float("inf")
+        while not self._is_over(until_s):
+            ready = {number for number, _ in self.poll.poll(200 if self.status is not None else None)}
+            if self.control.fileno() in ready:
+                self._end_without_owner()
+            if self.launcher.listener.fileno() in ready:
+                self._accept()
+            for number in ready & self.interpreters.keys():
+                self._listen(number)
+            if self.command_watch in ready and self.status is None:
+                self.poll.unregister(self.command_watch)
+                self.status = os.waitpid(self._pid(), 0)[1]
+                until_s = time.monotonic() + ORPHANS_S
+            if self.trainer_watch in ready:
+                self.tell({"ended": self._trainers_status()})
+                return
+        self._listen_to_the_last()
+        _send(self.pipe, self._failure())
+        self.tell({"ended": self.status or 0})
+
+    def close(self) -> None:
+        for interpreter in self.interpreters.values():
+            interpreter.connection.close()
+        for watch in (self.command_watch, self.trainer_watch):
+            if watch >= 0:
+                os.close(watch)
+
+    def _pid(self) -> int:
+        assert self.command is not None
+        return self.command.pid
+
+    def _start(self) -> bool:
+        """Start the command; if that fails, report it and return False."""
+        ref = self.launcher.ref
+        assert ref.command is not None
+        try:
+            self.command = subprocess.Popen(
+                list(ref.command),
+                executable=sys.executable if ref.own_python else None,
+                cwd=ref.cwd,
+                env=self.launcher.environment(),
+                stdin=subprocess.DEVNULL,
+                process_group=0,
+                preexec_fn=_become_command,  # noqa: PLW1509 - this process has one thread
+            )
+        except OSError as error:
+            message = f"the command {ref.command[0]!r} cannot be started: {error.strerror}"
+            _send(self.pipe, _failed(message, usage=True))
+            self.tell({"started": os.getpid()})
+            self.tell({"ended": 0})
+            return False
+        self.command.returncode = 0  # because this class waits for the process by its pid
+        self.command_watch = os.pidfd_open(self._pid())
+        self.tell({"started": self._pid()})
+        return True
+
+    def _is_over(self, until_s: float) -> bool:
+        """Whether the command has ended, and nothing that it left running can still begin to train."""
+        if self.status is None or self.trainer is not None:
+            return False
+        if "raised" in self.said or "ended" in self.said:
+            return not any(_lives(each.pid) for each in self.interpreters.values())
+        others = [pid for pid, is_helper in marked(os.environ[MARKER]).items() if pid != os.getpid() and not is_helper]
+        return not others or time.monotonic() > until_s
+
+    def _accept(self) -> None:
+        interpreter = _Interpreter.accept(self.launcher.listener)
+        self.interpreters[interpreter.connection.fileno()] = interpreter
+        self.poll.register(interpreter.connection, select.POLLIN)
+
+    def _listen(self, number: int) -> None:
+        interpreter = self.interpreters[number]
+        messages = interpreter.messages()
+        if messages is None:
+            self.poll.unregister(number)
+            self.interpreters.pop(number).connection.close()
+            return
+        for message in messages:
+            says = message["says"]
+            if says == "trains":
+                self._hand_over(interpreter)
+            elif says == "leaves":
+                self._end_launchers()
+                with contextlib.suppress(OSError):
+                    interpreter.connection.sendall(b"\n")
+            elif says == "is imported":
+                _send(self.pipe, _unguarded(self.launcher.ref.target))
+            else:
+                self.said[says] = message
+
+    def _hand_over(self, interpreter: _Interpreter) -> None:
+        """Give the request and the socket for events to the process that trains; another process that trains, too, ends the trial."""
+        if self.trainer is not None:
+            message = (
+                f"the command trains in several processes (pids {self.trainer} and {interpreter.pid}), and feedrate measures one. "
+                "Start the training with one process"
+            )
+            _send(self.pipe, _failed(message, usage=True))
+            return
+        self.trainer = interpreter.pid
+        self.trainer_watch = os.pidfd_open(self.trainer)
+        self.poll.register(self.trainer_watch, select.POLLIN)
+        self.tell({"started": self.trainer})
+        header = json.dumps({"threads": self.threads, "began_unix_s": self.began_unix_s}).encode() + b"\n"
+        with contextlib.suppress(OSError):  # the process has died, which the poll reports
+            socket.send_fds(interpreter.connection, [header + self.request], [self.pipe])
+
+    def _listen_to_the_last(self) -> None:
+        """Read what interpreters said before they ended."""
+        while ready := dict(self.poll.poll(0)):
+            if self.launcher.listener.fileno() in ready:
+                self._accept()
+            numbers = ready.keys() & self.interpreters.keys()
+            for number in numbers:
+                self._listen(number)
+            if not numbers and self.launcher.listener.fileno() not in ready:
+                return
+
+    def _end_launchers(self) -> None:
+        """End the processes between this one and the trainer, so that a shell script does not go on with its next command."""
+        for pid in _ancestors(self.trainer):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGTERM)
+
+    def _trainers_status(self) -> int:
+        """Return the wait status of the process that trained; if another process is its parent, a status in the way of shells."""
+        if self.trainer == self._pid():
+            return os.waitpid(self._pid(), 0)[1] if self.status is None else self.status
+        if self.status is None:
+            select.select([self.command_watch], [], [], 0.5)
+            self._end_launchers()
+            for pid in tree_pids(self._pid()):
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            self.status = os.waitpid(self._pid(), 0)[1]
+        code = os.waitstatus_to_exitcode(self.status)
+        return code - 128 if 128 < code < 128 + signal.NSIG else self.status
+
+    def _end_without_owner(self) -> NoReturn:
+        """End the launchers, then the process that trains, after its exit functions."""
+        if self.trainer is not None:
+            self._end_launchers()
+            self.orphaned(self.trainer, self.trainer_watch)
+        self.orphaned(self._pid(), self.command_watch)
+
+    def _failure(self) -> Failed:
+        """Return the event that says why nothing could be measured."""
+        assert self.status is not None
+        target, code = self.launcher.ref.target, os.waitstatus_to_exitcode(self.status)
+        if (raised := self.said.get("raised")) is not None:
+            return _failed(raised["sentence"], traceback=raised["traceback"])
+        if (ended := self.said.get("ended")) is not None and code == 0:
+            return _failed(ended["sentence"] + output_tail())
+        if (without := self.said.get("without feedrate")) is not None and "imports torch" not in self.said:
+            python = without["python"]
+            message = (
+                f"{python} cannot load feedrate, which has to measure inside of the script's own process ({without['why']}). Install it "
+                f"there: {python} -m pip install feedrate=={version('feedrate')}"
+            )
+            return _failed(message, usage=True)
+        if code:
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+            return _failed(f"the command `{target}` {how} before it had trained{output_tail()}")
+        why = "never imported torch.utils.data. If it trains, Python must not ignore PYTHONPATH, as it does with -I, -E or -S"
+        return _failed(f"the command `{target}` ended and {why}{output_tail()}")
+
+
+def _failed(message: str, *, usage: bool = False, traceback: str | None = None) -> Failed:
+    """Return a failure of the command before anything was measured; `usage`: the command line is wrong, rather than the user's code."""
+    failure = Failure(kind="user-code", phase="setup", message=message, traceback=traceback)
+    return Failed(failure=failure, usage=True, raised=not usage)
+
+
+def _unguarded(target: str) -> Failed:
+    message = (
+        f"the script of `{target}` trains when it is imported, and loader workers that start by spawn or forkserver import it: put the code "
+        'that trains under `if __name__ == "__main__":`, or let workers start by fork'
+    )
+    return Failed(failure=Failure(kind="user-code", phase="loader", message=message))
+
+
+def _send(pipe: int, event: Failed) -> None:
+    data = event_line(event)
+    with contextlib.suppress(OSError):  # the supervisor is gone, which the poll reports
+        while data:
+            data = data[os.write(pipe, data) :]
+
+
+def _ancestors(pid: int | None) -> list[int]:
+    """Return the processes between a process and this one, the outermost first; none if this one is not an ancestor."""
+    found: list[int] = []
+    while pid and pid != os.getpid():
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return []
+        pid = int(fields[1])
+        found.append(pid)
+    return found[-2::-1] if pid else []
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _become_command() -> None:
+    """Let the new process die with this one, and give it the signal handlers that it would have in a shell."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)

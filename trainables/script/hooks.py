@@ -1,0 +1,113 @@
+"""Patch torch's DataLoader and optimizers as soon as a script imports them: this is how feedrate sees what the script does.
+
+This module loads in every interpreter of a training command, so it imports little, and never torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import wrapt
+
+from feedrate.trainables.script.launcher_link import LauncherLink
+from feedrate.trainables.script.loader_recipe import bind
+from feedrate.trainables.script.script import Control, Script
+from feedrate.trainables.script.tap import Tap
+
+
+def install(address: str) -> None:
+    """Wait for the modules to be imported.
+
+    Args:
+        address: path of the launcher's socket.
+    """
+    # `feedrate` has no __init__.py: Python would add another folder of that name on sys.path, such as a clone, to the package
+    package = sys.modules["feedrate"]
+    package.__path__ = list(package.__path__)
+    hooks = _Hooks(address)
+    wrapt.register_post_import_hook(hooks.patch_loaders, "torch.utils.data.dataloader")
+    wrapt.register_post_import_hook(hooks.patch_optimizers, "torch.optim.optimizer")
+    wrapt.register_post_import_hook(hooks.patch_saving, "torch.serialization")
+
+
+class _Hooks:
+    """The patches of one interpreter."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._script: Script | None = None
+
+    @property
+    def script(self) -> Script:
+        if self._script is None:
+            self._script = Script(LauncherLink(self.address), _take_over)
+        return self._script
+
+    def patch_loaders(self, module: ModuleType) -> None:
+        """Let every new DataLoader be remembered with its arguments, and every iteration of one pass by `Script.opened`."""
+        script, loader_class = self.script, module.DataLoader
+        own_init = loader_class.__init__
+        wrap_iter(loader_class, script)
+
+        def __new__(cls: type, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+            loader: Any = object.__new__(cls)
+            for base in cls.__mro__[: cls.__mro__.index(loader_class)]:
+                wrap_iter(base, script)
+            script.made(loader, args, kwargs)
+            return loader
+
+        @functools.wraps(own_init)
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+            bound = bind(own_init, self, args, kwargs)
+            script.bound(self, bound)
+            own_init(self, **bound)
+
+        __new__.__signature__ = inspect.signature(own_init)  # type: ignore[attr-defined]
+        loader_class.__new__ = staticmethod(__new__)
+        loader_class.__init__ = __init__
+
+    def patch_optimizers(self, module: ModuleType) -> None:
+        """Count the steps of all optimizers."""
+        module.register_optimizer_step_post_hook(self.script.stepped)
+
+    def patch_saving(self, module: ModuleType) -> None:
+        """Notice checkpoints."""
+        own = module.save
+
+        @functools.wraps(own)
+        def save(*args: Any, **kwargs: Any) -> Any:
+            self.script.saved()
+            return own(*args, **kwargs)
+
+        module.save = save  # type: ignore[attr-defined]
+
+
+def _take_over(script: Script, tap: Tap) -> Control:
+    from feedrate.trainables.script.takeover import Takeover  # it imports everything that a trial needs
+
+    return Takeover(script, tap)
+
+
+def wrap_iter(cls: type, script: Script) -> None:
+    """Let the iteration of a loader class pass by the script, if the class defines it.
+
+    An `__iter__` that calls another class's is one iteration: only the outermost one passes by.
+    """
+    own: Callable[[Any], Any] | None = vars(cls).get("__iter__")
+    if own is None or hasattr(own, "_feedrate_own"):
+        return
+
+    @functools.wraps(own)
+    def __iter__(self: Any) -> Any:  # noqa: N807
+        if getattr(type(self), "__iter__", None) is not __iter__ or os.getpid() != script.pid:
+            return own(self)
+        return script.opened(self, own)
+
+    __iter__._feedrate_own = own  # type: ignore[attr-defined]
+    cls.__iter__ = __iter__  # type: ignore[attr-defined]

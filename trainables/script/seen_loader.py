@@ -1,0 +1,69 @@
+"""`SeenLoader`: the DataLoaders that a script makes at one place, as one entry of the list that the user sees."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from typing import Any
+
+from feedrate.trainables.checking.script_facts import LoaderFacts
+
+MEASURED, IN_STEP, UNREAD, OTHER = "measured", "read in the same step", "not read", "left alone"
+_SHOWN = ("batch_size", "shuffle", "num_workers", "pin_memory", "prefetch_factor", "persistent_workers", "drop_last")
+
+
+@dataclass(slots=True)
+class SeenLoader:
+    """What is known about the loaders of one class that are made at one place: a script may make them anew in every epoch."""
+
+    number: int
+    place: tuple[str, int]
+    name: str
+    """Name of the class."""
+    call: str
+    """The call in the script's words, with the settings that it gives."""
+    data: tuple[str, int | None]
+    """Class and length of the dataset."""
+    num_made: int = 0
+    num_batches: int = 0
+    num_steps: int = 0
+    """How often an optimizer stepped between two batches of these loaders."""
+    role: str = UNREAD
+    kept_workers: int = 0
+    """Number of workers that stay alive between epochs (persistent_workers)."""
+
+    @property
+    def where(self) -> str:
+        """The place as `train.py:41`, relative to the working directory if it is inside."""
+        path, line = self.place
+        inside = os.path.relpath(path)
+        return f"{path if inside.startswith('..') else inside}:{line}"
+
+    def is_named(self, name: str) -> bool:
+        """Return whether the user's `--loader` means this one: its number, or the end of its place."""
+        if name.isdecimal():
+            return int(name) == self.number
+        path, _, line = name.rpartition(":")
+        return line == str(self.place[1]) and (self.place[0] == os.path.abspath(path) or self.place[0].endswith(os.sep + path))
+
+    def facts(self) -> LoaderFacts:
+        """Return the entry as others see it."""
+        names = (each.name for each in fields(LoaderFacts))
+        return LoaderFacts(**{name: getattr(self, name) for name in names})
+
+
+def data_of(dataset: Any) -> tuple[str, int | None]:
+    """Return class and length of a dataset; a length of None is not known."""
+    try:
+        return type(dataset).__name__, len(dataset)
+    except Exception:  # it has no length, or computes it in a way that fails
+        return type(dataset).__name__, None
+
+
+def call_of(name: str, bound: dict[str, Any] | None) -> str:
+    """Return the call of a loader's class: its dataset's class, and the settings that were given."""
+    if bound is None:
+        return f"{name}(...)"
+    words = [type(bound.get("dataset")).__name__]
+    words += [f"{key}={bound[key]!r}" for key in _SHOWN if key in bound]
+    return f"{name}({', '.join(words)})"

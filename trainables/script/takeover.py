@@ -1,0 +1,151 @@
+"""`Takeover`: from the second batch of its training on, a script's loop is the step of a workload, and feedrate has the control.
+
+Both the script and the measurement want to be the loop on top. So the script goes on in its own greenlet and the measurement
+runs in another one, on the same thread: `step(batch)` switches to the script, where `next()` returns this batch; the script's
+next call of `next()` switches back, and `step` returns. Torch's state, signals and the main thread are what they are without
+feedrate.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any, NoReturn
+
+import greenlet
+import torch
+
+from feedrate.trainables.checking.script_facts import ScriptFacts
+from feedrate.trainables.failure import Failure, TrialFailed
+from feedrate.trainables.isolation.leaving import leave
+from feedrate.trainables.machine.process import tree_pids
+from feedrate.trainables.protocol import Failed
+from feedrate.trainables.sandbox.child_main import Kept, run_request, write
+from feedrate.trainables.script.script import Script
+from feedrate.trainables.script.script_step import ScriptStep
+from feedrate.trainables.script.seen_loader import IN_STEP
+from feedrate.trainables.script.tap import Tap
+from feedrate.trainables.workload import Workload
+
+FEW = 1
+"""Batches that each other loader gives while one is measured."""
+
+
+class Takeover:
+    """The script's side and the measurement's side of one process.
+
+    Args:
+        script: what the script has done so far.
+        tap: the iteration at which it stands, whose loader is measured.
+    """
+
+    def __init__(self, script: Script, tap: Tap) -> None:
+        self.script, self.measured, self._tap = script, tap.seen, tap
+        self.step = ScriptStep(self._hand_over)
+        self._leaves = False
+        self._loop = greenlet.getcurrent()
+        self._serving = greenlet.greenlet(self._serve)
+        recipe = script.recipe_of(tap.loader)
+        assert recipe is not None
+        tap.close()
+        gc.collect()
+        self.kept = Kept(
+            workload=Workload.from_loader(name=_name(), make_loader=recipe.make, make_step=lambda context: self.step),
+        )
+
+    def begin(self) -> Any:
+        """Get the first request, and let the measurement begin; return the first batch that it gives to the script."""
+        header, self._request, self._events = self.script.link.receive_request()
+        if threading.current_thread() is not threading.main_thread():
+            self._refuse(f"{self.script.name} reads its loader in the thread {threading.current_thread().name!r}, and feedrate measures loops on the main thread only")
+        self.kept.script = ScriptFacts(
+            loaders=tuple(each.facts() for each in self.script.seen),
+            chosen=self.script.chosen,
+            setup_s=time.time() - header["began_unix_s"],
+            python=sys.executable,
+            device=self.script.device,
+        )
+        if header["threads"] is not None:
+            torch.set_num_threads(header["threads"])
+        multiprocessing.current_process()._config["tempdir"] = os.path.dirname(self.script.link.address)  # type: ignore[attr-defined]
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        self.kept.pids = frozenset(tree_pids())
+        return self._serving.switch()
+
+    def is_serving(self) -> bool:
+        """Return whether the measurement runs now, and not the script."""
+        return greenlet.getcurrent() is self._serving
+
+    def _hand_over(self, batch: Any) -> None:
+        self._loop.switch(batch)
+
+    def next_batch(self, tap: Tap) -> Any:
+        """Return the next batch for the script: the measurement's, or of another loader one of its own.
+
+        Raises:
+            StopIteration: the other loader has given its batch.
+        """
+        if tap.seen is self.measured:
+            if tap is not self._tap:  # the script has begun another epoch
+                self._tap = tap
+                self.interrupted()
+            return self._serving.switch()
+        if tap.seen.role == IN_STEP:
+            return self.script.taken(tap)
+        self.interrupted()
+        if tap.num_batches >= FEW:
+            tap.close()
+            raise StopIteration
+        tap.open(apart=not tap.loader.persistent_workers)  # reading with all its workers would disturb what is measured
+        return self.script.taken(tap)
+
+    def interrupted(self) -> None:
+        """Note that the script does something other than training."""
+        self.step.num_asides += 1
+
+    def raised(self, error: BaseException) -> None:
+        """Let the measurement fail with an exception that ends the script."""
+        if greenlet.getcurrent() is self._loop:
+            self._serving.throw(type(error), error, error.__traceback__)
+
+    def at_exit(self) -> None:
+        """Let the measurement fail if the script ends by itself; if feedrate ends it, end its launchers first."""
+        if self._leaves or self.is_serving():
+            self.script.link.leave()
+            return
+        message = (
+            f"{self.script.name} ended after {self.step.num_batches:,} batches, in the middle of the measurement: let it train for more steps or "
+            "epochs, or lower --max-trial-s"
+        )
+        self._serving.throw(TrialFailed(Failure(kind="script-ended", phase="measure", message=message)))
+
+    def _serve(self) -> NoReturn:
+        try:
+            run_request(self._request, self._events, self.kept)
+        finally:
+            self._leaves = True
+            leave()
+
+    def _refuse(self, message: str) -> NoReturn:
+        write(Failed(failure=Failure(kind="user-code", phase="setup", message=message), usage=True), self._events)
+        self._leaves = True
+        leave()
+
+    def _on_sigterm(self, number: int, frame: object) -> None:
+        if os.getpid() == self.script.pid:
+            self._leaves = True
+            leave(128 + number)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+def _name() -> str:
+    """Return the script's name: its file without the suffix, or the package of `python -m package`."""
+    path, name = os.path.split(os.path.abspath(sys.argv[0]))
+    stem = os.path.splitext(name)[0]
+    return os.path.basename(path) if stem == "__main__" else stem or "script"

@@ -1,0 +1,41 @@
+"""What feedrate adds to a loader worker that was spawned: its stack can be read, and it refuses to be a second training.
+
+A spawned worker imports the script. If the script trains when it is imported, every worker first trains an epoch.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import sys
+from types import ModuleType
+from typing import Any
+
+import wrapt
+
+from feedrate.trainables.diagnose import stacks
+from feedrate.trainables.script.launcher_link import LauncherLink
+
+
+def install(address: str) -> None:
+    """Wait for torch.utils.data to be imported.
+
+    Args:
+        address: path of the launcher's socket.
+    """
+    stacks.install()
+    wrapt.register_post_import_hook(functools.partial(_refuse_training, address), "torch.utils.data.dataloader")
+
+
+def _refuse_training(address: str, module: ModuleType) -> None:
+    own = module.DataLoader.__iter__
+
+    @functools.wraps(own)
+    def __iter__(self: Any) -> Any:  # noqa: N807
+        if getattr(multiprocessing.current_process(), "_inheriting", False):  # the script is being imported
+            LauncherLink(address, "is imported", file=os.path.basename(getattr(sys.modules.get("__main__"), "__file__", "") or ""))
+            os._exit(1)
+        return own(self)
+
+    module.DataLoader.__iter__ = __iter__
