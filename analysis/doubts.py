@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from feedrate.analysis.command_line import without
+from feedrate.analysis.command_line import extended, without
 from feedrate.analysis.rounds import DISTURBED_FRACTION, MIN_ROUNDS, TIED_FRACTION
 from feedrate.analysis.run import Run
 from feedrate.analysis.summary import may_win, same
@@ -144,5 +144,5 @@ def _again(search: Mapping[str, Any]) -> str:
     if not argv:
         return f"run_search(..., options=SearchOptions(max_trial_s={trial_s:g}, time_budget_s={budget_s:g}))"
     words = without(argv, ("--max-trial-s", "--time-budget", "--out", "--max-trials"), switches=("--force", "--no-confirm"))
-    return shlex.join(["feedrate", *words, "--max-trial-s", f"{trial_s:g}", "--time-budget", f"{budget_s:g}s"])
+    return shlex.join(["feedrate", *extended(words, "--max-trial-s", f"{trial_s:g}", "--time-budget", f"{budget_s:g}s")])
 

@@ -31,11 +31,12 @@ class RunFolder:
         self.best = self.path / "best.json"
         self.report = self.path / "report.html"
         self.tune = self.path / "tune"
+        self.script_log = self.path / "script.log"
         self.lock = self.path / "search.lock"
 
     def files(self) -> list[Path]:
         """Return the files that a search writes, if they exist; search.json and the lock come last."""
-        own = [self.trials, self.best, self.report, *sorted(self.path.glob("study.journal*")), self.search, self.lock]
+        own = [self.trials, self.best, self.report, self.script_log, *sorted(self.path.glob("study.journal*")), self.search, self.lock]
         return [path for path in own if path.is_file() and not path.is_symlink()]
 
     def tune_folders(self) -> list[Path]:

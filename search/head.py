@@ -18,6 +18,7 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from feedrate.analysis.command_line import extended
 from feedrate.analysis.run_folder import RunError, RunFolder
 from feedrate.search.service.folder_job import described
 from feedrate.search.service.job_log import copied, log_of
@@ -90,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
     with copied(folder):
         if what == "resume":
             return max(command(["resume", str(run), *words]) for run in _runs_in(folder))
-        words = ["search", *words, "--address", "auto", "--out", str(folder)]
+        words = extended(["search", *words], "--address", "auto", "--out", str(folder))
         return command(["resume", str(folder)] if _began(folder, words) else words)
 
 

@@ -17,6 +17,7 @@ from feedrate.analysis.run_folder import RunError, RunFolder
 from feedrate.search.options import SearchOptions
 from feedrate.search.shipping.submission import Submission
 from feedrate.search.space.search_space import SearchSpace
+from feedrate.trainables.checking.script_facts import ScriptFacts
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.resolve import WorkloadRef
 
@@ -49,15 +50,21 @@ class SearchedWorkload:
     """What the workload's step counts."""
     epoch_samples: int | None = None
     """Items of the user's epoch; None if it is not known."""
+    script: ScriptFacts | None = None
+    """The loaders of a training command."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the object in search.json."""
-        return {**self.ref.to_json(), "name": self.name, "unit": self.unit, "epoch_samples": self.epoch_samples}
+        script = None if self.script is None else self.script.to_json()
+        more = {"name": self.name, "unit": self.unit, "epoch_samples": self.epoch_samples, "script": script}
+        return {**self.ref.to_json(), **more}
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> SearchedWorkload:
         """Return the workload in a search.json."""
         more = {name: saved[name] for name in ("unit", "epoch_samples") if name in saved}
+        if saved.get("script") is not None:
+            more["script"] = ScriptFacts.from_json(saved["script"])
         return cls(ref=WorkloadRef.from_json(saved), name=saved["name"], **more)
 
 

@@ -49,6 +49,7 @@ from feedrate.search.setup.request import (
     seed_configs,
     versions,
 )
+from feedrate.search.setup.script_lines import loader_lines
 from feedrate.search.setup.warm_start import check_run, remembered
 from feedrate.search.shipping.shipping import moved
 from feedrate.search.shipping.submission import Submission, owner_here
@@ -65,11 +66,12 @@ from feedrate.trainables.resolve import WorkloadRef
 
 
 def run_search(
-    workload: str | Callable[..., Any],
+    workload: str | Callable[..., Any] | Sequence[str],
     *,
     options: SearchOptions | None = None,
     space: Mapping[str, Any] | None = None,
     workload_options: Mapping[str, Any] | None = None,
+    loader: str | None = None,
     out: str | os.PathLike[str] | None = None,
     force: bool = False,
     console: Console | None = None,
@@ -80,11 +82,14 @@ def run_search(
 
     Args:
         workload: a bundled name, "package.module:function", "path/to/file.py:function", or the function itself
-            (defined at the top level of an importable module).
+            (defined at the top level of an importable module); or a training command as a list of words, such as
+            ["python", "train.py"].
         options: budget, objective, resources; see `SearchOptions`.
         space: dimension -> Ray Tune domain (`tune.randint(0, 33)`, `tune.choice([32, 64])`), `Range`, `Choice`, or one
             value; a dimension that is not given has its default.
         workload_options: keyword arguments of the workload's function.
+        loader: which DataLoader of a training command to measure, by its number or as "file.py:line"; None is the one that
+            training reads.
         out: run folder; None takes the next free feedrate-runs/<name>-N. If it is an address (s3://...), the run folder is in
             feedrate-runs, and a copy of it is kept at the address (mirror.py).
         force: replace a run that is already in `out`.
@@ -98,7 +103,7 @@ def run_search(
     """
     options = options or SearchOptions()
     console = console or Console(stderr=True)
-    ref = make_workload_ref(workload, workload_options)
+    ref = make_workload_ref(workload, workload_options, loader)
     mirror = None
     if out is not None and is_url(out):
         mirror = os.fspath(out).rstrip("/")
@@ -109,8 +114,8 @@ def run_search(
     _say(console, quiet, f"feedrate {version('feedrate')}: looking at {ref.target}")
     described = describe_workload(ref)
     check_step_options(options, described)
-    name = described.name
-    folder = choose_folder(out, name, force)
+    _say(console, quiet, *loader_lines(described))
+    folder = choose_folder(out, described.name, force)
     disqualified = disqualification(described, options)
     given = restricted(given_dimensions(space or {}), disqualified)
     check_batch_sizes(given, described)
@@ -174,7 +179,9 @@ def _record(
     epoch_samples = options.epoch_samples or described.epoch_samples
     return SearchRecord(
         study=f"{folder.path.name}-{os.urandom(4).hex()}",
-        workload=SearchedWorkload(ref=ref, name=described.name, unit=described.unit, epoch_samples=epoch_samples),
+        workload=SearchedWorkload(
+            ref=ref, name=described.name, unit=described.unit, epoch_samples=epoch_samples, script=described.script
+        ),
         objective=options.objective,
         argv=tuple(words),
         command=shlex.join(["feedrate", *words]) if words else "run_search(...)",
@@ -290,8 +297,8 @@ def _own_folder(ref: WorkloadRef) -> str | None:
     return ref.cwd if ref.folder is not None else None
 
 
-def _say(console: Console, quiet: bool, text: str) -> None:
-    if not quiet:
+def _say(console: Console, quiet: bool, *lines: str) -> None:
+    for text in lines if not quiet else ():
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -31,12 +31,9 @@ class Ceilings:
         measure._add_arguments(parser)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
-        from feedrate.trainables.sandbox.template import Template
-
-        config = measure._setting(args)
-        lines = _Lines(quiet=args.json, setting=config.short(), num_workers=config.num_workers)
-        template = Template(measure._ref(args), threads=args.threads, show_output=True)
-        with contextlib.closing(template):
+        with contextlib.closing(measure._template(args)) as template:
+            config = measure._setting(args, template)
+            lines = _Lines(quiet=args.json, setting=config.short(), num_workers=config.num_workers)
 
             def trial(**more: Any) -> tuple[Columns, Failure | None]:
                 return measure._trial(args, config, {"objective": "steady", **more}, template)

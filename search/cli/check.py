@@ -60,7 +60,6 @@ class Check:
 def _checked(args: argparse.Namespace) -> tuple[dict[str, Any], Failure | None]:
     """Return the report, or the failure because of which the samples could not be loaded."""
     from feedrate.trainables.protocol import Checked, Checking, CheckRequest, Failed, News, Silent, outcome
-    from feedrate.trainables.sandbox.template import Template
 
     def on_news(news: News) -> None:
         if isinstance(news, Checking):
@@ -68,7 +67,7 @@ def _checked(args: argparse.Namespace) -> tuple[dict[str, Any], Failure | None]:
         elif isinstance(news, Silent):
             print(f"still at it, for {news.silent_s:.0f} s", file=sys.stderr, flush=True)
 
-    template = Template(measure._ref(args), show_output=True)
+    template = measure._template(args)
     try:
         request = CheckRequest(num_workers=args.num_workers, budget_s=args.budget_s)
         end = outcome(template.run(request), Checked, on_news)

@@ -11,13 +11,14 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn, Protocol
 
+from feedrate.analysis.command_line import split
 from feedrate.search.cli.ceilings import Ceilings
 from feedrate.search.cli.check import Check
-from feedrate.search.cli.measure import Measure, Workloads
+from feedrate.search.cli.measure import Measure, Workloads, explain
 from feedrate.search.cli.report import Export, Report, Show
 from feedrate.search.cli.resume import Resume
 from feedrate.search.cli.runs import Compare, Runs
@@ -26,6 +27,7 @@ from feedrate.search.cli.submit import Fetch, Logs, Status, Stop, Submit
 from feedrate.search.cli.verify import Verify
 from feedrate.search.cli.version import Version
 from feedrate.search.options import NothingFound, UsageError, WorkloadFailed
+from feedrate.search.terminal import arguments
 from feedrate.search.terminal.ending import asked, at_the_latest, end_on_signals, ignore_further_signals
 from feedrate.search.terminal.machine_output import FLAG, answer_error, is_answered, one_object, print_answer
 
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     end_on_signals()
-    if FLAG not in argv:
+    if FLAG not in split(argv)[0]:
         return _run(argv)
     with one_object() as stdout:
 
@@ -76,12 +78,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     """Run the command, print what went wrong, and return the exit code."""
+    words, script = split(argv)
     try:
-        args, unknown = _parser().parse_known_args(_joined(argv))
+        args, unknown = _parser().parse_known_args(_joined(words))
         if unknown:
             name = type(args.command).__name__.lower()
             raise UsageError(f"unknown argument {unknown[0]} (see feedrate {name} --help)")
-        return args.command.run(args, argv) or DONE
+        args.script = script
+        arguments.check_command(args)
+        with _naming_written_files(script is not None and not isinstance(args.command, Submit)):
+            if getattr(args, "explain", False):
+                explain(args)
+                return DONE
+            return args.command.run(args, argv) or DONE
     except KeyboardInterrupt as interrupt:
         said = str(interrupt) or "interrupted"
         ignore_further_signals()
@@ -92,12 +101,28 @@ def _run(argv: Sequence[str]) -> int:
         sys.stderr.close()  # the reader of a pipe has gone; Python would print an error about it at exit
         return DONE
     except Exception as error:
-        if "--debug" in argv:
+        if "--debug" in words:
             traceback.print_exc()
         sentence, kind, code = _verdict(error)
         answer_error(sentence, kind, **getattr(error, "facts", {}))
         _say(f"feedrate: {sentence}")
         return code
+
+
+@contextlib.contextmanager
+def _naming_written_files(is_script: bool) -> Iterator[None]:
+    """At the end, name the files that a training script wrote into the current folder."""
+    if not is_script:
+        yield
+        return
+    from feedrate.search.setup.written_files import WrittenFiles
+
+    written = WrittenFiles(".")
+    try:
+        yield
+    finally:
+        if (remark := written.remark()) is not None:
+            _say(f"note: {remark}")
 
 
 def _interrupted() -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from feedrate.search.options import ANY_ORDER, OWN_BATCHES, OWN_STEP, UsageError, counted_anyway, refusal
+from feedrate.search.options import ANY_ORDER, OWN_BATCHES, OWN_STEP, UsageError, counted_anyway, idle_workers, refusal
 from feedrate.search.terminal import arguments
 from feedrate.search.terminal.machine_output import answer
 from feedrate.trainables.config import SHARING_STRATEGIES, START_METHODS, LoaderConfig
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from feedrate.analysis.ceilings import Ceilings
     from feedrate.trainables.failure import Failure
     from feedrate.trainables.protocol import Silent
+    from feedrate.trainables.sandbox.template import Template
 
 FAILED = 1
 
@@ -30,8 +32,9 @@ class Measure:
         _add_arguments(parser)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
-        config = _setting(args)
-        columns, failure = _trial(args, config, {})
+        with contextlib.closing(_template(args)) as template:
+            config = _setting(args, template)
+            columns, failure = _trial(args, config, {}, template)
         if failure is not None:
             return _print_failure(args.json, config, failure)
         from feedrate.analysis.ceilings import Ceilings
@@ -68,7 +71,7 @@ class Measure:
         print(
             f"  step alone {_ceiling(ceilings, size, unit)} · waits for data {wait:.0%} · start-up {columns['iter_s'] + columns['first_batch_s']:.2f} s · set-up {columns['setup_s']:.1f} s"
         )
-        for note in _remarks(columns, steady.sps):
+        for note in _remarks(columns | {"num_workers": config.num_workers}, steady.sps):
             print(f"  {note}")
         print(
             f"  memory {(columns['tree_pss_bytes'] or 0) / 1e9:.2f} GB · {columns['device']} ({columns['device_name']}), {columns['num_cpus']} CPUs ({columns['num_cpus_source']})"
@@ -101,6 +104,8 @@ def _remarks(columns: dict[str, Any], steady_sps: float) -> list[str]:
         said.append(f"note: other processes used {foreign:.0%} of the CPUs meanwhile; the rates would differ on a quiet machine")
     if (columns["foreign_gpu_fraction"] or 0.0) >= SHARED_FRACTION:
         said.append(f"note: other processes used {columns['foreign_gpu_fraction']:.0%} of the GPU's time just before; the rates would differ on a free GPU")
+    if (idle := idle_workers(columns)) is not None:
+        said.append(f"note: {idle}")
     if columns.get("step_returned") is not None:
         said.append(f"note: {counted_anyway(columns['step_returned'])}")
     if columns["loss_is_finite"] is False:
@@ -155,14 +160,15 @@ def _add_setting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=arguments.whole(0), default=0, metavar="N")
 
 
-def _setting(args: argparse.Namespace) -> LoaderConfig:
+def _setting(args: argparse.Namespace, template: Template) -> LoaderConfig:
     """Return the workload's own setting, changed by the given arguments."""
     from feedrate.search.setup.prepare import describe_workload
+    from feedrate.search.setup.script_lines import loader_lines
     from feedrate.search.space.search_space import WITH_WORKERS
 
-    described = describe_workload(_ref(args))
-    for note in described.notes:
-        print(f"note: {note}", file=sys.stderr)
+    described = describe_workload(template.ref, template)
+    for line in [*loader_lines(described), *(f"note: {note}" for note in described.notes)]:
+        print(line, file=sys.stderr)
     own = described.baseline or LoaderConfig(batch_size=None if described.has_own_batches else 32)
     asked = {name: getattr(args, name) for name in arguments.DIMENSIONS if getattr(args, name) is not None}
     if "batch_size" in asked and described.has_own_batches:
@@ -181,20 +187,42 @@ def _setting(args: argparse.Namespace) -> LoaderConfig:
     return config
 
 
+def explain(args: argparse.Namespace) -> None:
+    """Print how feedrate sees a training command (--explain), and measure nothing."""
+    from feedrate.search.setup.prepare import describe_workload
+    from feedrate.search.setup.script_lines import explanation
+
+    with contextlib.closing(_template(args)) as template:
+        described = describe_workload(template.ref, template)
+    if getattr(args, "json", False) and described.script is not None:
+        answer("explain", described.script.to_json())
+        return
+    print("\n".join(explanation(described)))
+
+
 def _ref(args: argparse.Namespace) -> Any:
-    from feedrate.trainables.resolve import UnknownWorkload, make_ref
+    from feedrate.trainables.resolve import UnknownWorkload, make_command_ref, make_ref
 
     try:
+        if args.script is not None:
+            return make_command_ref(args.script, loader=args.loader)
         return make_ref(args.workload, arguments.workload_options(args))
     except UnknownWorkload as error:
         raise UsageError(str(error)) from None
+
+
+def _template(args: argparse.Namespace) -> Template:
+    """Return the template process of the workload, which shows the workload's output; that of a training command only with --debug."""
+    from feedrate.trainables.sandbox.template import Template
+
+    return Template(_ref(args), threads=getattr(args, "threads", None), show_output=args.script is None or args.debug)
 
 
 def _trial(
     args: argparse.Namespace,
     config: LoaderConfig,
     more: dict[str, Any],
-    template: Any = None,
+    template: Template,
 ) -> tuple[dict[str, Any], Failure | None]:
     """Measure one setting, and return its columns, and the failure or None.
 
@@ -202,13 +230,11 @@ def _trial(
         args: the command's arguments.
         config: the setting.
         more: options of the measurement that no argument sets.
-        template: the template process to measure in, which stays open; None makes one and closes it.
+        template: the template process to measure in, which stays open.
     """
     from feedrate.trainables.measuring.measure_options import MeasureOptions
     from feedrate.trainables.protocol import Failed, Measured, MeasureRequest, News, Silent, Waiting, outcome
-    from feedrate.trainables.sandbox.template import Template
 
-    own = Template(_ref(args), threads=args.threads, show_output=True) if template is None else None
     names = ("max_trial_s", "seed", "objective", "epoch_samples", "amp", "compile")
     options = MeasureOptions(**{**{name: getattr(args, name) for name in names}, **more})
     request = MeasureRequest(config=config, options=options)
@@ -222,11 +248,7 @@ def _trial(
         elif isinstance(news, Silent):
             print(_still(news, why), file=sys.stderr, flush=True)
 
-    try:
-        end = outcome((own or template).run(request, max_s=args.max_trial_s), Measured, on_news)
-    finally:
-        if own is not None:
-            own.close()
+    end = outcome(template.run(request, max_s=args.max_trial_s), Measured, on_news)
     if not isinstance(end, Failed):
         return end.columns, None
     if end.usage:

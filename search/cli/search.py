@@ -30,6 +30,7 @@ class Search:
     Measures your own setting first, then searches num_workers, batch_size, pin_memory, prefetch_factor and
     persistent_workers, and writes a run folder with best.json, whose "dataloader" goes straight into DataLoader(**...).
 
+      feedrate search -- python train.py --data /data
       feedrate search images
       feedrate search train.py:workload --time-budget 3m --batch-size 64
       feedrate search my_project.train:workload --address auto --num-workers 0..24
@@ -60,10 +61,11 @@ class Search:
         try:
             return finish(
                 lambda: run_search(
-                    args.workload,
+                    args.workload if args.script is None else args.script,
                     options=options,
                     space=space,
                     workload_options=arguments.workload_options(args),
+                    loader=args.loader,
                     out=args.out,
                     force=args.force,
                     quiet=args.quiet,

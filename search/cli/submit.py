@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from feedrate.analysis.command_line import COMMAND, extended, split
 from feedrate.search.cli.search import Search, options_of
 from feedrate.search.options import UsageError
 from feedrate.search.service.job_facts import FAILED, began, ended_by, exit_code, in_words, status_facts, summary
@@ -22,6 +23,7 @@ from feedrate.search.shipping import job_environment
 from feedrate.search.shipping.submission import Submission, owner_here
 from feedrate.search.terminal import arguments
 from feedrate.search.terminal.machine_output import FLAG, answer
+from feedrate.trainables.resolve import BUNDLED
 
 if TYPE_CHECKING:
     from feedrate.search.service.jobs import Jobs
@@ -76,13 +78,20 @@ class Submit(Search):
             raise UsageError("--warm-start names a folder on this machine, which the cluster does not have: leave it out")
         _check_storage(args.storage)
         options_of(args)
-        target = _inside(args.workload, arguments.workload_options(args))
-        words = [target if word == args.workload else word for word in arguments.without(argv[1:], *OF_SUBMIT)]
-        name = re.sub(r"[^a-zA-Z0-9]+", "-", target.rpartition(":")[0] or target).strip("-")
+        words = arguments.without(argv[1:], *OF_SUBMIT)
+        if args.script is not None:
+            script = _command_inside(args.script)
+            target, words = shlex.join(script), [*split(words)[0], COMMAND, *script]
+            name = Path(next((word for word in script if word.endswith((".py", ".sh"))), script[-1])).stem
+        else:
+            target = _inside(args.workload, arguments.workload_options(args))
+            words = [target if word == args.workload else word for word in words]
+            name = target.rpartition(":")[0] or target
+        name = re.sub(r"[^a-zA-Z0-9]+", "-", name).strip("-")
         submission_id = args.submission_id or f"{name}-{os.urandom(3).hex()}"
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", submission_id):
             raise UsageError(f"--submission-id {submission_id!r}: letters, digits, '-', '_' and '.' only")
-        folder = os.getcwd() if ":" in target else None  # a bundled workload is part of feedrate and needs no folder
+        folder = None if target in BUNDLED else os.getcwd()  # a bundled workload is part of feedrate and needs no folder
         if args.dry_run:
             list_contents(folder, args.json)
             return None
@@ -219,14 +228,14 @@ def resume_there(args: argparse.Namespace, argv: Sequence[str]) -> int | None:
             stop = jobs.command("stop", other.submission_id)
             raise UsageError(f"{args.run} is carried on by {other.submission_id} already. Stop it first: {stop}")
     if not began(jobs, before):
-        again = shlex.join(["feedrate", "submit", *shlex.split(before.metadata["command"])[2:]])
-        raise UsageError(f"{args.run} ended before it had a run folder, so there is nothing to continue ({jobs.command('logs', args.run)} shows why). Submit it again: {again} --address {jobs.address}")
+        again = shlex.join(extended(["feedrate", "submit", *shlex.split(before.metadata["command"])[2:]], "--address", jobs.address))
+        raise UsageError(f"{args.run} ended before it had a run folder, so there is nothing to continue ({jobs.command('logs', args.run)} shows why). Submit it again: {again}")
     env, pip = job_environment.kept(before, args.env, args.pip)
     words = [word for word in arguments.without(argv[1:], *OF_SUBMIT) if word != args.run]
     submission_id = f"{args.run}-again-{os.urandom(2).hex()}"
     command = shlex.join(["feedrate", "resume", before.metadata["run"], *words])
     metadata = before.metadata | {"feedrate": version("feedrate"), "command": command, "owner": owner_here()}
-    folder = os.getcwd() if ":" in before.metadata["workload"] else None
+    folder = None if before.metadata["workload"] in BUNDLED else os.getcwd()
     return send(args, jobs, ["resume", before.metadata["run"], *words], submission_id, folder, metadata, env, pip)
 
 
@@ -399,6 +408,19 @@ def defines(path: Path, name: str) -> bool:
         else:
             known |= {each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)}
     return name in known or "*" in known
+
+
+def _command_inside(command: Sequence[str]) -> list[str]:
+    """Return a training command with paths relative to the folder that is sent.
+
+    Raises:
+        UsageError: there is no such program here.
+    """
+    from feedrate.search.setup.request import make_workload_ref
+
+    make_workload_ref(command, None)
+    here = os.getcwd() + os.sep
+    return [word.removeprefix(here) for word in command]
 
 
 def _inside(workload: str, workload_options: dict[str, Any]) -> str:

@@ -100,11 +100,10 @@ def _rounds(args: argparse.Namespace, best: Any) -> tuple[list[Round], float, Fa
     """
     from feedrate.analysis.rounds import MIN_ROUNDS, rounds_of
     from feedrate.search.session.verification import baseline_of, setting_of
-    from feedrate.trainables.sandbox.template import Template
 
     configs = list(dict.fromkeys([setting_of(best), baseline_of(best)]))
     begun, number, measured = time.monotonic(), 0, []
-    template = Template(measure._ref(args), threads=args.threads, show_output=True)
+    template = measure._template(args)
     try:
         while number < MIN_ROUNDS or (time.monotonic() - begun) * (number + 1) / number <= args.time_budget_s:
             number += 1

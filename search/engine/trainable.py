@@ -124,6 +124,7 @@ class Supervisor(tune.Trainable):
                 cpus=share_of_cpus(self._gpus, here().num_gpus, num_cpus) if self._gpus else _affinity(num_cpus),
                 threads=self._request["threads"],
                 environment=_user_environment(unpacked() | self._request["environment"], self._request["gpus_per_trial"]),
+                log_path=_log_path(self._request["log_path"]),
             )
         self._is_round = self._request["kind"] == "confirm"
         self._measure()
@@ -180,6 +181,11 @@ def _affinity(num_cpus: int | None) -> set[int] | None:
     """Return the first `num_cpus` of the CPUs that this process may use; None if that is all of them."""
     allowed = sorted(os.sched_getaffinity(0))
     return set(allowed[:num_cpus]) if num_cpus is not None and num_cpus < len(allowed) else None
+
+
+def _log_path(path: str | None) -> str | None:
+    """Return the file for the output of a training script; None if its folder, the run folder, is on another machine."""
+    return path if path is not None and os.path.isdir(os.path.dirname(path)) else None
 
 
 def _gpu_numbers() -> list[int]:

@@ -13,6 +13,7 @@ from ray import tune
 from ray.exceptions import OutOfMemoryError
 from ray.tune.execution import class_cache
 
+from feedrate.analysis.run_folder import RunFolder
 from feedrate.search.engine.nodes import place_of, versions_here
 from feedrate.search.engine.reservation import Placement
 from feedrate.search.engine.scheduler import PruningScheduler
@@ -84,7 +85,7 @@ def run_trials(
         root: the folder that was sent to the cluster (shipping.py); None if none was.
         command: the command line, shown to other searches that wait for a host that this search uses.
     """
-    searcher = SessionSearcher(session, _to_config(placement, ref, options, root, command), Slots(placement))
+    searcher = SessionSearcher(session, _to_config(placement, ref, options, storage_path, root, command), Slots(placement))
     name, memory_kills = "tune", 0
     while True:
         tuner = tune.Tuner(
@@ -144,10 +145,11 @@ def _resources(bundle: dict[str, float], config: dict[str, Any]) -> tune.Placeme
 
 
 def _to_config(
-    placement: Placement, ref: WorkloadRef, options: SearchOptions, root: str | None, command: str
+    placement: Placement, ref: WorkloadRef, options: SearchOptions, storage_path: str, root: str | None, command: str
 ) -> Callable[[TrialRequest, set[str]], dict[str, Any]]:
     shipped = {"root": root, "digest": digest_of(ref) if root is not None else None}
     environment = {name: os.environ.get(name) for name in USER_THREADS}
+    log_path = str(RunFolder(storage_path).script_log) if ref.command else None
     expects = None  # a local Ray has only this node, so there is nothing to compare
     if options.address is not None:
         expects = {"versions": versions_here(), "hardware": placement.hardware if placement.host_ids else ""}
@@ -176,6 +178,7 @@ def _to_config(
             "gpus_per_trial": placement.gpus,
             "threads": options.threads,
             "environment": environment,
+            "log_path": log_path,
         }
         return {"request": json.dumps(body), "selector": json.dumps(placement.where_not(refused))}
 

@@ -11,13 +11,14 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.search.engine.ray_cluster import JOB
 from feedrate.search.options import UsageError, refusal
+from feedrate.search.setup.script_lines import loader_remarks
 from feedrate.search.shipping.submission import Submission
 from feedrate.search.terminal.paste import pasted
 from feedrate.search.versions import untested
@@ -29,21 +30,24 @@ from feedrate.trainables.sandbox.template import Template
 DEFAULT_PARENT = Path("feedrate-runs")
 
 
-def describe_workload(ref: WorkloadRef) -> Described:
+def describe_workload(ref: WorkloadRef, template: Template | None = None) -> Described:
     """Return facts about the workload, after making or checking its data.
+
+    Args:
+        ref: the workload.
+        template: its template process, which stays open; None makes one and closes it.
 
     Raises:
         UsageError: the target is no workload, or its options are wrong.
         WorkloadFailed: the workload's code failed; a traceback in the message is that of the user's code.
     """
-    template = Template(ref, show_output=True)
-    try:
-        end = outcome(template.run(DescribeRequest()), Described, _say_silence)
-    finally:
-        template.close()
+    if template is None:
+        with closing(Template(ref, show_output=ref.command is None)) as own:
+            return describe_workload(ref, own)
+    end = outcome(template.run(DescribeRequest()), Described, _say_silence)
     if isinstance(end, Failed):
         raise refusal(end)
-    return replace(end, notes=(*untested(), *end.notes))
+    return replace(end, notes=(*untested(), *end.notes, *loader_remarks(end)))
 
 
 def _say_silence(news: News) -> None:

@@ -19,17 +19,24 @@ from feedrate.search.space.search_space import OPT_IN, WITH_WORKERS, SearchSpace
 from feedrate.search.versions import recorded
 from feedrate.trainables.checking.described import Described
 from feedrate.trainables.config import LoaderConfig
-from feedrate.trainables.resolve import UnknownWorkload, WorkloadRef, make_ref
+from feedrate.trainables.resolve import UnknownWorkload, WorkloadRef, make_command_ref, make_ref
 
 SHORT_FORM_BATCH_SIZES = (32, 64, 128)
 
 
-def make_workload_ref(workload: str | Callable[..., Any], options: Mapping[str, Any] | None) -> WorkloadRef:
-    """Return a reference by which another process can import the workload.
+def make_workload_ref(
+    workload: str | Callable[..., Any] | Sequence[str], options: Mapping[str, Any] | None, loader: str | None = None
+) -> WorkloadRef:
+    """Return a reference by which another process can import the workload, or start the training command.
 
     Raises:
         UsageError: there is no workload with that name, or the function is not at the top level of a file.
     """
+    if not isinstance(workload, str) and isinstance(workload, Sequence):
+        try:
+            return make_command_ref(workload, loader=loader)
+        except UnknownWorkload as error:
+            raise UsageError(str(error)) from None
     if callable(workload):
         path = inspect.getsourcefile(workload)
         if path is None or workload.__qualname__ != workload.__name__:

@@ -92,9 +92,11 @@ def moved(ref: WorkloadRef, root: str, here: str) -> WorkloadRef:
         return here + path[len(root) :] if path == root or path.startswith(root + os.sep) else path
 
     place, _, function = ref.target.rpartition(":")
+    is_file = ref.command is None and place.endswith(".py")
     return replace(
         ref,
-        target=f"{there(place)}:{function}" if place.endswith(".py") else ref.target,
+        target=f"{there(place)}:{function}" if is_file else ref.target,
+        command=None if ref.command is None else tuple(map(there, ref.command)),
         folder=there(ref.folder) if ref.folder is not None else None,
         cwd=there(ref.cwd) if ref.cwd is not None else None,
     )
@@ -104,6 +106,9 @@ def _file_of(ref: WorkloadRef) -> Path | None:
     place = ref.target.rpartition(":")[0]
     if ref.target in BUNDLED or ref.folder is None:
         return None
+    if ref.command is not None:  # the first word that is a file of the folder
+        files = (Path(ref.folder, word) for word in ref.command)
+        return next((path for path in files if path.is_file() and path.is_relative_to(ref.folder)), None)
     if place.endswith(".py"):
         return Path(place) if Path(place).is_file() else None
     module = Path(ref.folder, *place.split("."))

@@ -9,10 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from feedrate.analysis import command_line
+from feedrate.analysis.command_line import COMMAND
 from feedrate.search.options import PRECISIONS, UsageError, parse_config, parse_duration_s, without_password
 from feedrate.search.terminal.machine_output import FLAG
 
-WORKLOAD_HELP = "a bundled name (see `feedrate workloads`), package.module:function, or path/to/file.py:function"
+WORKLOAD_HELP = (
+    "a bundled name (see `feedrate workloads`), package.module:function, or path/to/file.py:function; or end the line with -- and the "
+    "command that starts your training"
+)
 DIMENSIONS = {
     "num_workers": ("0..32", "loader processes"),
     "batch_size": ("32,64,128", "items per batch; one value fixes it"),
@@ -143,9 +147,37 @@ class _NoLongerNeeded(argparse.Action):
         print(f"note: {option} no longer has any effect, and the next release will refuse it: leave it out", file=sys.stderr)
 
 
+def check_command(args: argparse.Namespace) -> None:
+    """Check that there is one workload: the argument WORKLOAD, or a training command in `args.script`.
+
+    Raises:
+        UsageError: there is none or both, or the subcommand takes no training command.
+    """
+    if not hasattr(args, "loader"):
+        if args.script is not None:
+            raise UsageError(f"feedrate {type(args.command).__name__.lower()} takes no training command: leave out {COMMAND} and what follows it")
+        return
+    if args.script is None and args.workload is None:
+        raise UsageError(f"the following arguments are required: WORKLOAD, or {COMMAND} and the command that starts your training, as in {COMMAND} python train.py")
+    if args.script is not None and args.workload is not None:
+        raise UsageError(f"there are a WORKLOAD ({args.workload}) and a training command ({COMMAND} ...): leave out one of them")
+    if args.script is None and (args.loader is not None or args.explain):
+        raise UsageError(f"--{'loader' if args.loader else 'explain'} is for training commands ({COMMAND} ...): leave it out")
+    if args.script is not None and (given := workload_options(args)):
+        name = next(iter(given)).removesuffix("_s").replace("_", "-")
+        raise UsageError(f"--{name} is an option of bundled workloads: write your training's own options after {COMMAND} and its command")
+
+
 def add_workload(parser: argparse.ArgumentParser) -> None:
-    """Add the argument WORKLOAD and the options of bundled workloads."""
-    parser.add_argument("workload", metavar="WORKLOAD", help=WORKLOAD_HELP)
+    """Add the argument WORKLOAD and the options of training commands and of bundled workloads."""
+    parser.add_argument("workload", metavar="WORKLOAD", nargs="?", help=WORKLOAD_HELP)
+    group = parser.add_argument_group(f"training commands ({COMMAND} python train.py ...)")
+    group.add_argument(
+        "--loader",
+        metavar="N|FILE:LINE",
+        help="which of the script's DataLoaders to measure, by its number in the list or its place (default: the one that training reads)",
+    )
+    group.add_argument("--explain", action="store_true", help="only print how feedrate sees the script: its loaders, and which one is measured")
     group = parser.add_argument_group("bundled workloads")
     group.add_argument(
         "--data",

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, TextIO
 
+from feedrate.analysis.command_line import extended
 from feedrate.search.terminal.arguments import without
 from feedrate.search.terminal.ending import Interrupted, asked, at_the_latest
 
@@ -37,7 +38,7 @@ def one_each(names: Sequence[str], argv: Sequence[str], out: Path, objects: dict
     common = without(argv, "--out")
     searches, readers = [], []
     for name in names:
-        command = [sys.executable, "-m", "feedrate.search.cli.main", *common, "--hardware", name, "--out", str(out / name)]
+        command = [sys.executable, "-m", "feedrate.search.cli.main", *extended(common, "--hardware", name, "--out", str(out / name))]
         # in a session of its own, the search gets Ctrl-C only once, from this process
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True

@@ -148,7 +148,7 @@ def test_every_command_but_logs_takes_json_and_every_object_is_documented():
     with_json = set(re.findall(r"usage: feedrate (\w+) (?:(?!usage).)*--json", help_texts, re.DOTALL))
     assert with_json == names - {"logs"}
     schemas = {name.split("/")[2] for name in documented()}
-    assert schemas == names - {"logs"} | {"error", "failure", "searches", "prune", "submit-dry-run"}
+    assert schemas == names - {"logs"} | {"error", "explain", "failure", "searches", "prune", "submit-dry-run"}
 
 
 def test_what_json_does_not_have_becomes_null_or_text(tmp_path):

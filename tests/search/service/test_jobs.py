@@ -121,6 +121,46 @@ def test_a_search_goes_on_when_the_client_is_gone(there, head, project, tmp_path
     assert there("fetch", "mine", "-o", tmp_path / "other").code == 0
 
 
+PLAIN = """
+import sys
+import torch
+from helper import Rows
+
+if __name__ == "__main__":
+    assert sys.argv[1:] == ["--lr", "0.1"]
+    model = torch.nn.Linear(8, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for x, y in torch.utils.data.DataLoader(Rows(), batch_size=16, num_workers=1):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+"""
+ROWS = """
+import torch
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4000
+    def __getitem__(self, index):
+        return torch.full((8,), float(index)), index % 2
+"""
+
+
+@pytest.mark.slow
+def test_a_training_command_is_submitted_with_its_folder(feedrate, head, project):
+    """The script runs in the copy of the folder that was sent, with feedrate's hook from the copy of feedrate; a whole search takes a while."""
+    (project / "plain.py").write_text(PLAIN)
+    (project / "helper.py").write_text(ROWS)
+    command = ["python", str(project / "plain.py"), "--lr", "0.1"]
+    asked = ["--num-workers", "1..2", "--max-trial-s", "1", "--max-trials", "1", "--no-confirm", "--wait", "0", "--submission-id", "script"]
+    sent = feedrate("submit", *asked, "--follow", "--address", head.url, "--", *command, cwd=project, **WITH_TOKEN)
+    assert sent.code == 0, sent.stdout + sent.stderr
+    search = json.loads((head.runs / "script" / "search.json").read_text())
+    assert search["workload"]["command"] == ["python", "plain.py", "--lr", "0.1"]
+    assert search["workload"]["name"] == "plain"
+    assert {record.get("failure_message") for record in records(head.runs / "script")} == {None}
+
+
 @pytest.mark.slow
 def test_a_shell_script_drives_a_search_by_json_alone(start, head, project, home):
     """Submitted, waited for, fetched and exported, with what the script prints as the only source. Takes over 10 s for the search."""
