@@ -47,11 +47,12 @@ def test_progress_comes_on_stderr_the_baseline_first(finished):
     lines = finished.stderr.splitlines()
     timed = [line.split("] ", 1)[1] for line in lines if re.match(r"\[\d+:\d\d\] ", line)]
     assert lines[-len(timed) :] == [line for line in lines if line.startswith("[")]
+    timed = [line for line in timed if not line.startswith(("waiting", "slot obtained"))]  # on a busy machine
     assert "CPU" in timed[0]
     assert timed[1].startswith("yours: b16 w0")
     assert timed[2].startswith("ceiling at b16 (no loading): ")
     # which settings are skipped and when a ceiling is known depends on rates
-    later = [line for line in timed[3:] if not line.startswith(("left out", "skipped", "ceiling", "waiting"))]
+    later = [line for line in timed[3:] if not line.startswith(("left out", "skipped", "ceiling"))]
     assert [line.split(":")[0] for line in later[:3]] == ["trial 1", "trial 2", "trial 3"]
     assert later[3].startswith("confirming in interleaved rounds: ")
     rounds = [int(re.match(r"round (\d+):", line)[1]) for line in later[4:]]
