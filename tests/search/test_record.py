@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from described_workloads import SCRIPT
 from synthetic import search_json, small_run, write_run
 
 from feedrate.analysis import load_run
@@ -59,6 +60,9 @@ def new(**more):
 
 
 EVERYTHING = {
+    "workload": SearchedWorkload(
+        ref=WorkloadRef(target="python train.py", command=("python", "train.py"), own_python=True, loader="1"), name="train", script=SCRIPT
+    ),
     "submission": Submission(owner="ann@laptop", workload="table", command="feedrate search table", way_on="feedrate resume a", env=("A",)),
     "mirror": "s3://bucket/mine",
     "disqualified": Disqualified(max_num_workers=1, reason="they repeat"),
@@ -91,7 +95,8 @@ def test_a_new_file_has_its_keys_in_their_order(folder):
         "hardware", "placement", "hosts", "space", "disqualified", "baseline", "options",
     ]  # fmt: skip
     assert content["workload"] == {
-        "target": "table", "options": {"size": 3}, "folder": None, "cwd": "/here", "name": "table", "unit": "samples", "epoch_samples": 600,
+        "target": "table", "options": {"size": 3}, "folder": None, "cwd": "/here", "command": None, "own_python": False, "loader": None,
+        "name": "table", "unit": "samples", "epoch_samples": 600, "script": None,
     }  # fmt: skip
     assert (content["submission"], content["mirror"], content["disqualified"], content["finished"]) == (None, None, None, False)
     assert content["hardware"] == {"hostname": "h", "cpu_model": "EPYC", "num_cpus": 4, "gpus": ["H100", "H100"]}

@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from described_workloads import SHORT
+from described_workloads import SCRIPT, SHORT
 
 from feedrate.trainables import protocol
 from feedrate.trainables.checking.quick_look import QuickLook
@@ -77,6 +77,8 @@ EVENTS = [
         fixed=("batch_size",),
         notes=("a note",),
         data=QuickLook(max_num_workers=1, reason="they repeat"),
+        script=SCRIPT,
+        kept=True,
     ),
 ]
 
@@ -193,3 +195,18 @@ def test_a_rerun_knows_the_trial_that_it_explains():
     assert (rerun.config, rerun.keep) == (MEASURE.config, False)
     assert (task(DescribeRequest()).config, task(DescribeRequest()).keep) == (None, False)
     assert task(MEASURE).keep
+
+
+def test_the_child_of_a_training_command_serves_any_setting_of_the_process():
+    """The script's own loop is the step, and making it anew would run the script from its beginning."""
+    command = dataclasses.replace(REF, command=("python", "train.py"))
+
+    def script(request):
+        return dataclasses.replace(task(request), workload=command)
+
+    plain = MeasureRequest(config=LoaderConfig(num_workers=2, batch_size=8), options=MeasureOptions(seed=7))
+    other = dataclasses.replace(plain, config=LoaderConfig(num_workers=4, batch_size=16))
+    assert script(plain).keep and script(DescribeRequest()).keep
+    assert needs(script(DescribeRequest())) == needs(script(plain)) == needs(script(other))
+    assert needs(script(MEASURE)) != needs(script(plain))  # it keeps a CPU for the training process
+    assert needs(task(DescribeRequest())) is None
