@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -59,7 +60,8 @@ class Verify:
         here = _here(args)
         was = best.workload.get("name")
         if was is not None and was != here["workload"]:
-            raise UsageError(f"{args.best} is the answer for the workload {was!r}, and {args.workload} is {here['workload']!r}: name the same workload")
+            given = args.workload or shlex.join(args.script)
+            raise UsageError(f"{args.best} is the answer for the workload {was!r}, and {given} is {here['workload']!r}: name the same workload")
         differs = differences(best, here)
         say = _say if args.json else print
         for difference in differs:
