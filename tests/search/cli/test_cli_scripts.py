@@ -84,6 +84,12 @@ def test_a_wrong_command_gets_one_sentence(capfd, arguments, code, sentence):
     assert "Traceback" not in said
 
 
+def test_verify_names_a_command_that_is_another_workload(capfd):
+    best = Path(__file__).parents[3] / "docs" / "example-run" / "best.json"
+    assert main(["verify", str(best), "--", sys.executable, "train.py"]) == 2
+    assert f"is the answer for the workload 'objects', and {sys.executable} train.py is 'train': name the same" in capfd.readouterr().err
+
+
 def test_a_search_and_its_continuation(feedrate, tmp_path):
     """Ray, one process of the script for many settings, the command in the run folder, and resume without naming it. It starts Ray twice."""
     command = [sys.executable, "train.py", "--data", "/data"]
