@@ -12,9 +12,9 @@ from feedrate.analysis.load import load_run
 from feedrate.analysis.run import Run
 from feedrate.analysis.run_folder import RunError
 from feedrate.analysis.summary import may_win, ranking
+from feedrate.search.best_json import config_of
 from feedrate.search.options import UsageError
 from feedrate.search.record import SearchRecord
-from feedrate.search.result import config_of
 from feedrate.search.space.search_space import SearchSpace
 from feedrate.trainables.config import LoaderConfig
 

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 from workloads import Rows
 
 from feedrate.trainables.config import START_METHODS, LoaderConfig
-from feedrate.trainables.loader.build_loader import read_baseline
+from feedrate.trainables.loader.baseline import read_baseline
 
 
 @pytest.mark.parametrize(

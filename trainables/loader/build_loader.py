@@ -134,20 +134,6 @@ def check_overrides(loader: DataLoader[Any], config: LoaderConfig) -> None:
             raise TrialFailed(Failure(kind="override-ignored", phase="loader", message=message))
 
 
-def read_baseline(loader: DataLoader[Any]) -> LoaderConfig:
-    """Return the setting of a loader that the user built."""
-    context = loader.multiprocessing_context
-    return LoaderConfig(
-        num_workers=loader.num_workers,
-        batch_size=loader.batch_size,
-        pin_memory=bool(loader.pin_memory),
-        prefetch_factor=loader.prefetch_factor,
-        persistent_workers=loader.persistent_workers,
-        multiprocessing_context=context.get_start_method() if context is not None else None,
-        in_order=bool(getattr(loader, "in_order", True)),
-    )
-
-
 def own_loader(workload: Workload) -> DataLoader[Any]:
     """Build the loader that the user's make_loader returns without overrides: the baseline of the general form.
 

@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from feedrate.trainables.config import LoaderConfig
-from feedrate.trainables.loader.build_loader import build_loader, own_loader, read_baseline
+from feedrate.trainables.loader.baseline import read_baseline
+from feedrate.trainables.loader.build_loader import build_loader, own_loader
 from feedrate.trainables.loader.epoch_size import EpochSize, length_of
 from feedrate.trainables.probing.leftovers import Leftovers, Snapshot
 from feedrate.trainables.probing.probe import Parts, tells

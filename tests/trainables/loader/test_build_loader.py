@@ -11,12 +11,8 @@ from workloads import Rows, Stream, general, mine, short
 
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import TrialFailed
-from feedrate.trainables.loader.build_loader import (
-    build_loader,
-    cached_batch,
-    check_overrides,
-    read_baseline,
-)
+from feedrate.trainables.loader.baseline import read_baseline
+from feedrate.trainables.loader.build_loader import build_loader, cached_batch, check_overrides
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*use of fork:DeprecationWarning")
 SETTINGS = [
