@@ -28,7 +28,7 @@ MAX_LINES = 60
 FLOORS = {
     "trainables": [
         "doubt", "failure", "config", "step", "workload", "resolve", "measurement", "machine", "diagnose", "isolation", "loader",
-        "measuring", "probing", "checking", "protocol", "sandbox", "bundled", "script",
+        "measuring", "tuning", "probing", "checking", "protocol", "sandbox", "bundled", "script",
     ],
     "search": [
         "options", "versions", "terminal", "shipping", "space", "record", "study", "session", "engine", "best_json", "result", "setup", "service", "run", "cli",

@@ -1,0 +1,174 @@
+"""The decisions of a training, replayed with made-up times on a clock that is passed in."""
+
+import math
+
+import numpy as np
+import pytest
+
+from feedrate.trainables.tuning.budget import Budget
+from feedrate.trainables.tuning.policy import Policy
+
+STEP_S = 0.1
+
+
+class Replay:
+    """A training whose loader delivers `rate(num_workers, now)` batches per second, with noise from window to window."""
+
+    def __init__(self, rate, own, *, cpus=8, noise=0.02, seed=0, drift=0.0, **options):
+        self.rate, self.noise, self.drift, self.now_s = rate, noise, drift, 0.0
+        self.random = np.random.default_rng(seed)
+        self.policy = Policy(own, cpus=cpus, most=32, clock=lambda: self.now_s, **options)
+        self._window, self._level = None, 1.0
+
+    def run(self, until_s):
+        policy = self.policy
+        while self.now_s < until_s:
+            asked = policy.target
+            window = asked, id(policy.windows[asked][-1]) if policy.windows.get(asked) else None
+            if window != self._window:
+                self._window, self._level = window, math.exp(self.noise * self.random.standard_normal() - self.noise**2 / 2)
+            batch_s = max(1 / self.rate(asked, self.now_s), STEP_S)
+            level = self._level * (1 + self.drift * self.now_s)
+            self.now_s += batch_s * level
+            policy.observe(asked, (batch_s - STEP_S) * level, STEP_S * level, lambda asked=asked, waits=batch_s > STEP_S: 0 if waits else 2 * asked)
+        return self
+
+    def kinds(self):
+        return [each.kind for each in self.policy.decisions]
+
+    def changes_for_the_worse(self):
+        """Changes to a setting that is slower, or that needs more workers and is no faster."""
+        policy, before, found = self.policy, self.policy.own, []
+        for each in policy.decisions:
+            if each.kind == "adopt":
+                now = each.num_workers
+                ratio = self.rate(now, 0) / self.rate(before, 0)
+                if ratio < 0.98 or (now > before and ratio <= 1):
+                    found.append((before, now))
+                before = now
+        return found
+
+
+def test_where_nothing_waits_nothing_is_tried():
+    replay = Replay(lambda workers, now: 20.0, 2).run(60)
+    assert replay.kinds() == ["baseline", "enough"]
+    assert replay.policy.budget.lost_s == 0
+    assert "no loader can make it noticeably faster" in replay.policy.decisions[-1].reason
+
+
+def test_a_waiting_training_gets_as_many_workers_as_it_needs_and_the_gain_is_confirmed():
+    replay = Replay(lambda workers, now: 1.5 * max(workers, 0.8), 1).run(400)
+    policy = replay.policy
+    assert policy.best in (7, 8)
+    assert replay.kinds()[:2] == ["baseline", "try"] and replay.kinds()[-1] == "settled"
+    ratio, low, high = policy.speedup
+    assert low < 10 / 1.5 < high and ratio == pytest.approx(10 / 1.5, rel=0.1)
+    for decision in policy.decisions:
+        assert decision.reason and decision.to_json()["step"] <= policy.num_batches
+
+
+def test_without_workers_the_waiting_itself_says_how_many_are_needed():
+    replay = Replay(lambda workers, now: 1 / (0.3 + STEP_S) if not workers else workers / 0.3, 0).run(400)
+    assert replay.policy.best in (3, 4)
+
+
+def test_drift_is_no_gain():
+    """Each window is slower than the one before it, as when a disk fills: that speaks for neither setting."""
+    replay = Replay(lambda workers, now: 6.0, 2, drift=0.005, noise=0.01).run(300)
+    assert "adopt" not in replay.kinds()
+    assert replay.policy.best == 2
+
+
+def test_a_far_slower_setting_is_left_within_a_window():
+    replay = Replay(lambda workers, now: 5.0 if workers == 4 else 0.5, 4, cpus=4).run(200)
+    rejected = [each for each in replay.policy.decisions if each.kind == "reject"]
+    assert [each.numbers["num_pairs"] for each in rejected] == [1]
+    assert replay.policy.best == 4
+
+
+def test_more_workers_than_cpus_that_slow_each_other_become_fewer():
+    replay = Replay(lambda workers, now: {2: 9.0}.get(workers, 6.0), 8, cpus=2).run(400)
+    assert replay.policy.best == 2
+
+
+def test_observing_changes_nothing():
+    replay = Replay(lambda workers, now: 1.5 * workers, 1, leave="--observe was given").run(60)
+    assert replay.policy.target == 1
+    assert replay.kinds() == ["baseline", "leave"]
+    assert replay.policy.fraction_waited() == pytest.approx(1 - STEP_S * 1.5, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("rate", "own", "cpus", "num"),
+    [
+        (lambda workers, now: 6.0, 2, 8, 400),
+        (lambda workers, now: 6.0 if workers == 2 else 5.8, 2, 8, 300),
+        (lambda workers, now: {2: 9.0}.get(workers, 6.0), 8, 2, 300),
+    ],
+    ids=["all are equal", "the user's own is best", "too many workers"],
+)
+def test_at_15_percent_noise_changes_for_the_worse_are_rare_and_none_stays(rate, own, cpus, num):
+    """1,000 trainings in all. Takes 20 s, because that many are needed to see what is rare."""
+    replays = [Replay(rate, own, cpus=cpus, noise=0.15, seed=seed).run(250) for seed in range(num)]
+    wrong = [replay for replay in replays if replay.changes_for_the_worse()]
+    assert len(wrong) < 0.05 * num
+    stays = [replay for replay in wrong if rate(replay.run(600).policy.best, 0) <= rate(own, 0) and replay.policy.best != own]
+    assert stays == []
+
+
+def test_waiting_that_grows_for_a_minute_is_looked_at_once_in_ten_minutes():
+    slow_s = 700.0
+    replay = Replay(lambda workers, now: 20.0 if now < slow_s else 1.5 * workers, 2).run(slow_s + 45)
+    assert "look-again" not in replay.kinds()
+    replay.run(slow_s + 400)
+    assert replay.kinds().count("look-again") == 1
+    assert replay.policy.best in (7, 8)
+
+
+def test_a_short_wait_is_not_looked_at():
+    """Hysteresis: two pauses of half a minute are no lasting change."""
+    replay = Replay(lambda workers, now: 1.5 if 700 < now % 800 < 730 else 20.0, 2).run(1700)
+    assert replay.kinds() == ["baseline", "enough"]
+
+
+def test_a_second_look_waits_for_ten_minutes():
+    """The rate falls soon after the first look: what grew is noticed, and looked at only later."""
+    replay = Replay(lambda workers, now: 20.0 if now < 100 else 1.5 * workers, 2).run(500)
+    assert "look-again" not in replay.kinds()
+    replay.run(720)
+    assert replay.kinds().count("look-again") == 1
+
+
+def test_time_lost_to_slower_settings_is_bounded():
+    """Each number of workers is slower than the user's own, and noise hides by how much."""
+    budget = Budget(fraction=0.0, least_s=3.0)
+    replay = Replay(lambda workers, now: 6.0 if workers == 2 else 5.7, 2, noise=0.1, budget=budget).run(600)
+    assert replay.policy.best == 2
+    assert budget.lost_s < 3.0 + 3.0  # the three pairs of a comparison that has begun are completed
+
+
+def test_the_budget_grows_with_the_training_up_to_its_limit():
+    budget = Budget()
+    assert (budget.allowed_s(10), budget.allowed_s(3600), budget.allowed_s(1e6)) == (10, 72, 300)
+
+
+def test_a_dead_worker_ends_the_search_at_the_users_own_setting():
+    replay = Replay(lambda workers, now: 1.5 * workers, 1).run(25)
+    policy = replay.policy
+    assert policy.target != 1
+    decision = policy.failed(policy.target, "a worker was killed")
+    assert (decision.kind, decision.num_workers, policy.target, policy.best) == ("failure", 1, 1, 1)
+    replay.run(900)
+    assert policy.target == 1 and replay.kinds()[-1] == "failure"
+
+
+def test_a_setting_that_does_not_fit_is_not_tried_again_nor_a_larger_one():
+    replay = Replay(lambda workers, now: 1.5 * workers, 1)
+    policy = replay.policy
+    while policy.target == 1:
+        replay.run(replay.now_s + 0.1)
+    refused = policy.target
+    assert policy.cannot_start(refused, "/dev/shm is too small").kind == "reject"
+    replay.run(300)
+    assert all(each.num_workers < refused for each in policy.decisions if each.kind == "try" and each.time_s > 25)
+    assert replay.kinds()[-1] == "settled"

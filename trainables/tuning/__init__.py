@@ -1,0 +1,1 @@
+"""Tunes the loader of a training while it trains: every measured step is a step of the training."""

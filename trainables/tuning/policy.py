@@ -1,0 +1,359 @@
+"""`Policy`: decides how many workers the loader of a running training has. Plain logic: it neither loads nor reads a clock of its own.
+
+It observes first. Where the training waits, it compares other numbers of workers with the best one so far, in turn, and changes only
+for a gain that is beyond doubt. Then it watches. The plan is a generator, which asks for one window after another.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator
+from typing import Any
+
+from feedrate.analysis.estimate import steady_rate
+from feedrate.trainables.tuning.budget import Budget
+from feedrate.trainables.tuning.candidates import ENOUGH_FRACTION, Candidates
+from feedrate.trainables.tuning.comparison import LOOKS, WORTH, Comparison
+from feedrate.trainables.tuning.decision import Decision
+from feedrate.trainables.tuning.sprint import Sprint
+from feedrate.trainables.tuning.waiting_watch import WaitingWatch
+from feedrate.trainables.tuning.window import Window, joined, wait_fraction
+
+MIN_WINDOWS, MAX_WINDOWS = 6, 12
+PRECISE_FRACTION = 0.03
+"""Observing ends with MIN_WINDOWS windows if the interval of the rate is this narrow, else with MAX_WINDOWS."""
+NEXT_LOOK_S = 600.0
+LATEST = 12
+"""Number of windows of a setting that are remembered."""
+PER_VISIT = 2
+"""Number of windows in each visit of a setting during a comparison: A, B B, A A, B B, ..."""
+
+TRYING_SHARE = 0.7
+"""Share of the budget for candidates. The rest is for confirming the best one, without which nothing shows that it is better."""
+SPENT = "not known well enough when the time for trying was used up"
+
+Plan = Generator[int, Window, None]
+"""Yields the number of workers of the next window, and receives the window."""
+
+
+class Policy:
+    """The decisions of one training.
+
+    Args:
+        own: the user's own number of workers.
+        cpus: CPUs that this process may use.
+        most: the largest number of workers to try.
+        prefetch_factor: batches that each worker loads ahead.
+        budget: the time that may be lost.
+        leave: why the setting must not be changed, as a sentence; None if it may be.
+        clock: returns seconds.
+    """
+
+    def __init__(
+        self,
+        own: int,
+        *,
+        cpus: int,
+        most: int,
+        prefetch_factor: int = 2,
+        budget: Budget | None = None,
+        leave: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.own = self.target = self.best = own
+        """`target` is the number of workers that is asked for now, `best` the one that the training keeps."""
+        self.cpus, self.most, self.prefetch_factor, self.leave = cpus, most, prefetch_factor, leave
+        self.budget = budget or Budget()
+        self.items_per_batch: float | None = None
+        self.epoch_batches_left: int | None = None
+        """Batches until the end of the epoch; None if it is not known."""
+        self.num_batches, self.wait_s, self.step_s = 0, 0.0, 0.0
+        self.speedup: tuple[float, float, float] | None = None
+        """Rate of `best` divided by that of `own`, with its 95 % interval, once it has been confirmed."""
+        self.decisions: list[Decision] = []
+        self.windows: dict[int, list[Window]] = {}
+        """The latest windows of each setting, while the present search lasts."""
+        self._began_s: float | None = None
+        self._clock = clock
+        self._is_trying = False
+        self._plan = self._course()
+        self._sprint = self._sprint_for(next(self._plan))
+
+    def observe(self, num_workers: int, wait_s: float, step_s: float, num_ready: Callable[[], int]) -> list[Decision]:
+        """Count one batch that the training has finished, and return the decisions that follow; usually none.
+
+        Args:
+            num_workers: the setting that loaded it.
+            wait_s: how long the training waited for it.
+            step_s: how long it trained on it.
+            num_ready: returns how many batches of the present setting are finished and not yet taken.
+        """
+        if self._began_s is None:
+            self._began_s = self._clock() - wait_s - step_s
+        self.num_batches += 1
+        self.wait_s += wait_s
+        self.step_s += step_s
+        if self.epoch_batches_left:
+            self.epoch_batches_left -= 1
+        sprint = self._sprint
+        if num_workers != sprint.num_workers:
+            sprint.passed(wait_s, step_s)
+            return []
+        window = sprint.add(wait_s, step_s, num_ready)
+        if window is None:
+            return []
+        before = len(self.decisions)
+        self._received(window)
+        return self.decisions[before:]
+
+    def interrupted(self) -> None:
+        """Note that the training did something else, such as a validation: that time belongs to no window."""
+        self._sprint.interrupt()
+
+    def failed(self, num_workers: int, why: str) -> Decision:
+        """Go back to the user's own setting for good, because a worker of another setting failed."""
+        reason = f"{why}; back to {workers(self.own)}, what was in flight is loaded again, and the number of workers stays"
+        return self._end("failure", reason, num_workers)
+
+    def limited(self, num_workers: int, why: str) -> Decision:
+        """Go back to the user's own setting for good, because another one takes too much memory."""
+        return self._end("limit", f"{why}; back to {workers(self.own)} for good", num_workers)
+
+    def cannot_start(self, num_workers: int, why: str) -> Decision:
+        """Go back to the best setting, because this one does not fit on this machine."""
+        self._candidates.limit(num_workers - 1)
+        self._candidates.tried(num_workers, adopted=False, than=self.best)
+        self._is_trying = False
+        decision = self._decide("reject", self.best, f"{workers(num_workers)}: {why}", num_workers=num_workers)
+        self._plan = self._search_on()
+        self._sprint = self._sprint_for(next(self._plan))
+        return decision
+
+    def fraction_waited(self) -> float:
+        """Return the share of the whole training's time in which it waited (0..1)."""
+        taken_s = self.wait_s + self.step_s
+        return self.wait_s / taken_s if taken_s else 0.0
+
+    def rate(self, num_workers: int) -> dict[str, Any] | None:
+        """Return the rate of a setting in batches per second with its 95 % interval, and its share of waiting; None if not measured."""
+        windows = self.windows.get(num_workers)
+        if not windows:
+            return None
+        durations = [each.duration_s for each in windows]
+        counts = [each.num_batches for each in windows]
+        found = steady_rate(durations, counts, counts, counts, run_sd_fraction=0.0)
+        return {
+            "batches_per_s": found.sps,
+            "ci95": [found.low_sps, found.high_sps],
+            "wait_fraction": wait_fraction(windows),
+            "num_windows": len(windows),
+        }
+
+    def _received(self, window: Window) -> None:
+        known = self.windows.setdefault(window.num_workers, [])
+        known.append(window)
+        del known[:-LATEST]
+        sprint = self._sprint
+        if self._is_trying:
+            best_batch_s = self._best_batch_s()
+            assert best_batch_s is not None
+            self.budget.lose(sprint.num_workers, sprint.total_s, sprint.num_batches, best_batch_s)
+        sprint.total_s, sprint.num_batches = 0.0, 0
+        target = self._plan.send(window)
+        if target != sprint.num_workers:
+            self._sprint = self._sprint_for(target)
+
+    def _sprint_for(self, num_workers: int) -> Sprint:
+        self.target = num_workers
+        return Sprint(num_workers, self.prefetch_factor, self._best_batch_s() if self._is_trying else None)
+
+    def _best_batch_s(self) -> float | None:
+        """Return seconds per batch of the fastest setting that is known well enough."""
+        means = [
+            sum(each.duration_s for each in windows) / sum(each.num_batches for each in windows)
+            for number, windows in self.windows.items()
+            if number == self.best or len(windows) > PER_VISIT
+        ]
+        return min(means, default=None)
+
+    def _course(self) -> Plan:
+        yield from self._observe()
+        if self.leave is not None:
+            self._decide("leave", self.own, self.leave)
+            yield from self._watch_for_good()
+        while True:
+            waits = wait_fraction(self.windows[self.best])
+            self._candidates = Candidates(self.own, cpus=self.cpus, most=self.most)
+            if waits < ENOUGH_FRACTION:
+                reason = f"the training waits only {waits:.1%} of its time, so no loader can make it noticeably faster"
+                self._decide("enough", self.best, reason, wait_fraction=waits)
+            else:
+                yield from self._search()
+            yield from self._watch()
+            self.windows.clear()
+            yield from self._observe()
+
+    def _search_on(self) -> Plan:
+        """Continue the present search, and then the course, after a setting that could not be started."""
+        yield from self._search()
+        yield from self._watch()
+        self.windows.clear()
+        yield from self._course()
+
+    def _observe(self) -> Plan:
+        """Measure the present setting as it is."""
+        while True:
+            yield self.best  # the first window of a training has its caches to fill
+            windows = self.windows[self.best]
+            found = self.rate(self.best)
+            assert found is not None
+            low, high = found["ci95"]
+            if len(windows) >= MAX_WINDOWS or (len(windows) >= MIN_WINDOWS and high - low < 2 * PRECISE_FRACTION * found["batches_per_s"]):
+                break
+        waits = found["wait_fraction"]
+        most = f"at most {1 / (1 - waits):.2f}x to gain" if waits < 1 else "no step was seen"
+        reason = f"{workers(self.best)}: {self._words(found['batches_per_s'])}, waits {waits:.1%} of the time, {most}"
+        self._decide("baseline", self.best, reason, **found)
+
+    def _search(self) -> Plan:
+        """Try candidates until none is worth it, then confirm the best one against the user's own setting."""
+        while not self._is_spent(TRYING_SHARE):
+            found = self._candidates.next(self.windows[self.best])
+            if found is None:
+                break
+            candidate, why = found
+            self._decide("try", candidate, f"trying {workers(candidate)}: {why}")
+            yield from self._compare(candidate, cheaper=candidate < self.best)
+        if self.best != self.own:
+            yield from self._confirm()
+        known = self.rate(self.best)
+        rate = f", {self._words(known['batches_per_s'])}, waits {known['wait_fraction']:.1%} of the time" if known else ""
+        lost = f"; measuring lost {self.budget.lost_s:.1f} s"
+        why = " because the time for trying is used up" if self._is_spent(TRYING_SHARE) else ""
+        self._decide("settled", self.best, f"{workers(self.best)}{rate}{lost}{why}", lost_s=self.budget.lost_s, **(known or {}))
+
+    def _compare(self, candidate: int, *, cheaper: bool) -> Plan:
+        """Measure a candidate and the best setting in turn until one is better beyond doubt, and keep that."""
+        best, comparison = self.best, Comparison(self.windows[self.best])
+        turns = self._pairs(best, candidate, comparison)
+        verdict = yield from self._judge(turns, comparison, cheaper=cheaper, share=TRYING_SHARE)
+        adopted = verdict in ("faster", "as fast with fewer workers")
+        ratio, low, high = comparison.speedup()
+        self._candidates.tried(candidate, adopted=adopted, than=best, ratio=ratio, before=joined(self.windows[best]))
+        reason = f"{workers(candidate)}: {ratio:.2f}x [{low:.2f}-{high:.2f}] of {workers(best)} in {len(comparison.differences)} pairs: {verdict}"
+        if adopted:
+            self.best = candidate
+        numbers = {"ratio": ratio, "ci95": [low, high], "num_pairs": len(comparison.differences), "candidate": candidate, "than": best}
+        self._decide("adopt" if adopted else "reject", self.best, reason, **numbers, lost_s=self.budget.lost_s)
+
+    def _confirm(self) -> Plan:
+        """Measure the best setting against the user's own; go back to the latter unless the gain is beyond doubt."""
+        best, comparison = self.best, Comparison(self.windows[self.best])
+        self._decide("confirm", best, f"measuring {workers(best)} against your own {self.own} in turn")
+        turns = self._pairs(self.own, best, comparison)
+        verdict = yield from self._judge(turns, comparison, cheaper=False, share=1.0)
+        ratio, low, high = comparison.speedup()
+        numbers = {"ratio": ratio, "ci95": [low, high], "num_pairs": len(comparison.differences), "candidate": best, "than": self.own}
+        if verdict == SPENT and ratio > math.exp(WORTH) and low > 1:
+            self._decide("confirm", best, f"{workers(best)}: {verdict}; {ratio:.2f}x of your own {self.own} so far, not confirmed", **numbers)
+            return
+        if verdict == "faster":
+            self.speedup = ratio, low, high
+            self._decide("confirm", best, f"{workers(best)}: {ratio:.2f}x [{low:.2f}-{high:.2f}] of your own {self.own}, confirmed", **numbers)
+            return
+        self.best, self.speedup = self.own, None
+        reason = f"{workers(best)}: {ratio:.2f}x [{low:.2f}-{high:.2f}] of your own {self.own}: {verdict}; back to yours"
+        self._decide("back", self.own, reason, **numbers)
+
+    def _pairs(self, first: int, second: int, comparison: Comparison) -> Plan:
+        """Measure pairs of two settings endlessly: A, B B, A A, B B, ..., so that what drifts evenly cancels."""
+        self._is_trying = True
+        try:
+            order = [first, second, second, first] if self.target == first else [second, first, first, second]
+            while True:
+                windows = []
+                for number in order:
+                    windows.append((yield number))
+                    if len(windows) % 2 == 0:
+                        pair = sorted(windows[-2:], key=lambda each: each.num_workers != first)
+                        comparison.add(*pair)
+        finally:
+            self._is_trying = False
+
+    def _judge(self, turns: Plan, comparison: Comparison, *, cheaper: bool, share: float) -> Generator[int, Window, str]:
+        """Let pairs be measured until they say enough; return what they say."""
+        number = next(turns)
+        while True:
+            window = yield number
+            before = len(comparison.differences)
+            number = turns.send(window)
+            num = len(comparison.differences)
+            verdict = None
+            if num > before:
+                if window.is_cut or comparison.is_worse():
+                    verdict = "slower"
+                elif num in LOOKS:
+                    verdict = _verdict(comparison, cheaper=cheaper, is_last=num == LOOKS[-1])
+            if verdict is None and num >= LOOKS[0] and self._is_spent(share):
+                verdict = SPENT
+            if verdict is not None:
+                turns.close()
+                return verdict
+
+    def _watch(self) -> Plan:
+        """Keep the setting until waiting has grown for a minute, and the last look is ten minutes ago."""
+        watch, looked_s = WaitingWatch(wait_fraction(self.windows[self.best])), self._clock()
+        while True:
+            window = yield self.best
+            if watch.add(window) and self._clock() - looked_s >= NEXT_LOOK_S:
+                reason = f"waiting has grown from {watch.usual:.1%} to {watch.latest:.1%} of the time for a minute, so look again"
+                self._decide("look-again", self.best, reason, wait_fraction=watch.latest, usual_wait_fraction=watch.usual)
+                return
+
+    def _watch_for_good(self) -> Plan:
+        while True:
+            yield self.own
+
+    def _end(self, kind: str, reason: str, num_workers: int) -> Decision:
+        self.best, self.leave, self.speedup, self._is_trying = self.own, reason, None, False
+        decision = self._decide(kind, self.own, reason, num_workers=num_workers)
+        self._plan = self._watch_for_good()
+        self._sprint = self._sprint_for(next(self._plan))
+        return decision
+
+    def _is_spent(self, share: float) -> bool:
+        began_s, batch_s = self._began_s, self._best_batch_s()
+        elapsed_s = self._clock() - began_s if began_s is not None else 0.0
+        return self.budget.is_spent(elapsed_s + (self.epoch_batches_left or 0) * (batch_s or 0.0), share)
+
+    def _decide(self, kind: str, target: int, reason: str, **numbers: Any) -> Decision:
+        elapsed_s = self._clock() - self._began_s if self._began_s is not None else 0.0
+        decision = Decision(
+            kind=kind, num_workers=target, reason=reason, step=self.num_batches, time_s=elapsed_s, numbers=numbers
+        )
+        self.decisions.append(decision)
+        return decision
+
+    def _words(self, batches_per_s: float) -> str:
+        if self.items_per_batch is None:
+            return f"{batches_per_s:,.1f} batches/s"
+        return f"{batches_per_s * self.items_per_batch:,.0f} samples/s"
+
+
+def workers(number: int) -> str:
+    """Return a number of workers in words."""
+    return "1 worker" if number == 1 else f"{number} workers"
+
+
+def _verdict(comparison: Comparison, *, cheaper: bool, is_last: bool) -> str | None:
+    """Return what the pairs say at a look; None if more are needed."""
+    if cheaper:
+        if comparison.is_no_worse():
+            return "as fast with fewer workers"
+        return "not shown to be as fast" if is_last or comparison.mean < -2 * WORTH else None
+    if comparison.is_better():
+        return "faster"
+    if comparison.is_not_worth_it():
+        return "not faster by 2 %"
+    return "not faster beyond doubt" if is_last else None

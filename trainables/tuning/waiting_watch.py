@@ -1,0 +1,40 @@
+"""`WaitingWatch`: notices that a training waits for its loader more than it did, for longer than a moment."""
+
+from __future__ import annotations
+
+from feedrate.trainables.tuning.window import Window
+
+GROWTH, RELEASE = 0.05, 0.025
+"""Waiting has grown once its share is higher by GROWTH; only below RELEASE does it count as having fallen again."""
+FOR_S = 60.0
+CHUNK_S = 10.0
+"""Shares of the time are means over this long: single windows vary."""
+
+
+class WaitingWatch:
+    """Compares the share of waiting with what it was when the settings were chosen.
+
+    Args:
+        usual: that share (0..1).
+    """
+
+    def __init__(self, usual: float) -> None:
+        self.usual = self.latest = usual
+        self._wait_s = self._taken_s = 0.0
+        self._grown_s: float | None = None
+        """For how long waiting has been higher; None if it is not."""
+
+    def add(self, window: Window) -> bool:
+        """Count a window; return whether waiting has been higher for a minute."""
+        self._wait_s += window.wait_s
+        self._taken_s += window.duration_s
+        if self._taken_s < CHUNK_S:
+            return False
+        taken_s, self.latest = self._taken_s, self._wait_s / self._taken_s
+        self._wait_s = self._taken_s = 0.0
+        growth = self.latest - self.usual
+        if growth < RELEASE:
+            self._grown_s = None
+        elif self._grown_s is not None or growth >= GROWTH:
+            self._grown_s = (self._grown_s or 0.0) + taken_s
+        return self._grown_s is not None and self._grown_s >= FOR_S
