@@ -27,8 +27,8 @@ MAX_LINES = 60
 # The rooms from the ground up: each may import those before it, and itself. A file at the top of a folder is a room of its own.
 FLOORS = {
     "trainables": [
-        "doubt", "failure", "config", "step", "workload", "resolve", "measurement", "machine", "diagnose", "isolation", "loader",
-        "measuring", "tuning", "probing", "checking", "protocol", "sandbox", "bundled", "script",
+        "doubt", "failure", "config", "step", "workload", "resolve", "measurement", "machine", "diagnose", "isolation", "deciding", "loader",
+        "measuring", "probing", "tuning", "checking", "protocol", "sandbox", "bundled", "script",
     ],
     "search": [
         "options", "versions", "terminal", "shipping", "space", "record", "study", "session", "engine", "best_json", "result", "setup", "service", "run", "cli",

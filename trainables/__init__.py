@@ -13,6 +13,7 @@ _PUBLIC = {
     "MeasureOptions": "measuring.measure_options",
     "Measurement": "measurement",
     "check": "checking.check",
+    "live": "tuning.live",
     "Failure": "failure",
     "TrialFailed": "failure",
 }

@@ -96,15 +96,7 @@ class LoaderWatch:
 
     def ready(self) -> int:
         """Return the number of batches that workers have finished and nobody has taken; 0 if that cannot be seen."""
-        iterator = self._current()
-        queue = getattr(iterator, "_worker_result_queue", None)
-        if queue is None:
-            return 0
-        with contextlib.suppress(AttributeError, NotImplementedError, OSError, ValueError):  # another torch version, or the queue is closed
-            early = sum(len(each) == 2 for each in list(iterator._task_info.values()))  # batches that arrived before their turn
-            pinned = iterator._data_queue.qsize() if iterator._data_queue is not queue else 0
-            return int(queue.qsize()) + pinned + early
-        return 0
+        return num_ready(self._current())
 
     def num_taken(self) -> int | None:
         """Return the number of batches that were taken from torch's iterators so far; None if not known."""
@@ -147,6 +139,18 @@ class LoaderWatch:
             self.sampler = _read(iterator, _watched(iterator, loader, endless=endless))
         self.sampler.num_batches = self._num_batches
         _limit(iterator, self.timeout_s)
+
+
+def num_ready(iterator: Any) -> int:
+    """Return the number of batches that the workers of one of torch's iterators have finished and nobody has taken; 0 if that cannot be seen."""
+    queue = getattr(iterator, "_worker_result_queue", None)
+    if queue is None:
+        return 0
+    with contextlib.suppress(AttributeError, NotImplementedError, OSError, ValueError):  # another torch version, or the queue is closed
+        early = sum(len(each) == 2 for each in list(iterator._task_info.values()))  # batches that arrived before their turn
+        pinned = iterator._data_queue.qsize() if iterator._data_queue is not queue else 0
+        return int(queue.qsize()) + pinned + early
+    return 0
 
 
 def loaders_in(value: object, depth: int = MAX_DEPTH) -> list[DataLoader[Any]]:

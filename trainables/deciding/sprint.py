@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from feedrate.trainables.tuning.window import Window
+from feedrate.trainables.deciding.window import Window
 
 CYCLES_PER_WINDOW = 4
 """The rate of loading varies with a period of num_workers batches, so a window is 4 whole periods, or fewer that take LONG_WINDOW_S."""

@@ -12,17 +12,21 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 from feedrate.analysis.estimate import steady_rate
-from feedrate.trainables.tuning.budget import Budget
-from feedrate.trainables.tuning.candidates import ENOUGH_FRACTION, Candidates
-from feedrate.trainables.tuning.comparison import LOOKS, WORTH, Comparison
-from feedrate.trainables.tuning.decision import Decision
-from feedrate.trainables.tuning.sprint import Sprint
-from feedrate.trainables.tuning.waiting_watch import WaitingWatch
-from feedrate.trainables.tuning.window import Window, joined, wait_fraction
+from feedrate.trainables.deciding.budget import Budget
+from feedrate.trainables.deciding.candidates import ENOUGH_FRACTION, Candidates
+from feedrate.trainables.deciding.comparison import LOOKS, WORTH, Comparison
+from feedrate.trainables.deciding.decision import Decision
+from feedrate.trainables.deciding.sprint import Sprint
+from feedrate.trainables.deciding.waiting_watch import WaitingWatch
+from feedrate.trainables.deciding.window import Window, joined, wait_fraction
 
 MIN_WINDOWS, MAX_WINDOWS = 6, 12
 PRECISE_FRACTION = 0.03
 """Observing ends with MIN_WINDOWS windows if the interval of the rate is this narrow, else with MAX_WINDOWS."""
+WARM_BATCHES = 4
+"""The first steps of a training compile and warm up, and count for no window."""
+ASIDE_S, ASIDE_FACTOR, USUAL_BATCHES = 0.5, 10.0, 16
+"""A step that takes longer than ASIDE_S and ASIDE_FACTOR times the usual one includes something other than training."""
 NEXT_LOOK_S = 600.0
 LATEST = 12
 """Number of windows of a setting that are remembered."""
@@ -68,15 +72,20 @@ class Policy:
         self.items_per_batch: float | None = None
         self.epoch_batches_left: int | None = None
         """Batches until the end of the epoch; None if it is not known."""
-        self.num_batches, self.wait_s, self.step_s = 0, 0.0, 0.0
+        self.num_batches, self.wait_s, self.step_s, self.aside_s = 0, 0.0, 0.0, 0.0
+        """Batches so far, and the time in which the training waited, trained and did something else between two batches."""
         self.speedup: tuple[float, float, float] | None = None
         """Rate of `best` divided by that of `own`, with its 95 % interval, once it has been confirmed."""
         self.decisions: list[Decision] = []
         self.windows: dict[int, list[Window]] = {}
         """The latest windows of each setting, while the present search lasts."""
+        self.first: dict[str, Any] | None = None
+        """What was measured of the user's own setting before anything was changed; None before that."""
         self._began_s: float | None = None
+        self._usual_step_s: float | None = None
         self._clock = clock
         self._is_trying = False
+        self._candidates = Candidates(own, cpus=cpus, most=most)
         self._plan = self._course()
         self._sprint = self._sprint_for(next(self._plan))
 
@@ -92,11 +101,15 @@ class Policy:
         if self._began_s is None:
             self._began_s = self._clock() - wait_s - step_s
         self.num_batches += 1
-        self.wait_s += wait_s
-        self.step_s += step_s
         if self.epoch_batches_left:
             self.epoch_batches_left -= 1
         sprint = self._sprint
+        if self._is_aside(step_s):
+            self.aside_s += step_s
+            sprint.interrupt()
+            return []
+        self.wait_s += wait_s
+        self.step_s += step_s
         if num_workers != sprint.num_workers:
             sprint.passed(wait_s, step_s)
             return []
@@ -107,9 +120,19 @@ class Policy:
         self._received(window)
         return self.decisions[before:]
 
+    def _is_aside(self, step_s: float) -> bool:
+        """Whether a step was one of the first, which compile and warm up, or included something else, such as a validation or a checkpoint."""
+        usual_s = self._usual_step_s
+        self._usual_step_s = step_s if usual_s is None else usual_s + (min(step_s, 2 * usual_s) - usual_s) / USUAL_BATCHES
+        return self.num_batches <= WARM_BATCHES or (step_s > ASIDE_S and usual_s is not None and step_s > ASIDE_FACTOR * usual_s)
+
     def interrupted(self) -> None:
-        """Note that the training did something else, such as a validation: that time belongs to no window."""
+        """Note that an epoch ended or the training did something else: that time belongs to no window."""
         self._sprint.interrupt()
+
+    def leave_alone(self, why: str) -> Decision:
+        """Go back to the user's own setting for good, because changing it would change the training."""
+        return self._end("leave", why, self.best)
 
     def failed(self, num_workers: int, why: str) -> Decision:
         """Go back to the user's own setting for good, because a worker of another setting failed."""
@@ -184,7 +207,7 @@ class Policy:
             yield from self._watch_for_good()
         while True:
             waits = wait_fraction(self.windows[self.best])
-            self._candidates = Candidates(self.own, cpus=self.cpus, most=self.most)
+            self._candidates = Candidates(self.own, cpus=self.cpus, most=self.most)  # of this look
             if waits < ENOUGH_FRACTION:
                 reason = f"the training waits only {waits:.1%} of its time, so no loader can make it noticeably faster"
                 self._decide("enough", self.best, reason, wait_fraction=waits)
@@ -211,6 +234,7 @@ class Policy:
             low, high = found["ci95"]
             if len(windows) >= MAX_WINDOWS or (len(windows) >= MIN_WINDOWS and high - low < 2 * PRECISE_FRACTION * found["batches_per_s"]):
                 break
+        self.first = found if self.first is None else self.first
         waits = found["wait_fraction"]
         most = f"at most {1 / (1 - waits):.2f}x to gain" if waits < 1 else "no step was seen"
         reason = f"{workers(self.best)}: {self._words(found['batches_per_s'])}, waits {waits:.1%} of the time, {most}"

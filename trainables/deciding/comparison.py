@@ -9,7 +9,7 @@ from statistics import NormalDist
 import numpy as np
 
 from feedrate.analysis.estimate import t_quantile
-from feedrate.trainables.tuning.window import Window
+from feedrate.trainables.deciding.window import Window
 
 WORTH = math.log(1.02)
 """The least gain for which a setting changes, as a logarithm."""

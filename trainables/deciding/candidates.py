@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from feedrate.trainables.tuning.window import Window, joined
+from feedrate.trainables.deciding.window import Window, joined
 
 ENOUGH_FRACTION = 0.02
 """Where the training waits for less than this share of its time, no loader can make it noticeably faster."""
 MARGIN = 1.1
 """Workers beyond those that the mean times ask for, because times vary."""
 MAX_CHEAPER = 2
+SCALES_FRACTION = 0.85
 
 
 class Candidates:
@@ -33,6 +34,8 @@ class Candidates:
         self._too_few = own
         """The largest number of workers below the best that is known to be slower."""
         self._num_cheaper = 0
+        self._scales = False
+        """Whether the latest step up gained in proportion to the workers, so that a larger step is safe."""
 
     def limit(self, most: int) -> None:
         """Try no more workers than this."""
@@ -50,6 +53,7 @@ class Candidates:
         """
         if adopted and num_workers > than:
             self._too_few = than
+            self._scales = ratio >= SCALES_FRACTION * num_workers / max(than, 1)
             if before is not None and before.wait_s / before.duration_s >= ENOUGH_FRACTION:
                 # workers never do better than in proportion to their number
                 needed = ratio * than if than else ratio * before.wait_s / before.duration_s
@@ -81,7 +85,7 @@ class Candidates:
         step_s = whole.step_s / whole.num_batches
         need = math.ceil(MARGIN * load_s / step_s) if step_s > 0 else self.most
         # beyond the CPUs, more workers are faster only if they wait for storage: then the number grows step by step
-        num = min(max(need, now + 1), max(2 * now, self.cpus), self.most)
+        num = min(max(need, now + 1), max((4 if self._scales else 2) * now, self.cpus), self.most)
         if num <= now or num in self._tried:
             return None
         reason = (

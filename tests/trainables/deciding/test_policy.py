@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from feedrate.trainables.tuning.budget import Budget
-from feedrate.trainables.tuning.policy import Policy
+from feedrate.trainables.deciding.budget import Budget
+from feedrate.trainables.deciding.policy import Policy
 
 STEP_S = 0.1
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from feedrate.trainables.tuning.window import Window
+from feedrate.trainables.deciding.window import Window
 
 GROWTH, RELEASE = 0.05, 0.025
 """Waiting has grown once its share is higher by GROWTH; only below RELEASE does it count as having fallen again."""

@@ -1,0 +1,418 @@
+"""`live(loader)` delivers what the loader would have delivered, whatever happens to its workers."""
+
+import hashlib
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+)
+
+from feedrate.trainables import live
+from feedrate.trainables.deciding.policy import Policy
+from feedrate.trainables.machine import memory_guard
+from feedrate.trainables.machine.process import tree_pids
+from feedrate.trainables.tuning.decision_log import DecisionLog
+from feedrate.trainables.tuning.live import Live
+from feedrate.trainables.tuning.tuned_loader import TunedLoader
+
+NUM_SAMPLES, BATCH_SIZE = 400, 4
+
+
+class Numbers(Dataset):
+    """Sample i is i, with what it may do to a worker."""
+
+    def __init__(self, num=NUM_SAMPLES, sleep_s=0.0, kill=None, fails_at=None):
+        self.num, self.sleep_s, self.kill, self.fails_at = num, sleep_s, kill, fails_at
+        self.offset = 0
+
+    def __len__(self):
+        return self.num
+
+    def __getitem__(self, index):
+        if self.sleep_s:
+            time.sleep(self.sleep_s)
+        if self.kill is not None and index == self.kill[0] and torch.utils.data.get_worker_info() is not None:
+            flag = Path(self.kill[1])
+            if len(flag.read_text()) < self.kill[2]:
+                with flag.open("a") as file:
+                    file.write("x")
+                os.kill(os.getpid(), signal.SIGKILL)
+        if index == self.fails_at:
+            raise KeyError(f"no sample {index}")
+        return index + self.offset, torch.full((3,), index / 7)
+
+
+class Scripted(Policy):
+    """Asks for other numbers of workers at given batches, whatever the times say."""
+
+    def __init__(self, own, targets):
+        super().__init__(own, cpus=2, most=32)
+        self.targets = targets
+
+    def observe(self, num_workers, wait_s, step_s, num_ready):
+        self.num_batches += 1
+        if self.leave is None and self.num_batches in self.targets:
+            self.target = self.targets[self.num_batches]
+        return []
+
+    def cannot_start(self, num_workers, why):
+        self.target = self.own
+        return self._decide("reject", self.own, why)
+
+
+def scripted(loader, targets):
+    return Live(TunedLoader(loader, Scripted(loader.num_workers, targets), DecisionLog(quiet=True)))
+
+
+def loader_of(dataset=None, *, seed=7, **options):
+    torch.manual_seed(seed)
+    return DataLoader(dataset or Numbers(), batch_size=BATCH_SIZE, **{"shuffle": True, **options})
+
+
+def content(loader, epochs=3):
+    """A digest of all samples in order, over several epochs, with what the training's own random numbers are meanwhile."""
+    digest, num = hashlib.sha256(), 0
+    for epoch in range(epochs):
+        for numbers, values in loader:
+            digest.update(numbers.numpy().tobytes() + values.numpy().tobytes())
+            num += 1
+            if num % 10 == 0:
+                digest.update(torch.rand(2).numpy().tobytes() + repr((random.random(), np.random.random())).encode())
+        digest.update(f"end {epoch}".encode())
+    return digest.hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    random.seed(1)
+    np.random.seed(1)
+
+
+def untouched(**options):
+    random.seed(1)
+    np.random.seed(1)
+    found = content(loader_of(**options))
+    random.seed(1)
+    np.random.seed(1)
+    return found
+
+
+OWN = [
+    pytest.param({"num_workers": 0}, id="0"),
+    pytest.param({"num_workers": 1}, id="1"),
+    pytest.param({"num_workers": 1, "persistent_workers": True}, id="1-persistent"),
+    pytest.param({"num_workers": 8}, id="8", marks=pytest.mark.filterwarnings("ignore:This DataLoader will create")),
+    pytest.param({"num_workers": 8, "persistent_workers": True}, id="8-persistent", marks=pytest.mark.filterwarnings("ignore:This DataLoader will create")),
+]
+
+
+@pytest.mark.parametrize("own", OWN)
+def test_the_same_samples_in_the_same_order_with_40_changes_of_workers(own):
+    rng = random.Random(3)
+    targets = {number: rng.choice([0, 1, 2, 3, 5]) for number in sorted(rng.sample(range(1, 300), 40))}
+    loader = scripted(loader_of(**own), targets)
+    used = set()
+    expected = untouched(**own)
+    loader = scripted(loader_of(**own), targets)
+    observe = loader.tuned.policy.observe
+
+    def seen(num_workers, *times):
+        used.add(num_workers)
+        return observe(num_workers, *times)
+
+    loader.tuned.policy.observe = seen
+    assert content(loader) == expected
+    assert {0, 1, 2, 3, 5} <= used
+    loader.close()
+
+
+@pytest.mark.parametrize("own", OWN)
+def test_the_same_samples_in_the_same_order_if_nothing_changes(own):
+    expected = untouched(**own)
+    assert content(live(loader_of(**own), quiet=True)) == expected
+
+
+@pytest.mark.parametrize("own", OWN[1:3])
+def test_the_workers_have_the_seeds_that_they_would_have(own):
+    """As long as nothing changes, even samples with random numbers of the workers are the same."""
+
+    class Augmented(Numbers):
+        def __getitem__(self, index):
+            return index, torch.rand(3) + random.random() + np.random.random()
+
+    expected = untouched(dataset=Augmented(100), **own)
+    assert content(live(loader_of(Augmented(100), **own), quiet=True)) == expected
+
+
+@pytest.mark.parametrize("own", [{"num_workers": 0}, {"num_workers": 2}, {"num_workers": 2, "persistent_workers": True}])
+def test_a_worker_that_is_killed_under_another_setting_costs_no_sample(own, tmp_path):
+    flag = tmp_path / "killed"
+    flag.write_text("xx")  # the untouched loader's workers are not killed
+    expected = untouched(dataset=Numbers(kill=(133, str(flag), 1)), **own)
+    flag.write_text("")
+    loader = scripted(loader_of(Numbers(kill=(133, str(flag), 1)), **own), {5: 3})
+    assert content(loader) == expected
+    assert flag.read_text() == "x"
+    failures = [each for each in loader.decisions() if each.kind == "failure"]
+    assert len(failures) == 1 and failures[0].num_workers == own["num_workers"]
+    assert "what was in flight is loaded again" in failures[0].reason
+    loader.close()
+
+
+def test_a_worker_that_is_killed_while_the_training_does_something_else_costs_no_sample():
+    expected = untouched(num_workers=0)
+    loader = scripted(loader_of(num_workers=0), {5: 3})
+    batches, killed = iter(loader), False
+    digest = []
+    for number, (numbers, _) in enumerate(batches):
+        digest += numbers.tolist()
+        if number == 20:
+            for pid in loader.tuned.pool(3).pids():
+                os.kill(pid, signal.SIGKILL)
+                killed = True
+            time.sleep(0.2)  # SIGCHLD arrives here, in the middle of a step
+    assert killed
+    again = [number for numbers, _ in loader_of(num_workers=0) for number in numbers.tolist()]
+    assert digest == again
+    assert expected
+    assert [each.kind for each in loader.decisions()] == ["failure"]
+
+
+def test_the_second_death_is_the_users_failure(tmp_path):
+    flag = tmp_path / "killed"
+    flag.write_text("")
+    loader = scripted(loader_of(Numbers(kill=(133, str(flag), 2)), num_workers=2), {5: 3})
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        content(loader)
+    assert flag.read_text() == "xx"
+    loader.close()
+
+
+def test_an_exception_is_the_users_own():
+    """It is raised by the user's own number of workers, at the same batch, and the next batch follows it."""
+    for own in (0, 2):
+        plain, tuned = loader_of(Numbers(fails_at=133), num_workers=own), loader_of(Numbers(fails_at=133), num_workers=own)
+        seen = []
+        for loader in (plain, scripted(tuned, {5: 3})):
+            torch.manual_seed(0)
+            batches, found = iter(loader), []
+            while True:
+                try:
+                    found.append(next(batches)[0].tolist())
+                except StopIteration:
+                    break
+                except KeyError as error:
+                    found.append([f"KeyError: {str(error).splitlines()[0]}"])
+            seen.append(found)
+        assert seen[0] == seen[1]
+        assert sum("KeyError" in str(each) for each in seen[0]) == 1
+
+
+def test_a_sampler_that_draws_its_order_in_iter_draws_it_as_often_as_untouched():
+    class Eager(Sampler):
+        def __iter__(self):
+            return iter([torch.randint(100, (BATCH_SIZE,)).tolist() for _ in range(30)])
+
+        def __len__(self):
+            return 30
+
+    for own in ({"num_workers": 0}, {"num_workers": 2}, {"num_workers": 2, "persistent_workers": True}):
+        found = []
+        for tunes in (False, True):
+            torch.manual_seed(4)
+            loader = DataLoader(Numbers(), batch_sampler=Eager(), **own)
+            found.append(content(scripted(loader, {7: 3, 20: 1, 35: 0}) if tunes else loader))
+            random.seed(1)
+            np.random.seed(1)
+        assert found[0] == found[1]
+
+
+def test_a_loader_without_batch_size_and_the_last_incomplete_batch():
+    for options in ({"batch_size": None}, {"batch_size": 7}, {"batch_size": 7, "drop_last": True}):
+        found = []
+        for tunes in (False, True):
+            torch.manual_seed(4)
+            loader = DataLoader(Numbers(100), shuffle=True, **options)
+            found.append([str(batch) for batch in (scripted(loader, {5: 2, 9: 3}) if tunes else loader)])
+        assert found[0] == found[1]
+
+
+def test_len_set_epoch_and_attributes_are_the_loaders():
+    dataset = Numbers(100)
+    sampler = DistributedSampler(dataset, num_replicas=2, rank=1, seed=3)
+    plain = DataLoader(dataset, batch_size=BATCH_SIZE, sampler=sampler)
+    tuned = live(plain, quiet=True)
+    assert len(tuned) == len(plain) == 13
+    assert tuned.dataset is dataset and tuned.batch_size == BATCH_SIZE
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        expected = [numbers.tolist() for numbers, _ in plain]
+        sampler.set_epoch(77)
+        tuned.set_epoch(epoch)
+        assert [numbers.tolist() for numbers, _ in tuned] == expected
+    with pytest.raises(AttributeError, match="no_such"):
+        _ = tuned.no_such
+
+
+def test_leaving_an_epoch_ends_its_workers_and_the_next_one_is_whole():
+    before = set(tree_pids())
+    loader = scripted(loader_of(num_workers=1), {3: 3})
+    for number, _ in enumerate(loader):
+        if number == 8:
+            assert len(set(tree_pids()) - before) == 4  # the best setting, which is the user's own, and the one that is asked for
+            break
+    assert set(tree_pids()) == before
+    assert sorted(number for numbers, _ in loader for number in numbers.tolist()) == list(range(NUM_SAMPLES))
+    assert set(tree_pids()) == before
+
+
+def test_workers_that_persist_end_with_the_loader():
+    before = set(tree_pids())
+    loader = scripted(loader_of(num_workers=1, persistent_workers=True), {3: 3})
+    content(loader, 2)
+    assert len(set(tree_pids()) - before) == 4
+    del loader
+    assert set(tree_pids()) == before
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(range(40))
+
+
+class Stateful(RandomSampler):
+    def state_dict(self):
+        return {}
+
+
+class OwnIteration(DataLoader):
+    def __iter__(self):
+        yield from super().__iter__()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: DataLoader(Stream(), batch_size=4), "iterable"),
+        (lambda: DataLoader(Numbers(40), batch_size=4, sampler=Stateful(range(40))), "saves its state"),
+        (lambda: DataLoader(Numbers(40), batch_sampler=BatchSampler(Stateful(range(40)), 4, False)), "saves its state"),
+        (lambda: OwnIteration(Numbers(40), batch_size=4), "a way of its own"),
+        (lambda: DataLoader(Numbers(40), batch_size=4, num_workers=1, in_order=False), "in_order"),
+    ],
+)
+def test_a_loader_that_cannot_be_changed_unnoticed_is_only_observed(make, words):
+    torch.manual_seed(0)
+    expected = [str(batch) for batch in make()]
+    torch.manual_seed(0)
+    loader = live(make(), quiet=True)
+    assert [str(batch) for batch in loader] == expected
+    assert words in loader.tuned.policy.leave
+    assert loader.summary()["num_batches"] == 10
+
+
+def test_a_sampler_that_draws_while_the_training_goes_on_is_left_alone():
+    class Late(Sampler):
+        def __iter__(self):
+            return (int(torch.randint(100, ())) for _ in range(100))
+
+        def __len__(self):
+            return 100
+
+    loader = scripted(DataLoader(Numbers(), batch_size=2, sampler=Late()), {30: 2})
+    assert len(list(loader)) == 50
+    assert "draws random numbers" in loader.tuned.policy.leave and loader.tuned.policy.target == 0
+
+
+def test_a_dataset_that_the_training_changes_is_loaded_as_without_workers():
+    """With 0 workers, the next sample shows the change; samples that workers loaded ahead would not."""
+    found = []
+    for tunes in (False, True):
+        dataset = Numbers()
+        loader = loader_of(dataset, num_workers=0)
+        seen = []
+        for number, (numbers, _) in enumerate(scripted(loader, {5: 3}) if tunes else loader):
+            seen += numbers.tolist()
+            dataset.offset = 1000 * (number // 30)
+        found.append(seen)
+    assert found[0] == found[1]
+
+
+def test_a_dataset_that_holds_an_open_file_is_not_given_to_forked_workers(tmp_path):
+    path = tmp_path / "data"
+    path.write_bytes(bytes(range(200)))
+
+    class Reader(Numbers):
+        def __init__(self):
+            super().__init__(200)
+            self.file = None
+
+        def __getitem__(self, index):
+            self.file = self.file or path.open("rb")
+            self.file.seek(index)
+            return index, torch.tensor(self.file.read(1)[0])
+
+    dataset = Reader()
+    loader = scripted(loader_of(dataset, num_workers=0), {20: 2})
+    assert all((numbers == values).all() for numbers, values in loader)
+    assert "must not share" in loader.tuned.policy.leave
+    dataset.file.close()
+
+
+def test_a_setting_that_does_not_fit_into_shared_memory_is_not_started(monkeypatch):
+    from feedrate.trainables.measuring import limits
+
+    monkeypatch.setattr(limits, "_shm_bytes", lambda: (100, 0))
+    loader = scripted(loader_of(num_workers=0), {20: 2})
+    assert len(list(loader)) == NUM_SAMPLES // BATCH_SIZE
+    rejected = [each for each in loader.decisions() if each.kind == "reject"]
+    assert len(rejected) == 1 and "/dev/shm is too small" in rejected[0].reason
+
+
+def test_a_setting_that_leaves_too_little_memory_is_left(monkeypatch):
+    monkeypatch.setenv(memory_guard.LIMIT_VARIABLE, "0")
+    loader = scripted(loader_of(Numbers(sleep_s=0.002), num_workers=0), {5: 2})
+    loader.tuned.guard = memory_guard.MemoryGuard(0, max_trial_bytes=1)
+    again = scripted(loader_of(Numbers(sleep_s=0.002), num_workers=0), {})
+    assert content(loader, 1) == content_after_reseeding(again)
+    assert [each.kind for each in loader.decisions()] == ["limit"]
+    assert loader.tuned.policy.target == 0
+
+
+def content_after_reseeding(loader):
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(7)
+    return content(loader, 1)
+
+
+def test_a_second_iteration_beside_the_first_is_the_loaders_own():
+    loader = live(loader_of(shuffle=False), quiet=True)
+    first = iter(loader)
+    assert next(first)[0].tolist() == [0, 1, 2, 3]
+    second = iter(loader)
+    assert next(second)[0].tolist() == [0, 1, 2, 3]
+    assert next(first)[0].tolist() == [4, 5, 6, 7]
+
+
+def test_decisions_are_lines_of_live_jsonl_and_of_standard_error(tmp_path, capsys):
+    loader = live(loader_of(Numbers(4000, sleep_s=0.001)), folder=tmp_path / "run", observe=True)
+    for batch in loader:
+        del batch
+    lines = (tmp_path / "run" / "live.jsonl").read_text().splitlines()
+    assert len(lines) == len(loader.decisions()) == 2
+    assert '"kind":"baseline"' in lines[0] and '"kind":"leave"' in lines[1]
+    assert "only observing" in capsys.readouterr().err
+    assert loader.summary()["wait_fraction"] > 0.5

@@ -1,0 +1,272 @@
+"""`Epoch`: one iteration of a loader whose number of workers can change between two batches."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.deciding.decision import Decision
+from feedrate.trainables.deciding.policy import workers
+from feedrate.trainables.failure import TrialFailed, sentence
+from feedrate.trainables.loader.build_loader import start_method
+from feedrate.trainables.machine.process import tree_pids
+from feedrate.trainables.measuring.limits import amount, check_limits, storage_bytes
+from feedrate.trainables.probing.leftovers import Leftovers, Snapshot
+from feedrate.trainables.tuning.index_stream import IndexStream
+from feedrate.trainables.tuning.pool import Pool
+from feedrate.trainables.tuning.suitable import changed, held_values, why_not_forked
+from feedrate.trainables.tuning.tuned_loader import TunedLoader
+
+GUARD_PERIOD_S = 0.2
+SIZED_BATCHES = 3
+"""Number of batches whose size is measured, to know what fits into shared memory."""
+WATCHED_FETCHES = (1, 2, 3, 5, 9)
+"""Fetches inside the training process after which new open files are looked for."""
+
+
+class Observed:
+    """One iteration of a loader that is only timed.
+
+    Args:
+        live: the loader and its policy.
+    """
+
+    def __init__(self, live: TunedLoader) -> None:
+        self._live, self._policy = live, live.policy
+        begin = time.perf_counter()
+        self._handed_s: float | None = None
+        self._wait_s = 0.0
+        self._num_workers = self._policy.own
+        with contextlib.suppress(TypeError, NotImplementedError):
+            self._policy.epoch_batches_left = len(live.loader)
+        self._open()
+        self._startup_s = time.perf_counter() - begin
+        """Time for starting workers, which belongs to the wait for the first batch."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        begin = time.perf_counter()
+        if self._handed_s is not None:
+            self._decide(self._policy.observe(self._num_workers, self._wait_s, begin - self._handed_s, self._num_ready))
+        try:
+            batch = self._take()
+        except BaseException:
+            self._handed_s = None
+            self._policy.interrupted()
+            raise
+        end = time.perf_counter()
+        self._wait_s, self._handed_s, self._startup_s = end - begin + self._startup_s, end, 0.0
+        return batch
+
+    def __len__(self) -> int:
+        return len(self._live.loader)
+
+    def _open(self) -> None:
+        self._real = iter(self._live.loader)
+
+    def _take(self) -> Any:
+        return next(self._real)
+
+    def _num_ready(self) -> int:
+        return 0
+
+    def _decide(self, decisions: list[Decision]) -> None:
+        for each in decisions:
+            self._live.log.write(each)
+
+
+class Epoch(Observed):
+    """One iteration of a map-style loader, in which one pool of workers takes over from another."""
+
+    def _open(self) -> None:
+        live, policy = self._live, self._policy
+        self._pools: deque[Pool] = deque()
+        """The pools with batches in flight, in the order of their batches. The last one takes further indices."""
+        self.is_over = False
+        self._next_guard_s = 0.0
+        num_begins = 1 if not live.own or not live.draws_seed() else 2
+        self._stream = IndexStream(live.loader._index_sampler, num_begins=num_begins, check_draws=live.num_epochs == 0)
+        self._draws_seed = live.draws_seed()
+        self._base_seed: int | None = None
+        if live.held is None or not live.is_persistent:
+            live.held = held_values(live.loader.dataset)
+        live.num_epochs += 1
+        self._feed(policy.target)
+
+    def __del__(self) -> None:
+        if not self.__dict__.get("is_over", True):
+            with contextlib.suppress(Exception):  # at the end of the interpreter
+                self._live.left()
+
+    def _num_ready(self) -> int:
+        return self._pools[-1].num_ready() if self._pools else 0
+
+    def _decide(self, decisions: list[Decision]) -> None:
+        super()._decide(decisions)
+        live, policy = self._live, self._policy
+        if policy.leave is None:
+            self._check_training()
+        if policy.target != policy.own:
+            self._guard_memory()
+        if not self._pools:
+            return
+        if policy.target != self._pools[-1].num_workers and len(self._pools) == 1 and not self._stream.is_over:
+            if (why := self._why_not(policy.target)) is not None:
+                live.log.write(why)
+                return
+            self._pools[-1].end()
+            self._feed(policy.target)
+        elif decisions:
+            live.close_idle(self._pools)
+
+    def _take(self) -> Any:
+        if self.is_over:
+            raise StopIteration
+        while True:
+            pool = self._pools[0]
+            try:
+                batch = self._watched_fetch(pool)
+            except StopIteration:
+                if pool.is_drained():
+                    self._pools.popleft()
+                    if self._pools or not self._stream.is_spent():
+                        if not self._pools:
+                            self._feed(self._policy.target)
+                        self._live.close_idle(self._pools)
+                        continue
+                self.is_over = True
+                self._live.epoch_ended()
+                raise
+            except Exception as error:
+                if not self._live.survives():
+                    pool.pass_over()
+                    raise
+                self._fall_back(error)
+                continue
+            self._num_workers = pool.num_workers
+            if len(self._live.storage_sizes) < SIZED_BATCHES:
+                self._live.storage_sizes.append(storage_bytes(batch))
+            return batch
+
+    def _watched_fetch(self, pool: Pool) -> Any:
+        """Take a batch; if the dataset is used inside this process, notice files that it opens."""
+        live = self._live
+        if pool.num_workers or live.policy.leave is not None:
+            return pool.take()
+        live.num_fetched += 1
+        if live.num_fetched not in WATCHED_FETCHES:
+            return pool.take()
+        before = Snapshot.now()
+        batch = pool.take()
+        live.left_open += Leftovers.since(before).shared
+        return batch
+
+    def _feed(self, num_workers: int) -> None:
+        """Let a pool take the indices from here on; if it cannot, the best setting does."""
+        live, policy = self._live, self._policy
+        if not policy.own and not live.has_workers():
+            live.held = held_values(live.loader.dataset)
+        pool = live.pool(num_workers)
+        try:
+            pool.start(self._stream, self._generator())
+        except Exception as error:
+            if num_workers == policy.own:
+                raise
+            self._stream.give_back(pool.give_up())
+            live.forget(pool)
+            live.log.write(policy.cannot_start(num_workers, sentence(error)))
+            if not self._pools:
+                self._feed(policy.target)
+            return
+        self._base_seed = pool.base_seed() if self._base_seed is None else self._base_seed
+        self._pools.append(pool)
+
+    def _why_not(self, num_workers: int) -> Decision | None:
+        """Return the decision to not start this setting; None if it can be started."""
+        live, policy = self._live, self._policy
+        loader = live.loader
+        if num_workers == policy.own or live.has_pool(num_workers):
+            return None
+        if policy.own and live.held is not None and (path := changed(live.held, loader.dataset)) is not None:
+            return policy.leave_alone(f"the training has changed {path} since your own workers started: others would see it, so their number stays")
+        if not policy.own:
+            why = why_not_forked(loader.dataset)
+            if live.left_open:
+                why = f"the dataset keeps {live.left_open[0]} open in this process, which workers must not share. Start with num_workers=1"
+            if why is not None:
+                return policy.leave_alone(why)
+        sizes = max(live.storage_sizes, key=sum, default=[])
+        method = start_method(loader) if policy.own else "fork"
+        try:
+            config = LoaderConfig(
+                num_workers=num_workers,
+                prefetch_factor=loader.prefetch_factor or 2,
+                pin_memory=bool(loader.pin_memory),
+                multiprocessing_context=method,
+            )
+            check_limits(config, sizes)
+        except TrialFailed as failed:
+            return policy.cannot_start(num_workers, failed.failure.message)
+        return None
+
+    def _generator(self) -> torch.Generator | None:
+        """Return the generator from which torch draws the seed of new workers.
+
+        Torch draws one such number from the loader's generator (or the global one) when it starts workers. So that the training's random
+        numbers stay what they would be, only as many are drawn there as without feedrate.
+        """
+        if self._draws_seed:
+            self._draws_seed = False
+            return self._live.loader.generator  # type: ignore[no-any-return]
+        self._live.num_seeds += 1
+        return torch.Generator().manual_seed(((self._base_seed or 0) + self._live.num_seeds) % 2**63)
+
+    def _check_training(self) -> None:
+        """Leave the setting alone if changing it would change the training."""
+        live, policy = self._live, self._policy
+        if self._stream.draws_random_numbers:
+            why = "the sampler draws random numbers while the training goes on, so what it draws depends on the number of workers, which stays"
+            self._decide_and_return(policy.leave_alone(why))
+            return
+        if not policy.own and live.has_workers() and live.held is not None and (path := changed(live.held, live.loader.dataset)) is not None:
+            why = f"the training changed {path} between two batches, which workers would not see, so the number of workers stays 0"
+            self._decide_and_return(policy.leave_alone(why))
+
+    def _decide_and_return(self, decision: Decision) -> None:
+        """Go back to the user's own setting at this very batch."""
+        self._live.log.write(decision)
+        if self._pools[-1].num_workers != self._policy.own or len(self._pools) > 1:
+            self._restart()
+
+    def _guard_memory(self) -> None:
+        now = time.perf_counter()
+        if now < self._next_guard_s:
+            return
+        self._next_guard_s = now + GUARD_PERIOD_S
+        guard, policy = self._live.guard, self._policy
+        if guard.crossed(pid for pid in tree_pids()) is not None:
+            why = f"with {workers(policy.target)}, less than {amount(guard.min_available_bytes)} of memory is available"
+            self._live.log.write(policy.limited(policy.target, why))
+
+    def _fall_back(self, error: Exception) -> None:
+        """Go back to the user's own setting, once, after a failure under another one; load again what was in flight."""
+        live, policy = self._live, self._policy
+        live.has_fallen_back = True
+        live.log.write(policy.failed(policy.target, f"with {workers(policy.target)}, loading failed ({sentence(error)})"))
+        self._restart()
+
+    def _restart(self) -> None:
+        """End all workers, and let the setting that is asked for now load what was in flight."""
+        pending = [batch for pool in self._pools for batch in pool.give_up()]
+        self._pools.clear()
+        self._live.close_pools()
+        self._stream.give_back(pending)
+        self._feed(self._policy.target)

@@ -1,0 +1,108 @@
+"""`live(loader)`: the same batches in the same order, from a loader whose number of workers is tuned while the training goes on."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+from feedrate.trainables.deciding.budget import Budget
+from feedrate.trainables.deciding.decision import Decision
+from feedrate.trainables.deciding.policy import Policy
+from feedrate.trainables.machine.host import cpu_budget
+from feedrate.trainables.tuning.decision_log import DecisionLog
+from feedrate.trainables.tuning.epoch import Epoch, Observed
+from feedrate.trainables.tuning.suitable import why_left_alone
+from feedrate.trainables.tuning.tuned_loader import TunedLoader
+
+LEAST_RANGE = 32
+"""At least this many workers may be tried, as in a search: if workers wait for storage, more of them than CPUs are faster."""
+OBSERVES = "only observing, as asked"
+
+
+def live(
+    loader: Any,
+    *,
+    observe: bool = False,
+    budget_fraction: float | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    quiet: bool = False,
+) -> Live:
+    """Return the loader, tuned while the training goes on: `for batch in live(loader)`.
+
+    Every sample comes once, in the order in which it would have come; `len`, `set_epoch` and all other attributes are the
+    loader's own, and batch_size never changes. A loader whose workers cannot be changed without changing what it delivers (an
+    iterable dataset, a class with an `__iter__` of its own, a sampler that saves its state, several ranks) is only observed.
+
+    Args:
+        loader: a torch DataLoader. Wrap it once, before the first epoch.
+        observe: change nothing; `summary()` says what waiting cost.
+        budget_fraction: share of the time that may be lost to slower settings; None is 2 %, and 5 minutes at most.
+        folder: where to append the decisions, as lines of live.jsonl; None writes none.
+        quiet: print nothing. Otherwise each decision is a line on standard error.
+    """
+    why = OBSERVES if observe else why_left_alone(loader)
+    own = int(getattr(loader, "num_workers", 0) or 0)
+    cpus = cpu_budget()[0]
+    policy = Policy(
+        own,
+        cpus=cpus,
+        most=max(LEAST_RANGE, cpus, own),
+        prefetch_factor=getattr(loader, "prefetch_factor", None) or 2,
+        budget=Budget() if budget_fraction is None else Budget(fraction=budget_fraction),
+        leave=why,
+    )
+    return Live(TunedLoader(loader, policy, DecisionLog(folder, quiet=quiet)))
+
+
+class Live:
+    """A loader and what decides its number of workers. Other attributes are the loader's.
+
+    Args:
+        tuned: the loader and its policy.
+    """
+
+    def __init__(self, tuned: TunedLoader) -> None:
+        self.tuned = tuned
+        self._is_plain = tuned.policy.leave is not None
+        self._epoch: weakref.ref[Epoch] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        active = self._epoch() if self._epoch is not None else None
+        if active is not None and not active.is_over:  # a second iteration beside the first
+            return iter(self.tuned.loader)
+        if self._is_plain:
+            return Observed(self.tuned)
+        epoch = Epoch(self.tuned)
+        self._epoch = weakref.ref(epoch)
+        return epoch
+
+    def __len__(self) -> int:
+        return len(self.tuned.loader)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "tuned" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.tuned.loader, name)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Call `set_epoch` of the loader, or of the samplers and the dataset in it that have one."""
+        parts: tuple[Any, ...] = (self.tuned.loader, getattr(self.tuned.loader, "batch_sampler", None), getattr(self.tuned.loader, "sampler", None))
+        for each in parts:
+            if hasattr(each, "set_epoch"):
+                each.set_epoch(epoch)
+                if each is self.tuned.loader:
+                    return
+
+    def decisions(self) -> list[Decision]:
+        """Return all decisions so far."""
+        return list(self.tuned.policy.decisions)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what was observed and decided so far: times in seconds, rates in batches per second."""
+        return self.tuned.summary()
+
+    def close(self) -> None:
+        """End all workers now. They also end with the epoch, or with this object if the loader's workers are persistent."""
+        self.tuned.close_pools()

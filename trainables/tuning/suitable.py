@@ -1,0 +1,83 @@
+"""Whether the number of workers of a loader can be changed during an epoch without changing what it delivers, and if not, why."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data.datapipes.datapipe import MapDataPipe
+
+from feedrate.trainables.loader.no_loader import why_no_loader
+from feedrate.trainables.probing.static_check import fork_unsafe, owned_generators
+
+_SIMPLE = (bool, int, float, str, bytes, type(None))
+MAX_HELD = 8
+
+
+def why_left_alone(loader: Any) -> str | None:
+    """Return why the loader's number of workers must stay, as a sentence; None if it can be changed."""
+    if why_no_loader(loader) is not None or not isinstance(loader, DataLoader):
+        return "it is not a torch DataLoader, so it is only observed"
+    kind = type(loader)
+    if kind.__iter__ is not DataLoader.__iter__ or kind._get_iterator is not DataLoader._get_iterator:
+        return f"{kind.__name__} iterates in a way of its own, so its number of workers stays"
+    if isinstance(loader.dataset, IterableDataset):
+        return "the dataset is iterable: its order depends on the number of workers, which therefore stays"
+    if isinstance(loader.dataset, MapDataPipe):
+        return "the dataset is a data pipe, which torch shares out among workers, so their number stays"
+    if not getattr(loader, "in_order", True):
+        return "in_order is False: which batches are in flight is not known, so the number of workers stays"
+    samplers = (loader.batch_sampler, loader.sampler, getattr(loader.batch_sampler, "sampler", None))
+    for each in (loader, *samplers):
+        if hasattr(each, "state_dict"):
+            name = type(each).__name__
+            return f"{name} saves its state, which depends on how many batches workers load ahead, so their number stays"
+    if (num := _world_size()) > 1:
+        return f"{num} ranks train together, and each has a loader of its own, so the number of workers stays"
+    return None
+
+
+def why_not_forked(dataset: Any) -> str | None:
+    """Return why a dataset that this process has used must not be used by forked workers, as a sentence; None if it can be."""
+    unsafe = fork_unsafe(dataset)
+    if unsafe:
+        path, what = unsafe[0]
+        return f"dataset.{path} is {what}, which workers must not share with this process. Make it on first use, and start with num_workers=1"
+    if generators := owned_generators(dataset):
+        path = next(iter(generators))
+        return f"dataset.{path} is a random generator, which each worker would copy, so the number of workers stays 0"
+    return None
+
+
+def held_values(dataset: Any) -> dict[str, Any]:
+    """Return the attributes of a dataset, and of the datasets and transforms inside it, so that changes of them can be noticed.
+
+    Simple values are compared by value, and other objects by identity, so that a cache may fill.
+    """
+    found: dict[str, Any] = {}
+    waiting = [("dataset", dataset)]
+    while waiting and len(found) < 256:
+        path, owner = waiting.pop()
+        for name, value in list(getattr(owner, "__dict__", {}).items()):
+            place = f"{path}.{name}"
+            found[place] = value if isinstance(value, _SIMPLE) else id(value)
+            if name in ("dataset", "transform", "transforms", "target_transform") and place.count(".") < MAX_HELD:
+                waiting.append((place, value))
+    return found
+
+
+def changed(before: dict[str, Any], dataset: Any) -> str | None:
+    """Return the path of an attribute that has changed since `held_values`; None if none has."""
+    now = held_values(dataset)
+    if now == before:
+        return None
+    return next(path for path in {**now, **before} if path not in before or path not in now or now[path] != before[path])
+
+
+def _world_size() -> int:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
+    text = os.environ.get("WORLD_SIZE", "1")
+    return int(text) if text.isdecimal() else 1

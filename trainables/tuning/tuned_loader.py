@@ -1,0 +1,108 @@
+"""`TunedLoader`: a loader, the policy of its number of workers, and the workers that run now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from feedrate.trainables.deciding.policy import Policy
+from feedrate.trainables.machine.memory_guard import MemoryGuard
+from feedrate.trainables.tuning.decision_log import DecisionLog
+from feedrate.trainables.tuning.pool import Pool
+
+
+class TunedLoader:
+    """What lasts from one epoch of a loader to the next.
+
+    Args:
+        loader: the user's loader.
+        policy: has its own number of workers.
+        log: where the decisions go.
+    """
+
+    def __init__(self, loader: Any, policy: Policy, log: DecisionLog) -> None:
+        self.loader, self.policy, self.log = loader, policy, log
+        self.own = policy.own
+        self.is_persistent = bool(getattr(loader, "persistent_workers", False))
+        self.policy.items_per_batch = getattr(loader, "batch_size", None)
+        self.guard = MemoryGuard()
+        self.has_fallen_back = False
+        """Whether a failure under another setting was survived. The next one is the user's."""
+        self.num_epochs = self.num_seeds = self.num_fetched = 0
+        """Epochs begun, seeds that were drawn apart from the training's random numbers, and batches fetched inside this process."""
+        self.storage_sizes: list[list[int]] = []
+        """Bytes of each tensor storage in the first batches."""
+        self.left_open: tuple[str, ...] = ()
+        """Files that the dataset opened in this process and keeps open."""
+        self.held: dict[str, Any] | None = None
+        """Attributes of the dataset when the workers of the user's own setting would have copied it."""
+        self._pools: dict[int, Pool] = {}
+
+    def draws_seed(self) -> bool:
+        """Return whether torch would start workers in the epoch that begins now, for which it draws a seed."""
+        return not (self.is_persistent and self.own and self.num_epochs)
+
+    def survives(self) -> bool:
+        """Return whether a failure now is one of a setting that the user did not choose, and the first."""
+        policy = self.policy
+        is_own = policy.target == policy.own and all(number == policy.own for number in self._pools)
+        return not self.has_fallen_back and not is_own
+
+    def has_pool(self, num_workers: int) -> bool:
+        """Return whether the workers of this setting run."""
+        return num_workers in self._pools
+
+    def has_workers(self) -> bool:
+        """Return whether any worker process runs."""
+        return any(self._pools)
+
+    def pool(self, num_workers: int) -> Pool:
+        """Return the workers of this setting; they start on first use."""
+        if num_workers not in self._pools:
+            self._pools[num_workers] = Pool(self.loader, num_workers, may_die=self.survives)
+        return self._pools[num_workers]
+
+    def forget(self, pool: Pool) -> None:
+        """Remove a pool that could not start."""
+        self._pools.pop(pool.num_workers, None)
+
+    def close_idle(self, used: Iterable[Pool]) -> None:
+        """End the workers of settings that are neither used nor compared now."""
+        kept = {self.policy.best, self.policy.target} | {each.num_workers for each in used}
+        for number in [each for each in self._pools if each not in kept]:
+            self._pools.pop(number).close()
+
+    def close_pools(self) -> None:
+        """End all workers."""
+        while self._pools:
+            self._pools.popitem()[1].close()
+
+    def epoch_ended(self) -> None:
+        """End the workers with the epoch, as torch does unless they are persistent."""
+        if not self.is_persistent:
+            self.close_pools()
+
+    def left(self) -> None:
+        """Note that the user left an epoch before its end."""
+        self.policy.interrupted()
+        self.epoch_ended()
+
+    def summary(self) -> dict[str, Any]:
+        """Return what was observed and decided so far: times in seconds, rates in batches per second."""
+        policy = self.policy
+        speedup = policy.speedup
+        return {
+            "num_batches": policy.num_batches,
+            "items_per_batch": policy.items_per_batch,
+            "wait_s": policy.wait_s,
+            "step_s": policy.step_s,
+            "aside_s": policy.aside_s,
+            "wait_fraction": policy.fraction_waited(),
+            "own": {"num_workers": policy.own} | (policy.first or {}),
+            "best": {"num_workers": policy.best} | (policy.rate(policy.best) or {}),
+            "speedup": speedup[0] if speedup else None,
+            "speedup_ci95": list(speedup[1:]) if speedup else None,
+            "confirmed": speedup is not None,
+            "lost_s": policy.budget.lost_s,
+            "left_alone": policy.leave,
+        }
