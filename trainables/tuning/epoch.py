@@ -12,7 +12,7 @@ import torch
 
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.deciding.decision import Decision
-from feedrate.trainables.deciding.policy import workers
+from feedrate.trainables.deciding.policy import Policy, workers
 from feedrate.trainables.failure import TrialFailed, sentence
 from feedrate.trainables.loader.build_loader import start_method
 from feedrate.trainables.machine.process import tree_pids
@@ -21,6 +21,7 @@ from feedrate.trainables.probing.leftovers import Leftovers, Snapshot
 from feedrate.trainables.tuning.index_stream import IndexStream
 from feedrate.trainables.tuning.pool import Pool
 from feedrate.trainables.tuning.suitable import changed, held_values, why_not_forked
+from feedrate.trainables.tuning.torchs import torchs_iterator
 from feedrate.trainables.tuning.tuned_loader import TunedLoader
 
 GUARD_PERIOD_S = 0.2
@@ -38,13 +39,15 @@ class Observed:
     """
 
     def __init__(self, live: TunedLoader) -> None:
-        self._live, self._policy = live, live.policy
+        self._live = live
+        self._loader = live.loader
+        """Kept alive while it is iterated."""
         begin = time.perf_counter()
         self._handed_s: float | None = None
         self._wait_s = 0.0
         self._num_workers = self._policy.own
         with contextlib.suppress(TypeError, NotImplementedError):
-            self._policy.epoch_batches_left = len(live.loader)
+            self._policy.epoch_batches_left = len(self._loader)
         self._open()
         self._startup_s = time.perf_counter() - begin
         """Time for starting workers, which belongs to the wait for the first batch."""
@@ -54,7 +57,7 @@ class Observed:
 
     def __next__(self) -> Any:
         begin = time.perf_counter()
-        if self._handed_s is not None:
+        if self._handed_s is not None and self._live.is_training():
             self._decide(self._policy.observe(self._num_workers, self._wait_s, begin - self._handed_s, self._num_ready))
         try:
             batch = self._take()
@@ -64,13 +67,18 @@ class Observed:
             raise
         end = time.perf_counter()
         self._wait_s, self._handed_s, self._startup_s = end - begin + self._startup_s, end, 0.0
+        self._live.handed()
         return batch
 
     def __len__(self) -> int:
-        return len(self._live.loader)
+        return len(self._loader)
+
+    @property
+    def _policy(self) -> Policy:
+        return self._live.policy
 
     def _open(self) -> None:
-        self._real = iter(self._live.loader)
+        self._real = torchs_iterator(self._loader)
 
     def _take(self) -> Any:
         return next(self._real)
@@ -259,14 +267,19 @@ class Epoch(Observed):
     def _fall_back(self, error: Exception) -> None:
         """Go back to the user's own setting, once, after a failure under another one; load again what was in flight."""
         live, policy = self._live, self._policy
+        self._end_all()
         live.has_fallen_back = True
         live.log.write(policy.failed(policy.target, f"with {workers(policy.target)}, loading failed ({sentence(error)})"))
-        self._restart()
+        self._feed(policy.target)
 
     def _restart(self) -> None:
-        """End all workers, and let the setting that is asked for now load what was in flight."""
+        """Let the setting that is asked for now load what is in flight."""
+        self._end_all()
+        self._feed(self._policy.target)
+
+    def _end_all(self) -> None:
+        """End all workers, and take back what is in flight."""
         pending = [batch for pool in self._pools for batch in pool.give_up()]
         self._pools.clear()
         self._live.close_pools()
         self._stream.give_back(pending)
-        self._feed(self._policy.target)

@@ -14,6 +14,7 @@ from feedrate.trainables.machine.host import cpu_budget
 from feedrate.trainables.tuning.decision_log import DecisionLog
 from feedrate.trainables.tuning.epoch import Epoch, Observed
 from feedrate.trainables.tuning.suitable import why_left_alone
+from feedrate.trainables.tuning.torchs import torchs_iterator
 from feedrate.trainables.tuning.tuned_loader import TunedLoader
 
 LEAST_RANGE = 32
@@ -43,17 +44,22 @@ def live(
         quiet: print nothing. Otherwise each decision is a line on standard error.
     """
     why = OBSERVES if observe else why_left_alone(loader)
-    own = int(getattr(loader, "num_workers", 0) or 0)
-    cpus = cpu_budget()[0]
-    policy = Policy(
+    budget = Budget() if budget_fraction is None else Budget(fraction=budget_fraction)
+    policy = policy_of(loader, budget=budget, leave=why)
+    return Live(TunedLoader(loader, policy, DecisionLog(folder, quiet=quiet)), loader)
+
+
+def policy_of(loader: Any, *, budget: Budget, leave: str | None) -> Policy:
+    """Return the policy of a loader that nothing is known about yet."""
+    own, cpus = int(getattr(loader, "num_workers", 0) or 0), cpu_budget()[0]
+    return Policy(
         own,
         cpus=cpus,
         most=max(LEAST_RANGE, cpus, own),
         prefetch_factor=getattr(loader, "prefetch_factor", None) or 2,
-        budget=Budget() if budget_fraction is None else Budget(fraction=budget_fraction),
-        leave=why,
+        budget=budget,
+        leave=leave,
     )
-    return Live(TunedLoader(loader, policy, DecisionLog(folder, quiet=quiet)))
 
 
 class Live:
@@ -61,17 +67,18 @@ class Live:
 
     Args:
         tuned: the loader and its policy.
+        loader: the loader, to keep it alive; None if others do.
     """
 
-    def __init__(self, tuned: TunedLoader) -> None:
-        self.tuned = tuned
+    def __init__(self, tuned: TunedLoader, loader: Any = None) -> None:
+        self.tuned, self._kept = tuned, loader
         self._is_plain = tuned.policy.leave is not None
         self._epoch: weakref.ref[Epoch] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         active = self._epoch() if self._epoch is not None else None
         if active is not None and not active.is_over:  # a second iteration beside the first
-            return iter(self.tuned.loader)
+            return torchs_iterator(self.tuned.loader)
         if self._is_plain:
             return Observed(self.tuned)
         epoch = Epoch(self.tuned)

@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from feedrate.trainables.loader.loader_watch import num_ready
 from feedrate.trainables.tuning.index_stream import IndexStream, Segment
+from feedrate.trainables.tuning.torchs import torchs_iterator
 
 _guarded: weakref.WeakSet[Pool] = weakref.WeakSet()
 
@@ -61,11 +63,11 @@ class Pool:
         if self.num_workers and self._iterator is not None:
             self._iterator._index_sampler = self._segment  # it keeps the sampler of its first epoch
         if self._is_own:
-            self._iterator = iter(self._loader)
+            self._iterator = torchs_iterator(self._loader)
         else:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="This DataLoader will create")  # torch's advice for a number that the user chose
-                self._iterator = iter(self._loader)
+                self._iterator = torchs_iterator(self._loader)
         if self.num_workers:
             _guard(self)
 
@@ -113,10 +115,14 @@ class Pool:
         """End the workers."""
         iterator, self._iterator, self._segment = self._iterator, None, None
         vars(self._loader)["_iterator"] = None
-        _guarded.discard(self)
         if iterator is not None and self.num_workers:
-            with contextlib.suppress(Exception):  # of workers that are dead already
+            with contextlib.suppress(Exception):  # a worker that is dead already, or another torch version
+                if iterator._worker_pids_set:  # otherwise SIGCHLD of a worker that has died would still raise torch's error, anywhere
+                    iterator._worker_pids_set = False
+                    signal_handling._remove_worker_pids(id(iterator))
+            with contextlib.suppress(Exception):
                 iterator._shutdown_workers()
+        _guarded.discard(self)
 
     def num_ready(self) -> int:
         """Return how many batches are finished and not yet taken."""

@@ -16,12 +16,17 @@ _SIMPLE = (bool, int, float, str, bytes, type(None))
 MAX_HELD = 8
 
 
-def why_left_alone(loader: Any) -> str | None:
-    """Return why the loader's number of workers must stay, as a sentence; None if it can be changed."""
+def why_left_alone(loader: Any, *, reached_torch: bool = False) -> str | None:
+    """Return why the loader's number of workers must stay, as a sentence; None if it can be changed.
+
+    Args:
+        loader: the user's loader.
+        reached_torch: whether torch's own `__iter__` was called, by which a class with an `__iter__` of its own got its batches.
+    """
     if why_no_loader(loader) is not None or not isinstance(loader, DataLoader):
         return "it is not a torch DataLoader, so it is only observed"
     kind = type(loader)
-    if kind.__iter__ is not DataLoader.__iter__ or kind._get_iterator is not DataLoader._get_iterator:
+    if (kind.__iter__ is not DataLoader.__iter__ and not reached_torch) or kind._get_iterator is not DataLoader._get_iterator:
         return f"{kind.__name__} iterates in a way of its own, so its number of workers stays"
     if isinstance(loader.dataset, IterableDataset):
         return "the dataset is iterable: its order depends on the number of workers, which therefore stays"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from feedrate.trainables.deciding.policy import Policy
@@ -21,7 +22,8 @@ class TunedLoader:
     """
 
     def __init__(self, loader: Any, policy: Policy, log: DecisionLog) -> None:
-        self.loader, self.policy, self.log = loader, policy, log
+        self._loader: Callable[[], Any] = _reference(loader)
+        self.policy, self.log = policy, log
         self.own = policy.own
         self.is_persistent = bool(getattr(loader, "persistent_workers", False))
         self.policy.items_per_batch = getattr(loader, "batch_size", None)
@@ -37,6 +39,18 @@ class TunedLoader:
         self.held: dict[str, Any] | None = None
         """Attributes of the dataset when the workers of the user's own setting would have copied it."""
         self._pools: dict[int, Pool] = {}
+
+    @property
+    def loader(self) -> Any:
+        """The user's loader, which others keep alive."""
+        return self._loader()
+
+    def is_training(self) -> bool:
+        """Return whether the training reads this loader, so that its batches are observed. Called before each batch but the first."""
+        return True
+
+    def handed(self) -> None:
+        """Note that the training got a batch."""
 
     def draws_seed(self) -> bool:
         """Return whether torch would start workers in the epoch that begins now, for which it draws a seed."""
@@ -106,3 +120,11 @@ class TunedLoader:
             "lost_s": policy.budget.lost_s,
             "left_alone": policy.leave,
         }
+
+
+def _reference(loader: Any) -> Callable[[], Any]:
+    """Return a weak reference, so that a loader and its workers end as soon as the user drops it; objects without one are kept."""
+    try:
+        return weakref.ref(loader)
+    except TypeError:
+        return lambda: loader
