@@ -1,4 +1,4 @@
-"""`SearchResult`: what a search found, computed from the records of its run folder. cli/wording.py prints it."""
+"""`SearchResult`: what a search found, computed from the records of its run folder. answers/wording.py prints it."""
 
 from __future__ import annotations
 

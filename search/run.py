@@ -50,7 +50,7 @@ from feedrate.search.setup.request import (
     versions,
 )
 from feedrate.search.setup.script_lines import loader_lines
-from feedrate.search.setup.warm_start import check_run, remembered
+from feedrate.search.setup.warm_start import check_source, remembered
 from feedrate.search.shipping.shipping import moved
 from feedrate.search.shipping.submission import Submission, owner_here
 from feedrate.search.space.search_space import SearchSpace
@@ -153,7 +153,7 @@ def run_search(
 def _check_sources(options: SearchOptions) -> None:
     """Refuse an earlier run or a database that cannot be read, before the data are made."""
     if options.warm_start is not None:
-        check_run(options.warm_start)
+        check_source(options.warm_start)
     if options.storage is not None:
         try:
             check_address(options.storage)

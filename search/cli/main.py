@@ -24,6 +24,7 @@ from feedrate.search.cli.resume import Resume
 from feedrate.search.cli.runs import Compare, Runs
 from feedrate.search.cli.search import Search
 from feedrate.search.cli.submit import Fetch, Logs, Status, Stop, Submit
+from feedrate.search.cli.train import Train
 from feedrate.search.cli.verify import Verify
 from feedrate.search.cli.version import Version
 from feedrate.search.options import NothingFound, UsageError, WorkloadFailed
@@ -45,7 +46,7 @@ class Command(Protocol):
 
 
 COMMANDS: tuple[Command, ...] = (
-    Search(), Resume(), Measure(), Ceilings(), Check(), Workloads(),
+    Search(), Train(), Resume(), Measure(), Ceilings(), Check(), Workloads(),
     Report(), Show(), Export(), Verify(), Compare(), Runs(),
     Submit(), Status(), Logs(), Stop(), Fetch(), Version(),
 )  # fmt: skip
@@ -86,7 +87,7 @@ def _run(argv: Sequence[str]) -> int:
             raise UsageError(f"unknown argument {unknown[0]} (see feedrate {name} --help)")
         args.script = script
         arguments.check_command(args)
-        with _naming_written_files(script is not None and not isinstance(args.command, Submit)):
+        with _naming_written_files(script is not None and not isinstance(args.command, (Submit, Train))):
             if getattr(args, "explain", False):
                 explain(args)
                 return DONE

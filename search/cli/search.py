@@ -219,7 +219,7 @@ SEARCH_FIELDS = (
 
 def _facts(result: SearchResult, run: Run) -> dict[str, Any]:
     """Return the fields that search and resume print with --json."""
-    from feedrate.search.cli.wording import settling
+    from feedrate.search.answers.wording import settling
 
     folder = result.folder.absolute()
     is_open = result.best["search"]["open"] if result.best is not None else []
@@ -245,7 +245,7 @@ def finish(search: Any, command: str, as_json: bool) -> int | None:
     from rich.console import Console
 
     from feedrate.analysis.load import load_run
-    from feedrate.search.cli.wording import print_result
+    from feedrate.search.answers.wording import print_result
     from feedrate.search.record import SearchRecord
 
     result = search()

@@ -6,8 +6,10 @@ Only settings are taken over, never rates. If the earlier run is out of date, th
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
+from feedrate.analysis.best import load_best
 from feedrate.analysis.load import load_run
 from feedrate.analysis.run import Run
 from feedrate.analysis.run_folder import RunError
@@ -17,6 +19,7 @@ from feedrate.search.options import UsageError
 from feedrate.search.record import SearchRecord
 from feedrate.search.space.search_space import SearchSpace
 from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.tuning.training_report import NAME as TRAINING
 
 MAX_REMEMBERED = 2
 
@@ -47,6 +50,38 @@ def check_run(run: str | os.PathLike[str]) -> Run:
         raise UsageError(f"--warm-start: {error}") from None
 
 
+def is_training(run: str | os.PathLike[str]) -> bool:
+    """Return whether a folder is that of a training with `feedrate train`, which has no trials."""
+    return (Path(run) / TRAINING).exists()
+
+
+def check_source(run: str | os.PathLike[str]) -> None:
+    """Refuse a folder that is neither an earlier run nor a training.
+
+    Raises:
+        UsageError: the message says what is wrong with it.
+    """
+    if not is_training(run):
+        check_run(run)
+        return
+    try:
+        load_best(run)
+    except RunError as error:
+        raise UsageError(f"--warm-start: {error}") from None
+
+
+def _of_training(run: str | os.PathLike[str], record: SearchRecord, space: SearchSpace) -> tuple[list[LoaderConfig], str]:
+    """Return the setting that a training found, if this search may try it, and a sentence about it."""
+    best = load_best(run)
+    theirs = (best.measured_on["cpu_model"], best.measured_on["num_cpus"])
+    if theirs != (record.hardware.cpu_model, record.hardware.num_cpus):
+        return [], f"--warm-start has no effect: the training in {run} ran on another machine ({theirs[1]} CPUs, {theirs[0]})"
+    config = LoaderConfig.from_dict(dict(best))
+    if not space.contains(config):
+        return [], f"--warm-start has no effect: {config.short()}, the setting that the training in {run} found, is not in the space of this search"
+    return [config], f"--warm-start: {config.short()} is tried first: it was the best in the training in {run}"
+
+
 def remembered(run: str | os.PathLike[str], record: SearchRecord, space: SearchSpace) -> tuple[list[LoaderConfig], str]:
     """Return the best settings of an earlier run that this search may try, the best first, and a sentence about them.
 
@@ -58,6 +93,8 @@ def remembered(run: str | os.PathLike[str], record: SearchRecord, space: SearchS
     Raises:
         UsageError: the folder is no run.
     """
+    if is_training(run):
+        return _of_training(run, record, space)
     earlier = check_run(run)
     try:
         theirs, ours = fingerprint(SearchRecord.of(earlier)), fingerprint(record)

@@ -154,7 +154,7 @@ def check_command(args: argparse.Namespace) -> None:
         UsageError: there is none or both, or the subcommand takes no training command.
     """
     if not hasattr(args, "loader"):
-        if args.script is not None:
+        if args.script is not None and not getattr(args.command, "takes_only_commands", False):
             raise UsageError(f"feedrate {type(args.command).__name__.lower()} takes no training command: leave out {COMMAND} and what follows it")
         return
     if args.script is None and args.workload is None:

@@ -11,7 +11,7 @@ from feedrate.analysis import load_run, time_shares
 from feedrate.analysis.ceilings import DISTURBED, NOT_TIMED, Ceilings, is_disturbed
 from feedrate.analysis.estimate import Rate
 from feedrate.analysis.run_folder import RunFolder
-from feedrate.search.cli.wording import explain
+from feedrate.search.answers.wording import explain
 from feedrate.search.result import conclude
 from feedrate.search.study.expectation import most_promising
 from feedrate.search.study.observed import Observed

@@ -11,8 +11,8 @@ from feedrate.analysis import load_run, sections
 from feedrate.analysis.export import export_tables
 from feedrate.analysis.page import render_page
 from feedrate.analysis.run_folder import RunFolder
+from feedrate.search.answers.wording import explain, print_result
 from feedrate.search.cli.main import _parser
-from feedrate.search.cli.wording import explain, print_result
 from feedrate.search.result import conclude
 
 FIRM = ("keep it.", "training step is the limit here")

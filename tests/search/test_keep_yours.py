@@ -4,7 +4,7 @@ from synthetic import record, write_run
 
 from feedrate.analysis import load_run, sections
 from feedrate.analysis.run_folder import RunFolder
-from feedrate.search.cli.wording import explain
+from feedrate.search.answers.wording import explain
 from feedrate.search.result import conclude
 
 

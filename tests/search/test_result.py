@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from feedrate.analysis import load_run, sections
 from feedrate.analysis.best import best_schema, check_best, load_best
 from feedrate.analysis.run_folder import RunFolder
-from feedrate.search.cli.wording import explain, print_result
+from feedrate.search.answers.wording import explain, print_result
 from feedrate.search.result import conclude
 
 OVER = "12 settings were tried (--max-trials)"

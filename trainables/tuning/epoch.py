@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -58,7 +59,7 @@ class Observed:
     def __next__(self) -> Any:
         begin = time.perf_counter()
         if self._handed_s is not None and self._live.is_training():
-            self._decide(self._policy.observe(self._num_workers, self._wait_s, begin - self._handed_s, self._num_ready))
+            self._decide(self._observed(begin - self._handed_s))
         try:
             batch = self._take()
         except BaseException:
@@ -82,6 +83,13 @@ class Observed:
 
     def _take(self) -> Any:
         return next(self._real)
+
+    def _observed(self, step_s: float) -> list[Decision]:
+        try:
+            return self._policy.observe(self._num_workers, self._wait_s, step_s, self._num_ready)
+        except Exception as error:  # a defect of feedrate must not end a training
+            traceback.print_exc()
+            return [self._policy.leave_alone(f"feedrate has a defect ({sentence(error)}), so the number of workers stays")]
 
     def _num_ready(self) -> int:
         return 0
@@ -154,7 +162,7 @@ class Epoch(Observed):
                 self._live.epoch_ended()
                 raise
             except Exception as error:
-                if not self._live.survives():
+                if error is self._stream.error or not self._live.survives():
                     pool.pass_over()
                     raise
                 self._fall_back(error)
@@ -186,7 +194,7 @@ class Epoch(Observed):
         try:
             pool.start(self._stream, self._generator())
         except Exception as error:
-            if num_workers == policy.own:
+            if num_workers == policy.own or error is self._stream.error:
                 raise
             self._stream.give_back(pool.give_up())
             live.forget(pool)

@@ -30,6 +30,8 @@ class IndexStream:
         self._again: deque[Any] = deque()
         self._checks_left = CHECKED_DRAWS + 1 if check_draws else 0
         self.is_over = False
+        self.error: Exception | None = None
+        """What the sampler raised, which is the user's own."""
         self.draws_random_numbers = False
         """Whether a draw after the first used a global random generator. Then other prefetching would change what it draws."""
 
@@ -73,6 +75,9 @@ class IndexStream:
             return next(self._indices)
         except StopIteration:
             self.is_over = True
+            raise
+        except Exception as error:
+            self.error = error
             raise
 
 

@@ -119,7 +119,7 @@ class Pool:
             with contextlib.suppress(Exception):  # a worker that is dead already, or another torch version
                 if iterator._worker_pids_set:  # otherwise SIGCHLD of a worker that has died would still raise torch's error, anywhere
                     iterator._worker_pids_set = False
-                    signal_handling._remove_worker_pids(id(iterator))
+                    signal_handling._remove_worker_pids(id(iterator))  # type: ignore[attr-defined]
             with contextlib.suppress(Exception):
                 iterator._shutdown_workers()
         _guarded.discard(self)

@@ -14,7 +14,7 @@ from feedrate.analysis.load import load_run
 from feedrate.analysis.rounds import MIN_ROUNDS
 from feedrate.analysis.schema import check_record
 from feedrate.analysis.summary import ranking, standing_of
-from feedrate.search.cli.wording import explain
+from feedrate.search.answers.wording import explain
 from feedrate.search.engine.searcher import SessionSearcher
 from feedrate.search.record import SearchRecord
 from feedrate.search.result import conclude

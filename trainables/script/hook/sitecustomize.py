@@ -11,10 +11,13 @@ import sys
 
 def _begin() -> None:
     """Let feedrate wait for torch.utils.data; if this interpreter has no feedrate, report that to the launcher."""
+    helper = next((word for word in sys.orig_argv if word.startswith("from multiprocessing.")), None)
+    options = os.environ.get("FEEDRATE_TRAIN")
+    if options is not None and helper is None:
+        _train(options)
     address = os.environ.get("FEEDRATE_LAUNCHER")
     if address is None:
         return
-    helper = next((word for word in sys.orig_argv if word.startswith("from multiprocessing.")), None)
     try:
         if helper is None:
             from feedrate.trainables.script import hooks
@@ -26,6 +29,19 @@ def _begin() -> None:
             worker_hooks.install(address)
     except ImportError as error:
         _report(address, f"{type(error).__name__}: {error}")
+
+
+def _train(options: str) -> None:
+    """Let the loader of a training that runs to its end be tuned; if this interpreter has no feedrate, leave a note for the command."""
+    try:
+        from feedrate.trainables.script import train_hooks
+
+        train_hooks.install(options)
+    except ImportError as error:
+        import json
+
+        with contextlib.suppress(OSError), open(os.path.join(json.loads(options)["folder"], "without-feedrate"), "a") as note:
+            note.write(f"{sys.executable}: {type(error).__name__}: {error}\n")
 
 
 def _report(address: str, why: str) -> None:

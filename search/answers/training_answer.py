@@ -1,0 +1,106 @@
+"""What a training with `feedrate train` leaves: its best.json, and what it says about itself at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from feedrate.analysis.best import BEST_SCHEMA, python_snippet
+from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.tuning.training_report import TrainingReport
+
+COMPUTE_BOUND_WAIT = 0.05
+"""Share of waiting below which a training counts as compute-bound, as 95 % of the ceiling do in a search."""
+
+
+def best_of(report: TrainingReport, command: Sequence[str], name: str) -> dict[str, Any] | None:
+    """Return the content of best.json; None if nothing was measured.
+
+    Args:
+        report: what the training wrote.
+        command: its words.
+        name: its name, as in the run folder of a search.
+    """
+    summary = report.summary
+    best, own, items = summary["best"], summary["own"], summary["items_per_batch"] or 1
+    if "batches_per_s" not in best or "batches_per_s" not in own:
+        return None
+    size = str(report.best.get("batch_size"))
+    speedup = summary["speedup"] if summary["confirmed"] else best["batches_per_s"] / own["batches_per_s"]
+    ci95 = summary["speedup_ci95"] if summary["confirmed"] else [best["ci95"][0] / own["ci95"][1], best["ci95"][1] / max(own["ci95"][0], 1e-9)]
+    if report.best == report.dataloader:
+        speedup, ci95 = 1.0, [1.0, 1.0]
+    rate = {"samples_per_second": best["batches_per_s"] * items, "ci95": [each * items for each in best["ci95"]]}
+    ceiling_sps = best["batches_per_s"] * items / max(1 - best["wait_fraction"], 1e-9)
+    return {
+        "schema": BEST_SCHEMA,
+        "dataloader": report.best,
+        "process": {},
+        "throughput": {**rate, "unit": "samples", "per": "rank"},
+        "baseline": {
+            "dataloader": report.dataloader,
+            "samples_per_second": own["batches_per_s"] * items,
+            "speedup": speedup,
+            "speedup_ci95": ci95,
+        },
+        "ceiling": {"step_only_samples_per_second": ceiling_sps, "fraction_of_ceiling": 1 - best["wait_fraction"] or 1e-9},
+        "verdict": "compute-bound" if best["wait_fraction"] < COMPUTE_BOUND_WAIT else "loader-bound",
+        "confirmed": bool(summary["confirmed"]),
+        "tied_with": [],
+        "best_by_batch_size": {size: {"dataloader": report.best, **rate}},
+        "scope": {"ranks_per_host": 1, "world_size": 1, "cpus_per_rank": report.measured_on["num_cpus"]},
+        "measured_on": report.measured_on,
+        "workload": {"target": " ".join(command), "name": name, "unit": "samples", "command": list(command)},
+        "search": {"objective": "steady", "while_training": True, "num_decisions": report.num_decisions, "created_unix_s": time.time()},
+    }
+
+
+def cost(report: TrainingReport, price_per_hour: float | None) -> dict[str, Any]:
+    """Return what waiting cost, and what the best setting saved: seconds and, with a price, money."""
+    summary = report.summary
+    own, best = summary["own"], summary["best"]
+    saved_s = 0.0
+    if "batches_per_s" in own and "batches_per_s" in best and best["num_workers"] != own["num_workers"]:
+        trained_s = summary["wait_s"] + summary["step_s"]
+        saved_s = max(summary["num_batches"] / own["batches_per_s"] - trained_s, 0.0)
+    price = None if price_per_hour is None else price_per_hour / 3600
+    return {
+        "trained_s": summary["wait_s"] + summary["step_s"],
+        "waited_s": summary["wait_s"],
+        "wait_fraction": summary["wait_fraction"],
+        "saved_s": saved_s,
+        "lost_s": summary["lost_s"],
+        "waited_cost": None if price is None else summary["wait_s"] * price,
+        "saved_cost": None if price is None else saved_s * price,
+    }
+
+
+def closing_lines(report: TrainingReport, facts: Mapping[str, Any], best: Mapping[str, Any] | None) -> list[str]:
+    """Return the summary of a training for people."""
+    summary = report.summary
+    money = "" if facts["waited_cost"] is None else f", which cost {facts['waited_cost']:,.2f}"
+    lines = [
+        f"{report.loader}: {summary['num_batches']:,} batches in {_time(facts['trained_s'])}, of which the training waited {_time(facts['waited_s'])} ({facts['wait_fraction']:.1%}){money}"
+    ]
+    if best is None:
+        return [*lines, "the training was too short for a measurement"]
+    own_sps, sps = best["baseline"]["samples_per_second"], best["throughput"]["samples_per_second"]
+    if report.best == report.dataloader:
+        waits = summary["best"]["wait_fraction"]
+        more = f"a loader that keeps up would train {1 / max(1 - waits, 0.01):.2f}x as fast, at most" if waits >= 0.02 else "no loader can make it noticeably faster"
+        return [*lines, f"yours ({_short(report.dataloader)}): {own_sps:,.0f} samples/s, waits {waits:.1%}; {more}"]
+    low, high = best["baseline"]["speedup_ci95"]
+    sure = "confirmed in turn with yours" if best["confirmed"] else "not confirmed"
+    lines.append(f"yours ({_short(report.dataloader)}): {own_sps:,.0f} samples/s; best ({_short(report.best)}): {sps:,.0f} samples/s")
+    saved = "" if facts["saved_cost"] is None else f", worth {facts['saved_cost']:,.2f}"
+    lines.append(f"{best['baseline']['speedup']:.2f}x [{low:.2f}-{high:.2f}], {sure}; it saved {_time(facts['saved_s'])}{saved}")
+    return [*lines, f"paste: {python_snippet(best)}"]
+
+
+def _short(kwargs: Mapping[str, Any]) -> str:
+    return LoaderConfig.from_dict(kwargs).short()
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 3600:.2f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"

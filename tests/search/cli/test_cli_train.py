@@ -1,0 +1,174 @@
+"""`feedrate train`: the command runs to its end as without feedrate, and its loader is tuned or observed on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from feedrate.analysis.best import load_best
+from feedrate.search.cli.train import name_of, parse_budget
+from feedrate.search.options import UsageError
+from feedrate.search.setup.warm_start import check_source, remembered
+from feedrate.search.space.search_space import SearchSpace
+from feedrate.trainables.deciding.budget import Budget
+from feedrate.trainables.machine.host import cpu_budget, cpu_model
+
+FEEDRATE = [sys.executable, "-m", "feedrate.search.cli.main"]
+SCRIPT = '''
+import hashlib, os, sys, time
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+class Numbers(Dataset):
+    def __init__(self, num, sleep_s): self.num, self.sleep_s = num, sleep_s
+    def __len__(self): return self.num
+    def __getitem__(self, index):
+        time.sleep(self.sleep_s)
+        return torch.full((4,), float(index))
+
+if __name__ == "__main__":
+    own, epochs, num, sleep_s, code = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5])
+    assert "FEEDRATE" not in os.environ  # by which scripts know that they are only measured
+    torch.manual_seed(0)
+    persistent = own > 0 and len(sys.argv) > 6
+    training = DataLoader(Numbers(num, sleep_s), batch_size=4, shuffle=True, num_workers=own, persistent_workers=persistent)
+    validation = DataLoader(Numbers(20, 0), batch_size=4, num_workers=own)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 1), torch.nn.Dropout(0.5))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+    digest = hashlib.sha256()
+    for epoch in range(epochs):
+        for batch in training:
+            digest.update(batch.numpy().tobytes())
+            optimizer.zero_grad()
+            model(batch).sum().backward()
+            optimizer.step()
+        for batch in validation:
+            digest.update(batch.numpy().tobytes())
+    weights = torch.cat([each.flatten() for each in model.parameters()]).detach().numpy().tobytes().hex()
+    print("content", digest.hexdigest(), weights, torch.rand(1).item(), flush=True)
+    print("words on standard error", file=sys.stderr)
+    sys.exit(code)
+'''
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "train.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+def plain(script, *words):
+    return subprocess.run([sys.executable, str(script), *map(str, words)], capture_output=True, text=True, check=False)
+
+
+def train(script, *words, flags=(), **options):
+    command = [*FEEDRATE, "train", "--out", str(script.parent / "run"), *flags, "--", sys.executable, str(script), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=script.parent, **options)
+
+
+@pytest.mark.parametrize("words", [(0, 3, 80, 0, 0), (1, 3, 80, 0, 3), (1, 3, 80, 0, 0, "persistent"), (8, 2, 80, 0, 0)])
+def test_the_command_trains_as_without_feedrate(script, words):
+    """Same samples, weights, random numbers, output and exit code. Takes a while, because each case starts two Pythons with torch and their workers."""
+    expected, found = plain(script, *words), train(script, *words)
+    assert found.stdout == expected.stdout and "content" in found.stdout
+    assert found.returncode == expected.returncode == words[4]
+    assert "words on standard error" in found.stderr
+
+
+def test_a_training_that_waits_is_tuned_and_leaves_what_it_found(script):
+    """Over 10 s, because windows of a training take a third of a second each."""
+    expected, found = plain(script, 0, 1, 2600, 0, 0), train(script, 0, 1, 2600, 0.004, 0, flags=["--price-per-hour", "2"])
+    assert found.stdout == expected.stdout
+    folder = script.parent / "run"
+    lines = [json.loads(line) for line in (folder / "live.jsonl").read_text().splitlines()]
+    assert [each["kind"] for each in lines[:2]] == ["baseline", "try"]
+    assert all(each["reason"] in found.stderr for each in lines)
+    assert "which cost" in found.stderr and "feedrate: saved" in found.stderr
+    best = load_best(folder)
+    assert best["batch_size"] == 4 and best.baseline["dataloader"]["num_workers"] == 0
+    assert not (folder / "claim").exists()
+
+
+def test_observing_changes_nothing_and_says_what_waiting_cost(script):
+    found = train(script, 0, 1, 1500, 0.004, 0, flags=["--observe", "--json"])
+    facts = json.loads(found.stdout)
+    assert facts["schema"] == "feedrate/cli/train/1" and facts["exit_code"] == facts["command_exit_code"] == 0
+    assert facts["dataloader"] == facts["baseline"] and facts["left_alone"] == "only observing, as asked"
+    assert facts["cost"]["wait_fraction"] > 0.5
+    assert "content" in found.stderr  # with --json, nothing else is on standard output
+    kinds = [json.loads(line)["kind"] for line in (script.parent / "run" / "live.jsonl").read_text().splitlines()]
+    assert kinds == ["baseline", "leave"]
+
+
+def test_ctrl_c_reaches_the_command_and_its_exit_code_comes_back(script):
+    command = [*FEEDRATE, "train", "--out", str(script.parent / "run"), "--", sys.executable, str(script), "0", "1", "100000", "0.001", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=script.parent)
+    claim = script.parent / "run" / "claim"
+    deadline = time.monotonic() + 60
+    while not claim.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "KeyboardInterrupt" in said and "of which the training waited" in said
+
+
+def test_a_command_without_training_or_without_python_runs_all_the_same(tmp_path):
+    command = [*FEEDRATE, "train", "--out", str(tmp_path / "run"), "--", "sh", "-c", "echo hello; exit 7"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout) == (7, "hello\n")
+    assert "nothing was observed" in found.stderr
+    assert not (tmp_path / "run" / "best.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "there is no training command"),
+        (["--", "/no/such/program"], "cannot be started"),
+        (["--budget", "lots", "--", "true"], "is not a duration"),
+        (["--price-per-hour", "0", "--", "true"], "must be above 0"),
+    ],
+)
+def test_wrong_usage(tmp_path, words, sentence):
+    found = subprocess.run([*FEEDRATE, "train", *words], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert found.returncode == 2
+    assert sentence in found.stderr and len(found.stderr.splitlines()) == 1
+
+
+def test_a_folder_with_a_search_is_not_replaced(tmp_path):
+    (tmp_path / "search.json").write_text("{}")
+    command = [*FEEDRATE, "train", "--out", str(tmp_path), "--force", "--", "true"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 2 and "has a search in it" in found.stderr
+
+
+def test_budgets_and_names():
+    assert Budget(**parse_budget("2%")) == Budget()
+    assert Budget(**parse_budget("0%")).allowed_s(1e6) == 0
+    assert (Budget(**parse_budget("90s")).allowed_s(10), Budget(**parse_budget("90s")).allowed_s(1e6)) == (10, 90)
+    assert name_of(["python", "a/train.py", "--x"]) == "train"
+    assert name_of(["python", "-m", "package.train"]) == "train"
+
+
+def test_a_search_begins_with_what_a_training_found(tmp_path):
+    best = json.loads((Path(__file__).parents[3] / "docs" / "example-run" / "best.json").read_text())
+    best["dataloader"] = {"batch_size": 32, "num_workers": 6, "pin_memory": False, "prefetch_factor": 2, "persistent_workers": False}
+    best["measured_on"] |= {"num_cpus": cpu_budget()[0], "cpu_model": cpu_model()}
+    (tmp_path / "train.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"best\.json does not exist"):
+        check_source(tmp_path)
+    (tmp_path / "best.json").write_text(json.dumps(best))
+    check_source(tmp_path)
+    search = {"hardware": {"num_cpus": cpu_budget()[0], "cpu_model": cpu_model()}}
+    space = SearchSpace.default(num_cpus=2, has_accelerator=False)
+    found, said = remembered(tmp_path, search, space)
+    assert [each.num_workers for each in found] == [6] and "in the training" in said
+    found, said = remembered(tmp_path, {"hardware": {"num_cpus": 96, "cpu_model": "another"}}, space)
+    assert found == [] and "another machine" in said
