@@ -16,7 +16,7 @@ from feedrate.analysis.run_folder import write_atomic
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.deciding.budget import Budget
 from feedrate.trainables.deciding.policy import Policy
-from feedrate.trainables.loader.build_loader import read_baseline
+from feedrate.trainables.loader.baseline import read_baseline
 from feedrate.trainables.machine.accelerator import device_name
 from feedrate.trainables.machine.host import cpu_budget, cpu_model
 from feedrate.trainables.tuning.decision_log import DecisionLog
