@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from synthetic import search_json
 
 from feedrate.analysis.best import load_best
 from feedrate.search.cli.train import name_of, parse_budget
 from feedrate.search.options import UsageError
+from feedrate.search.record import SearchRecord
 from feedrate.search.setup.warm_start import check_source, remembered
 from feedrate.search.space.search_space import SearchSpace
 from feedrate.trainables.deciding.budget import Budget
@@ -166,9 +168,10 @@ def test_a_search_begins_with_what_a_training_found(tmp_path):
         check_source(tmp_path)
     (tmp_path / "best.json").write_text(json.dumps(best))
     check_source(tmp_path)
-    search = {"hardware": {"num_cpus": cpu_budget()[0], "cpu_model": cpu_model()}}
+    here = {"hostname": "here", "num_cpus": cpu_budget()[0], "cpu_model": cpu_model(), "gpus": []}
+    search, other = (SearchRecord.from_json(search_json(hardware=each)) for each in (here, here | {"num_cpus": 96, "cpu_model": "another"}))
     space = SearchSpace.default(num_cpus=2, has_accelerator=False)
     found, said = remembered(tmp_path, search, space)
     assert [each.num_workers for each in found] == [6] and "in the training" in said
-    found, said = remembered(tmp_path, {"hardware": {"num_cpus": 96, "cpu_model": "another"}}, space)
+    found, said = remembered(tmp_path, other, space)
     assert found == [] and "another machine" in said
