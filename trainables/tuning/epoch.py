@@ -117,6 +117,15 @@ class Epoch(Observed):
         live.num_epochs += 1
         self._feed(policy.target)
 
+    def begin_again(self) -> Epoch:
+        """Begin the next epoch with the same iterator, as torch does where workers persist."""
+        self._policy.interrupted()
+        self._handed_s = None
+        begin = time.perf_counter()
+        self._open()
+        self._startup_s = time.perf_counter() - begin
+        return self
+
     def __del__(self) -> None:
         if not self.__dict__.get("is_over", True):
             with contextlib.suppress(Exception):  # at the end of the interpreter

@@ -78,6 +78,8 @@ class Live:
     def __iter__(self) -> Iterator[Any]:
         active = self._epoch() if self._epoch is not None else None
         if active is not None and not active.is_over:  # a second iteration beside the first
+            if self.tuned.is_persistent and self.tuned.own:  # torch begins its one iterator again
+                return active.begin_again()
             return torchs_iterator(self.tuned.loader)
         if self._is_plain:
             return Observed(self.tuned)

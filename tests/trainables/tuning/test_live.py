@@ -417,6 +417,23 @@ def test_a_second_iteration_beside_the_first_is_the_loaders_own():
     assert next(first)[0].tolist() == [4, 5, 6, 7]
 
 
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_loader_whose_workers_persist_begins_its_one_iterator_again(num_workers):
+    """Lightning calls iter(loader) twice before the first epoch."""
+    found = []
+    for tunes in (False, True):
+        loader = loader_of(num_workers=num_workers, persistent_workers=True)
+        loader = scripted(loader, {3: 3, 9: 1}) if tunes else loader
+        first = iter(loader)
+        seen = [next(first)[0].tolist() for _ in range(2)]
+        second = iter(loader)
+        seen += [next(each)[0].tolist() for each in (second, first, second)]
+        found.append([*seen, *(numbers.tolist() for numbers, _ in second), torch.rand(1).item(), content(loader, 2)])
+        random.seed(1)
+        np.random.seed(1)
+    assert found[0] == found[1]
+
+
 def test_decisions_are_lines_of_live_jsonl_and_of_standard_error(tmp_path, capsys):
     loader = live(loader_of(Numbers(4000, sleep_s=0.001)), folder=tmp_path / "run", observe=True)
     for batch in loader:
