@@ -459,6 +459,9 @@ class Rounds:
     def ready(self):
         return next(self.in_flight) if self.training.consumed % 4 else 0
 
+    def num_working(self):
+        return 4
+
 
 def test_a_step_that_waits_consumes_what_is_produced():
     """The queue is empty once in every round of the workers: what is consumed in whole rounds is the rate, whatever the count says."""
