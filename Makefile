@@ -33,7 +33,7 @@ test: $(INSTALLED)        ## run the tests, in JOBS processes (ARGS="-k space" a
 	$(BIN)/pytest -m "not soak and not slow and not oldest" $(SHARED) $(ARGS)
 
 test-slow: $(INSTALLED)   ## run the slow tests: examples of the documents, whole searches, machines that share nothing (namespaces, which need root)
-	$(BIN)/pytest -m slow $(SHARED) $(ARGS)
+	$(BIN)/pytest -m "slow and not soak" $(SHARED) $(ARGS)
 
 test-fast: $(INSTALLED)   ## run the tests of plain logic, in a minute and a half
 	$(BIN)/pytest -m "not soak and not slow and not oldest" $(SHARED) $(FAST) $(ARGS)
