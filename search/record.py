@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, cast
 
 from feedrate.analysis.disqualified import NOTHING, Disqualified
 from feedrate.analysis.load import SEARCH_SCHEMA
@@ -38,6 +38,22 @@ class OtherSchema(RunError):
 def _known(cls: Any, saved: Mapping[str, Any]) -> Any:
     """Make a dataclass from those keys of an object that it knows."""
     return cls(**{each.name: saved[each.name] for each in fields(cls) if each.name in saved})
+
+
+class _Part:
+    """A dataclass whose fields are JSON values."""
+
+    __slots__ = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object in search.json."""
+        return asdict(cast(Any, self))
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> Self:
+        """Return what an object in a search.json says; keys of other versions are ignored."""
+        part: Self = _known(cls, saved)
+        return part
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +106,7 @@ class Hardware:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrialPlace:
+class TrialPlace(_Part):
     """Where the trials of a search run, and what each of them may use."""
 
     cpus: int | None = None
@@ -101,52 +117,22 @@ class TrialPlace:
     """Hardware class of the hosts; None if they have several."""
     trials_per_host: int = 1
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the object in search.json."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, saved: Mapping[str, Any]) -> TrialPlace:
-        """Return the place in a search.json."""
-        place: TrialPlace = _known(cls, saved)
-        return place
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HostSetAside:
+class HostSetAside(_Part):
     """A host on which the search runs no more trials, because settings failed there that work elsewhere."""
 
     hostname: str
     host_id: str
     reason: str
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the object in search.json."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, saved: Mapping[str, Any]) -> HostSetAside:
-        """Return the host in a search.json."""
-        host: HostSetAside = _known(cls, saved)
-        return host
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ResumedAs:
+class ResumedAs(_Part):
     """A Ray Job that continued the search."""
 
     submission_id: str
     unix_s: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the object in search.json."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, saved: Mapping[str, Any]) -> ResumedAs:
-        """Return the job in a search.json."""
-        job: ResumedAs = _known(cls, saved)
-        return job
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

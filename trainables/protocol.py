@@ -8,6 +8,7 @@ Needs no torch, because the supervisor and the commands do not.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self, TypeVar
@@ -310,6 +311,13 @@ _EVENTS: dict[str, type[Event]] = {
 def event_line(event: Event) -> bytes:
     """Return the line for the socket."""
     return json.dumps({"event": _name_of(event, _EVENTS), **event.to_json()}).encode() + b"\n"
+
+
+def write_event(event: Event, descriptor: int) -> None:
+    """Write the line of an event to the socket with this descriptor, all of it."""
+    data = event_line(event)
+    while data:
+        data = data[os.write(descriptor, data) :]
 
 
 def event_of(line: bytes) -> Event:

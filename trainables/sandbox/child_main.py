@@ -60,7 +60,7 @@ from feedrate.trainables.protocol import (
     RerunRequest,
     Stopped,
     Waiting,
-    event_line,
+    write_event,
 )
 from feedrate.trainables.resolve import UnknownWorkload, WorkloadRef, load, preload
 from feedrate.trainables.step import Step
@@ -116,7 +116,7 @@ def _serve(task: ChildTask, descriptor: int, kept: Kept) -> bool:
     def send(event: Event) -> None:
         nonlocal phase
         phase = event.name if isinstance(event, Phase) else phase
-        write(event, descriptor)
+        write_event(event, descriptor)
 
     warnings.filterwarnings("ignore", message="This DataLoader will create")  # feedrate tries more workers than cores on purpose
     try:
@@ -135,13 +135,6 @@ def _serve(task: ChildTask, descriptor: int, kept: Kept) -> bool:
     except BaseException as error:  # user code may raise anything, even SystemExit
         _report(error, phase, task, send)
     return False
-
-
-def write(event: Event, descriptor: int) -> None:
-    """Write the line of an event."""
-    data = event_line(event)
-    while data:
-        data = data[os.write(descriptor, data) :]
 
 
 def _read_line(descriptor: int) -> bytes:

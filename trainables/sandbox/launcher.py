@@ -28,7 +28,7 @@ from feedrate.trainables.diagnose.output import output_tail
 from feedrate.trainables.failure import Failure
 from feedrate.trainables.isolation.sweeping import MARKER, marked
 from feedrate.trainables.machine.process import tree_pids
-from feedrate.trainables.protocol import Failed, event_line
+from feedrate.trainables.protocol import Failed, write_event
 from feedrate.trainables.resolve import WorkloadRef
 
 ADDRESS = "FEEDRATE_LAUNCHER"
@@ -338,10 +338,8 @@ def _unguarded(target: str) -> Failed:
 
 
 def _send(pipe: int, event: Failed) -> None:
-    data = event_line(event)
     with contextlib.suppress(OSError):  # the supervisor is gone, which the poll reports
-        while data:
-            data = data[os.write(pipe, data) :]
+        write_event(event, pipe)
 
 
 def _ancestors(pid: int | None) -> list[int]:

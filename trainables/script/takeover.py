@@ -24,8 +24,8 @@ from feedrate.trainables.checking.script_facts import ScriptFacts
 from feedrate.trainables.failure import Failure, TrialFailed
 from feedrate.trainables.isolation.leaving import leave
 from feedrate.trainables.machine.process import tree_pids
-from feedrate.trainables.protocol import Failed
-from feedrate.trainables.sandbox.child_main import Kept, run_request, write
+from feedrate.trainables.protocol import Failed, write_event
+from feedrate.trainables.sandbox.child_main import Kept, run_request
 from feedrate.trainables.script.script import Script
 from feedrate.trainables.script.script_step import ScriptStep
 from feedrate.trainables.script.seen_loader import IN_STEP
@@ -132,7 +132,7 @@ class Takeover:
             leave()
 
     def _refuse(self, message: str) -> NoReturn:
-        write(Failed(failure=Failure(kind="user-code", phase="setup", message=message), usage=True), self._events)
+        write_event(Failed(failure=Failure(kind="user-code", phase="setup", message=message), usage=True), self._events)
         self._leaves = True
         leave()
 

@@ -205,14 +205,20 @@ def test_a_template_ends_with_its_owner(tag, tmp_path, lines):
     assert eventually(lambda: not tagged(own)), tagged(own)
 
 
+def ask(template):
+    """Send a request as the supervisor does, and return our end of the socket for its events."""
+    ours, theirs = socket.socketpair()
+    request = ChildTask(request=DescribeRequest(), workload=template.ref, lock_wait_s=0.0).line()
+    with theirs:
+        socket.send_fds(template._channel.control, [request], [theirs.fileno()])
+    return ours
+
+
 def test_an_owner_that_dies_right_after_its_request_leaves_nothing(made, tag):
     """The first message to it fails, and that ends everything as well, what the module started too."""
     template = made("subprocess.Popen(['sleep', '1000'])")
     template._start()
-    ours, theirs = socket.socketpair()
-    request = ChildTask(request=DescribeRequest(), workload=template.ref, lock_wait_s=0.0).line()
-    with ours, theirs:
-        socket.send_fds(template._channel.control, [request], [theirs.fileno()])
+    with ask(template):
         template._channel.control.close()
         template._process.wait(30)
     assert eventually(lambda: not tagged(tag)), tagged(tag)
@@ -222,11 +228,7 @@ def test_an_owner_that_dies_without_reading_an_answer_leaves_nothing(made, tag):
     """The template then reads an error instead of the end of the socket, and ends everything all the same."""
     template = made("subprocess.Popen(['sleep', '1000'])")
     template._start()
-    ours, theirs = socket.socketpair()
-    request = ChildTask(request=DescribeRequest(), workload=template.ref, lock_wait_s=0.0).line()
-    with ours, theirs:
-        socket.send_fds(template._channel.control, [request], [theirs.fileno()])
-        theirs.close()
+    with ask(template) as ours:
         while ours.recv(4096):
             pass
     control = template._channel.control
