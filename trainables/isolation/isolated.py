@@ -7,7 +7,6 @@ the user's code created there, such as named shared memory, is gone before the n
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import os
 import pickle
@@ -26,7 +25,7 @@ import torch
 from feedrate.trainables.diagnose import stacks
 from feedrate.trainables.diagnose.hang_message import waits_where
 from feedrate.trainables.failure import Failure, classify
-from feedrate.trainables.isolation.leaving import EXIT_S, forget_inherited_exits, leave
+from feedrate.trainables.isolation.leaving import EXIT_S, die_with_parent, forget_inherited_exits, leave
 from feedrate.trainables.machine.process import tree_pids
 
 T = TypeVar("T")
@@ -34,7 +33,6 @@ T = TypeVar("T")
 FEEDER_LIMIT_S = 2.0
 INTERRUPT_S = 0.3
 """Time for the work to end after it was interrupted, before its loader workers are killed."""
-_PR_SET_PDEATHSIG = 1
 _GOES_ON = b"goes on"
 _to_parent: Connection | None = None
 """This process's end of the channel, if `IsolatedProcess` started it."""
@@ -111,7 +109,7 @@ class IsolatedProcess:
             forget_inherited_exits()
             self.channel.close()
             os.setpgid(0, 0)
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            die_with_parent()
             if os.getppid() != parent:
                 return
             gc.freeze()  # otherwise a collection would copy every page of the parent that contains an object

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import multiprocessing.process
 import multiprocessing.util
 import os
@@ -17,8 +18,14 @@ import weakref
 from types import FrameType
 from typing import Any, NoReturn
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 EXIT_S = 3.0
 """Time that a trial's process has for its exit functions; then it is killed."""
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when the thread that started it ends. The caller then checks that its parent still lives."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def forget_inherited_exits() -> None:

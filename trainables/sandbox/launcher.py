@@ -8,7 +8,6 @@ is the trial's child process, exactly as one that was forked from a template.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import select
@@ -26,6 +25,7 @@ from typing import Any, NoReturn
 
 from feedrate.trainables.diagnose.output import output_tail
 from feedrate.trainables.failure import Failure
+from feedrate.trainables.isolation.leaving import die_with_parent
 from feedrate.trainables.isolation.sweeping import MARKER, marked
 from feedrate.trainables.machine.process import tree_pids
 from feedrate.trainables.protocol import Failed, write_event
@@ -48,7 +48,6 @@ OFFLINE = {
 """Switches with which the usual experiment loggers keep to this machine; one that is set to "disabled" stays."""
 ORPHANS_S = 30.0
 """How long processes that the command left running may take to import torch."""
-_PR_SET_PDEATHSIG = 1
 _CREDENTIALS = struct.Struct("3i")
 
 Tell = Callable[[dict[str, Any]], None]
@@ -364,6 +363,6 @@ def _lives(pid: int) -> bool:
 
 def _become_command() -> None:
     """Let the new process die with this one, and give it the signal handlers that it would have in a shell."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)

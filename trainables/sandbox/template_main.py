@@ -11,7 +11,6 @@ Top-level imports are few and fast, because a spawned loader worker imports this
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import json
 import multiprocessing
@@ -28,13 +27,18 @@ from multiprocessing import resource_tracker
 from typing import Any, NoReturn
 
 from feedrate.trainables.diagnose import stacks
-from feedrate.trainables.isolation.leaving import EXIT_S, forget_inherited_exits, leave, leave_on_sigterm
+from feedrate.trainables.isolation.leaving import (
+    EXIT_S,
+    die_with_parent,
+    forget_inherited_exits,
+    leave,
+    leave_on_sigterm,
+)
 from feedrate.trainables.isolation.sweeping import MARKER, marked, sweep
 
 TERMINATING = (signal.SIGTERM, signal.SIGHUP)
 """Signals that the template ignores, because it ends with its owner. systemd and Slurm send SIGTERM to every process; if it
 killed the template, the template's folder would stay behind."""
-_PR_SET_PDEATHSIG = 1
 
 
 def main(argv: list[str]) -> None:
@@ -202,7 +206,7 @@ def _become_child(parent: int, hello: dict[str, Any]) -> None:
     """Give this process its own process group, let it die with its template, reset its signal handlers and set torch's number of threads."""
     if os.getpgrp() != os.getpid():
         os.setpgid(0, 0)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     if os.getppid() != parent:
         os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
