@@ -35,6 +35,7 @@ from feedrate.trainables.isolation.leaving import (
     leave_on_sigterm,
 )
 from feedrate.trainables.isolation.sweeping import MARKER, marked, sweep
+from feedrate.trainables.sandbox.compat import torch_folder_in
 
 TERMINATING = (signal.SIGTERM, signal.SIGHUP)
 """Signals that the template ignores, because it ends with its owner. systemd and Slurm send SIGTERM to every process; if it
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> None:
     for number in TERMINATING:
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, signal.SIG_IGN)
-    os.mkdir(hello["temp"], 0o700)  # the owner chose the name, so it can remove the folder whenever it is interrupted
+    os.makedirs(hello["temp"], 0o700, exist_ok=True)  # the owner chose the name, so it can remove the folder whenever it is interrupted
     _use_folder(hello["temp"])
     launcher = _launcher(hello) if runs_script else None
     spare = {os.getpid(), *marked(os.environ[MARKER])}
@@ -108,9 +109,10 @@ def _run_once(control: socket.socket, hello: dict[str, Any]) -> None:
     if not line:
         return
     resource_tracker.ensure_running()  # while this process is still in the template's process group, which is not killed
-    _become_child(os.getppid(), hello)
-    control.sendall(b"{}\n")
-    from feedrate.trainables.sandbox.child_main import run_request
+    with torch_folder_in(hello["temp"]):
+        _become_child(os.getppid(), hello)
+        control.sendall(b"{}\n")
+        from feedrate.trainables.sandbox.child_main import run_request
 
     run_request(line, descriptors[0])
     leave()
@@ -247,7 +249,8 @@ def _end_with_owner(control: socket.socket, hello: dict[str, Any]) -> _Before:
 
 def _import_everything(hello: dict[str, Any]) -> _Before:
     """Import torch, child_main and the user's module; return the state of the process before the user's module."""
-    import torch._dynamo  # the first optimizer in a process imports it, which takes a second  # noqa: F401
+    with torch_folder_in(hello["temp"]):
+        import torch._dynamo  # the first optimizer in a process imports it, which takes a second  # noqa: F401
 
     import feedrate.trainables.sandbox.child_main  # noqa: F401
     from feedrate.trainables.resolve import WorkloadRef, preload
