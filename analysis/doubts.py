@@ -99,7 +99,7 @@ def _faster(rivals: pd.DataFrame, chosen: pd.Series[Any], *, confirmed: bool) ->
     if surely.empty:
         return []
     rates = " and ".join(f"{row['config']} ({row['throughput_sps']:,.0f}/s)" for _, row in surely.iterrows())
-    return [Doubt(f"{rates} looked faster in one trial, but {'is' if len(surely) == 1 else 'are'} not confirmed in rounds", ROUNDS)]
+    return [Doubt(f"{rates} {'was' if len(surely) == 1 else 'were'} faster in a trial, but rounds have not confirmed it yet", ROUNDS)]
 
 
 def what_settles(found: Sequence[Doubt]) -> str | None:

@@ -41,7 +41,7 @@ class Run:
 
     @property
     def configs(self) -> pd.DataFrame:
-        """One row per setting, with replicates and their intervals pooled, the fastest first: `summary.ranking` of this run."""
+        """One row per setting, the fastest first; trials of the same setting are pooled into one rate with one interval (see `summary.ranking`)."""
         return self.rank(self)
 
     @property

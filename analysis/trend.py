@@ -88,9 +88,9 @@ def open_factor(rates: Sequence[float]) -> float:
 
 
 def in_first_epoch(duration_s: Sequence[float], num_items: Sequence[int], epoch_samples: int | None) -> bool:
-    """Return whether a trial has too few windows after its first epoch (END_WINDOWS), which is over or ends within FIRST_EPOCH_S.
+    """Return whether fewer than END_WINDOWS of a trial's windows lie after its first epoch, although that epoch takes at most FIRST_EPOCH_S.
 
-    The rate may change when samples come for the second time.
+    Such a trial is worth continuing, because the rate may change when samples come for the second time. False for longer epochs.
 
     Args:
         duration_s: wall time of each window, shape (windows,).

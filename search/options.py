@@ -100,7 +100,7 @@ class SearchOptions:
     share: str | None = None
     """host: run as many trials at once on a host as its GPUs allow, each on its own CPUs; None: one trial per host at a time."""
     wait_s: float | None = None
-    """How long to wait for a host that other processes use. None: 10 minutes on a joined cluster, else not at all."""
+    """How long to wait until other processes leave a host alone. None means 10 minutes on a cluster that runs already, and 0 on a local Ray."""
     threads: int | None = None
     """torch's intra-op threads in the training process; None leaves it to torch."""
     address: str | None = None

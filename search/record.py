@@ -36,7 +36,7 @@ class OtherSchema(RunError):
 
 
 def _known(cls: Any, saved: Mapping[str, Any]) -> Any:
-    """Make a dataclass from those keys of an object that it knows."""
+    """Return an instance of dataclass `cls` with the values of a JSON object; keys that are no fields of `cls` are ignored."""
     return cls(**{each.name: saved[each.name] for each in fields(cls) if each.name in saved})
 
 

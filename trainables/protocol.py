@@ -60,7 +60,7 @@ class MeasureRequest(_Message):
     config: LoaderConfig
     options: MeasureOptions
     command: str = ""
-    """The command line, shown to others who wait for the host; empty names the workload instead."""
+    """The command line, which is shown to others who wait for the host. If it is empty, the workload's name is shown."""
     allocated_cpus: int | None = None
     """CPUs that Ray reserved for the trial; None asks the host."""
     gpus: tuple[int, ...] = ()

@@ -25,7 +25,7 @@ DRIVER_SHOWN = "Ray shows the command line of a driver to everybody on the clust
 
 
 class Search:
-    """Search DataLoader settings of a workload by training it.
+    """Search for the fastest DataLoader settings, by training your model with them.
 
     Measures your own setting first, then searches num_workers, batch_size, pin_memory, prefetch_factor and
     persistent_workers, and writes a run folder with best.json, whose "dataloader" goes straight into DataLoader(**...).
@@ -156,7 +156,7 @@ def _add_place(place: argparse._ArgumentGroup, address_help: str) -> None:
         help="use only nodes whose hardware class contains NAME (default: one answer for each class in the cluster)",
     )
     place.add_argument(
-        "--gpus-per-trial", type=arguments.whole(0), metavar="N", help="GPUs per trial (default 1 if there is any, else 0)"
+        "--gpus-per-trial", type=arguments.whole(0), metavar="N", help="GPUs per trial (default: 1 if there is a GPU, else 0)"
     )
     place.add_argument(
         "--cpus-per-trial",

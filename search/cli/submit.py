@@ -226,7 +226,7 @@ def resume_there(args: argparse.Namespace, argv: Sequence[str]) -> int | None:
     for other in jobs.continued(before):
         if not other.status.is_terminal():
             stop = jobs.command("stop", other.submission_id)
-            raise UsageError(f"{args.run} is carried on by {other.submission_id} already. Stop it first: {stop}")
+            raise UsageError(f"{other.submission_id} already continues {args.run}. Stop it first: {stop}")
     if not began(jobs, before):
         again = shlex.join(extended(["feedrate", "submit", *shlex.split(before.metadata["command"])[2:]], "--address", jobs.address))
         raise UsageError(f"{args.run} ended before it had a run folder, so there is nothing to continue ({jobs.command('logs', args.run)} shows why). Submit it again: {again}")
@@ -266,7 +266,7 @@ class Status:
             if progress is not None:
                 print(f"  {f'{name}: ' if name else ''}{in_words(progress)}")
         for other in facts["carried_on_by"]:
-            print(f"  carried on by {other['id']}: {other['status']}")
+            print(f"  continued by {other['id']}: {other['status']}")
         for line in facts["last_lines"]:
             print(f"  | {line}")
         if facts["resume"] and not facts["carried_on_by"]:
@@ -318,7 +318,7 @@ class Stop:
         answer("stop", {"id": args.id, "status": job.status.value, "had_ended": had_ended, "carried_on_by": later})
         print(f"{args.id} had ended already: {job.status.value}" if had_ended else f"{args.id}: {job.status.value}")
         for other in later:
-            print(f"  carried on by {other['id']}: {other['status']}")
+            print(f"  continued by {other['id']}: {other['status']}")
         return None
 
 

@@ -180,7 +180,7 @@ def check_versions(hosts: Iterable[Host], here: dict[str, str]) -> None:
     """Refuse nodes with other versions than the driver, because their rates cannot be compared.
 
     Raises:
-        UsageError: a node has another version of a package in SAME than the driver.
+        UsageError: on some node, the version of a package in SAME differs from the driver's.
     """
     found = [text for host in hosts for text in differences(host, here)]
     if found:
@@ -188,7 +188,7 @@ def check_versions(hosts: Iterable[Host], here: dict[str, str]) -> None:
 
 
 def differences(host: Host, here: Mapping[str, str]) -> list[str]:
-    """Return a phrase for each package in SAME of which a node has another version than the driver."""
+    """Return, for each package in SAME whose version on a node differs from the driver's, a phrase that names node and version."""
     return [f"{host.hostname} has {name} {host.versions[name]}" for name in SAME if host.versions[name] != here[name]]
 
 

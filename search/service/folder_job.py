@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from feedrate.search.record import SearchRecord
 
 LOST = "unfinished, and Ray no longer knows it: the cluster's head was lost or restarted since"
-RESUMED = "carried on by a later job"
+RESUMED = "continued by a later job"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

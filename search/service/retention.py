@@ -93,7 +93,7 @@ def num_bytes(path: Path) -> int:
 
 
 def _why_kept(folder: RunFolder, policy: Policy, now_unix_s: float) -> str | None:
-    """Return why nothing of a run is removed; None if the policy applies to it."""
+    """Return why `runs --prune` must not remove anything of this run; None if it may."""
     if any(path.is_symlink() for path in (folder.path, folder.search, folder.lock)):
         return "a link"
     if any(fnmatch.fnmatch(name, pattern) for pattern in policy.keep for name in (folder.path.name, str(folder.path))):

@@ -25,7 +25,7 @@ CPU_ITEM = "cpu_item_s"
 CHANGING = "still_changing"
 """User attribute: the rate was still changing when the trial ended, so it is not known precisely."""
 NUM_CPUS = "num_cpus"
-"""User attribute: CPUs that the trial could use."""
+"""User attribute: number of CPUs that the trial was allowed to use."""
 UNSURE_SD = 0.05
 """Standard deviation, as a fraction, of a rate without a known interval."""
 MOST_SD = 0.15

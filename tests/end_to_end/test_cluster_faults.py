@@ -126,7 +126,7 @@ def test_a_submitted_search_whose_head_is_lost(head, feedrate, tmp_path):
     for command in [line.strip() for line in again.stderr.splitlines() if line.startswith("  RAY_AUTH_MODE")]:
         assert pasted(command).code == 0, command
     status = there("status", "mine")
-    assert f"  carried on by {later}: SUCCEEDED" in status.stdout
+    assert f"  continued by {later}: SUCCEEDED" in status.stdout
     assert "carry on with" not in status.stdout
     best = json.loads((first.runs / "mine" / "search.json").read_text())
     assert best["owner"] == best["submission"]["owner"] == f"{getpass.getuser()}@{socket.gethostname()}"

@@ -51,7 +51,7 @@ SHARE_OF_BUDGET = 20
 FIRST_SAMPLE_S = 60.0
 """Time for the first sample, unless the budget is smaller."""
 LEAST_LOOK_S = {"fork": 5.0, "forkserver": 20.0, "spawn": 20.0}
-"""Least time limit for one look at the loader (see `Look`): spawned workers take seconds to start, in every epoch."""
+"""Lower bound, by start method, of the time limit of one `Look` at the loader: spawned workers take seconds to start, again in every epoch."""
 LEAST_DRAWS = 8
 """Least number of random draws per worker."""
 

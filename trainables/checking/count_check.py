@@ -53,7 +53,7 @@ def counts(counted: EpochCount | Failure, survey: Survey) -> list[Finding]:
 
 
 def count(parts: Parts) -> EpochCount:
-    """Draw one epoch from the sampler and count it. Run it in `isolated`, because a sampler need not end."""
+    """Draw one epoch of indices from the sampler and count them. Call it through `isolated`, because a sampler may be endless."""
     trained = num_batches = last = 0
     for batch in parts.batch_sampler if parts.batch_sampler is not None else parts.sampler:
         last = num_indices(batch)

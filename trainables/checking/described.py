@@ -51,7 +51,7 @@ class Described:
         return "batch_size" in self.fixed
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON object from which `from_json` makes equal facts, except for the notes inside `data`, which are among `notes`."""
+        """Return a JSON object that `from_json` reads. Only the notes inside `data` are lost; `notes` repeats them."""
         named = {each.name: getattr(self, each.name) for each in fields(self)}
         baseline = None if self.baseline is None else self.baseline.to_dict()
         script = None if self.script is None else self.script.to_json()

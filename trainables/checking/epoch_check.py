@@ -133,7 +133,7 @@ def epoch_findings(state: EpochState | None, *, iterable: bool, already_told: bo
     if not state.changes:
         words = "samples do not change from epoch to epoch, apart from random augmentation"
     elif FOLLOWS in (state.ending, state.persistent):
-        words = "samples change from epoch to epoch, with workers just as without"
+        words = "samples change from epoch to epoch, whether or not workers load them"
     else:
         words = "samples change from epoch to epoch, and were not seen to repeat with workers"
     return [Finding(name="epochs", level="ok", sentence=words, evidence=evidence)]

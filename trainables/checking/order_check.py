@@ -221,7 +221,7 @@ def stream_order(
     if share > OVERLAP_FRACTION and num_different > 1:
         if share == 1.0:
             return duplicated
-        return _changed(duplicated, f"{share:.0%} of the samples that one worker delivers are delivered by another worker too")
+        return _changed(duplicated, f"two workers have {share:.0%} of their samples in common")
     if ends and ends_alone and (lacking := before - after) and not (is_random and len(one) <= len(many)):
         return _changed(duplicated, f"{lacking.total()} of {len(one):,} samples are missing with {num_workers} workers")
     if ends and ends_alone and len(many) != len(one):

@@ -15,7 +15,7 @@ class Budget:
     """
 
     fraction: float = FRACTION
-    """Share of the training's time, as far as it can be foreseen."""
+    """Share of the training's duration that may be lost: of the time until now and to the end of the present epoch, since more is not certain."""
     most_s: float = MOST_S
     least_s: float = LEAST_S
     """Time that may be lost in any case: the length of a training is not known in advance, only that of its epoch."""

@@ -113,7 +113,7 @@ class ColdCache:
         """Return None if the cache really was cold, otherwise a clause that says why not."""
         stayed = self.stayed_fraction()
         if stayed is None:
-            return "the dataset opened no file that Python can see"
+            return "the dataset did not open its files through Python, so feedrate does not know which they are"
         if stayed >= STAYED_FRACTION:
             return (
                 f"{stayed:.0%} of the pages stay in the cache: they are not yet written to storage, are mapped by a process, or belong to "

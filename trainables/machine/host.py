@@ -30,7 +30,7 @@ def host_id() -> str:
 
 
 def share_of_cpus(gpus: Sequence[int], num_gpus: int, num_cpus: int | None = None, topology: Path = TOPOLOGY) -> set[int]:
-    """Return the CPUs that belong to some of this host's GPUs: each GPU has equally many, and no two GPUs share a CPU.
+    """Return the CPUs for the given GPUs of this host, of which each gets the same number of CPUs and none shares a CPU with another.
 
     Hyper-threads of a core, and cores of a socket, stay together as far as the numbers allow.
 

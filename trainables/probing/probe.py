@@ -386,7 +386,7 @@ class _EchoStream(_Echo, IterableDataset[Any]):
 
 
 class _Init:
-    """Calls the user's worker_init_fn with the user's own dataset as `get_worker_info().dataset`."""
+    """Calls the user's worker_init_fn, for which `get_worker_info().dataset` is the user's own dataset instead of our wrapper."""
 
     def __init__(self, inner: Callable[[int], None] | None) -> None:
         self.inner = inner

@@ -42,7 +42,7 @@ class Channel:
         self._stacks.close()
 
     def begin_request(self) -> None:
-        """Discard the output and the stacks of the previous request."""
+        """Discard what the child printed, and the stack traces it wrote, during the previous request."""
         if self._is_kept:
             self._log_begin = os.fstat(self.log.fileno()).st_size
         else:

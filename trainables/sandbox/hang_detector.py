@@ -57,7 +57,7 @@ class HangDetector:
         self.listen()
 
     def silent(self) -> Silent | None:
-        """Return an event that reports the silence, at most once every SILENT_S; None if there is nothing to report."""
+        """Return an event saying for how long the child has reported nothing; None if the last such event is less than SILENT_S ago."""
         now_s = time.monotonic()
         if now_s < self._report_s:
             return None

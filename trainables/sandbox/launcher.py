@@ -311,7 +311,7 @@ class _Launch:
         if (without := self.said.get("without feedrate")) is not None and "imports torch" not in self.said:
             python = without["python"]
             message = (
-                f"{python} cannot load feedrate, which has to measure inside of the script's own process ({without['why']}). Install it "
+                f"{python} cannot import feedrate ({without['why']}). feedrate measures inside the script's own process, so install it "
                 f"there: {python} -m pip install feedrate=={version('feedrate')}"
             )
             return _failed(message, usage=True)

@@ -33,9 +33,9 @@ class LoaderRecipe:
         return (self.bound or {}).get("dataset")
 
     def make(self, **overrides: Any) -> Any:
-        """Make the loader again with these settings: the class is called with the script's own arguments.
+        """Make a new loader as the script made it, by the same class and arguments, but with these settings.
 
-        The settings replace arguments of torch's constructor, so that a subclass need not pass them on.
+        The settings replace arguments where they reach torch's constructor, so that a subclass need not pass them on.
         """
         if self.bound is None:
             parameters = inspect.signature(self.cls).parameters

@@ -184,7 +184,7 @@ class Script:
         return self.takeover.begin()
 
     def saved(self) -> None:
-        """Note that the script saves something, which is no part of a training step."""
+        """Record that the script is saving something, so that the time of this step does not count."""
         if self.takeover is not None and os.getpid() == self.pid:
             self.takeover.interrupted()
 

@@ -82,7 +82,7 @@ class IndexStream:
 
 
 def _random_state() -> tuple[Any, ...]:
-    """Return the state of the global generators, so that two states can be compared."""
+    """Return the state of the global random number generators of Python, NumPy and torch, as a value that == compares."""
     legacy: Any = np.random.get_state(legacy=False)
     state = legacy["state"]
     return random.getstate(), state["key"].tobytes(), state["pos"], torch.get_rng_state().numpy().tobytes()

@@ -67,7 +67,7 @@ def test_ceilings_say_what_is_the_limit(ceilings):
     assert together.endswith("/s  with b8 w0")
     assert warm.startswith("loader alone ")
     assert warm.endswith("page cache warm")
-    assert cold == "no rate from a cold page cache: the dataset opened no file that Python can see"
+    assert cold == "no rate from a cold page cache: the dataset did not open its files through Python, so feedrate does not know which they are"
     (verdict,) = [line for line in lines if "the step waits " in line]
     assert "of the time of 1 CPU" in verdict
     assert any(line.startswith("at most ") for line in lines) == ("not known" not in step)
@@ -96,7 +96,7 @@ def test_ceilings_print_one_object(ceilings):
     assert facts["loader_only_sps"] > 0
     assert facts["verdict_evidence"]
     assert facts["loader_only_cold_sps"] is None
-    assert facts["cold_refused"] == "the dataset opened no file that Python can see"
+    assert facts["cold_refused"] == "the dataset did not open its files through Python, so feedrate does not know which they are"
     shares = [facts["data_stall_fraction"], facts["interference_fraction"]]
     assert all((share is None) == (facts["step_only_sps"] is None) for share in shares)
     failed = answer(ceilings("hopeless", "--json", code=1), "failure")

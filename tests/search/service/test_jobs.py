@@ -215,7 +215,7 @@ def test_a_search_is_stopped_and_carried_on(there, start, head, project):
     assert again.code == 0, again.stderr
     twice = there("resume", "long")
     assert twice.code == 2
-    assert f"long is carried on by {again.stdout.strip()} already. Stop it first: " in twice.stderr
+    assert f"{again.stdout.strip()} already continues long. Stop it first: " in twice.stderr
     log = followed(there, again.stdout.strip())
     assert f"{kept + 2} settings were tried (--max-trials)" in log
     progress = answer(there("status", again.stdout.strip(), "--json").stdout, "status")["progress"]
@@ -226,7 +226,7 @@ def test_a_search_is_stopped_and_carried_on(there, start, head, project):
     assert progress["elapsed_s"] > 1
     assert f"  {kept + 2} of {kept + 2} settings tried" in there("status", again.stdout.strip()).stdout
     assert f"carrying on after {kept} settings" in log
-    assert f"  carried on by {again.stdout.strip()}: SUCCEEDED\n" in there("status", "long").stdout
+    assert f"  continued by {again.stdout.strip()}: SUCCEEDED\n" in there("status", "long").stdout
     numbers = [record["number"] for record in records(run)]
     assert len(numbers) == len(set(numbers)) == kept + 2  # the number of the trial that was interrupted is left out
     assert there("fetch", again.stdout.strip(), "-o", project / "whole").code == 0

@@ -192,7 +192,7 @@ def test_a_faster_setting_without_rounds_is_named_and_not_the_answer(search):
     result = conclude(more.folder, more.session.stop_reason)
     assert result.dataloader["num_workers"] == 1
     assert result.best["search"]["open"][0].startswith("b64 w3 p2 pers (1,")
-    assert result.best["search"]["open"][0].endswith("looked faster in one trial, but are not confirmed in rounds")
+    assert result.best["search"]["open"][0].endswith("were faster in a trial, but rounds have not confirmed it yet")
     assert any(line.startswith(f"To settle it: feedrate resume {more.folder.path} --time-budget ") for line in explain(result))
     confirmed = search()
     confirmed.go()

@@ -113,7 +113,7 @@ try:
 except FileNotFoundError:
     print(cache.num_dropped(), cache.why_not_cold())
 """
-    assert in_child(code, files[0].parent) == ["0 the dataset opened no file that Python can see"]
+    assert in_child(code, files[0].parent) == ["0 the dataset did not open its files through Python, so feedrate does not know which they are"]
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
