@@ -20,7 +20,7 @@ def clean(record: dict[str, Any], position: int, problems: list[str]) -> dict[st
     for column in COLUMNS:
         value = printable(record.get(column.name))
         if value is not None and not _sensible(value, column):
-            problems.append(f"{name}: {column.name} makes no sense ({str(value)[:40]}) and was left out")
+            problems.append(f"{name}: {str(value)[:40]} is no possible value of {column.name} and was left out")
             value = None
         if value is None and column.required:
             problems.append(f"{name} was skipped: it has no usable {column.name}")

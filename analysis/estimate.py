@@ -25,7 +25,7 @@ BOUNDARY_SD_FRACTION = 0.1
 boundaries took 60 % of the time, differed by 11 % from one fresh start to the next (docs/benchmarks.md, 2026-11-22)."""
 
 ENOUGH_EPOCHS, FEW_EPOCHS = 5, 3
-"""Number of whole epochs from which their own rate counts; the smaller number if the steady rate says little about an epoch."""
+"""Number of measured whole epochs from which their rate replaces the one computed from windows; FEW_EPOCHS if the windows say little about an epoch."""
 
 FEW_WINDOWS = 5
 """The spread of fewer windows cannot be known from these windows alone."""
@@ -336,7 +336,7 @@ def record_rate(record: dict[str, Any], objective: str = "epoch") -> Rate | None
 
 
 def rate_so_far(columns: Mapping[str, Any], objective: str, epoch_samples: int | None) -> Rate | None:
-    """Return the rate of a running trial with its windows' own interval; a boundary that is still to be measured is not included.
+    """Return the rate of a running trial, with the interval that its windows give. The pause between two epochs is included once it is measured.
 
     Args:
         columns: window columns and `boundary_s`.

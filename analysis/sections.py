@@ -280,7 +280,7 @@ def read_more(best: Mapping[str, Any], ranked: pd.DataFrame) -> str | None:
     if low < best_low:
         why = f"its interval begins at {low:,.0f}, that of the best setting at {best_low:,.0f}"
         return f"{what}, but is less certain: {why}. The answer is the setting with the highest lower end of its interval, so that no lucky measurement wins."
-    return f"{what}. The answer was compared at its own batch size: to search at the other one, use --batch-size {first['batch_size']}."
+    return f"{what}. The answer is the best at its own batch size only. To search at this one, use --batch-size {first['batch_size']}."
 
 
 def duration(seconds: float) -> str:

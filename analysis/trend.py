@@ -29,7 +29,7 @@ _CRITICAL = {
     5: 0.9999, 6: 0.994, 7: 0.9702, 8: 0.9367, 9: 0.8993, 10: 0.8613, 12: 0.7894, 14: 0.7258, 17: 0.646, 20: 0.5815, 25: 0.4988,
     30: 0.4372, 40: 0.3519, 50: 0.2954, 60: 0.2552,
 }  # fmt: skip
-"""Number of windows -> share that noise alone exceeds once in 200 times in either direction (for 5 windows, once in 120 times)."""
+"""Number of windows -> share of the rates' variance that the best monotone sequence explains, by noise alone, in one of 200 trials (of 120 for 5 windows); for each direction."""
 
 
 @dataclass(frozen=True, slots=True)

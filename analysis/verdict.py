@@ -32,7 +32,7 @@ MOSTLY_FRACTION = 0.5
 """A step that waits for a larger share of the time than this is limited by its loader, even if its own rate is not known."""
 BUSY_FRACTION = 0.85
 COPY_FRACTION = 0.1
-"""A copy that takes a smaller share of the time than this is not named."""
+"""The verdict names the copy to the accelerator only if it takes at least this share of a step."""
 EXPLAINED_FRACTION = 0.9
 """Step and copy explain a rate that is at least this share of the rate that they allow together."""
 NOTABLE_FRACTION = 0.05

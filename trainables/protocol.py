@@ -91,7 +91,7 @@ class CheckRequest(_Message):
     """Check whether changing the loader changes the data."""
 
     num_workers: int
-    """Number of workers to compare with 0 workers."""
+    """Number of workers whose samples are compared with those that 0 workers deliver."""
     budget_s: float
     """About how long the check may take."""
 
@@ -134,7 +134,7 @@ class ChildTask:
 
     @property
     def trial(self) -> MeasureRequest | None:
-        """The request for the trial that this task is, or that it explains; None if it is about no trial."""
+        """The request to measure, if the task is a trial or reruns a failed one to find out why it failed; otherwise None."""
         request = self.request
         return request.failed if isinstance(request, RerunRequest) else request if isinstance(request, MeasureRequest) else None
 
@@ -267,7 +267,7 @@ class Failed(_Message):
 
     failure: Failure
     usage: bool = False
-    """Whether the user must change the workload or the command."""
+    """Whether only the user can mend it, by changing the workload or the command: it is then no failure of the setting."""
     raised: bool = False
     """Whether user code raised an exception; only for `usage`."""
     doubt: Doubt | None = None

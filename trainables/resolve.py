@@ -214,7 +214,7 @@ def _check_options(ref: WorkloadRef, signature: inspect.Signature) -> None:
     try:
         signature.bind(**ref.options)
     except TypeError as error:
-        raise UnknownWorkload(f"the workload's function {name!r} is called without arguments: {error}") from None
+        raise UnknownWorkload(f"feedrate calls the workload's function {name!r} without arguments, which it does not accept: {error}. Give its parameters default values") from None
 
 
 def _from_name(name: str) -> ModuleType:

@@ -77,7 +77,7 @@ def cost(report: TrainingReport, price_per_hour: float | None) -> dict[str, Any]
 
 
 def closing_lines(report: TrainingReport, facts: Mapping[str, Any], best: Mapping[str, Any] | None) -> list[str]:
-    """Return the summary of a training for people."""
+    """Return the last lines that `feedrate train` prints."""
     summary = report.summary
     money = "" if facts["waited_cost"] is None else f", which cost {facts['waited_cost']:,.2f}"
     lines = [

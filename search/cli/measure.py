@@ -155,7 +155,7 @@ def _add_setting(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--in-order", type=arguments.truth, metavar="true|false")
     group.add_argument("--sharing-strategy", choices=SHARING_STRATEGIES)
     group.add_argument(
-        "--trainer-cpus", type=arguments.whole(1), metavar="N", help="CPUs reserved for the training process (default: none)"
+        "--trainer-cpus", type=arguments.whole(1), metavar="N", help="CPUs on which only the training process runs, not the workers (default: all processes share all CPUs)"
     )
     parser.add_argument("--seed", type=arguments.whole(0), default=0, metavar="N")
 

@@ -104,7 +104,7 @@ class Runs:
         parser.add_argument("pattern", nargs="?", metavar="PATTERN", help="a pattern that matches run folders, or the folder that contains them (default: this folder and feedrate-runs; with --prune only feedrate-runs)")
         arguments.add_json(parser)
         parser.add_argument(
-            "--address", nargs="?", const="", metavar="URL", help=f"list the searches that were submitted to a cluster instead: {arguments.API_ADDRESS}"
+            "--address", nargs="?", const="", metavar="URL", help=f"instead of local runs, list the searches that were submitted to a cluster: {arguments.API_ADDRESS}"
         )
         arguments.add_require_token(parser)
         room = parser.add_argument_group("freeing disk space")

@@ -43,7 +43,7 @@ class Host:
     has_slot: bool = False
     """Whether the node declares the resource trial_slot."""
     label: str = ""
-    """The node's label LABEL: its own name for its hardware class; empty if it has none."""
+    """The value of the node's Ray label LABEL, with which an operator names its kind of hardware; empty if it has none."""
     cpu_model: str = ""
     memory_bytes: int = 0
     host_id: str = ""

@@ -167,7 +167,7 @@ def _num_shares(options: SearchOptions, fit: Sequence[Host], cpus: int, gpus: in
         return least
     smallest = min(fit, key=lambda host: _shares(host, cpus, gpus))
     if not gpus:
-        raise UsageError(f"--share host runs one trial per GPU or group of GPUs at a time, and {smallest.hostname} has no GPU: leave it out")
+        raise UsageError(f"--share host runs one trial per GPU or group of GPUs at a time, and {smallest.hostname} has no GPU: leave --share out")
     has = f"{smallest.num_gpus} GPU{'s' * (smallest.num_gpus != 1)} and {smallest.num_cpus} CPUs"
     raise UsageError(
         f"--share host is for hosts with room for several trials: {smallest.hostname} has {has}, but one trial takes {gpus} and {cpus}. "
@@ -204,7 +204,7 @@ def class_named(text: str, kinds: Sequence[str]) -> str:
 
 
 def _share(host: Host, gpus: int, *, whole: bool = False) -> int:
-    """Return how many CPUs belong to this number of GPUs of a host; `whole` gives every GPU the same whole number of CPUs."""
+    """Return the number of CPUs for a trial with `gpus` of the host's GPUs: its share, rounded down, per GPU if `whole`, else in all."""
     if not gpus:
         return host.num_cpus
     return host.num_cpus // host.num_gpus * gpus if whole else host.num_cpus * gpus // host.num_gpus

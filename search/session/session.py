@@ -280,7 +280,7 @@ class Session:
     def learn_host(
         self, config: LoaderConfig, columns: dict[str, Any], failure: dict[str, Any] | None, *, is_baseline: bool
     ) -> frozenset[str] | None:
-        """Learn how a setting fared on a host; return the hosts to avoid if another host is to try it, else None."""
+        """Remember that a host measured a setting or failed with it. Return the hosts that should not try the setting again; None if nothing is to be tried again."""
         host = columns.get("host_id")
         if host is None:
             self.health.forget(config)

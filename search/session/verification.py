@@ -51,7 +51,7 @@ def verified(best: BestConfig, rounds: Sequence[Round]) -> Verified | None:
     if throughput is None or min(comparison.num_rounds(setting), comparison.num_rounds(baseline)) < MIN_ROUNDS:
         return None
     if setting == baseline:
-        text = "the answer is the baseline itself, because the search showed no setting to be faster: only its rate can be compared"
+        text = "the answer is the baseline itself, because the search showed no setting to be faster, so there is no speed-up to verify; only its rate is compared with the one in best.json"
         return Verified(holds=True, sentence=text, speedup=None, throughput=throughput)
     speedup = comparison.ratio(setting, baseline)
     there = _recorded(best)

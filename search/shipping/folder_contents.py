@@ -73,7 +73,7 @@ class FolderContents:
         return sum(file.num_bytes for file in self.sent)
 
     def missed(self) -> list[LeftOut]:
-        """Return the left-out entries that the user may miss: not those that an ignore file names, nor caches and version control."""
+        """Return the files and folders that are not sent although the user may need them: all but caches, .git and what an ignore file names."""
         return [entry for entry in self.left_out if entry.why != NOT_NEEDED and not entry.why.startswith(NAMED)]
 
     def copy(self, to: Path) -> None:

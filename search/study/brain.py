@@ -240,7 +240,7 @@ class Brain:
     def add(
         self, state: TrialState, config: LoaderConfig | None, origin: str, attrs: Mapping[str, Any] | None = None
     ) -> KnownTrial:
-        """Make a trial by one write; values outside the search space are left out of its parameters, but not of its config."""
+        """Add a trial to the study in a single write. Its `config` holds every value of the setting, its parameters only those of the search space."""
         known: dict[str, Any] = {"origin": origin, "kind": KIND, "run_id": self.run_id}
         distributions = self._sampler.distributions(config) if config else {}
         template = create_trial(

@@ -32,7 +32,7 @@ class Settings:
 
     num_workers: Array
     batch_size: Array
-    """0 if the workload's own batch sampler makes the batches."""
+    """Batch size of each setting; 0 if the workload's own batch sampler makes the batches."""
     main: Array
     """Features made from the number of workers and the batch size, the two dimensions with the largest effect; shape (settings, dimensions). Scaled so that settings 1 apart may differ in rate."""
     rest: Array

@@ -88,7 +88,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _watch(reader: int) -> None:
-    """Wait for a signal; if the process still runs GRACE_S later, call the acts of `at_the_latest` and end it."""
+    """Wait for a signal; if the process still runs GRACE_S later, call the functions given to `at_the_latest`, then end the process."""
     number = 0
     while number not in SIGNALS:
         number = os.read(reader, 1)[0]

@@ -84,4 +84,4 @@ def test_user_text_stays_text(tmp_path: Path) -> None:
 def test_what_was_left_out_is_told(tmp_path: Path) -> None:
     """A report with gaps names them."""
     text = markdown(load_run(write_run(tmp_path, [record(0), record(1) | {"setup_s": float("nan")}])))
-    assert "## Left out\n\n- trial 1: setup_s makes no sense (nan) and was left out" in text
+    assert "## Left out\n\n- trial 1: nan is no possible value of setup_s and was left out" in text

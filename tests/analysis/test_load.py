@@ -119,11 +119,11 @@ def test_a_confirmation_round_is_one_trial_with_several_records(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("column", "value", "sentence"),
     [
-        ("boundary_s", math.nan, "trial 1: boundary_s makes no sense (nan) and was left out"),
-        ("boundary_s", math.inf, "trial 1: boundary_s makes no sense (inf) and was left out"),
-        ("setup_s", -1.0, "trial 1: setup_s makes no sense (-1.0) and was left out"),
-        ("tree_pss_bytes", 2**80, f"trial 1: tree_pss_bytes makes no sense ({2**80}) and was left out"),
-        ("device", 3, "trial 1: device makes no sense (3) and was left out"),
+        ("boundary_s", math.nan, "trial 1: nan is no possible value of boundary_s and was left out"),
+        ("boundary_s", math.inf, "trial 1: inf is no possible value of boundary_s and was left out"),
+        ("setup_s", -1.0, "trial 1: -1.0 is no possible value of setup_s and was left out"),
+        ("tree_pss_bytes", 2**80, f"trial 1: {2**80} is no possible value of tree_pss_bytes and was left out"),
+        ("device", 3, "trial 1: 3 is no possible value of device and was left out"),
         ("mystery", 3, "trial 1: unknown columns were ignored: mystery"),
     ],
 )

@@ -319,7 +319,7 @@ class _Checking:
         return Look(num_workers=self.num_workers, num_samples=self.num_samples, generators=self.survey.is_iterable)
 
     def _streams(self, loader: FreshLoader, shared: list[Epoch]) -> Streams | None:
-        """Return which random numbers workers draw; None if there is no time."""
+        """Return the random numbers that each worker draws; None if the check's time does not allow it."""
         if self.survey.is_iterable:
             return streams(shared, same_index=False)
         self.on_step("fetching one sample again and again")

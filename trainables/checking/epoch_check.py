@@ -135,7 +135,7 @@ def epoch_findings(state: EpochState | None, *, iterable: bool, already_told: bo
     elif FOLLOWS in (state.ending, state.persistent):
         words = "samples change from epoch to epoch, whether or not workers load them"
     else:
-        words = "samples change from epoch to epoch, and were not seen to repeat with workers"
+        words = "samples change from epoch to epoch; with workers, too, no epoch was seen to repeat an earlier one"
     return [Finding(name="epochs", level="ok", sentence=words, evidence=evidence)]
 
 

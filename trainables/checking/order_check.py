@@ -68,7 +68,7 @@ def map_order(looks: dict[str, list[Epoch]], *, whole: bool, torchs_own: bool) -
             name="order",
             level="error",
             sentence=f"{name}: {count} samples of an epoch are {verdict}, compared with {reference_name}",
-            fix="build the sampler independently of num_workers: torch runs it in the training process",
+            fix="make the sampler draw the same indices whatever num_workers is: torch runs it in the training process, so it needs no share for each worker",
             evidence={"orders": orders},
         )
     if verdict == "permuted":
@@ -119,7 +119,7 @@ class Repeats:
     num_compared: int
     """Number of samples of the worker that delivered fewer."""
     num_alike: int
-    """Of the same samples, how many are also equal with 0 workers, and so are equal by nature."""
+    """Number of those samples that are equal with 0 workers, too: the dataset itself has them more than once."""
 
     @property
     def are_shown(self) -> bool:

@@ -49,5 +49,5 @@ class ScriptFacts:
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> ScriptFacts:
-        """Return the facts in an object of `to_json`."""
+        """Return the facts that `to_json` wrote as this JSON object."""
         return cls(**{**saved, "loaders": tuple(LoaderFacts(**each) for each in saved["loaders"])})

@@ -32,7 +32,7 @@ class Budget:
         self._lost_s[num_workers] = self._lost_s.get(num_workers, 0.0) + taken_s - num_batches * best_batch_s
 
     def allowed_s(self, foreseen_s: float) -> float:
-        """Return the time that may be lost in all.
+        """Return how many seconds the measurements may cost the training, over the whole of it.
 
         Args:
             foreseen_s: how long the training certainly takes: until now, and to the end of its epoch.

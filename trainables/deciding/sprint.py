@@ -34,7 +34,7 @@ class Sprint:
         self._since_waited = 0
         self._clear()
         self.total_s, self.num_batches = 0.0, 0
-        """Time and batches of the whole visit, with what is discarded."""
+        """Time and number of batches since the training came to this setting, discarded windows included."""
 
     def interrupt(self) -> None:
         """Discard the window that has begun: the training did something else, and the queue of batches filled meanwhile."""

@@ -73,7 +73,7 @@ def dropped(output: str) -> str | None:
 
 
 def no_batch_because(why: str) -> tuple[str, str]:
-    """Return the failure kind and message for a reason that `dropped` found."""
+    """Return kind and message of the failure that no batch came, given why torch dropped the batches (see `dropped`)."""
     kind, message = kind_of(RuntimeError(), why)
     if kind != "user-code":  # for example too many open files, because the queue opens a file for every tensor
         return kind, message

@@ -77,7 +77,7 @@ class LoaderWatch:
                 self.reads_num_workers.add(own.num_workers)
                 self.sampler, self._iterator = each.sampler, each.iterator
         self.has_started = self.num_iterators > 0
-        """Whether an iterator was created before this watch; if so, later changes to the workers' options do not reach it."""
+        """Whether the loader had an iterator before it was watched. That iterator's workers keep the options with which they started."""
         _watches.add(self)
 
     def wait_at_most(self, timeout_s: float) -> None:

@@ -88,7 +88,7 @@ class MemoryGuard:
 
 
 def total_bytes() -> int:
-    """Return the memory of this machine, or of the container if it may use less."""
+    """Return the size of this machine's memory, or the container's limit if that is lower."""
     limits = [limit for folder in cgroup.folders("memory") if (limit := _limit(folder)) is not None]
     return min([_meminfo("MemTotal") or _UNLIMITED, *limits])
 

@@ -94,7 +94,7 @@ class FreshLoader:
         return 0.0 if self._process is not None else self.survey.made_s
 
     def close(self) -> None:
-        """End the process that made the loader; later looks make it themselves."""
+        """End the process that made the loader; if `look` is called again, each call makes the loader anew in a process of its own."""
         if self._process is not None:
             self._process.end()
         self._process = None

@@ -208,7 +208,7 @@ def static(found: Sequence[tuple[str, str]], left: Leftovers) -> Finding:
     """
     parts = [f"dataset.{path} is {kind}" for path, kind in found[:MAX_NAMED]]
     if len(found) > MAX_NAMED:
-        parts.append(f"{len(found) - MAX_NAMED} more members of the dataset are like this")
+        parts.append(f"{len(found) - MAX_NAMED} more attributes of the dataset are of this kind")
     if left.shared:
         parts.append(f"making the dataset leaves open {', '.join(left.shared[:MAX_NAMED])}")
     if left.threads:

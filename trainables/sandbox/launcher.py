@@ -323,7 +323,7 @@ class _Launch:
 
 
 def _failed(message: str, *, usage: bool = False, traceback: str | None = None) -> Failed:
-    """Return a failure of the command before anything was measured; `usage`: the command line is wrong, rather than the user's code."""
+    """Return the failure of a command that ended before anything was measured. With `usage` the command line is to blame, otherwise the user's code."""
     failure = Failure(kind="user-code", phase="setup", message=message, traceback=traceback)
     return Failed(failure=failure, usage=True, raised=not usage)
 

@@ -46,7 +46,7 @@ class Tap:
         return getattr(self._real, name)
 
     def open(self, *, apart: bool = False) -> None:
-        """Start the loader's own iteration.
+        """Start the iteration that the loader itself would do without feedrate.
 
         Args:
             apart: read the first batch with one worker, even if the loader has none. The dataset then stays unused in this
@@ -58,7 +58,7 @@ class Tap:
                 self._real = self._own_iter(self.loader)
 
     def take(self) -> Any:
-        """Return the next batch of the loader's own iteration.
+        """Return the next batch that the loader itself would give.
 
         Raises:
             StopIteration: the epoch is over.

@@ -37,7 +37,7 @@ class Counting(Protocol):
 
 
 class TrainedScript:
-    """The training of one interpreter.
+    """The part of `feedrate train` in the script's process: it tunes the training loader, or observes it, and writes the report at exit.
 
     Args:
         counting: counts the optimizer's steps.
@@ -49,7 +49,7 @@ class TrainedScript:
         self.folder, self.observes = Path(options["folder"]), bool(options["observe"])
         self.budget = Budget(**options["budget"])
         self.policy: Policy | None = None
-        """Decides for the training loader, also if the script makes that anew in every epoch."""
+        """Decides which setting the training loader has, also if the script makes a new loader for every epoch."""
         self.trained: TunedLoader | None = None
         self._shape: tuple[Any, ...] = ()
         self._may_train = os.environ.get("RANK", "0") == "0"

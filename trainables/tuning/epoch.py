@@ -221,7 +221,7 @@ class Epoch(Observed):
         if num_workers == policy.own or live.has_pool(num_workers):
             return None
         if policy.own and live.held is not None and (path := changed(live.held, loader.dataset)) is not None:
-            return policy.leave_alone(f"the training has changed {path} since your own workers started: others would see it, so their number stays")
+            return policy.leave_alone(f"the training has changed {path} since the workers started. New workers would see the change and load other data, so the number of workers is not changed")
         if not policy.own:
             why = why_not_forked(loader.dataset)
             if live.left_open:
@@ -258,7 +258,7 @@ class Epoch(Observed):
         """Leave the setting alone if changing it would change the training."""
         live, policy = self._live, self._policy
         if self._stream.draws_random_numbers:
-            why = "the sampler draws random numbers while the training goes on, so what it draws depends on the number of workers, which stays"
+            why = "the sampler draws random numbers during the epoch. With another number of workers it would draw other ones, so the number of workers is not changed"
             self._decide_and_return(policy.leave_alone(why))
             return
         if not policy.own and live.has_workers() and live.held is not None and (path := changed(live.held, live.loader.dataset)) is not None:
