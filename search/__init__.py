@@ -6,7 +6,7 @@ The public names load on first use, so importing the package imports neither Ray
 from importlib import import_module
 from typing import Any
 
-_PUBLIC = {"run_search": "run", "SearchResult": "result", "SearchSpace": "space.search_space", "SearchOptions": "options"}
+_PUBLIC = {"run_search": "run", "resume_search": "resume", "SearchResult": "result", "SearchSpace": "space.search_space", "SearchOptions": "options"}
 __all__ = list(_PUBLIC)
 
 

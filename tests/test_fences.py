@@ -31,7 +31,7 @@ FLOORS = {
         "measuring", "probing", "tuning", "checking", "protocol", "sandbox", "bundled", "script",
     ],
     "search": [
-        "options", "versions", "terminal", "shipping", "space", "record", "study", "session", "engine", "best_json", "result", "setup", "answers", "service", "run", "cli",
+        "options", "versions", "terminal", "shipping", "space", "record", "study", "session", "engine", "best_json", "result", "setup", "answers", "service", "trials", "run", "resume", "cli",
         "head", "job",
     ],
 }  # fmt: skip

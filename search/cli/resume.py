@@ -57,7 +57,7 @@ class Resume:
         if args.follow:
             raise UsageError("--follow is only for a submitted search (--address URL): a search on this machine is followed anyway")
         from feedrate.search.record import SearchRecord
-        from feedrate.search.run import resume_search
+        from feedrate.search.resume import resume_search
         from feedrate.search.service.mirror import bring
 
         folder = RunFolder(bring(args.run))

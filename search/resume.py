@@ -1,0 +1,93 @@
+"""`resume_search`: continue a search that was interrupted or killed, or extend a finished one."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+
+from rich.console import Console
+
+from feedrate.analysis.run_folder import RunFolder
+from feedrate.search.engine.nodes import left_out_of
+from feedrate.search.engine.ray_cluster import JOB, cluster
+from feedrate.search.engine.reservation import place
+from feedrate.search.options import HIDDEN, UsageError
+from feedrate.search.record import ResumedAs, SearchRecord
+from feedrate.search.result import SearchResult
+from feedrate.search.service.mirror import bring, mirrored
+from feedrate.search.setup.prepare import describe_workload, held
+from feedrate.search.shipping.shipping import moved
+from feedrate.search.shipping.submission import Submission
+from feedrate.search.trials import ask_hosts, find_answer, own_folder, resumable, say
+from feedrate.search.versions import changed
+
+
+def resume_search(
+    run: str | os.PathLike[str],
+    *,
+    time_budget_s: float | None = None,
+    max_trials: int | None = None,
+    storage: str | None = None,
+    confirm: bool = False,
+    console: Console | None = None,
+    quiet: bool = False,
+) -> SearchResult:
+    """Continue an interrupted search, or extend a finished one.
+
+    The records in `trials.jsonl` have priority: the study first learns what they contain, then trials that were running are
+    enqueued again.
+
+    Args:
+        run: the run folder, or the address of its copy.
+        time_budget_s: wall time from now on; None is the run's own budget again.
+        max_trials: total number of settings, including those already tried; if given, settings are tried even if no further gain
+            is expected. None is the run's own limit.
+        storage: the database URL, needed again if the run used one with a password, which is not stored.
+        confirm: measure the best settings and the baseline in rounds, even if the run was started without rounds.
+        console: where progress is printed; None is standard error.
+        quiet: show no progress.
+
+    Raises:
+        RunError: the folder is no run.
+        UsageError: the run cannot be continued as requested.
+    """
+    console = console or Console(stderr=True)
+    folder = RunFolder(bring(run))
+    record = SearchRecord.read(folder)
+    options = record.options
+    if storage is not None:
+        options = replace(options, storage=storage)
+    if options.storage is not None and HIDDEN in options.storage:
+        raise UsageError(
+            f"the run's database needs its password, which is not stored: pass --storage again ({options.storage}), without the password if PGPASSWORD or ~/.pgpass has it"
+        )
+    options = replace(
+        options,
+        time_budget_s=time_budget_s or options.time_budget_s,
+        max_trials=max_trials or options.max_trials,
+        keep_going=options.keep_going or max_trials is not None,  # the caller asked for this number of settings
+        confirm=options.confirm or confirm,
+    )
+    tried = len({trial["number"] for trial in folder.records()[0] if trial["kind"] != "confirm"})
+    has_rounds = options.confirm and max_trials is None  # a finished search without further settings has rounds to add
+    if record.finished and not has_rounds and options.max_trials is not None and tried >= options.max_trials:
+        raise UsageError(
+            f"{tried} settings were already tried in {folder.path}, and --max-trials counts them too: ask for more than {tried}"
+        )
+    ref = record.workload.ref
+    if JOB in os.environ and ref.cwd is not None:
+        ref = moved(ref, ref.cwd, os.getcwd())  # Ray removed the folder of the job that began this search
+    described = describe_workload(ref)
+    with resumable(folder), held(folder), cluster(options, described.num_gpus, own_folder(ref)) as notes:
+        hosts = ask_hosts(options, ref, notes)
+        options = replace(options, hardware=options.hardware or (record.placement.hardware if hosts else None))
+        placement = replace(place(options, hosts), left_out=left_out_of(hosts))
+        record = replace(record, options=options, finished=False)
+        if (submission := Submission.from_environment()) is not None:
+            resumed = ResumedAs(submission_id=submission.submission_id, unix_s=time.time())
+            record = replace(record, resumed_as=(*record.resumed_as, resumed))
+        record.write(folder)
+        with mirrored(folder.path, record.mirror, lambda text: say(console, quiet, text)):
+            notes += [*described.notes, *changed(record.versions)]
+            return find_answer(folder, record, ref, options, placement, console, quiet, notes)
