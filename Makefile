@@ -39,16 +39,16 @@ test-fast: $(INSTALLED)   ## run the tests of plain logic, in a minute and a hal
 	$(BIN)/pytest -m "not soak and not slow and not oldest" $(SHARED) $(FAST) $(ARGS)
 
 test-oldest: .venv-oldest/installed  ## run the commands and the fast tests with the oldest versions, in .venv-oldest
-	$(OLDEST_BIN)/pytest -m "not soak and not slow" $(call test_files,$(OLDEST_TESTS)) $(ARGS)
+	$(OLDEST_BIN)/pytest -m "not soak and not slow" $(SHARED) $(call test_files,$(OLDEST_TESTS)) $(ARGS)
 
 test-versions:    ## run these and the tests of trials with VERSIONS="torch==2.6.0" and PYTHON=python3.12, in .venv-versions (docs/versions.md)
 	@$(call check_python)
 	rm -rf .venv-versions
 	$(PYTHON) -m venv .venv-versions
 	.venv-versions/bin/python -m pip install --quiet --disable-pip-version-check $(if $(VERSIONS),,-c constraints.txt) \
-	  $(VERSIONS) -e '.[cluster,postgresql]' pytest pytest-timeout build setuptools wheel
+	  $(VERSIONS) -e '.[cluster,postgresql]' pytest pytest-timeout pytest-xdist build setuptools wheel
 	.venv-versions/bin/feedrate version
-	.venv-versions/bin/pytest -m "not soak and not slow" $(call test_files,$(VERSIONS_TESTS)) $(ARGS)
+	.venv-versions/bin/pytest -m "not soak and not slow" $(SHARED) $(call test_files,$(VERSIONS_TESTS)) $(ARGS)
 
 soak: $(INSTALLED)        ## run the tests that take minutes
 	$(BIN)/pytest -m soak --timeout=3600 $(ARGS)

@@ -63,8 +63,6 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     """Begin with the longest tests, and keep those of a file, and those that read the same finished search, in one process."""
     items.sort(key=lambda item: "end_to_end" not in item.path.parts)
-    if not config.pluginmanager.hasplugin("xdist"):  # make test-oldest runs all in one process
-        return
     for item in items:
         group = "finished" if "finished" in item.fixturenames else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
