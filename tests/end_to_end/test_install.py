@@ -64,7 +64,7 @@ def test_constraints_pin_the_versions_of_everything_that_feedrate_and_its_tests_
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
     pins = {canonicalize_name(name): version for name, version in pins.items()}
     needed = closure("feedrate", *(("cluster", "postgresql") if IS_OLDEST else ("dev",)))
-    for tool in ("pytest", "pytest-timeout", "build") if IS_OLDEST else ():
+    for tool in ("pytest", "pytest-timeout", "pytest-xdist", "build") if IS_OLDEST else ():
         needed |= closure(tool)
     del needed["feedrate"]
     # torch brings its CUDA packages, at versions that it names exactly, where it is not a CPU build
