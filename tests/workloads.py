@@ -33,6 +33,25 @@ class Rows(Dataset):
         return torch.full((4,), float(index)), torch.tensor(index % 2)
 
 
+class AnsweredByThread(Rows):
+    """A thread that making the dataset starts answers; no thread survives a fork, so a forked worker waits without an end."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked, self.answered = threading.Semaphore(0), threading.Semaphore(0)
+        threading.Thread(target=self.answer, name="answers", daemon=True).start()
+
+    def answer(self):
+        while True:
+            self.asked.acquire()
+            self.answered.release()
+
+    def __getitem__(self, index):
+        self.asked.release()
+        self.answered.acquire()
+        return super().__getitem__(index)
+
+
 class Forever:
     def __init__(self, sampler):
         self.sampler = sampler

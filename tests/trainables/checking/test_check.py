@@ -2,14 +2,13 @@
 
 import os
 import signal
-import threading
 
 import numpy as np
 import pytest
 import torch
 from looks import found, levels, step
 from torch.utils.data import DataLoader, get_worker_info
-from workloads import InWorker, Rows, general, short
+from workloads import AnsweredByThread, InWorker, Rows, general, short
 
 from feedrate.trainables.checking import check as check_module
 from feedrate.trainables.checking.check import check
@@ -101,36 +100,16 @@ def test_a_dataset_that_hangs_is_a_failure(monkeypatch):
     assert raised.value.failure.kind == "hang"
 
 
-class Answered(Rows):
-    """A thread that it starts answers; no thread survives a fork."""
-
-    def __init__(self):
-        super().__init__()
-        self.asked, self.answered = threading.Semaphore(0), threading.Semaphore(0)
-        threading.Thread(target=self.answer, daemon=True).start()
-
-    def answer(self):
-        while True:
-            self.asked.acquire()
-            self.answered.release()
-
-    def __getitem__(self, index):
-        self.asked.release()
-        self.answered.acquire()
-        return super().__getitem__(index)
-
-
 def test_a_thread_that_workers_lack_is_named(monkeypatch):
     """It is there without workers, as in the user's program, and the hang is the workers'."""
     monkeypatch.setitem(check_module.LEAST_LOOK_S, "fork", 3.0)
-    findings = found(lambda: short(Answered), budget_s=2)
+    findings = found(lambda: short(AnsweredByThread), budget_s=2)
     words = findings["loading"]["sentence"]
     assert findings["loading"]["level"] == "error"
     assert words.startswith("loading works with 0 workers and hangs with 2 workers: nothing came within ")
-    assert "2 loader workers hang, one of them in Answered.__getitem__ (test_check.py:" in words
-    assert "Making the dataset starts the thread Thread-" in words
-    assert "(answer), which forked workers do not have" in words
-    assert "the thread Thread-" in findings["fork-unsafe"]["sentence"]
+    assert "2 loader workers hang, one of them in AnsweredByThread.__getitem__ (workloads.py:" in words
+    assert "Making the dataset starts the thread answers, which forked workers do not have" in words
+    assert "the thread answers" in findings["fork-unsafe"]["sentence"]
 
 
 def test_a_file_that_is_opened_on_first_use_passes():
@@ -187,7 +166,7 @@ def test_workers_that_repeat_samples_of_other_indices_are_an_error():
 def test_a_making_that_is_random_is_no_difference_of_workers():
     """Each look makes the dataset again where making it leaves a thread behind."""
 
-    class Random(Answered):
+    class Random(AnsweredByThread):
         def __init__(self):
             super().__init__()
             self.shift = np.random.default_rng().random()

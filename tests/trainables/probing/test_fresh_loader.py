@@ -3,14 +3,13 @@
 import atexit
 import os
 import signal
-import threading
 from functools import partial
 from pathlib import Path
 
 import pytest
 from looks import found, levels, step
 from torch.utils.data import DataLoader
-from workloads import Rows, general, short
+from workloads import AnsweredByThread, Rows, general, short
 
 from feedrate.trainables.checking.check import check
 from feedrate.trainables.checking.disqualify import disqualified
@@ -23,7 +22,7 @@ class Counted(Rows):
     """Writes down the process that makes it."""
 
     def __init__(self, path):
-        super().__init__()
+        super().__init__()  # also of another parent
         with path.open("a") as file:
             print(os.getpid(), file=file)
 
@@ -46,23 +45,8 @@ def test_looks_are_forked_from_one_making_that_leaves_nothing(tmp_path):
     assert len({pid for _, pid in looks} | {os.getpid()}) == 4
 
 
-class WithThread(Counted):
-    """A thread of its own answers; without it a sample is waited for without an end."""
-
-    def __init__(self, path):
-        super().__init__(path)
-        self.asked, self.answered = threading.Semaphore(0), threading.Semaphore(0)
-        threading.Thread(target=self.answer, name="answers", daemon=True).start()
-
-    def answer(self):
-        while True:
-            self.asked.acquire()
-            self.answered.release()
-
-    def __getitem__(self, index):
-        self.asked.release()
-        self.answered.acquire()
-        return super().__getitem__(index)
+class WithThread(Counted, AnsweredByThread):
+    """Both."""
 
 
 def first_row(parts):

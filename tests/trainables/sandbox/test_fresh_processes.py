@@ -31,7 +31,7 @@ from multiprocessing import shared_memory
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 sys.path.append({tests!r})
-from workloads import Rows, general, short
+from workloads import AnsweredByThread, Rows, general, short
 
 class OpenedOnFirstUse(Rows):
     '''What it opens cannot be used by another process than the one that opened it.'''
@@ -40,21 +40,6 @@ class OpenedOnFirstUse(Rows):
         self.opened_by = self.opened_by or os.getpid()
         if self.opened_by != os.getpid():
             raise ValueError("opened by another process")
-        return super().__getitem__(index)
-
-class AnsweredByThread(Rows):
-    '''A thread that __init__ starts answers; no thread survives a fork.'''
-    def __init__(self):
-        super().__init__()
-        self.asked, self.answered = threading.Semaphore(0), threading.Semaphore(0)
-        threading.Thread(target=self.answer, daemon=True).start()
-    def answer(self):
-        while True:
-            self.asked.acquire()
-            self.answered.release()
-    def __getitem__(self, index):
-        self.asked.release()
-        self.answered.acquire()
         return super().__getitem__(index)
 
 class Named(Rows):
