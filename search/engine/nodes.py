@@ -125,7 +125,7 @@ def facts() -> dict[str, Any]:
     Raises:
         ImportError: a package that a trial needs is missing on this node, so it cannot run one.
     """
-    importlib.import_module("feedrate.search.engine.trainable")  # it imports this module, and on the driver nobody needs it here
+    importlib.import_module("feedrate.search.engine.trainable")  # the supervisor; imported only here, because it imports this module
     return {
         "host_id": host_id(),
         "cpu_model": cpu_model(),
