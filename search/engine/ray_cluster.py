@@ -308,8 +308,8 @@ def _init_on_a_node(address: str, runtime_env: dict[str, Any]) -> Any:
         return ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, runtime_env=runtime_env)
     except ConnectionError:
         raise UsageError(
-            f"a Ray cluster answers at --address {address}, but this machine is not a node of it: make it one with `ray start --address=...`, "
-            "or start the search on a node. `feedrate submit` needs no node here"
+            f"a Ray cluster answers at --address {address}, but this machine is not a node of it: make it one with "
+            f"`ray start --address={address}`, or start the search on a node. `feedrate submit` needs no node here"
         ) from None
 
 
