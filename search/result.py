@@ -43,14 +43,16 @@ class SearchResult:
 
     @property
     def baseline_failures(self) -> pd.DataFrame:
-        """The failed trials of the baseline at the answer's batch size, one row per host.
+        """The failed trials of the baseline at the answer's batch size, or at any size if it was measured at none; one row per host.
 
-        Empty if the baseline was measured, or if no setting worked.
+        Empty if the baseline was measured at the answer's batch size, or if no setting worked.
         """
         if self.best is None or self.best["baseline"] is not None:
             return self.failures.iloc[:0]
-        at_its_size = same(self.failures["batch_size"], self.best["dataloader"].get("batch_size"))
-        return self.failures[at_its_size & (self.failures["origin"] == "baseline") & (self.failures["kind"] == "search")]
+        failed = self.failures[(self.failures["origin"] == "baseline") & (self.failures["kind"] == "search")]
+        at_its_size = failed[same(failed["batch_size"], self.best["dataloader"].get("batch_size"))]
+        measured = self.ranking["is_baseline"] & (self.ranking["status"] == "complete")
+        return failed if at_its_size.empty and not measured.any() else at_its_size
 
     @property
     def best_path(self) -> Path:

@@ -110,7 +110,7 @@ def run_search(
         )
     for text in [*remarks(given, options, described), *duplicate_remarks(disqualified, described, options)]:
         say(console, quiet, f"note: {text}")
-    say(console, quiet, "starting a local Ray" if options.address is None else f"joining the Ray at {options.address}")
+    say(console, quiet, "starting a local Ray" if options.address is None else f"joining the Ray cluster at {options.address}")
     with resumable(folder), cluster(options, local_gpus, own_folder(ref)) as notes:
         hosts = ask_hosts(options, ref, notes)
         try:

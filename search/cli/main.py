@@ -163,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="feedrate",
         description="Finds the PyTorch DataLoader settings that keep an accelerator fed, by training your real model on your real data.",
-        epilog="Exit codes: 0 done, 1 nothing that works was found, 2 wrong usage, 130 interrupted (129 by SIGHUP, 143 by SIGTERM).",
+        epilog="Exit codes: 0 done, 1 failed (the message says why), 2 wrong usage, 130 interrupted (129 by SIGHUP, 143 by SIGTERM).",
     )
     parser.add_argument("--version", action="version", version=f"feedrate {version('feedrate')}")
     commands: Any = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

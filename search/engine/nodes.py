@@ -6,6 +6,7 @@ shipping.py sends.
 
 from __future__ import annotations
 
+import importlib
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -119,7 +120,12 @@ def _host(node_id: str, hostname: str, resources: Mapping[str, float], labels: M
 
 
 def facts() -> dict[str, Any]:
-    """Return the facts that only the node itself can find. Runs on that node."""
+    """Return the facts that only the node itself can find. Runs on that node.
+
+    Raises:
+        ImportError: a package that a trial needs is missing on this node, so it cannot run one.
+    """
+    importlib.import_module("feedrate.search.engine.trainable")  # the supervisor; imported only here, because it imports this module
     return {
         "host_id": host_id(),
         "cpu_model": cpu_model(),

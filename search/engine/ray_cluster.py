@@ -279,12 +279,7 @@ def _join(address: str, notes: list[str], folder: str | None, *, require_token: 
             raise UsageError(f"{text} (--require-token). {AUTHENTICATE}")
         GcsClient(address=f"{host}:{port}")  # tries once; ray.init would try for 20 s and not report the cause
         with shipment(folder) if JOB not in os.environ else nullcontext(Shipment({}, None)) as sent, quiet_ray_init():
-            context = ray.init(
-                address,
-                log_to_driver=False,
-                logging_level=logging.CRITICAL,
-                runtime_env={"env_vars": _WORKERS, **sent.runtime_env},
-            )
+            context = _init_on_a_node(address, {"env_vars": _WORKERS, **sent.runtime_env})
         if context.dashboard_url and JOB not in os.environ:  # `feedrate submit` has printed both notes for a Job
             notes.append(f"Ray's dashboard: http://{context.dashboard_url}")
         if not with_token and JOB not in os.environ:
@@ -298,6 +293,23 @@ def _join(address: str, notes: list[str], folder: str | None, *, require_token: 
         reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(
             f"no Ray cluster answers at --address {address} ({reason}): start one there with `ray start --head`, or search on this machine only with --address local"
+        ) from None
+
+
+def _init_on_a_node(address: str, runtime_env: dict[str, Any]) -> Any:
+    """Join the cluster at an address that answers, and return Ray's context.
+
+    Raises:
+        UsageError: this machine is not a node of that cluster. Ray 2.60 looks for its node for a minute before that.
+    """
+    import ray
+
+    try:
+        return ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, runtime_env=runtime_env)
+    except ConnectionError:
+        raise UsageError(
+            f"a Ray cluster answers at --address {address}, but this machine is not a node of it: make it one with "
+            f"`ray start --address={address}`, or start the search on a node. `feedrate submit` needs no node here"
         ) from None
 
 

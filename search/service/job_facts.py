@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 FAILED = 1
 STOPPED = 128 + signal.SIGTERM
-MEANING = {0: "done", 1: "nothing that works was found", 2: "wrong usage", 128 + signal.SIGINT: "interrupted"}
+MEANING = {0: "done", 1: "the search failed", 2: "wrong usage", 128 + signal.SIGINT: "interrupted"}
 """Exit code of a search -> its meaning; a code above 128 is 128 plus the number of a signal. docs/json.md has the table."""
 
 

@@ -2,8 +2,10 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import machines
+import pathspec
 import pytest
 from census import eventually
 from conftest import TOY, records
@@ -26,10 +28,10 @@ START = "ray start {where} --num-cpus=2 --object-store-memory=100000000 --resour
 
 @pytest.fixture(scope="module")
 def lan():
-    """Two machines; the user's folder and data are on the first one alone."""
+    """Two machines for a cluster, of which only the first has the user's folder and data, and one that belongs to no cluster."""
     if why := machines.why_not():
         pytest.skip(why)
-    with Lan("first", "second") as made:
+    with Lan("first", "second", "laptop") as made:
         yield made
 
 
@@ -128,7 +130,7 @@ def test_a_submitted_search_survives_its_head(lan, cluster):
     assert sent.code == 0, sent.stderr
     run = first.home / "feedrate-runs" / "mine"
     assert eventually(lambda: len(records(run)) >= 2, within_s=200)
-    for machine in lan.machines.values():
+    for machine in (first, lan["second"]):
         machine.kill("ray::", "raylet", "gcs_server", "dashboard", "feedrate.search.head", "runtime_env")
     start_ray(lan, token=True)
     assert "mine  FAILED  " in cluster("runs", "--address", URL).stdout
@@ -155,3 +157,28 @@ def test_a_node_that_cannot_run_a_task_is_left_out(lan, cluster):
     assert done.code == 0, done.stderr
     assert "note: second is left out: OSError: [Errno 28] No space left on device" in done.stderr
     assert by_host(first.project / "full") == {"first": {None}}
+
+
+def test_a_node_that_lacks_a_package_is_left_out(lan, cluster):
+    """No supervisor could be started there. It is named with the package, and costs no setting."""
+    first, second = lan["first"], lan["second"]
+    (first.project / "train.py").write_text(TOY)
+    package = Path(pathspec.__file__)
+    second.shell(f"mount --bind /dev/null {package}")
+    done = cluster("search", "train.py:workload", *SEARCH, "--max-trials", "3", "--address", "auto", "--out", "lacks-package")
+    second.shell(f"umount -l {package}")
+    assert done.code == 0, done.stderr
+    assert "note: second is left out: ImportError: cannot import name" in done.stderr
+    assert by_host(first.project / "lacks-package") == {"first": {None}}
+
+
+def test_a_machine_that_is_no_node_is_told_so(lan, cluster):
+    """The cluster answers, but Ray runs a driver only on a node. Takes a minute, for which Ray looks for its node."""
+    laptop = lan["laptop"]
+    laptop.shell("mkdir -p ~/.ray")
+    (laptop.home / ".ray" / "auth_token").write_bytes((lan["first"].home / ".ray" / "auth_token").read_bytes())
+    (laptop.project / "train.py").write_text(TOY)
+    done = cluster("search", "train.py:workload", *SEARCH, "--address", "first:6379", machine="laptop")
+    assert done.code == 2
+    assert "a Ray cluster answers at --address first:6379, but this machine is not a node of it" in done.stderr
+    assert not (laptop.project / "feedrate-runs").exists()

@@ -38,6 +38,15 @@ def printed(result, unit="samples"):
     return text.getvalue()
 
 
+def test_a_baseline_that_failed_everywhere_is_found_at_any_batch_size(concluded):
+    """The answer has another batch size, at which the baseline was not tried; such a search exits with 1. One that was measured is no failure."""
+    failed = record(0, num_workers=0, batch_size=32, origin="baseline", status="failed")
+    answer = record(1, num_workers=4, batch_size=128, rate_sps=1000.0)
+    assert list(concluded([failed, answer]).baseline_failures["number"]) == [0]
+    measured = record(2, num_workers=0, batch_size=64, rate_sps=100.0, origin="baseline")
+    assert concluded([failed, answer, measured]).baseline_failures.empty
+
+
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_best_json_says_what_was_found(concluded):
     """It fits the shipped schema, feeds a real DataLoader, and is not called confirmed."""

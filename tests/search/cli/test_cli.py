@@ -221,7 +221,7 @@ print(json.dumps([said, [name for name in ("torch", "ray", "optuna", "pandas", "
     said, heavy = json.loads(printed)
     assert heavy == []
     assert all(name in said[""] for name in NAMES)
-    assert "Exit codes: 0 done, 1 nothing that works was found, 2 wrong usage, 130 interrupted (129 by SIGHUP, 143 by SIGTERM)." in " ".join(said[""].split())
+    assert "Exit codes: 0 done, 1 failed (the message says why), 2 wrong usage, 130 interrupted (129 by SIGHUP, 143 by SIGTERM)." in " ".join(said[""].split())
     for name, text in said.items():
         assert name in ("", "workloads") or f"  feedrate {name} " in text
     for flag in ("--num-workers 0..32", "--batch-size 32,64,128", "--time-budget TIME", "--address ADDR", "--storage URL"):

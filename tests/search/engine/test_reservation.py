@@ -1,5 +1,7 @@
 """reservation.py and nodes.py without a cluster: hardware classes, what a trial reserves, versions that differ."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -20,6 +22,13 @@ def host(name, **more):
 
 SMALL = [host("a1"), host("a2", memory_bytes=33_100_000_000)]
 LARGE = [host("h1", num_cpus=96, num_gpus=8, gpu_model="H100", cpu_model=XEON, memory_bytes=2_000_000_000_000)]
+
+
+def test_a_node_without_a_package_of_the_trials_gives_no_facts():
+    """It has the right versions but cannot start a supervisor, so the error names the package, and the node gets no trials."""
+    lacks = "import sys; sys.modules['pathspec'] = None; from feedrate.search.engine.nodes import facts; facts()"
+    done = subprocess.run([sys.executable, "-P", "-c", lacks], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1].startswith("ModuleNotFoundError: import of pathspec halted")
 
 
 def test_machines_of_one_kind_have_one_class():

@@ -24,7 +24,7 @@ def job(status, code=None):
         ("RUNNING", None, None, None),
         ("PENDING", None, None, None),
         ("SUCCEEDED", 0, 0, "exit code 0: done"),
-        ("FAILED", 1, 1, "exit code 1: nothing that works was found"),
+        ("FAILED", 1, 1, "exit code 1: the search failed"),
         ("FAILED", 2, 2, "exit code 2: wrong usage"),
         ("FAILED", 3, 3, "exit code 3"),
         ("FAILED", 130, 130, "exit code 130: interrupted"),

@@ -178,7 +178,7 @@ def test_a_shell_script_drives_a_search_by_json_alone(start, head, project, home
     (project / "train.py").write_text("def workload():\n    raise OSError('no disk')\n")
     failing = start("train.py:workload", head.url, program=[DRIVE], cwd=project, PATH=path, **WITH_TOKEN)
     assert failing.wait(300) == 1
-    assert failing.stderr.endswith("exit code 1: nothing that works was found\n")
+    assert failing.stderr.endswith("exit code 1: the search failed\n")
     assert failing.stdout == ""
 
 
