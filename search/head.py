@@ -63,7 +63,8 @@ def pack(folder: Path) -> str:
 
 def hardware_classes() -> list[str]:
     """Return the hardware classes of the cluster that this job runs on, including those of nodes that it starts on demand."""
-    from feedrate.search.engine.nodes import look, promised
+    from feedrate.search.engine.look import look
+    from feedrate.search.engine.nodes import promised
     from feedrate.search.engine.ray_cluster import cluster
     from feedrate.search.engine.reservation import with_slots
     from feedrate.search.options import SearchOptions

@@ -9,7 +9,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from feedrate.analysis.run_folder import RunFolder
-from feedrate.search.engine.nodes import left_out_of
+from feedrate.search.engine.look import left_out_of
 from feedrate.search.engine.ray_cluster import JOB, cluster
 from feedrate.search.engine.reservation import place
 from feedrate.search.options import HIDDEN, UsageError

@@ -17,7 +17,8 @@ from rich.console import Console
 from feedrate.analysis.disqualified import Disqualified
 from feedrate.analysis.remote import is_url
 from feedrate.analysis.run_folder import RunFolder
-from feedrate.search.engine.nodes import Host, left_out_of
+from feedrate.search.engine.look import left_out_of
+from feedrate.search.engine.nodes import Host
 from feedrate.search.engine.ray_cluster import cluster
 from feedrate.search.engine.reservation import Placement, SeveralClasses, place
 from feedrate.search.options import SearchOptions, UsageError, without_password

@@ -15,7 +15,8 @@ from pathlib import Path
 from rich.console import Console
 
 from feedrate.analysis.run_folder import RunFolder
-from feedrate.search.engine.nodes import Host, look, promised
+from feedrate.search.engine.look import look
+from feedrate.search.engine.nodes import Host, promised
 from feedrate.search.engine.reservation import Placement
 from feedrate.search.options import SearchOptions, UsageError
 from feedrate.search.record import SearchRecord

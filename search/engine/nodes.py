@@ -6,7 +6,6 @@ shipping.py sends.
 
 from __future__ import annotations
 
-import importlib
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,9 +20,6 @@ from feedrate.trainables.machine.host import cpu_model, host_id
 
 LABEL = "feedrate-hardware"
 """Ray label with which a node names its hardware class: `labels` in cluster.yaml, or `ray start --labels`."""
-ANSWER_S = 90.0
-"""Longest wait for a node's answer; a node without an answer is left out. Making a runtime environment takes seconds, but a stuck
-node never answers."""
 SAME = ("python", "torch", "ray", "feedrate", "numpy", "pillow")
 """Names whose version must be the same on every node, because it changes rates or files; other packages may differ."""
 ACCELERATOR = "accelerator_type:"
@@ -120,12 +116,7 @@ def _host(node_id: str, hostname: str, resources: Mapping[str, float], labels: M
 
 
 def facts() -> dict[str, Any]:
-    """Return the facts that only the node itself can find. Runs on that node.
-
-    Raises:
-        ImportError: a package that a trial needs is missing on this node, so it cannot run one.
-    """
-    importlib.import_module("feedrate.search.engine.trainable")  # the supervisor; imported only here, because it imports this module
+    """Return the facts that only the node itself can find. Runs on that node."""
     return {
         "host_id": host_id(),
         "cpu_model": cpu_model(),
@@ -138,48 +129,6 @@ def versions_here() -> dict[str, str]:
     """Return the versions that must be the same on every node, without a package's build (+cu126), which may differ."""
     python = ".".join(platform.python_version_tuple()[:2])
     return {"python": python} | {name: (installed(name) or "none").partition("+")[0] for name in SAME[1:]}
-
-
-def look() -> tuple[list[Host], list[str]]:
-    """Ask each node of the connected cluster for its facts.
-
-    Returns:
-        The nodes that answered with their facts, and a sentence about each other node.
-
-    Raises:
-        UsageError: a node has other versions than the driver, or no node can run a task of feedrate.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    hosts = living()
-    if not hosts:
-        return [], []
-    ask = ray.remote(num_cpus=0, max_retries=0)(facts)
-    asked = {
-        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(host.node_id, soft=False)).remote(): host
-        for host in hosts
-    }
-    ready, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)
-    known, problems = [], [f"{asked[each].hostname} does not answer and is left out" for each in silent]
-    for each in ready:
-        host = asked[each]
-        try:
-            told = ray.get(each)
-        except Exception as error:  # raised by the node's Python, for example because a package is missing there
-            reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
-            problems.append(f"{host.hostname} is left out: {reason.strip()}")
-            continue
-        known.append(replace(host, **told))
-    if not known:
-        raise UsageError(f"no node of the cluster can run a trial: {'; '.join(problems)}")
-    check_versions(known, versions_here())
-    return known, problems
-
-
-def left_out_of(hosts: Iterable[Host] | None) -> frozenset[str]:
-    """Return Ray's ids of the living nodes that are not in `hosts`, which `look` returned; none if `hosts` is None."""
-    return frozenset() if hosts is None else frozenset(host.node_id for host in living()) - {host.node_id for host in hosts}
 
 
 def check_versions(hosts: Iterable[Host], here: dict[str, str]) -> None:

@@ -101,7 +101,7 @@ def place(options: SearchOptions, hosts: Sequence[Host] | None = None) -> Placem
 
     Args:
         options: the options of the search.
-        hosts: the nodes that may be used (nodes.look); None takes all living nodes as Ray knows them.
+        hosts: the nodes that may be used (`look`); None takes all living nodes as Ray knows them.
 
     Raises:
         UsageError: no node has the requested resources; the message says what there is.

@@ -14,7 +14,8 @@ from typing import Any
 import ray
 from ray.util import placement_group_table
 
-from feedrate.search.engine.nodes import Host, left_out_of, living, look
+from feedrate.search.engine.look import left_out_of, look
+from feedrate.search.engine.nodes import Host, living
 from feedrate.search.engine.reservation import Placement
 from feedrate.search.options import UsageError
 

@@ -48,7 +48,7 @@ BEGIN, END = "feedrate-pack-begin", "feedrate-pack-end"
 """Marks around packed bytes in a job's log."""
 PACK_S = 300.0
 HARDWARE_S = 150.0
-"""Longest wait for the cluster's hardware classes: a job must start, and silent nodes are waited for during 90 s (nodes.py)."""
+"""Longest wait for the cluster's hardware classes: a job must start, and silent nodes are waited for during 90 s (look.py)."""
 CLASSES = "feedrate-hardware-classes "
 """Mark before the names of the hardware classes in a job's log."""
 
@@ -260,7 +260,7 @@ class Jobs:
         return bool(self._call(self.client.stop_job, submission_id))
 
     def hardware(self) -> list[str]:
-        """Return the hardware classes of the cluster, as a job on its head sees them (nodes.py).
+        """Return the hardware classes of the cluster, as a job on its head sees them (look.py).
 
         Raises:
             UsageError: the cluster did not answer; the search itself can still find them.

@@ -1,4 +1,4 @@
-"""reservation.py and nodes.py without a cluster: hardware classes, what a trial reserves, versions that differ."""
+"""reservation.py, nodes.py and look.py without a cluster: hardware classes, what a trial reserves, versions that differ."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ LARGE = [host("h1", num_cpus=96, num_gpus=8, gpu_model="H100", cpu_model=XEON, m
 
 def test_a_node_without_a_package_of_the_trials_gives_no_facts():
     """It has the right versions but cannot start a supervisor, so the error names the package, and the node gets no trials."""
-    lacks = "import sys; sys.modules['pathspec'] = None; from feedrate.search.engine.nodes import facts; facts()"
+    lacks = "import sys; sys.modules['pathspec'] = None; from feedrate.search.engine.look import _facts; _facts()"
     done = subprocess.run([sys.executable, "-P", "-c", lacks], capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1].startswith("ModuleNotFoundError: import of pathspec halted")
 
