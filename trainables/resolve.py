@@ -17,6 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from feedrate.trainables.no_arguments import NoArguments, argument_read
+
 BUNDLED = {
     "images": "JPEG files decoded with Pillow and augmented: the processor is the bottleneck",
     "objects": "the same samples fetched one by one over HTTP: waiting is the bottleneck",
@@ -120,8 +122,8 @@ def preload(ref: WorkloadRef) -> Callable[..., Any]:
     From then on, `sys.argv` is what `python FILE` without arguments would have: this process belongs to the workload.
 
     Raises:
-        UnknownWorkload: there is no such module or function; or the module ends the program while it is imported, as a
-            script does if it parses the command line at the top level.
+        UnknownWorkload: there is no such module or function; or the module reads command-line arguments or ends the program
+            while it is imported, as a script may do.
         Exception: whatever the user's module raises while it is imported.
     """
     if ref.target in BUNDLED:
@@ -133,9 +135,8 @@ def preload(ref: WorkloadRef) -> Callable[..., Any]:
         package = sys.modules["feedrate"]
         package.__path__ = list(package.__path__)
         sys.path.insert(0, ref.folder)
-    path = place if place.endswith(".py") else os.path.join(ref.folder or "", *place.split(".")) + ".py"
-    sys.argv = [path]
-    with _without_command_line(f"{os.path.basename(path)} ended the program while it was imported"):
+    path = _path_of(ref)
+    with _without_command_line(path, os.path.basename(path), " while it was imported"):
         module = _from_file(Path(place)) if place.endswith(".py") else _from_name(place)
     function = getattr(module, name, None)
     if not callable(function):
@@ -148,19 +149,25 @@ def preload(ref: WorkloadRef) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
+def _path_of(ref: WorkloadRef) -> str:
+    """Return the path of the file that has the workload's function; of a module, the path that it should have."""
+    place = ref.target.rpartition(":")[0]
+    return place if place.endswith(".py") else os.path.join(ref.folder or "", *place.split(".")) + ".py"
+
+
 def load(ref: WorkloadRef) -> Any:
     """Make the workload.
 
     Raises:
-        UnknownWorkload: there is no such module or function; or the function does not accept the options, ends the
-            program, or returned something other than a `Workload`.
+        UnknownWorkload: there is no such module or function; or the function does not accept the options, reads command-line
+            arguments, ends the program, or returned something other than a `Workload`.
         Exception: whatever the user's function raises.
     """
     from feedrate.trainables.workload import Workload
 
     function = preload(ref)
     _check_options(ref, inspect.signature(function))
-    with _without_command_line(f"the workload's function {ref.target.rpartition(':')[2]!r} ended the program"):
+    with _without_command_line(_path_of(ref), f"the workload's function {ref.target.rpartition(':')[2]!r}"):
         workload = function(**ref.options)
     if not isinstance(workload, Workload):
         raise UnknownWorkload(f"{ref.target} returned {type(workload).__name__}, not a feedrate.trainables.Workload")
@@ -168,15 +175,20 @@ def load(ref: WorkloadRef) -> Any:
 
 
 class _Refused(SystemExit):
-    """Raised instead of argparse's own exit; carries argparse's message instead of the usage text."""
+    """Raised instead of argparse's own exit; its code is argparse's message, without the usage text."""
 
 
 @contextlib.contextmanager
-def _without_command_line(what_ended: str) -> Iterator[None]:
-    """Turn a SystemExit that the user's code raises into an `UnknownWorkload` with a helpful message.
+def _without_command_line(path: str, who: str, when: str = "") -> Iterator[None]:
+    """Run the user's code with a command line without arguments; afterwards, `sys.argv` is a plain list again.
+
+    Args:
+        path: of the user's file, as `sys.argv[0]`.
+        who: the file or function that runs, for the message.
+        when: a clause for the message that says when it ran.
 
     Raises:
-        UnknownWorkload: the code inside raised SystemExit.
+        UnknownWorkload: the code inside reads an argument, or raised SystemExit; the message has the way out.
     """
 
     def refuse(self: argparse.ArgumentParser, message: str) -> None:
@@ -184,24 +196,39 @@ def _without_command_line(what_ended: str) -> Iterator[None]:
 
     own = argparse.ArgumentParser.error
     argparse.ArgumentParser.error = refuse  # type: ignore[method-assign, assignment]
+    arguments = sys.argv = NoArguments([path])
     try:
         yield
+    except (IndexError, ValueError) as error:
+        if (where := argument_read(error)) is None:
+            raise
+        raise UnknownWorkload(
+            f"{who} read the command line's arguments{when} ({where}), and feedrate does not pass any. {_pass_arguments(path)}"
+        ) from None
     except SystemExit as error:
-        why = f"SystemExit: {error.code}"
-        way_out = (
-            "feedrate imports the file and calls the function, so neither may end the program. Move the code that ends it under "
-            '`if __name__ == "__main__":`'
-        )
-        if isinstance(error, _Refused) or error.code == 2:  # argparse and similar libraries exit with 2
-            is_sure = isinstance(error, _Refused)
-            why = str(error.code) if is_sure else why
-            way_out = (
-                f"your code {'parses' if is_sure else 'probably parses'} command-line arguments, and feedrate does not pass any. Move the "
-                'parsing under `if __name__ == "__main__":`, or give every argument a default'
-            )
-        raise UnknownWorkload(f"{what_ended} ({why}): {way_out}") from None
+        is_sure = isinstance(error, _Refused)
+        ended = f"{who} ended the program{when} ({error.code if is_sure else f'SystemExit: {error.code}'})"
+        if not (is_sure or arguments.was_read or error.code == 2):  # argparse and similar libraries exit with 2
+            raise UnknownWorkload(
+                f"{ended}: feedrate imports the file and calls the function, so neither may end the program. Move the code that ends it "
+                'under `if __name__ == "__main__":`'
+            ) from None
+        raise UnknownWorkload(
+            f"{ended}: your code {'parses' if is_sure else 'probably parses'} command-line arguments, and feedrate does not pass any. "
+            f"{_pass_arguments(path)}"
+        ) from None
     finally:
         argparse.ArgumentParser.error = own  # type: ignore[method-assign]
+        if sys.argv is arguments:
+            sys.argv = list(arguments)
+
+
+def _pass_arguments(path: str) -> str:
+    """Return the ways out for a file that needs command-line arguments."""
+    return (
+        'Parse them under `if __name__ == "__main__":`, or give every argument a default. If the file trains when it is started as a '
+        f"script, use its command instead: feedrate search -- python {shlex.quote(os.path.relpath(path))} ARGUMENTS"
+    )
 
 
 def _check_options(ref: WorkloadRef, signature: inspect.Signature) -> None:

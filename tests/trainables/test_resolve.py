@@ -1,6 +1,7 @@
 """resolve.py: finds a workload by its name in any process, or lists the names that exist."""
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,57 @@ def test_a_command_line_that_is_read_is_told_in_a_sentence(tmp_path, monkeypatch
     with pytest.raises(UnknownWorkload, match=ended + message):
         load(make_ref(text))
     assert capfd.readouterr() == ("", "")
+
+
+READS = {
+    "an index": "path = sys.argv[1]",
+    "a slice": "arguments = sys.argv[1:]\npath = arguments[0]",
+    "one that is taken away": "sys.argv.pop(0)\npath = sys.argv.pop(0)",
+    "unpacking": "_, path = sys.argv",
+    "a search": "at = sys.argv.index('--data')",
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+@pytest.mark.parametrize("where", ["at import", "in the function"])
+def test_an_argument_that_is_read_from_sys_argv_is_told_in_a_sentence(tmp_path, read, where):
+    """It says which line reads it, and how to run the file with its arguments."""
+    indent = "" if where == "at import" else "    "
+    body = "".join(f"{indent}{line}\n" for line in read.splitlines())
+    head = "import sys\n" if where == "at import" else "import sys\ndef workload():\n"
+    (tmp_path / "own_train.py").write_text(head + body)
+    who = r"own_train\.py read" if where == "at import" else "the workload's function 'workload' read"
+    with pytest.raises(UnknownWorkload, match=who + r" the command line's arguments") as raised:
+        load(make_ref("own_train.py:workload"))
+    last = read.splitlines()[-1]
+    assert f"(own_train.py, line {len((head + body).splitlines())}: {last}), and feedrate does not pass any." in str(raised.value)
+    assert "if __name__" in str(raised.value)
+    assert str(raised.value).endswith("feedrate search -- python own_train.py ARGUMENTS")
+
+
+def test_other_errors_are_not_blamed_on_the_command_line(tmp_path):
+    """Also in a file that read its command line before."""
+    (tmp_path / "own_train.py").write_text("import sys\nnames = sys.argv[1:]\nfirst = [][0]\n")
+    with pytest.raises(IndexError, match="list index out of range"):
+        preload(make_ref("own_train.py:workload"))
+    (tmp_path / "own_other.py").write_text("size = int('many')\n")
+    with pytest.raises(ValueError, match="invalid literal"):
+        preload(make_ref("own_other.py:workload"))
+
+
+def test_a_file_that_asks_for_arguments_and_ends_is_told_how_to_pass_them(tmp_path):
+    """Whatever its exit code."""
+    (tmp_path / "own_train.py").write_text("import sys\nif len(sys.argv) < 2:\n    sys.exit('usage: own_train.py DATA')\n")
+    with pytest.raises(UnknownWorkload, match=r"SystemExit: usage: own_train.py DATA\): your code probably parses .* -- python own_train.py"):
+        preload(make_ref("own_train.py:workload"))
+
+
+def test_the_command_line_is_a_plain_list_afterwards(tmp_path):
+    """Spawned workers and libraries get it."""
+    (tmp_path / "own_train.py").write_text("import sys\nREST = sys.argv[1:]\n" + WORKLOAD)
+    load(make_ref("own_train.py:workload"))
+    assert type(sys.argv) is list
+    assert type(pickle.loads(pickle.dumps(sys.modules["own_train"].REST))) is list
 
 
 def test_arguments_with_defaults_are_no_trouble(tmp_path, monkeypatch):
