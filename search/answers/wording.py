@@ -17,8 +17,8 @@ from feedrate.analysis.rounds import DISTURBED_FRACTION, TIED_FRACTION
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.sections import epoch_text, read_more, shared_gpu, shared_host, sharing_host
 from feedrate.analysis.summary import knee_of, same
+from feedrate.search.record import SearchRecord
 from feedrate.search.result import SearchResult
-from feedrate.search.session.search_end import EXHAUSTED
 from feedrate.search.setup.prepare import resume_command
 from feedrate.trainables.config import LoaderConfig
 
@@ -133,11 +133,7 @@ def _conclusion(result: SearchResult, left_out: bool) -> list[str]:
     resume = resume_command(RunFolder(result.folder))
     lines = []
     if ranked["is_baseline"].all() and not left_out:
-        text = "Only your own setting was measured: nothing is known about others."
-        if result.stop_reason is None or EXHAUSTED not in result.stop_reason:
-            tried = best["search"]["num_trials"]
-            text += f" Try some with: {more_trials_command(load_run(result.folder).search, tried, resume)}"
-        lines.append(text)
+        lines.append(_only_yours(result, resume))
     elif best["verdict"] == "compute-bound" and best["ceiling"] and yours and yours["speedup"] < 1.05:
         sizes = best["best_by_batch_size"].values()
         is_slower = any(each["samples_per_second"] > best["throughput"]["samples_per_second"] * (1 + TIED_FRACTION) for each in sizes)
@@ -162,6 +158,22 @@ def _conclusion(result: SearchResult, left_out: bool) -> list[str]:
         where = " (when the machine is quiet)" if settle == QUIET else ""
         lines.append(f"To settle it{where}: {settling(result)}")
     return lines
+
+
+def _only_yours(result: SearchResult, resume: str) -> str:
+    """Return a sentence for an answer that was compared with nothing, and how to compare it."""
+    assert result.best is not None
+    run = load_run(result.folder)
+    tried = set(run.trials["config"])
+    if any(config.short() not in tried for config in SearchRecord.of(run).space.configs()):
+        more = more_trials_command(run.search, result.best["search"]["num_trials"], resume)
+        return f"Only your own setting was measured: nothing is known about others. Try some with: {more}"
+    if not result.failures.empty:
+        return "Only your own setting was measured: every other setting of the search space failed."
+    return (
+        "Only your own setting was measured: the search space has no other one. To compare it with others, search more values, for "
+        "example --num-workers 0..16."
+    )
 
 
 def settling(result: SearchResult) -> str | None:

@@ -14,6 +14,8 @@ from feedrate.analysis.run_folder import RunFolder
 from feedrate.search.answers.wording import explain, print_result
 from feedrate.search.cli.main import _parser
 from feedrate.search.result import conclude
+from feedrate.search.space.dimension import Choice
+from feedrate.search.space.search_space import SearchSpace
 
 FIRM = ("keep it.", "training step is the limit here")
 
@@ -165,3 +167,23 @@ def test_only_yours_is_followed_by_a_command_that_tries_others(concluded):
     text = said(concluded([yours()], options={"max_trials": 1}))
     line = next(line for line in text.splitlines() if line.startswith("Only your own setting was measured"))
     assert line.endswith("--max-trials 11")
+
+
+ONE = {"num_workers": Choice((0,)), "batch_size": Choice((64,))}
+
+
+def only_yours(result):
+    return next(line for line in said(result).splitlines() if line.startswith("Only your own setting was measured"))
+
+
+def test_a_space_of_one_setting_is_not_extended_by_trying_more(concluded):
+    """Nothing is left to try, so no command is advised that would try it; where another setting failed, that is the reason."""
+    space = SearchSpace.default(num_cpus=8, has_accelerator=False, given=ONE)
+    alone = only_yours(concluded([yours()], space=space.to_json(), options={"max_trials": 1}))
+    assert "feedrate resume" not in alone
+    assert alone.endswith("To compare it with others, search more values, for example --num-workers 0..16.")
+    more = ONE | {"num_workers": Choice((0, 4)), "prefetch_factor": Choice((2,)), "persistent_workers": Choice((False,))}
+    space = SearchSpace.default(num_cpus=8, has_accelerator=False, given=more).to_json()
+    failed = record(1, num_workers=4, status="failed")
+    assert only_yours(concluded([yours(), failed], space=space)).endswith("every other setting of the search space failed.")
+    assert "feedrate resume" in only_yours(concluded([yours()], space=space))
