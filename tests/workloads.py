@@ -89,6 +89,26 @@ class Stream(IterableDataset):
             yield torch.full((4,), float(index)), torch.tensor(index % 2)
 
 
+class LenOpens(Rows):
+    """Opens something in `__len__`, too, that workers must not share."""
+
+    opened_by = lock = None
+
+    def open(self):
+        self.opened_by = self.opened_by or os.getpid()
+        self.lock = self.lock or threading.Lock()
+        if self.opened_by != os.getpid():
+            raise RuntimeError("opened by another process")
+
+    def __len__(self):
+        self.open()
+        return super().__len__()
+
+    def __getitem__(self, index):
+        self.open()
+        return super().__getitem__(index)
+
+
 class InWorker(Rows):
     """Does something in the first item that a loader worker fetches, and nothing in the trainer."""
 

@@ -56,19 +56,25 @@ def goes_on() -> None:
         _to_parent.send_bytes(_GOES_ON)
 
 
-def isolated(work: Callable[[], T], limit_s: float) -> T | Failure:
+def isolated(work: Callable[[], T], limit_s: float, *raises: type[Exception]) -> T | Failure:
     """Run `work` in a forked process and return its result, or a failure if it raises, dies or hangs.
 
     Nothing that the work started is left running. Its result must be picklable.
 
+    Args:
+        work: what to run.
+        limit_s: longest time for it.
+        raises: exceptions of `work` that are raised here, too, instead of a failure.
+
     Raises:
         OutOfTime: the time was over, but the work had called `goes_on` in the last third of it.
+        Exception: of a type in `raises`.
     """
 
     def act(channel: Connection) -> None:
         signal.signal(signal.SIGINT, _interrupted)
         torch.set_num_threads(1)  # as in loader workers, because threads do not survive the fork
-        channel.send_bytes(outcome_of(work))
+        channel.send_bytes(outcome_of(work, *raises))
 
     process = IsolatedProcess(act)
     try:

@@ -22,7 +22,6 @@ from feedrate.trainables.diagnose.hang_message import INTERPRETERS_S
 from feedrate.trainables.failure import Failure, TrialFailed
 from feedrate.trainables.loader.build_loader import build_loader, seed_everything, start_method
 from feedrate.trainables.loader.cold_cache import ColdCache
-from feedrate.trainables.loader.epoch_size import EpochSize
 from feedrate.trainables.loader.loader_watch import LoaderWatch, collecting
 from feedrate.trainables.loader.process_settings import PlacedWorker, placed
 from feedrate.trainables.machine.accelerator import pick_device
@@ -225,8 +224,7 @@ def _prepare(
     result.epoch_samples = options.epoch_samples
     is_told = options.epoch_samples is not None or workload.unit != "samples"  # a dataset's length counts samples, not tokens
     result.start_method = start_method(loader) if loader.num_workers else None
-    epoch = None if is_told else EpochSize.of_loader(loader)
-    return Training(loader, watch, step, device, result, options.max_trial_s, epoch)
+    return Training(loader, watch, step, device, result, options.max_trial_s, counts_epoch=not is_told)
 
 
 def _boundary_matters(training: Training, options: MeasureOptions) -> bool:

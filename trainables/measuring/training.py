@@ -49,7 +49,7 @@ class Training:
         device: where the step runs.
         result: filled in during the training.
         max_s: wall time for everything from iter(loader) on.
-        epoch: size of an epoch, from which each window computes `result.epoch_samples`; None leaves that field as it is.
+        counts_epoch: compute `result.epoch_samples` from the loader's lengths in each window; otherwise leave it as it is.
     """
 
     def __init__(
@@ -60,10 +60,11 @@ class Training:
         device: torch.device,
         result: Measurement,
         max_s: float,
-        epoch: EpochSize | None = None,
+        counts_epoch: bool = False,
     ) -> None:
         self.loader, self.watch, self.step = loader, watch, step
-        self.device, self.result, self.max_s, self.epoch = device, result, max_s, epoch
+        self.device, self.result, self.max_s, self.counts_epoch = device, result, max_s, counts_epoch
+        self.epoch = EpochSize()
         self.cycle = max(loader.num_workers, 1)
         self.consumed = self.items = 0
         self.wait_s = 0.0
@@ -102,6 +103,8 @@ class Training:
         if self.loader.num_workers:
             self._kept = KeptBatches(self.loader, batch)
         self._check_who_loads()
+        if self.counts_epoch:  # not before the workers were forked: the dataset's __len__ may open what they must not share
+            self.epoch = EpochSize.of_loader(self.loader)
         self._train(batch)
 
     def settle(self) -> None:
@@ -190,7 +193,7 @@ class Training:
         if (num_working := self.watch.num_working()) is not None:
             self._num_working[num_working] += 1
             self.result.effective_num_workers = self._num_working.most_common(1)[0][0]
-        if self.epoch is not None:
+        if self.counts_epoch:
             items_per_loaded = self.items_per_batch() * self._per_loaded()
             self.result.epoch_samples = self.epoch.num_items(items_per_loaded, self.watch.samples_per_batch())
         if self.num_boundaries:

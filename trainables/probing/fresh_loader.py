@@ -15,7 +15,7 @@ from feedrate.trainables.failure import Failure, TrialFailed, classify
 from feedrate.trainables.isolation.isolated import IsolatedProcess, OutOfTime, isolated, outcome_of
 from feedrate.trainables.isolation.leaving import EXIT_S
 from feedrate.trainables.probing.probe import Parts
-from feedrate.trainables.probing.survey import Make, Survey, make_parts
+from feedrate.trainables.probing.survey import Made, Make, Survey
 from feedrate.trainables.resolve import UnknownWorkload
 from feedrate.trainables.workload import WorkloadError
 
@@ -50,7 +50,7 @@ class FreshLoader:
 
     def __init__(self, make: Make, config: LoaderConfig | None = None, first: Survey | None = None) -> None:
         self._is_first = first is None
-        self._make = partial(make_parts, make, config, None if first is None else first.has_generator)
+        self._make = partial(Made.now, make, config, None if first is None else first.has_generator)
         process = IsolatedProcess(self._serve)
         self._process: IsolatedProcess | None = process
         try:
@@ -107,22 +107,20 @@ class FreshLoader:
 
     def _serve(self, channel: Connection) -> None:
         """Make the loader, send its survey, and run each requested look in a fork."""
-        parts: Parts | None = None
-        left_nothing = False
+        made: Made | None = None
 
         def survey() -> Survey:
-            nonlocal parts, left_nothing
-            parts, found = self._make(checks=self._is_first)
-            left_nothing = found.left.is_nothing
-            return found
+            nonlocal made
+            made = self._make(checks=self._is_first)
+            return made.survey()
 
         channel.send_bytes(outcome_of(survey, WorkloadError, UnknownWorkload))
-        while left_nothing:
+        while made is not None and made.left.is_nothing:
             try:
                 work, limit_s = pickle.loads(channel.recv_bytes())
             except EOFError:
                 return
-            look = partial(isolated, partial(work, parts), limit_s)
+            look = partial(isolated, partial(work, made.parts), limit_s)
             channel.send_bytes(outcome_of(look, OutOfTime))
 
     def _again(self) -> Parts:
@@ -132,7 +130,7 @@ class FreshLoader:
             TrialFailed: that fails, although the first process could make it.
         """
         try:
-            return self._make()[0]
+            return self._make().parts
         except Exception as error:
             raise TrialFailed(made_before(error)) from error
 

@@ -270,13 +270,9 @@ def _order(parts: Parts, look: Look) -> dict[str, Any]:
             return {"batch_size": None, "sampler": [next(iter(parts.sampler))] * num_samples}
         first = next(iter(parts.sampler)) if parts.batch_size is not None else next(iter(parts.batch_sampler))[0]
         return {"batch_size": 1, "sampler": [first] * num_samples}
-    if parts.shuffles_all is not None:
-        num_samples = min(num_samples, len(parts.dataset))  # type: ignore[arg-type]
-        few = range(num_samples)
-        shuffled = (
-            RandomSampler(few, generator=parts.sampler.generator) if parts.shuffles_all else SequentialSampler(few)
-        )
-        return {"batch_size": size, "sampler": shuffled}
+    if parts.shuffles_all:  # a sequential sampler is read below: its length would call the dataset's, in the process that forks workers
+        few = range(min(num_samples, len(parts.dataset)))  # type: ignore[arg-type]
+        return {"batch_size": size, "sampler": RandomSampler(few, generator=parts.sampler.generator)}
     if parts.batch_size is None and parts.batch_sampler is not None:
         return {"batch_sampler": _First(parts.batch_sampler, num_samples)}
     if parts.batch_size is None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from census import OURS, eventually
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
-from workloads import Reusing, Rows, Stream, general, mine, short
+from workloads import LenOpens, Reusing, Rows, Stream, general, mine, short
 
 from feedrate import trainables
 from feedrate.analysis.estimate import record_rate, step_only_sps
@@ -58,6 +58,15 @@ def test_workers_without_data_are_counted():
     assert result.effective_num_workers == 1
     assert idle_workers(result.columns() | {"num_workers": 3}).startswith("3 workers were asked for, and 1 had data to load")
     assert idle_workers(result.columns() | {"num_workers": 1}) is None
+
+
+@pytest.mark.parametrize("order", [{}, {"sampler": list(range(64))}], ids=["torch's sequential order", "a list of indices"])
+def test_the_length_is_not_asked_for_before_workers_are_forked(order):
+    """They would share the file that `__len__` opens; torch asks for it later, or never."""
+    loader = lambda **overrides: DataLoader(LenOpens(), **order, **overrides)  # noqa: E731
+    result = run(general(loader, lambda batch: None), LoaderConfig(batch_size=4, num_workers=2, persistent_workers=True), max_trial_s=1.0)
+    assert result.epoch_samples == 64
+    assert sum(result.windows.window_num_items) > 0
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
