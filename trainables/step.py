@@ -121,7 +121,7 @@ def is_count(returned: Any) -> bool:
 def count_items(batch: Any, returned: Any) -> int:
     """Return the number of items in a batch: the int that the step returned, otherwise the first tensor's first dimension.
 
-    If a batch is None or empty, it has no items.
+    If a batch holds nothing (see `holds_nothing`), it has no items.
 
     Raises:
         Refused: the step returned no int and the batch contains no tensor, or it returned less than 0. Let the step
@@ -136,9 +136,21 @@ def count_items(batch: Any, returned: Any) -> int:
         return int(returned)
     if next(tensors(batch), None) is not None:
         return count_samples(batch)
-    if batch is None or (isinstance(batch, (Mapping, list, tuple)) and not batch):
+    if holds_nothing(batch):
         return 0
     raise Refused("the batch has no tensor whose samples could be counted: return from step(batch) the number of items that it trained, as an int")
+
+
+def holds_nothing(batch: Any) -> bool:
+    """Return whether there is nothing to train on: no tensor has an element, or without tensors there is nothing but None."""
+    sizes = [tensor.numel() for tensor in tensors(batch)]
+    return not any(sizes) if sizes else _is_none(batch)
+
+
+def _is_none(batch: Any) -> bool:
+    if isinstance(batch, Mapping):
+        return all(map(_is_none, batch.values()))
+    return all(map(_is_none, batch)) if isinstance(batch, (list, tuple)) else batch is None
 
 
 def count_samples(batch: Any) -> int:

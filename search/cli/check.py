@@ -96,8 +96,10 @@ def _print_report(report: dict[str, Any]) -> None:
 
 def _summary(report: dict[str, Any]) -> str:
     names = [finding["name"] for finding in report["findings"] if finding["level"] == "error"]
+    if report["changes_data"] is None:
+        if "batches" in names:
+            return "The loader's batches hold nothing: batches. Whether another setting would change the data is not known."
+        return "The loader does not work with workers: loading. The data that it would deliver is not known."
     if names:
-        if names == ["loading"]:
-            return "The loader does not work with workers: loading. The data that it would deliver is not known."
         return f"Changing the loader changes the data: {', '.join(names)}. docs/check.md explains each."
     return "Changing the loader does not change the data, as far as these samples tell."

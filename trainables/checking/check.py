@@ -16,7 +16,15 @@ from typing import Any, TypeVar
 
 import torch
 
-from feedrate.trainables.checking.count_check import COUNT_LIMIT_S, EpochCount, count, counts, stream_counts
+from feedrate.trainables.checking.count_check import (
+    COUNT_LIMIT_S,
+    EpochCount,
+    count,
+    counts,
+    empty_batches,
+    num_empty,
+    stream_counts,
+)
 from feedrate.trainables.checking.epoch_check import EpochState, epoch_findings
 from feedrate.trainables.checking.epoch_look import epoch_state
 from feedrate.trainables.checking.order_check import (
@@ -54,6 +62,9 @@ LEAST_LOOK_S = {"fork": 5.0, "forkserver": 20.0, "spawn": 20.0}
 """Lower bound, by start method, of the time limit of one `Look` at the loader: spawned workers take seconds to start, again in every epoch."""
 LEAST_DRAWS = 8
 """Least number of random draws per worker."""
+WITHOUT_DATA = {"loading", "batches"}
+"""Errors that say nothing about other settings: the loader does not work with workers, or its batches hold nothing."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
@@ -71,9 +82,9 @@ class Report:
 
     @property
     def changes_data(self) -> bool | None:
-        """Whether some setting would train on different data; None if the loader does not work with workers, so that nobody knows."""
-        errors = [finding.name for finding in self.findings if finding.level == "error"]
-        return None if errors == ["loading"] else bool(errors)
+        """Whether some setting would train on different data; None if nobody knows, because of an error in `WITHOUT_DATA`."""
+        errors = {finding.name for finding in self.findings if finding.level == "error"}
+        return None if errors and errors <= WITHOUT_DATA else bool(errors)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object, as `feedrate check --json` prints it."""
@@ -138,6 +149,8 @@ class _Alone:
     neutral: Epoch | None
     """A delivery with random generators seeded to the same value before every sample."""
     count: EpochCount | Failure | None
+    num_empty: int | Failure | None
+    """How many batches hold nothing; None if there was no time to read one."""
 
 
 class _Checking:
@@ -161,7 +174,7 @@ class _Checking:
         with self._loader(0) as loader:
             alone = self._alone(loader)
         with self._loader(self.num_workers) as loader:
-            found: list[Finding] = []
+            found = [] if alone is None else empty_batches(alone.num_empty)
             try:
                 found += self._shared(loader, alone) if alone is not None else []
             except _Failed as failed:
@@ -224,8 +237,24 @@ class _Checking:
         if not self.survey.is_iterable:
             count_ = self._ask(loader, count, min(COUNT_LIMIT_S, max(self.until_s - time.monotonic(), 1.0)))
         return _Alone(
-            pace=seen, delivered=delivered, again=again, neutral=None if neutral is None else neutral[0], count=count_
+            pace=seen,
+            delivered=delivered,
+            again=again,
+            neutral=None if neutral is None else neutral[0],
+            count=count_,
+            num_empty=self._num_empty(loader),
         )
+
+    def _num_empty(self, loader: FreshLoader) -> int | Failure | None:
+        """Read batches until one holds something; return None if there is no time."""
+        if not self._has_time(loader, Look(num_workers=0, num_samples=self.num_samples, epochs=1), "whether the batches hold anything"):
+            return None
+        limit_s = max(self.until_s - time.monotonic(), LEAST_LOOK_S["fork"])
+        try:
+            return self._ask(loader, partial(num_empty, num_samples=self.num_samples, max_s=limit_s / 4), limit_s)
+        except OutOfTime:
+            self.skipped.append("whether the batches hold anything")
+            return None
 
     def _shared(self, loader: FreshLoader, alone: _Alone) -> list[Finding]:
         """Do everything that needs whole epochs with workers.

@@ -1,9 +1,15 @@
-"""How many samples and batches an epoch has, how many drop_last drops, and whether that depends on the number of workers."""
+"""How many samples and batches an epoch has, how many drop_last drops, whether that depends on the number of workers, and whether the
+batches hold anything.
+"""
 
 from __future__ import annotations
 
+import itertools
+import time
 from dataclasses import dataclass
 from typing import Any
+
+from torch.utils.data import DataLoader
 
 from feedrate.trainables.checking.order_check import by_worker, is_whole
 from feedrate.trainables.failure import Failure
@@ -11,8 +17,10 @@ from feedrate.trainables.loader.epoch_size import num_indices
 from feedrate.trainables.probing.finding import Finding
 from feedrate.trainables.probing.probe import Epoch, Parts, samples_of
 from feedrate.trainables.probing.survey import Survey
+from feedrate.trainables.step import holds_nothing
 
 COUNT_LIMIT_S = 5.0
+LEAST_BATCHES = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +67,44 @@ def count(parts: Parts) -> EpochCount:
         last = num_indices(batch)
         trained, num_batches = trained + last, num_batches + 1
     return EpochCount(num_trained=trained, num_batches=num_batches, last_batch=last)
+
+
+def num_empty(parts: Parts, num_samples: int, max_s: float) -> int:
+    """Return how many of the loader's first batches hold nothing; 0 if one of them holds something, which ends the reading.
+
+    collate_fn makes the batches, without workers. Run it in `isolated`.
+
+    Args:
+        parts: of the user's loader.
+        num_samples: about this many samples are read. Batches are smaller than the user's if that gives LEAST_BATCHES batches;
+            a batch sampler of the user's decides itself.
+        max_s: after this time no further batch is read.
+    """
+    size = parts.batch_size and max(min(parts.batch_size, num_samples // LEAST_BATCHES), 1)
+    order: dict[str, Any] = {"batch_size": size}
+    if not parts.iterable and size is None and parts.batch_sampler is not None:
+        order = {"batch_sampler": parts.batch_sampler}
+    elif not parts.iterable:
+        order |= {"sampler": parts.sampler}
+    loader: DataLoader[Any] = DataLoader(parts.dataset, collate_fn=parts.collate_fn, generator=parts.generator, **order)
+    until_s, number = time.monotonic() + max_s, 0
+    for batch in itertools.islice(loader, max(LEAST_BATCHES, num_samples // (size or 1))):
+        if not holds_nothing(batch):
+            return 0
+        number += 1
+        if time.monotonic() > until_s:
+            break
+    return number
+
+
+def empty_batches(number: int | Failure | None) -> list[Finding]:
+    """Report that the first batches hold nothing, so that a training step trains on nothing; `number` is the result of `num_empty`."""
+    if not isinstance(number, int) or not number:
+        return []
+    which = f"the first {number:,} batches hold nothing: each is" if number > 1 else "the first batch holds nothing: it is"
+    sentence = f"{which} None or empty after collate_fn, so a training step trains on nothing"
+    fix = "find out why the dataset or collate_fn drops every sample: an exception that it hides, a wrong path, a filter"
+    return [Finding(name="batches", level="error", sentence=sentence, fix=fix, evidence={"num_empty": number})]
 
 
 def stream_counts(survey: Survey, alone: Epoch, shared: Epoch, num_workers: int) -> list[Finding]:

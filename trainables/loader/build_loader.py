@@ -16,7 +16,7 @@ from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import Failure, TrialFailed, sentence, user_traceback
 from feedrate.trainables.loader.epochs import EndlessSampler
 from feedrate.trainables.loader.no_loader import why_no_loader
-from feedrate.trainables.step import tensors
+from feedrate.trainables.step import holds_nothing
 from feedrate.trainables.workload import Workload, WorkloadError
 
 MOST_PASSED_OVER = 20
@@ -165,12 +165,7 @@ def cached_batch(workload: Workload, config: LoaderConfig) -> Any:
     first = next(batches, _END)
     if first is _END:
         raise no_batch(0)
-    return next((batch for batch in itertools.chain([first], batches) if _can_be_trained(batch)), first)
-
-
-def _can_be_trained(batch: Any) -> bool:
-    sizes = [tensor.numel() for tensor in tensors(batch)]
-    return any(sizes) or (not sizes and batch is not None)
+    return next((batch for batch in itertools.chain([first], batches) if not holds_nothing(batch)), first)
 
 
 def _few_batches(workload: Workload, config: LoaderConfig) -> Iterator[Any]:

@@ -54,6 +54,10 @@ def noisy():
 def broken():
     return short(Broken())
 
+def nothing():
+    make_loader = lambda **overrides: DataLoader(Rows(), collate_fn=lambda samples: None, **overrides)
+    return Workload.from_loader(name="nothing", make_loader=make_loader, make_step=lambda context: lambda batch: 0)
+
 def exits():
     return short(lambda: os._exit(3))
 
@@ -113,6 +117,14 @@ def test_repeated_random_numbers_end_with_1_and_the_fix(capfd):
     )
     assert "comparing epochs with 0 and with 2 workers" in said.err
     assert "comparing" not in said.out
+
+
+def test_batches_that_hold_nothing_end_with_1(capfd):
+    """The last line does not call the data changed."""
+    assert check("mine.py:nothing", "--time-budget", "10s") == 1
+    lines = capfd.readouterr().out.splitlines()
+    assert any(line.startswith("ERROR    batches              the first ") for line in lines)
+    assert lines[-1].startswith("The loader's batches hold nothing: batches.")
 
 
 def test_json_is_one_object(capfd):

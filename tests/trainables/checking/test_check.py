@@ -8,7 +8,7 @@ import pytest
 import torch
 from looks import found, levels, step
 from torch.utils.data import DataLoader, get_worker_info
-from workloads import AnsweredByThread, InWorker, Rows, general, short
+from workloads import AnsweredByThread, InWorker, LenOpens, Rows, Stream, general, short
 
 from feedrate.trainables.checking import check as check_module
 from feedrate.trainables.checking.check import check
@@ -129,6 +129,14 @@ def test_a_file_that_is_opened_on_first_use_passes():
     assert "error" not in findings.values()
 
 
+def test_a_file_that_len_opens_passes():
+    """The length is asked for in a process that ends, because a sampler that knows its indices does not ask for it."""
+    loader = lambda **overrides: DataLoader(LenOpens(), sampler=list(range(64)), **overrides)  # noqa: E731
+    findings = levels(found(lambda: general(loader, step)))
+    assert "loading" not in findings
+    assert not {"error", "warning"} & set(findings.values())
+
+
 def test_a_file_that_nobody_is_seen_to_hold_is_named_by_its_path(tmp_path):
     """Such as one that a library keeps open behind a number."""
     path = tmp_path / "rows.bin"
@@ -228,6 +236,39 @@ def test_nothing_to_check_is_wrong_usage(workload, words):
     """One sentence that names the workload."""
     with pytest.raises(WorkloadError, match=words):
         check(workload)
+
+
+class Dropping:
+    """A collate_fn that drops samples below a bound, as one that drops those that cannot be read."""
+
+    def __init__(self, bound, nothing):
+        self.bound, self.nothing = bound, nothing
+
+    def __call__(self, samples):
+        kept = [sample for sample in samples if sample[0][0] >= self.bound]
+        return torch.utils.data.default_collate(kept) if kept else self.nothing
+
+
+@pytest.mark.parametrize("nothing", [None, (None, None), {}, torch.zeros(0, 4)], ids=["None", "pair of None", "empty", "no rows"])
+def test_batches_that_hold_nothing_are_an_error(nothing):
+    """A step would train on nothing."""
+    loader = lambda **overrides: DataLoader(Rows(), collate_fn=Dropping(64, nothing), **({"batch_size": 8} | overrides))  # noqa: E731
+    batches = found(general(loader, step), budget_s=10)["batches"]
+    assert batches["level"] == "error"
+    assert batches["sentence"].startswith("the first 8 batches hold nothing: each is None or empty after collate_fn, so a training step trains on nothing")
+
+
+def test_some_batches_that_hold_nothing_are_no_error():
+    """The first ones are empty here; a stream that yields None for every sample has only empty ones."""
+    loader = lambda **overrides: DataLoader(Rows(), collate_fn=Dropping(20, None), **({"batch_size": 8} | overrides))  # noqa: E731
+    assert "batches" not in found(general(loader, step), budget_s=10)
+
+    class Nothing(Stream):
+        def __iter__(self):
+            return (None for _ in range(6))
+
+    stream = lambda **overrides: DataLoader(Nothing(), batch_size=None, **overrides)  # noqa: E731
+    assert found(general(stream, step), budget_s=10)["batches"]["sentence"].startswith("the first 6 batches hold nothing")
 
 
 def test_one_worker_has_nobody_to_repeat():
