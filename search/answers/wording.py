@@ -19,6 +19,7 @@ from feedrate.analysis.sections import epoch_text, read_more, shared_gpu, shared
 from feedrate.analysis.summary import knee_of, same
 from feedrate.search.record import SearchRecord
 from feedrate.search.result import SearchResult
+from feedrate.search.session.search_end import reason_of
 from feedrate.search.setup.prepare import resume_command
 from feedrate.trainables.config import LoaderConfig
 
@@ -95,7 +96,7 @@ def explain(result: SearchResult) -> list[str]:
         lines.append(f"Best by batch size: {rates} (the batch size changes training: fix it with --batch-size N; your own setting is compared at the best one's)")
     failures = result.failures[~result.failures["superseded"]]
     several = failures["hostname"].nunique() > 1 or best["search"]["num_hosts"] > 1
-    for _, failure in failures.drop_duplicates("failure_message").head(3).iterrows():
+    for _, failure in failures[~reasons_of(failures).duplicated()].head(3).iterrows():
         where = f" on {failure['hostname']}" if several and pd.notna(failure["hostname"]) else ""
         lines.append(f"Failed: {failure['config']}{where}: {failure['failure_message']}")
     for host in best["search"]["set_aside"]:
@@ -122,6 +123,13 @@ def explain(result: SearchResult) -> list[str]:
         lines.append(f"`dataloader` alone does not reproduce this rate: the process also needs {names}, as shown below.")
     lines.append(("Paste:\n" if best["process"] else "Paste: ") + python_snippet(best))
     return lines
+
+
+def reasons_of(failures: pd.DataFrame) -> pd.Series[Any]:
+    """Return the reason of each failure without samples and numbers, so that failures for one reason have the same text."""
+    both = zip(failures["failure_message"], failures["failure_kind"], strict=True)
+    texts = [str(reason_of({"failure_message": message, "failure_kind": kind})).partition(" (raised ")[0] for message, kind in both]
+    return pd.Series(texts, index=failures.index, dtype=object)
 
 
 def _conclusion(result: SearchResult, left_out: bool) -> list[str]:

@@ -285,10 +285,12 @@ def finish(search: Any, command: str, as_json: bool) -> int | None:
 
 
 def _reasons(failures: pd.DataFrame) -> str:
-    """Return each failure message once, with the hosts on which it occurred if there are several hosts."""
+    """Return one failure message for each reason, with the hosts on which it occurred if there are several hosts."""
+    from feedrate.search.answers.wording import reasons_of
+
     failures = failures.dropna(subset=["failure_message"])
     reasons = []
-    for _, group in failures.groupby(failures["failure_message"].str.partition(" (raised ")[0], sort=False):
+    for _, group in failures.groupby(reasons_of(failures), sort=False):
         hosts = sorted(group["hostname"].dropna().unique())
         where = f" (on {', '.join(hosts)})" if failures["hostname"].nunique() > 1 else ""
         reasons.append(f"{group['failure_message'].iloc[0]}{where}")

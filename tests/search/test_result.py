@@ -13,6 +13,7 @@ from feedrate.analysis import load_run, sections
 from feedrate.analysis.best import best_schema, check_best, load_best
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.search.answers.wording import explain, print_result
+from feedrate.search.cli.search import _reasons
 from feedrate.search.result import conclude
 
 OVER = "12 settings were tried (--max-trials)"
@@ -241,6 +242,15 @@ def test_the_table_compares_with_yours(concluded):
     assert "Not confirmed" in text
     paste = next(line for line in text.splitlines() if line.startswith("Paste: "))
     assert "DataLoader(dataset, batch_size=64, num_workers=4, " in paste
+
+
+def test_failures_that_differ_in_numbers_are_listed_once(concluded):
+    """Which samples were in the batch, or how many were tried, is no other reason."""
+    messages = ("bad file '3.npy' (raised for samples 1, 2)", "bad file '7.npy' (raised for samples 5, 6, 7)", "no items in any of 11,116 batches")
+    failed = [record(number, status="failed", failure_message=each) for number, each in enumerate((*messages, "no items in any of 13,763 batches"), 1)]
+    lines = [line for line in printed(concluded([baseline(), *failed])).splitlines() if line.startswith("Failed: ")]
+    assert [line.partition(": ")[2].partition(": ")[2] for line in lines] == [messages[0], messages[2]]
+    assert _reasons(concluded(failed).failures) == f"{messages[0]}; {messages[2]}"
 
 
 def test_the_table_names_the_users_unit(concluded):
