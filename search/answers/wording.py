@@ -84,7 +84,7 @@ def explain(result: SearchResult) -> list[str]:
     if not full.empty:
         some = ", ".join(full["config"].head(3)) + (" and more" if len(full) > 3 else "")
         lines.append(f"Left out: {some}, because less than {LEAST_HEADROOM_FRACTION:.0%} of the accelerator's memory stayed free.")
-    lines += _conclusion(result, not left_out.is_nothing)
+    lines += _conclusion(result)
     if (epoch := epoch_text(best, best["throughput"]["unit"])) is not None and yours is not None:
         lines.append(f"Epoch of {epoch}.")
     lines += filter(None, [read_more(best, result.ranking)])
@@ -132,7 +132,7 @@ def reasons_of(failures: pd.DataFrame) -> pd.Series[Any]:
     return pd.Series(texts, index=failures.index, dtype=object)
 
 
-def _conclusion(result: SearchResult, left_out: bool) -> list[str]:
+def _conclusion(result: SearchResult) -> list[str]:
     """Return whether to keep the user's own setting, in words no firmer than the numbers, and the command that settles what is open."""
     best, ranked = result.best, result.ranking
     assert best is not None
@@ -140,7 +140,7 @@ def _conclusion(result: SearchResult, left_out: bool) -> list[str]:
     is_yours = yours and yours["dataloader"] == best["dataloader"] and yours.get("process", {}) == best["process"]
     resume = resume_command(RunFolder(result.folder))
     lines = []
-    if ranked["is_baseline"].all() and not left_out:
+    if ranked["is_baseline"].all():
         lines.append(_only_yours(result, resume))
     elif best["verdict"] == "compute-bound" and best["ceiling"] and yours and yours["speedup"] < 1.05:
         sizes = best["best_by_batch_size"].values()
@@ -178,6 +178,8 @@ def _only_yours(result: SearchResult, resume: str) -> str:
         return f"Only your own setting was measured: nothing is known about others. Try some with: {more}"
     if not result.failures.empty:
         return "Only your own setting was measured: every other setting of the search space failed."
+    if not Disqualified.of(run.search).is_nothing:
+        return "Only your own setting was measured: the search space has no other one that does not repeat data."
     return (
         "Only your own setting was measured: the search space has no other one. To compare it with others, search more values, for "
         "example --num-workers 0..16."

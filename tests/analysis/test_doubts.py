@@ -187,3 +187,15 @@ def test_a_space_of_one_setting_is_not_extended_by_trying_more(concluded):
     failed = record(1, num_workers=4, status="failed")
     assert only_yours(concluded([yours(), failed], space=space)).endswith("every other setting of the search space failed.")
     assert "feedrate resume" in only_yours(concluded([yours()], space=space))
+
+
+def test_where_settings_repeat_data_the_others_are_tried(concluded):
+    """No line says that something is open and leaves out how to settle it."""
+    disqualified = {"max_num_workers": 1, "reason": "every worker delivers the same samples", "persistent_workers": None, "epochs_reason": None}
+    with_one = ONE | {"num_workers": Choice((0, 1))}
+    space = SearchSpace.default(num_cpus=8, has_accelerator=False, given=with_one).to_json()
+    result = concluded([yours()], space=space, disqualified=disqualified)
+    assert "feedrate resume" in only_yours(result)
+    assert "until it is settled" not in said(result)
+    space = SearchSpace.default(num_cpus=8, has_accelerator=False, given=ONE).to_json()
+    assert only_yours(concluded([yours()], space=space, disqualified=disqualified)).endswith("no other one that does not repeat data.")
