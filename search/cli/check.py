@@ -90,7 +90,7 @@ def _print_report(report: dict[str, Any]) -> None:
         head = f"{WORDS[finding['level']]:8} {finding['name']:20} "
         print(textwrap.fill(head + finding["sentence"], 120, subsequent_indent=" " * len(head)))
         if finding["fix"] and finding["level"] in ("error", "warning"):
-            print(textwrap.indent(finding["fix"], " " * len(head) + "| "))
+            print("\n".join(f"{' ' * len(head)}| {line}" for line in finding["fix"].splitlines()))
     print(f"\n{_summary(report)}")
 
 

@@ -110,7 +110,7 @@ def _content(cell: Any) -> Any:
 
 
 def _is_leaf(value: Any) -> bool:
-    return isinstance(value, (*GENERATORS, *_MADE_FOR_SHARING, io.IOBase, torch.Tensor)) or _unsafe(value) is not None
+    return isinstance(value, (*GENERATORS, *_MADE_FOR_SHARING, *_THREADS, io.IOBase, torch.Tensor)) or _unsafe(value) is not None
 
 
 def owned_generators(dataset: object) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def _unsafe(value: Any) -> str | None:
     if isinstance(value, socket.socket):
         return "a socket" if value.fileno() >= 0 else None
     if isinstance(value, _THREADS):
-        return f"a {type(value).__name__}, which workers do not have"
+        return f"a {type(value).__name__}, which workers do not have" if _has_started(value) else None
     if isinstance(value, _LOCKS):
         return f"a {type(value).__name__}, which may be held while workers are forked"
     kind = type(value)
@@ -190,6 +190,16 @@ def _unsafe(value: Any) -> str | None:
     if package in _HANDLES and kind.__name__ not in _HARMLESS:
         return f"{_HANDLES[package]} ({package}.{kind.__name__})"
     return None
+
+
+def _has_started(value: Any) -> bool:
+    """Whether a thread, process or pool of them exists already; an executor starts its threads on first use, in the worker."""
+    if isinstance(value, threading.Thread):
+        return value.is_alive()
+    if isinstance(value, multiprocessing.process.BaseProcess):
+        return value.ident is not None
+    own = [getattr(value, name) for name in ("_threads", "_processes") if hasattr(value, name)]
+    return any(own) or not own
 
 
 def _has_descriptor(file: io.IOBase) -> bool:

@@ -7,6 +7,7 @@ import random
 import sqlite3
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -39,6 +40,20 @@ def test_connections_and_locks_are_found():
         "lock": "a lock, which may be held while workers are forked",
         "inside['db']": "an open SQLite connection (sqlite3.Connection)",
     }
+
+
+def test_a_pool_without_threads_passes():
+    """It starts them on first use, in the worker; those that run already do not exist in workers."""
+    dataset, over = Rows(), threading.Event()
+    with ThreadPoolExecutor(2) as dataset.pool:
+        dataset.thread = threading.Thread(target=over.wait)
+        assert fork_unsafe(dataset) == []
+        dataset.pool.submit(int).result()
+        dataset.thread.start()
+        assert [path for path, _ in fork_unsafe(dataset)] == ["pool", "thread"]
+        over.set()
+        dataset.thread.join()
+        assert fork_unsafe(dataset) == [("pool", "a ThreadPoolExecutor, which workers do not have")]
 
 
 def test_what_is_made_to_be_shared_passes(tmp_path):
