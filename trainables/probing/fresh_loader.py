@@ -17,7 +17,7 @@ from feedrate.trainables.isolation.leaving import EXIT_S
 from feedrate.trainables.probing.probe import Parts
 from feedrate.trainables.probing.survey import Made, Make, Survey
 from feedrate.trainables.resolve import UnknownWorkload
-from feedrate.trainables.workload import WorkloadError
+from feedrate.trainables.workload import WorkloadError, WorkloadRaised
 
 T = TypeVar("T")
 
@@ -44,7 +44,8 @@ class FreshLoader:
         first: the survey of the user's own loader, if `config` is another setting.
 
     Raises:
-        WorkloadError: there is no loader or no data.
+        WorkloadError: there is no loader or no data, or the workload's function raised an exception.
+        CannotBeMade: it raised one only now, after an earlier process made the workload.
         TrialFailed: the workload or loader cannot be made; the failure says why.
     """
 
@@ -55,6 +56,11 @@ class FreshLoader:
         self._process: IsolatedProcess | None = process
         try:
             made: Survey | Failure = process.receive(MAKING_LIMIT_S)
+        except WorkloadRaised as error:
+            self.close()
+            if self._is_first:
+                raise
+            raise CannotBeMade(made_before(error)) from None
         except BaseException:
             self.close()
             raise
@@ -138,8 +144,9 @@ class FreshLoader:
 def made_before(error: BaseException) -> Failure:
     """Return the failure of a loader that one process made, but that a second one, after the first had ended, could not make."""
     failure = classify(error, "setup")
+    why = str(error).strip().splitlines()[-1] if isinstance(error, WorkloadRaised) else failure.message  # its text ends with a traceback
     message = (
-        f"a process made the loader and ended, and then a second process could not make it again: {failure.message}. Something that "
+        f"a process made the loader and ended, and then a second process could not make it again: {why}. Something that "
         "the first process made is in the way, such as a block of shared memory, a file or a port with a fixed name. Remove it "
         "when the process ends (atexit), or give it a name that no other process uses"
     )

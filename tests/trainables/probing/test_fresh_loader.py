@@ -12,10 +12,12 @@ from torch.utils.data import DataLoader
 from workloads import AnsweredByThread, Rows, general, short
 
 from feedrate.trainables.checking.check import check
+from feedrate.trainables.checking.describe import describe
 from feedrate.trainables.checking.disqualify import disqualified
 from feedrate.trainables.config import LoaderConfig
-from feedrate.trainables.failure import Failure, TrialFailed
+from feedrate.trainables.failure import Failure, TrialFailed, user_traceback
 from feedrate.trainables.probing.fresh_loader import CannotBeMade, FreshLoader
+from feedrate.trainables.workload import WorkloadRaised
 
 
 class Counted(Rows):
@@ -89,6 +91,25 @@ def test_what_cannot_be_made_again_is_said_in_one_sentence(tmp_path):
         check(partial(once, tmp_path / "name", removes=False), budget_s=4)
     assert "a second process could not make it again: FileExistsError" in raised.value.failure.message
     assert "Remove it when the process ends (atexit)" in raised.value.failure.message
+
+
+def test_a_workload_function_that_works_once_is_said_to_be_that(tmp_path):
+    """Such as one that makes a folder, which must not exist; a check and the description of a workload say the same."""
+    folder = tmp_path / "experiment"
+
+    def make():
+        try:
+            folder.mkdir()
+        except FileExistsError as error:
+            raise WorkloadRaised(f"the workload's function 'make' raised:\n{user_traceback(error)}") from None
+        return general(lambda **overrides: DataLoader(Rows(), **overrides), step)
+
+    words = r"^a process made the loader and ended, .* could not make it again: FileExistsError: .*experiment'\. Something that the first process"
+    with pytest.raises(WorkloadRaised, match=words):
+        describe(make, lambda: None)
+    folder.rmdir()
+    with pytest.raises(CannotBeMade, match=words):
+        check(make)
 
 
 def test_a_setting_that_the_loader_does_not_take_is_the_settings_fault():
