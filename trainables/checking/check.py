@@ -41,7 +41,7 @@ from feedrate.trainables.failure import Failure, TrialFailed
 from feedrate.trainables.isolation.isolated import OutOfTime
 from feedrate.trainables.loader.build_loader import no_batch
 from feedrate.trainables.probing.finding import Finding
-from feedrate.trainables.probing.fresh_loader import FreshLoader, check_again
+from feedrate.trainables.probing.fresh_loader import CannotBeMade, FreshLoader, check_again
 from feedrate.trainables.probing.probe import Epoch, Look, Pace, Parts, deliver, pace, samples_of
 from feedrate.trainables.probing.static_check import MAKE_LATER, static, threads_in_words
 from feedrate.trainables.probing.survey import Make, Survey, compared
@@ -203,6 +203,8 @@ class _Checking:
         self.first.close()
         try:
             loader = FreshLoader(self.make, compared(self.survey.setting, num_workers), self.survey)
+        except CannotBeMade:
+            raise
         except TrialFailed as error:
             if error.failure.kind != "override-ignored":
                 check_again(self.make)

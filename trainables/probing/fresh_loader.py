@@ -144,13 +144,16 @@ class FreshLoader:
 def made_before(error: BaseException) -> Failure:
     """Return the failure of a loader that one process made, but that a second one, after the first had ended, could not make."""
     failure = classify(error, "setup")
-    why = str(error).strip().splitlines()[-1] if isinstance(error, WorkloadRaised) else failure.message  # its text ends with a traceback
+    why, trace = failure.message, failure.traceback
+    if isinstance(error, WorkloadRaised):  # its text is a line and the user's own traceback
+        trace = str(error).partition("\n")[2]
+        why = trace.strip().rpartition("\n")[2] or why
     message = (
         f"a process made the loader and ended, and then a second process could not make it again: {why}. Something that "
         "the first process made is in the way, such as a block of shared memory, a file or a port with a fixed name. Remove it "
         "when the process ends (atexit), or give it a name that no other process uses"
     )
-    return replace(failure, message=message)
+    return replace(failure, message=message, traceback=trace)
 
 
 def check_again(make: Make) -> None:

@@ -108,8 +108,10 @@ def test_a_workload_function_that_works_once_is_said_to_be_that(tmp_path):
     with pytest.raises(WorkloadRaised, match=words):
         describe(make, lambda: None)
     folder.rmdir()
-    with pytest.raises(CannotBeMade, match=words):
+    with pytest.raises(CannotBeMade, match=words) as raised:
         check(make)
+    assert raised.value.failure.traceback.startswith("Traceback")
+    assert "in _loader" not in raised.value.failure.traceback
 
 
 def test_a_setting_that_the_loader_does_not_take_is_the_settings_fault():
