@@ -63,7 +63,7 @@ _HANDLES = {
 _HARMLESS = ("ZipInfo", "TarInfo", "Row", "Empty", "Reference", "Retry", "Timeout", "Config")
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), np.ndarray, np.generic, type, types.ModuleType)
 _STREAMS = (sys.stdin, sys.stdout, sys.stderr)
-_MADE_FOR_SHARING = (logging.Logger, logging.Handler, multiprocessing.managers.BaseProxy)
+_MADE_FOR_SHARING = (logging.Logger, logging.Handler, multiprocessing.managers.BaseProxy, multiprocessing.managers.BaseManager)
 
 
 def members(root: object) -> Iterator[tuple[str, Any]]:

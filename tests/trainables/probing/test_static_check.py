@@ -3,6 +3,7 @@
 import functools
 import io
 import logging
+import multiprocessing
 import random
 import sqlite3
 import sys
@@ -57,11 +58,14 @@ def test_a_pool_without_threads_passes():
 
 
 def test_what_is_made_to_be_shared_passes(tmp_path):
-    """Loggers, the standard streams, files in memory, classes and modules."""
+    """Loggers, the standard streams, files in memory, classes, modules, and what a manager's process keeps for all processes."""
     dataset = Rows()
     dataset.logger = logging.getLogger("mine")
     dataset.things = [sys.stderr, io.BytesIO(b"x"), Rows, np, print]
     assert fork_unsafe(dataset) == []
+    with multiprocessing.Manager() as dataset.manager:
+        dataset.cache = dataset.manager.dict()
+        assert fork_unsafe(dataset) == []
 
 
 def test_members_of_functions_are_seen():
