@@ -13,7 +13,7 @@ from feedrate.trainables.failure import KINDS
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 GUIDES = (ROOT / "CONTRIBUTING.md", ARCHITECTURE)
 SECTIONS = [
-    "Rooms", "The life of a trial", "What crosses processes", "Facts about torch", "Facts about Ray", "Facts about Optuna", "Facts about measuring",
+    "Rooms", "The life of a trial", "The life of a live training", "What crosses processes", "Facts about torch", "Facts about Ray", "Facts about Optuna", "Facts about measuring",
 ]  # fmt: skip
 ABSENT = re.compile(r"\b(?:DESIGN|MEASURING|RAY_OPTUNA|SCRIPTS|PEERS|STYLE|STYLE_ENGLISH|HOUSE|PACKAGING)\.md\b")
 """Notes of the authors that are not in the repository."""
