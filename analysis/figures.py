@@ -18,7 +18,7 @@ from feedrate.analysis.sections import number
 from feedrate.analysis.summary import same
 
 # colours by Okabe and Ito, which colour-blind readers can tell apart, on white and on black
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1")
 _FAILED = "#D62728"
 
 
@@ -28,7 +28,7 @@ def throughput_figure(run: Run, ranked: pd.DataFrame) -> go.Figure | None:
         return None
     figure = _figure("num_workers", f"{run.unit}/s", key="setting")
     for index, (batch_size, settings) in enumerate(ranked.groupby("batch_size", dropna=False, sort=True)):
-        colour = _COLOURS[index % len(_COLOURS)]
+        colour = COLOURS[index % len(COLOURS)]
         name = "own batches" if pd.isna(batch_size) else f"batch {int(str(batch_size))}"
         complete = settings[settings["status"] == "complete"]
         best = complete.drop_duplicates("num_workers").sort_values("num_workers")  # the ranking lists the fastest first
@@ -70,14 +70,14 @@ def batch_size_figure(run: Run, by_batch_size: pd.DataFrame) -> go.Figure | None
     if len(sizes) > 1:
         figure.add_scatter(
             x=sizes, y=[run.ceilings[size] for size in sizes], mode="lines+markers", name="training step alone",
-            line={"color": _COLOURS[3], "dash": "dot"}, marker={"size": 6},
+            line={"color": COLOURS[3], "dash": "dot"}, marker={"size": 6},
         )  # fmt: skip
     figure.add_scatter(
         x=_list(known["batch_size"]),
         y=_list(known["throughput_sps"]),
         error_y=_intervals(known),
         mode="lines+markers",
-        line={"color": _COLOURS[0]},
+        line={"color": COLOURS[0]},
         marker={"size": 8},
         name="best setting",
         text=[_setting_text(row, run.unit) for row in known.to_dict("records")],
@@ -133,7 +133,7 @@ def pareto_figure(run: Run, ranked: pd.DataFrame, front: pd.DataFrame) -> go.Fig
             continue
         figure.add_scatter(
             x=_list(shown["tree_pss_bytes"] / 1e9), y=_list(shown["throughput_sps"]), mode=mode, name=name,
-            line={"shape": "hv", "color": _COLOURS[0]}, marker={"size": 8, "symbol": symbol, "color": _COLOURS[0]},
+            line={"shape": "hv", "color": COLOURS[0]}, marker={"size": 8, "symbol": symbol, "color": COLOURS[0]},
             text=[_setting_text(row, run.unit) for row in shown.to_dict("records")], hoverinfo="text",
         )  # fmt: skip
     figure.update_xaxes(rangemode="tozero")
@@ -159,7 +159,7 @@ def timeline_figure(run: Run) -> go.Figure | None:
         line={"shape": "hv", "color": "#888888"}, hoverinfo="skip",
     )  # fmt: skip
     for status, symbol, colour in (
-        ("complete", "circle", _COLOURS[0]), ("pruned", "diamond-open", _COLOURS[4]), ("failed", "x", _FAILED),
+        ("complete", "circle", COLOURS[0]), ("pruned", "diamond-open", COLOURS[4]), ("failed", "x", _FAILED),
     ):  # fmt: skip
         shown = trials[trials["status"] == status]
         if shown.empty:
@@ -178,16 +178,23 @@ def timeline_figure(run: Run) -> go.Figure | None:
     return figure
 
 
-def _figure(x: str, y: str, *, key: str) -> go.Figure:
-    layout = {
+def empty_figure(**layout: Any) -> go.Figure:
+    """Return a figure without axes that fits into a page, light or dark."""
+    usual = {
         "template": go.layout.Template(),
         "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "font": {"color": "#808080"},
         "margin": {"l": 70, "r": 20, "t": 20, "b": 60}, "hovermode": "closest",
+    }  # fmt: skip
+    return go.Figure(layout=usual | layout)
+
+
+def _figure(x: str, y: str, *, key: str) -> go.Figure:
+    layout = {
         "legend": {"title": {"text": f"each point is a {key}"}},
         "xaxis": {"title": {"text": html.escape(x)}, "gridcolor": "rgba(128,128,128,0.3)"},
         "yaxis": {"title": {"text": html.escape(y)}, "gridcolor": "rgba(128,128,128,0.3)"},
-    }  # fmt: skip
-    return go.Figure(layout=layout)
+    }
+    return empty_figure(**layout)
 
 
 def _intervals(rows: pd.DataFrame) -> dict[str, Any]:

@@ -33,6 +33,8 @@ class RunFolder:
         self.tune = self.path / "tune"
         self.script_log = self.path / "script.log"
         self.lock = self.path / "search.lock"
+        self.training = self.path / "train.json"
+        self.live = self.path / "live.jsonl"
 
     def files(self) -> list[Path]:
         """Return the files that a search writes, if they exist; search.json and the lock come last."""
@@ -53,8 +55,14 @@ class RunFolder:
             return read_object(self.search)
         except (FileNotFoundError, NotADirectoryError):
             way_out = "Name a folder that feedrate search wrote"
+            if self.is_training():
+                raise RunError(f"{self.path} is the folder of a training, not of a search. To see it, run: feedrate report {self.path}") from None
             what = "is not a run folder: it has no search.json" if self.path.exists() else "does not exist"
             raise RunError(f"{self.path} {what}. {way_out}") from None
+
+    def is_training(self) -> bool:
+        """Return whether `feedrate train` or `live(loader)` wrote this folder, and no search did."""
+        return not self.search.exists() and (self.training.is_file() or self.live.is_file())
 
     def records(self) -> tuple[list[dict[str, Any]], list[str]]:
         """Return every record of `trials.jsonl` in order of writing, and one sentence for each line that was skipped.

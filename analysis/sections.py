@@ -158,7 +158,7 @@ def failures_section(run: Run) -> Section:
 
 def machine(run: Run) -> Section:
     """Return machine and versions: first the facts in search.json, then the machines on which trials ran."""
-    rows = [(name, str(value)) for name, value in _flat(run.search.get("hardware")) + _flat(run.search.get("versions"))]
+    rows = [(name, str(value)) for name, value in fact_rows(run.search.get("hardware")) + fact_rows(run.search.get("versions"))]
     hosts = run.trials[["hostname", "device", "device_name", "num_cpus"]].drop_duplicates().dropna(subset=["hostname"])
     for host in hosts.to_dict("records"):
         facts = [str(host[name]) for name in ("device", "device_name") if pd.notna(host[name])]
@@ -296,7 +296,8 @@ def _interval(row: pd.Series[Any], name: str) -> str:
     return f"{number(row[f'{name}_sps'])} (95 % interval {low}-{high})"
 
 
-def _flat(facts: object) -> list[tuple[str, str]]:
+def fact_rows(facts: object) -> list[tuple[str, str]]:
+    """Return the facts of an object from a file as rows of a table; nothing if it is no object."""
     if not isinstance(facts, dict):
         return []
     return [

@@ -54,7 +54,7 @@ def print_section(console: Console, section: Section, heading: str, most_rows: i
 
 
 class Report:
-    """Write the report page and tables of a run, even while it is still running.
+    """Write the report page and tables of a run, even while it is still running. Of a training (feedrate train): the page.
 
     feedrate report feedrate-runs/images-1
     feedrate report feedrate-runs/images-1 --format csv,parquet,markdown
@@ -73,31 +73,63 @@ class Report:
         from feedrate.analysis.load import load_run
         from feedrate.analysis.page import write_page
         from feedrate.analysis.remote import is_url
+        from feedrate.analysis.run_folder import RunFolder
 
         formats = [word.strip() for word in args.format.split(",") if word.strip()]
         unknown = [word for word in formats if word not in FORMATS]
         if unknown or not formats:
             raise UsageError(f"--format takes any of {', '.join(FORMATS)}, not {args.format!r}")
+        if not is_url(args.run) and RunFolder(args.run).is_training():
+            _report_training(args, formats)
+            return None
         run = load_run(args.run)
-        if args.output is None and is_url(args.run):
-            raise UsageError(f"{args.run} is an address: give the folder to write to with -o DIR")
-        if args.output is not None and is_url(args.output):
-            raise UsageError(f"-o takes a folder, not the address {args.output}")
-        folder = Path(args.output) if args.output else run.path
+        folder = _folder_for(args, run.path)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             written = export_tables(run, folder, [word for word in formats if word != "html"])
             if "html" in formats:
                 write_page(run, folder / "report.html")
                 written.append(folder / "report.html")
         except OSError as error:
             raise UsageError(f"the report cannot be written to {folder}: {error.strerror}") from None
-        answer("report", {"written": written, "problems": run.problems})
-        for problem in run.problems:
-            print(f"note: {problem}")
-        for path in written:
-            print(path)
+        _say(written, run.problems)
         return None
+
+
+def _report_training(args: argparse.Namespace, formats: Sequence[str]) -> None:
+    """Write the page of a training, whose numbers are lines of JSON already."""
+    from feedrate.analysis.training import load_training
+    from feedrate.analysis.training_page import write_training_page
+
+    if others := [word for word in formats if word != "html"]:
+        raise UsageError(f"{args.run} is a training: its report is html only, not {others[0]}; its numbers are lines of live.jsonl")
+    training = load_training(args.run)
+    path = _folder_for(args, training.path) / "report.html"
+    write_training_page(training, path)
+    _say([path], training.problems)
+
+
+def _folder_for(args: argparse.Namespace, own: Path) -> Path:
+    """Return the folder to write to, which exists then."""
+    from feedrate.analysis.remote import is_url
+
+    if args.output is None and is_url(args.run):
+        raise UsageError(f"{args.run} is an address: give the folder to write to with -o DIR")
+    if args.output is not None and is_url(args.output):
+        raise UsageError(f"-o takes a folder, not the address {args.output}")
+    folder = Path(args.output) if args.output else own
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"the report cannot be written to {folder}: {error.strerror}") from None
+    return folder
+
+
+def _say(written: Sequence[Path], problems: Sequence[str]) -> None:
+    answer("report", {"written": written, "problems": problems})
+    for problem in problems:
+        print(f"note: {problem}")
+    for path in written:
+        print(path)
 
 
 class Show:

@@ -18,10 +18,10 @@ from feedrate.search.options import UsageError, parse_duration_s
 from feedrate.search.terminal import arguments
 from feedrate.search.terminal.machine_output import answer
 from feedrate.trainables.deciding.budget import FRACTION, LEAST_S, MOST_S
-from feedrate.trainables.tuning.training_report import NAME, TrainingReport
+from feedrate.trainables.tuning.training_report import TrainingReport
 
 HOOK = Path(__file__).parents[2] / "trainables" / "script" / "hook"
-LEFT = (NAME, "live.jsonl", "claim", "best.json", "without-feedrate")
+LEFT = ("train.json", "report.html", "live.jsonl", "claim", "best.json", "without-feedrate")
 """The files of a training's run folder."""
 
 
@@ -29,7 +29,7 @@ class Train:
     """Run a training command to its end, and tune its loader's workers while it trains.
 
     The samples, their order and the batch size stay what they are; batch_size is never changed. The command has its own output
-    and exit code. The run folder gets live.jsonl (every decision) and best.json.
+    and exit code. The run folder gets live.jsonl (every decision), best.json and report.html.
 
       feedrate train -- python train.py --data /data --epochs 90
       feedrate train --observe --price-per-hour 2.5 -- python train.py
@@ -132,7 +132,7 @@ def _finish(args: argparse.Namespace, folder: RunFolder, name: str, code: int) -
 
     report = None
     with contextlib.suppress(FileNotFoundError):
-        report = TrainingReport.from_json(read_object(folder.path / NAME))
+        report = TrainingReport.from_json(read_object(folder.training))
     (folder.path / "claim").unlink(missing_ok=True)
     facts: dict[str, Any] | None = None
     best: dict[str, Any] | None = None
@@ -143,6 +143,7 @@ def _finish(args: argparse.Namespace, folder: RunFolder, name: str, code: int) -
         if best is not None:
             write_best(folder.best, best)
         _say(*closing_lines(report, facts, best), f"saved: {folder.best if best is not None else folder.path}")
+        _write_page(folder)
     if args.json:
         answer(
             "train",
@@ -158,6 +159,20 @@ def _finish(args: argparse.Namespace, folder: RunFolder, name: str, code: int) -
                 "left_alone": None if report is None else report.summary["left_alone"],
             },
         )
+
+
+def _write_page(folder: RunFolder) -> None:
+    """Write the report page. A full disk must not change the exit code of a training."""
+    from feedrate.analysis.run_folder import RunError
+    from feedrate.analysis.training import load_training
+    from feedrate.analysis.training_page import write_training_page
+
+    try:
+        write_training_page(load_training(folder.path), folder.report)
+    except (RunError, OSError) as error:
+        _say(f"there is no report page: {error}")
+    else:
+        _say(f"report: {folder.report}")
 
 
 def _why_nothing(folder: Path) -> str:

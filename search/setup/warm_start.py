@@ -6,20 +6,18 @@ Only settings are taken over, never rates. If the earlier run is out of date, th
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from feedrate.analysis.best import load_best
 from feedrate.analysis.load import load_run
 from feedrate.analysis.run import Run
-from feedrate.analysis.run_folder import RunError
+from feedrate.analysis.run_folder import RunError, RunFolder
 from feedrate.analysis.summary import may_win, ranking
 from feedrate.search.best_json import config_of
 from feedrate.search.options import UsageError
 from feedrate.search.record import SearchRecord
 from feedrate.search.space.search_space import SearchSpace
 from feedrate.trainables.config import LoaderConfig
-from feedrate.trainables.tuning.training_report import NAME as TRAINING
 
 MAX_REMEMBERED = 2
 
@@ -52,7 +50,7 @@ def check_run(run: str | os.PathLike[str]) -> Run:
 
 def is_training(run: str | os.PathLike[str]) -> bool:
     """Return whether a folder is that of a training with `feedrate train`, which has no trials."""
-    return (Path(run) / TRAINING).exists()
+    return RunFolder(run).is_training()
 
 
 def check_source(run: str | os.PathLike[str]) -> None:

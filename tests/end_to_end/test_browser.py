@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 from synthetic import example_best, record, small_run, write_run
+from training_folder import folder_of
 
-from feedrate.analysis import load_run, page
+from feedrate.analysis import html_parts, load_run
 from feedrate.analysis.page import write_page
+from feedrate.analysis.training import load_training
+from feedrate.analysis.training_page import write_training_page
 
 ARTEFACTS = Path(__file__).parents[2] / "test-artefacts"
 HOSTILE = """</script><script>alert(1)</script><img src=x onerror=alert(2)> " ' & $title ${body} --> <!-- %{x} </td>"""
@@ -42,9 +45,9 @@ def chromium():
 def shown(chromium, tmp_path):
     """Writes the page of a run, opens it, takes a picture, and finds nothing to complain of."""
 
-    def show(run_folder, name, *, plots):
+    def show(run_folder, name, *, plots, write=lambda folder, path: write_page(load_run(folder), path)):
         path = tmp_path / f"{name}.html"
-        write_page(load_run(run_folder), path)
+        write(run_folder, path)
         for log in ("browser", "performance"):
             chromium.get_log(log)
         chromium.get(path.as_uri())
@@ -117,6 +120,22 @@ def test_points_tell_what_they_are(shown, tmp_path):
     assert "samples/s" in text_of(browser, "#plot-throughput .hoverlayer")
 
 
+def test_the_page_of_a_training(shown, tmp_path):
+    """Rate, waiting and workers in one plot; the pointer over a decision shows its reason."""
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.by import By
+
+    browser = shown(folder_of(tmp_path / "run"), "training", plots=1, write=lambda folder, path: write_training_page(load_training(folder), path))
+    assert "3 workers trained 1.90x" in text_of(browser, ".headline")
+    titles = browser.execute_script("return [...document.querySelectorAll('#plot-timeline .ytitle, #plot-timeline .y2title, #plot-timeline .y3title')].map(each => each.textContent)")
+    assert titles == ["batches/s", "waiting, %", "workers"]
+    mark = browser.find_elements(By.CSS_SELECTOR, "#plot-timeline .points path")[-1]
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", mark)
+    ActionChains(browser).move_to_element(mark).perform()
+    wait(lambda: browser.execute_script("return document.querySelector('#plot-timeline .hoverlayer').textContent"))
+    assert "608 samples/s" in text_of(browser, "#plot-timeline .hoverlayer")
+
+
 def test_an_empty_run(shown, tmp_path):
     browser = shown(write_run(tmp_path / "run", []), "empty", plots=0)
     assert "No trial was measured" in text_of(browser, ".headline")
@@ -184,7 +203,7 @@ def test_everything_is_reached_without_a_mouse(shown, tmp_path):
 
 def test_a_page_of_a_search_that_goes_on_shows_what_is_written_next(chromium, tmp_path, monkeypatch):
     """It reloads itself until the search has ended."""
-    monkeypatch.setattr(page, "REFRESH_S", 1)
+    monkeypatch.setattr(html_parts, "REFRESH_S", 1)
     folder, path = tmp_path / "run", tmp_path / "going.html"
     write_page(load_run(write_run(folder, small_run()[:2])), path)
     chromium.get(path.as_uri())

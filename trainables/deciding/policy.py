@@ -15,6 +15,7 @@ from feedrate.analysis.estimate import steady_rate
 from feedrate.trainables.deciding.budget import Budget
 from feedrate.trainables.deciding.candidates import ENOUGH_FRACTION, Candidates
 from feedrate.trainables.deciding.comparison import LOOKS, WORTH, Comparison
+from feedrate.trainables.deciding.course import Course
 from feedrate.trainables.deciding.decision import Decision
 from feedrate.trainables.deciding.sprint import Sprint
 from feedrate.trainables.deciding.waiting_watch import WaitingWatch
@@ -76,6 +77,8 @@ class Policy:
         """Batches so far, and the time in which the training waited, trained and did something else between two batches."""
         self.speedup: tuple[float, float, float] | None = None
         """Rate of `best` divided by that of `own`, with its 95 % interval, once it has been confirmed."""
+        self.course = Course()
+        """The rate and the waiting over time."""
         self.decisions: list[Decision] = []
         self.windows: dict[int, list[Window]] = {}
         """The latest windows of each setting, while the present search lasts."""
@@ -106,10 +109,12 @@ class Policy:
         sprint = self._sprint
         if self._is_aside(step_s):
             self.aside_s += step_s
+            self.course.add(num_workers, 0.0, 0.0, step_s, self.elapsed)
             sprint.interrupt()
             return []
         self.wait_s += wait_s
         self.step_s += step_s
+        self.course.add(num_workers, wait_s, step_s, 0.0, self.elapsed)
         if num_workers != sprint.num_workers:
             sprint.passed(wait_s, step_s)
             return []
@@ -152,6 +157,10 @@ class Policy:
         self._plan = self._search_on()
         self._sprint = self._sprint_for(next(self._plan))
         return decision
+
+    def elapsed(self) -> tuple[float, int]:
+        """Return the seconds and the number of batches since the training took its first batch."""
+        return self._clock() - self._began_s if self._began_s is not None else 0.0, self.num_batches
 
     def fraction_waited(self) -> float:
         """Return the share of the whole training's time in which it waited (0..1)."""
@@ -347,14 +356,13 @@ class Policy:
         return decision
 
     def _is_spent(self, share: float) -> bool:
-        began_s, batch_s = self._began_s, self._best_batch_s()
-        elapsed_s = self._clock() - began_s if began_s is not None else 0.0
-        return self.budget.is_spent(elapsed_s + (self.epoch_batches_left or 0) * (batch_s or 0.0), share)
+        batch_s = self._best_batch_s()
+        return self.budget.is_spent(self.elapsed()[0] + (self.epoch_batches_left or 0) * (batch_s or 0.0), share)
 
     def _decide(self, kind: str, target: int, reason: str, **numbers: Any) -> Decision:
-        elapsed_s = self._clock() - self._began_s if self._began_s is not None else 0.0
+        elapsed_s, step = self.elapsed()
         decision = Decision(
-            kind=kind, num_workers=target, reason=reason, step=self.num_batches, time_s=elapsed_s, numbers=numbers
+            kind=kind, num_workers=target, reason=reason, step=step, time_s=elapsed_s, numbers=numbers
         )
         self.decisions.append(decision)
         return decision

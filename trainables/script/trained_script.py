@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from feedrate.analysis.run_folder import write_atomic
+from feedrate.analysis.run_folder import RunFolder, write_atomic
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.deciding.budget import Budget
 from feedrate.trainables.deciding.policy import Policy
@@ -20,9 +20,9 @@ from feedrate.trainables.loader.baseline import read_baseline
 from feedrate.trainables.machine.accelerator import device_name
 from feedrate.trainables.machine.host import cpu_budget, cpu_model
 from feedrate.trainables.tuning.decision_log import DecisionLog
-from feedrate.trainables.tuning.live import OBSERVES, Live, policy_of
+from feedrate.trainables.tuning.live import Live, policy_of
 from feedrate.trainables.tuning.suitable import why_left_alone
-from feedrate.trainables.tuning.training_report import NAME, TrainingReport
+from feedrate.trainables.tuning.training_report import OBSERVES, TrainingReport
 from feedrate.trainables.tuning.tuned_loader import TunedLoader
 
 CLAIM = "claim"
@@ -104,7 +104,7 @@ class TrainedScript:
             is_over=is_over,
         )
         try:
-            write_atomic(self.folder / NAME, report.to_json())
+            write_atomic(RunFolder(self.folder).training, report.to_json())
         except OSError:
             return
 
@@ -112,6 +112,16 @@ class TrainedScript:
         """Write train.json if the latest one is old."""
         if time.monotonic() - self._saved_s > SAVE_PERIOD_S:
             self.save()
+
+    def end(self) -> None:
+        """Write train.json for the last time, and end the workers."""
+        atexit.unregister(self._at_exit)
+        if self.policy is not None and self.trained is not None:
+            self.policy.course.end(self.policy.elapsed)
+            self.trained.log.write_course(self.policy.course.take())
+        self.save(is_over=True)
+        if self.trained is not None:
+            self.trained.close_pools()
 
     def _claims(self) -> bool:
         """Return whether this is the first process of the command that trains."""
@@ -138,9 +148,7 @@ class TrainedScript:
 
     def _at_exit(self, pid: int) -> None:
         if os.getpid() == pid:
-            self.save(is_over=True)
-            if self.trained is not None:
-                self.trained.close_pools()
+            self.end()
 
 
 class _ScriptLoader(TunedLoader):

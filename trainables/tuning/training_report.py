@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 SCHEMA = "feedrate/train/1"
-NAME = "train.json"
+OBSERVES = "only observing, as asked"
+"""Why the loader of a training with `--observe` was left alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -88,13 +88,22 @@ def test_a_training_that_waits_is_tuned_and_leaves_what_it_found(script):
     expected, found = plain(script, 0, 1, 2600, 0, 0), train(script, 0, 1, 2600, 0.004, 0, flags=["--price-per-hour", "2"])
     assert found.stdout == expected.stdout
     folder = script.parent / "run"
-    lines = [json.loads(line) for line in (folder / "live.jsonl").read_text().splitlines()]
+    everything = [json.loads(line) for line in (folder / "live.jsonl").read_text().splitlines()]
+    lines = [each for each in everything if each["kind"] != "rate"]
     assert [each["kind"] for each in lines[:2]] == ["baseline", "try"]
+    assert sum(each["num_batches"] for each in everything if each["kind"] == "rate") == 650
     assert all(each["reason"] in found.stderr for each in lines)
-    assert "which cost" in found.stderr and "feedrate: saved" in found.stderr
+    assert "; waiting cost " in found.stderr and "feedrate: saved" in found.stderr
     best = load_best(folder)
     assert best["batch_size"] == 4 and best.baseline["dataloader"]["num_workers"] == 0
     assert not (folder / "claim").exists()
+    assert "Timeline of the training" in (folder / "report.html").read_text()
+    (folder / "report.html").unlink()
+    again = subprocess.run([*FEEDRATE, "report", str(folder)], capture_output=True, text=True, check=True)
+    assert again.stdout == f"{folder / 'report.html'}\n" and (folder / "report.html").exists()
+    for command, sentence in (("report", "html only, not csv"), ("show", "is the folder of a training")):
+        refused = subprocess.run([*FEEDRATE, command, str(folder), *(["--format", "csv"] if command == "report" else [])], capture_output=True, text=True, check=False)
+        assert refused.returncode == 2 and sentence in refused.stderr and len(refused.stderr.splitlines()) == 1
 
 
 def test_observing_changes_nothing_and_says_what_waiting_cost(script):
@@ -105,7 +114,7 @@ def test_observing_changes_nothing_and_says_what_waiting_cost(script):
     assert facts["cost"]["wait_fraction"] > 0.5
     assert "content" in found.stderr  # with --json, nothing else is on standard output
     kinds = [json.loads(line)["kind"] for line in (script.parent / "run" / "live.jsonl").read_text().splitlines()]
-    assert kinds == ["baseline", "leave"]
+    assert [kind for kind in kinds if kind != "rate"] == ["baseline", "leave"] and "rate" in kinds
 
 
 def test_ctrl_c_reaches_the_command_and_its_exit_code_comes_back(script):
@@ -118,7 +127,7 @@ def test_ctrl_c_reaches_the_command_and_its_exit_code_comes_back(script):
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "KeyboardInterrupt" in said and "of which the training waited" in said
+    assert "KeyboardInterrupt" in said and "for batches" in said
 
 
 def test_a_command_without_training_or_without_python_runs_all_the_same(tmp_path):
