@@ -86,6 +86,7 @@ class Policy:
         """What was measured of the user's own setting before anything was changed; None before that."""
         self._began_s: float | None = None
         self._usual_step_s: float | None = None
+        self._looked_again_s = -math.inf
         self._clock = clock
         self._is_trying = False
         self._candidates = Candidates(own, cpus=cpus, most=most)
@@ -335,11 +336,12 @@ class Policy:
                 return verdict
 
     def _watch(self) -> Plan:
-        """Keep the setting until waiting has grown for a minute, and the last look is ten minutes ago."""
-        watch, looked_s = WaitingWatch(wait_fraction(self.windows[self.best])), self._clock()
+        """Keep the setting until waiting has grown for a minute. The second time that this happens is ten minutes after the first, at least."""
+        watch = WaitingWatch(wait_fraction(self.windows[self.best]))
         while True:
             window = yield self.best
-            if watch.add(window) and self._clock() - looked_s >= NEXT_LOOK_S:
+            if watch.add(window) and self._clock() - self._looked_again_s >= NEXT_LOOK_S:
+                self._looked_again_s = self._clock()
                 reason = f"waiting has grown from {watch.usual:.1%} to {watch.latest:.1%} of the time for a minute, so look again"
                 self._decide("look-again", self.best, reason, wait_fraction=watch.latest, usual_wait_fraction=watch.usual)
                 return
