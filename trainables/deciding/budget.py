@@ -22,6 +22,13 @@ class Budget:
     _lost_s: dict[int, float] = field(default_factory=dict)
     """By setting. What one gains over the best that was known does not make up for another."""
 
+    @classmethod
+    def of(cls, fraction: float | None) -> Budget:
+        """Return the budget of a share of the training's time (0..1); None is the default, and 0 lets nothing be tried."""
+        if fraction is None:
+            return cls()
+        return cls(fraction=fraction, least_s=LEAST_S if fraction else 0.0)
+
     @property
     def lost_s(self) -> float:
         """The time that was lost so far."""

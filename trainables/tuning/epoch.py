@@ -16,8 +16,7 @@ from feedrate.trainables.deciding.decision import Decision
 from feedrate.trainables.deciding.policy import Policy, workers
 from feedrate.trainables.failure import TrialFailed, sentence
 from feedrate.trainables.loader.build_loader import start_method
-from feedrate.trainables.machine.process import tree_pids
-from feedrate.trainables.measuring.limits import amount, check_limits, storage_bytes
+from feedrate.trainables.measuring.limits import check_limits
 from feedrate.trainables.probing.leftovers import Leftovers, Snapshot
 from feedrate.trainables.tuning.index_stream import IndexStream
 from feedrate.trainables.tuning.pool import Pool
@@ -25,9 +24,6 @@ from feedrate.trainables.tuning.suitable import changed, held_values, why_not_fo
 from feedrate.trainables.tuning.torchs import torchs_iterator
 from feedrate.trainables.tuning.tuned_loader import TunedLoader
 
-GUARD_PERIOD_S = 0.2
-SIZED_BATCHES = 3
-"""Number of batches whose size is measured, to know what fits into shared memory."""
 WATCHED_FETCHES = (1, 2, 3, 5, 9)
 """Fetches inside the training process after which new open files are looked for."""
 
@@ -86,7 +82,9 @@ class Observed:
 
     def _observed(self, step_s: float) -> list[Decision]:
         try:
-            return self._policy.observe(self._num_workers, self._wait_s, step_s, self._num_ready)
+            found = self._policy.observe(self._num_workers, self._wait_s, step_s, self._num_ready)
+            self._live.log.write_course(self._policy.course.take())
+            return found
         except Exception as error:  # a defect of feedrate must not end a training
             traceback.print_exc()
             return [self._policy.leave_alone(f"feedrate has a defect ({sentence(error)}), so the number of workers stays")]
@@ -107,7 +105,6 @@ class Epoch(Observed):
         self._pools: deque[Pool] = deque()
         """The pools with batches in flight, in the order of their batches. The last one takes further indices."""
         self.is_over = False
-        self._next_guard_s = 0.0
         num_begins = 1 if not live.own or not live.draws_seed() else 2
         self._stream = IndexStream(live.loader._index_sampler, num_begins=num_begins, check_draws=live.num_epochs == 0)
         self._draws_seed = live.draws_seed()
@@ -139,13 +136,13 @@ class Epoch(Observed):
         live, policy = self._live, self._policy
         if policy.leave is None:
             self._check_training()
-        if policy.target != policy.own:
-            self._guard_memory()
+        if policy.target != policy.own and (why := live.memory_shortage(policy.target)) is not None:
+            live.log.write(policy.limited(policy.target, why))
         if not self._pools:
             return
         if policy.target != self._pools[-1].num_workers and len(self._pools) == 1 and not self._stream.is_over:
-            if (why := self._why_not(policy.target)) is not None:
-                live.log.write(why)
+            if (refusal := self._why_not(policy.target)) is not None:
+                live.log.write(refusal)
                 return
             self._pools[-1].end()
             self._feed(policy.target)
@@ -177,8 +174,7 @@ class Epoch(Observed):
                 self._fall_back(error)
                 continue
             self._num_workers = pool.num_workers
-            if len(self._live.storage_sizes) < SIZED_BATCHES:
-                self._live.storage_sizes.append(storage_bytes(batch))
+            self._live.note_sizes(batch)
             return batch
 
     def _watched_fetch(self, pool: Pool) -> Any:
@@ -228,18 +224,9 @@ class Epoch(Observed):
                 why = f"the dataset keeps {live.left_open[0]} open in this process, which workers must not share. Start with num_workers=1"
             if why is not None:
                 return policy.leave_alone(why)
-        sizes = max(live.storage_sizes, key=sum, default=[])
         method = start_method(loader) if policy.own else "fork"
-        try:
-            config = LoaderConfig(
-                num_workers=num_workers,
-                prefetch_factor=loader.prefetch_factor or 2,
-                pin_memory=bool(loader.pin_memory),
-                multiprocessing_context=method,
-            )
-            check_limits(config, sizes)
-        except TrialFailed as failed:
-            return policy.cannot_start(num_workers, failed.failure.message)
+        if (refusal := why_not_fitting(live, num_workers, method)) is not None:
+            return policy.cannot_start(num_workers, refusal)
         return None
 
     def _generator(self) -> torch.Generator | None:
@@ -261,6 +248,10 @@ class Epoch(Observed):
             why = "the sampler draws random numbers during the epoch. With another number of workers it would draw other ones, so the number of workers is not changed"
             self._decide_and_return(policy.leave_alone(why))
             return
+        if (place := self._stream.place) is not None:
+            why = f"the sampler keeps its place in {place}, which would run ahead by another number of batches, so the number of workers stays"
+            self._decide_and_return(policy.leave_alone(why))
+            return
         if not policy.own and live.has_workers() and live.held is not None and (path := changed(live.held, live.loader.dataset)) is not None:
             why = f"the training changed {path} between two batches, which workers would not see, so the number of workers stays 0"
             self._decide_and_return(policy.leave_alone(why))
@@ -270,16 +261,6 @@ class Epoch(Observed):
         self._live.log.write(decision)
         if self._pools[-1].num_workers != self._policy.own or len(self._pools) > 1:
             self._restart()
-
-    def _guard_memory(self) -> None:
-        now = time.perf_counter()
-        if now < self._next_guard_s:
-            return
-        self._next_guard_s = now + GUARD_PERIOD_S
-        guard, policy = self._live.guard, self._policy
-        if guard.crossed(pid for pid in tree_pids()) is not None:
-            why = f"with {workers(policy.target)}, less than {amount(guard.min_available_bytes)} of memory is available"
-            self._live.log.write(policy.limited(policy.target, why))
 
     def _fall_back(self, error: Exception) -> None:
         """Go back to the user's own setting, once, after a failure under another one; load again what was in flight."""
@@ -300,3 +281,19 @@ class Epoch(Observed):
         self._pools.clear()
         self._live.close_pools()
         self._stream.give_back(pending)
+
+
+def why_not_fitting(live: TunedLoader, num_workers: int, method: str | None) -> str | None:
+    """Return why a setting does not fit into memory, /dev/shm or the limit of open files, as a sentence; None if it does."""
+    loader = live.loader
+    try:
+        config = LoaderConfig(
+            num_workers=num_workers,
+            prefetch_factor=loader.prefetch_factor or 2,
+            pin_memory=bool(loader.pin_memory),
+            multiprocessing_context=method,
+        )
+        check_limits(config, max(live.storage_sizes, key=sum, default=[]))
+    except TrialFailed as failed:
+        return failed.failure.message
+    return None

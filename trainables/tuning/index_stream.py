@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
-import torch
+from feedrate.trainables.tuning.random_state import RandomState
+from feedrate.trainables.tuning.suitable import changed, held_values
 
 CHECKED_DRAWS = 16
-"""Number of draws, after the first, that are checked for random numbers."""
+"""Number of draws, after the first, that are checked for random numbers and for a place that the sampler keeps."""
 
 
 class IndexStream:
@@ -20,7 +19,7 @@ class IndexStream:
     Args:
         sampler: the loader's own batch sampler, or its sampler if that yields what makes a batch.
         num_begins: how often torch would call `iter(sampler)` in this epoch. A sampler may draw its order in that call.
-        check_draws: whether to notice a sampler that draws random numbers while the training goes on.
+        check_draws: whether to notice a sampler that draws random numbers, or changes its own attributes, while the training goes on.
     """
 
     def __init__(self, sampler: Any, *, num_begins: int, check_draws: bool) -> None:
@@ -34,6 +33,8 @@ class IndexStream:
         """What the sampler raised, which is the user's own."""
         self.draws_random_numbers = False
         """Whether a draw after the first used a global random generator. Then other prefetching would change what it draws."""
+        self.place: str | None = None
+        """The attribute in which the sampler keeps how far it has come, if one changed with a draw. Its value depends on how far workers load ahead."""
 
     def __len__(self) -> int:
         return len(self._sampler)
@@ -65,9 +66,10 @@ class IndexStream:
         is_first, self._checks_left = self._checks_left > CHECKED_DRAWS, self._checks_left - 1
         if is_first:
             return self._next()
-        before = _random_state()
+        before, held = RandomState.now(), held_values(self._sampler, name="sampler")
         batch = self._next()
-        self.draws_random_numbers |= before != _random_state()
+        self.place = self.place or changed(held, self._sampler, name="sampler")
+        self.draws_random_numbers |= before != RandomState.now()
         return batch
 
     def _next(self) -> Any:
@@ -79,13 +81,6 @@ class IndexStream:
         except Exception as error:
             self.error = error
             raise
-
-
-def _random_state() -> tuple[Any, ...]:
-    """Return the state of the global random number generators of Python, NumPy and torch, as a value that == compares."""
-    legacy: Any = np.random.get_state(legacy=False)
-    state = legacy["state"]
-    return random.getstate(), state["key"].tobytes(), state["pos"], torch.get_rng_state().numpy().tobytes()
 
 
 class Segment:

@@ -13,13 +13,14 @@ from feedrate.trainables.deciding.policy import Policy
 from feedrate.trainables.machine.host import cpu_budget
 from feedrate.trainables.tuning.decision_log import DecisionLog
 from feedrate.trainables.tuning.epoch import Epoch, Observed
+from feedrate.trainables.tuning.stream_epoch import StreamEpoch, is_stream
 from feedrate.trainables.tuning.suitable import why_left_alone
 from feedrate.trainables.tuning.torchs import torchs_iterator
+from feedrate.trainables.tuning.training_report import OBSERVES
 from feedrate.trainables.tuning.tuned_loader import TunedLoader
 
 LEAST_RANGE = 32
 """At least this many workers may be tried, as in a search: if workers wait for storage, more of them than CPUs are faster."""
-OBSERVES = "only observing, as asked"
 
 
 def live(
@@ -33,19 +34,18 @@ def live(
     """Return the loader, tuned while the training goes on: `for batch in live(loader)`.
 
     Every sample comes once, in the order in which it would have come; `len`, `set_epoch` and all other attributes are the
-    loader's own, and batch_size never changes. A loader whose workers cannot be changed without changing what it delivers (an
-    iterable dataset, a class with an `__iter__` of its own, a sampler that saves its state, several ranks) is only observed.
+    loader's own, and batch_size never changes. A loader whose workers cannot be changed without changing what it delivers (an iterable
+    dataset with workers, a class with an `__iter__` of its own, a sampler that saves its state, several ranks) is only observed.
 
     Args:
         loader: a torch DataLoader. Wrap it once, before the first epoch.
         observe: change nothing; `summary()` says what waiting cost.
-        budget_fraction: share of the time that may be lost to slower settings; None is 2 %, and 5 minutes at most.
+        budget_fraction: share of the time that may be lost to slower settings; None is 2 %, and 5 minutes at most. 0 tries nothing.
         folder: where to append the decisions, as lines of live.jsonl; None writes none.
         quiet: print nothing. Otherwise each decision is a line on standard error.
     """
     why = OBSERVES if observe else why_left_alone(loader)
-    budget = Budget() if budget_fraction is None else Budget(fraction=budget_fraction)
-    policy = policy_of(loader, budget=budget, leave=why)
+    policy = policy_of(loader, budget=Budget.of(budget_fraction), leave=why)
     return Live(TunedLoader(loader, policy, DecisionLog(folder, quiet=quiet)), loader)
 
 
@@ -55,7 +55,7 @@ def policy_of(loader: Any, *, budget: Budget, leave: str | None) -> Policy:
     return Policy(
         own,
         cpus=cpus,
-        most=max(LEAST_RANGE, cpus, own),
+        most=1 if is_stream(loader) else max(LEAST_RANGE, cpus, own),
         prefetch_factor=getattr(loader, "prefetch_factor", None) or 2,
         budget=budget,
         leave=leave,
@@ -73,17 +73,17 @@ class Live:
     def __init__(self, tuned: TunedLoader, loader: Any = None) -> None:
         self.tuned, self._kept = tuned, loader
         self._is_plain = tuned.policy.leave is not None
-        self._epoch: weakref.ref[Epoch] | None = None
+        self._epoch: weakref.ref[Epoch | StreamEpoch] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         active = self._epoch() if self._epoch is not None else None
         if active is not None and not active.is_over:  # a second iteration beside the first
-            if self.tuned.is_persistent and self.tuned.own:  # torch begins its one iterator again
+            if isinstance(active, Epoch) and self.tuned.is_persistent and self.tuned.own:  # torch begins its one iterator again
                 return active.begin_again()
             return torchs_iterator(self.tuned.loader)
         if self._is_plain:
             return Observed(self.tuned)
-        epoch = Epoch(self.tuned)
+        epoch = StreamEpoch(self.tuned) if is_stream(self.tuned.loader) else Epoch(self.tuned)
         self._epoch = weakref.ref(epoch)
         return epoch
 
@@ -97,8 +97,8 @@ class Live:
 
     def set_epoch(self, epoch: int) -> None:
         """Call `set_epoch` of the loader, or of the samplers and the dataset in it that have one."""
-        parts: tuple[Any, ...] = (self.tuned.loader, getattr(self.tuned.loader, "batch_sampler", None), getattr(self.tuned.loader, "sampler", None))
-        for each in parts:
+        names = ("batch_sampler", "sampler", "dataset")
+        for each in (self.tuned.loader, *(getattr(self.tuned.loader, name, None) for name in names)):
             if hasattr(each, "set_epoch"):
                 each.set_epoch(epoch)
                 if each is self.tuned.loader:
@@ -114,4 +114,7 @@ class Live:
 
     def close(self) -> None:
         """End all workers now. They also end with the epoch, or with this object if the loader's workers are persistent."""
+        policy = self.tuned.policy
+        policy.course.end(policy.elapsed)
+        self.tuned.log.write_course(policy.course.take())
         self.tuned.close_pools()

@@ -59,9 +59,22 @@ class Pool:
         self._segment = Segment(stream)
         fields = vars(self._loader)
         fields["batch_sampler" if fields["batch_sampler"] is not None else "sampler"] = self._segment
-        fields["generator"] = generator
         if self.num_workers and self._iterator is not None:
             self._iterator._index_sampler = self._segment  # it keeps the sampler of its first epoch
+        self._iterate(generator)
+
+    def start_stream(self, generator: torch.Generator | None, *, seeded_apart: bool) -> None:
+        """Begin an epoch of an iterable dataset.
+
+        Args:
+            generator: the loader's own, from which torch draws a seed.
+            seeded_apart: draw that seed elsewhere, because this epoch's is drawn already.
+        """
+        vars(self._loader)["persistent_workers"] = False  # each epoch begins with what the dataset is then
+        self._iterate(torch.Generator().manual_seed(0) if seeded_apart else generator)
+
+    def _iterate(self, generator: torch.Generator | None) -> None:
+        vars(self._loader)["generator"] = generator
         if self._is_own:
             self._iterator = torchs_iterator(self._loader)
         else:
@@ -85,7 +98,6 @@ class Pool:
             Exception: whatever loading the batch raised. The batch counts as delivered by the user's own setting only.
         """
         segment = self._segment
-        assert segment is not None
         if self._has_died:
             raise WorkerDiedError("a loader worker died")
         self._is_taking = True
@@ -93,7 +105,8 @@ class Pool:
             batch = next(self._iterator)
         finally:
             self._is_taking = False
-        segment.pending.popleft()
+        if segment is not None:
+            segment.pending.popleft()
         return batch
 
     def is_drained(self) -> bool:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import pickle
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
-from torch.utils.data.datapipes.datapipe import MapDataPipe
+from torch.utils.data.datapipes.datapipe import IterDataPipe, MapDataPipe
 
 from feedrate.trainables.loader.no_loader import why_no_loader
 from feedrate.trainables.probing.static_check import fork_unsafe, owned_generators
 
 _SIMPLE = (bool, int, float, str, bytes, type(None))
 MAX_HELD = 8
+MAX_STATE_BYTES = 256 * 2**20
+"""Pickling more would hold up a training."""
 
 
 def why_left_alone(loader: Any, *, reached_torch: bool = False) -> str | None:
@@ -29,8 +33,11 @@ def why_left_alone(loader: Any, *, reached_torch: bool = False) -> str | None:
     if (kind.__iter__ is not DataLoader.__iter__ and not reached_torch) or kind._get_iterator is not DataLoader._get_iterator:
         return f"{kind.__name__} iterates in a way of its own, so its number of workers stays"
     if isinstance(loader.dataset, IterableDataset):
-        return "the dataset is iterable: its order depends on the number of workers, which therefore stays"
-    if isinstance(loader.dataset, MapDataPipe):
+        if loader.num_workers:
+            return "the dataset is iterable: another number of workers would deal its samples out in another order, so the number stays"
+        if hasattr(loader.dataset, "state_dict"):
+            return "the iterable dataset saves its state, which would be in the worker, so the number of workers stays 0"
+    if isinstance(loader.dataset, (IterDataPipe, MapDataPipe)):
         return "the dataset is a data pipe, which torch shares out among workers, so their number stays"
     if not getattr(loader, "in_order", True):
         return "in_order is False: which batches are in flight is not known, so the number of workers stays"
@@ -56,29 +63,54 @@ def why_not_forked(dataset: Any) -> str | None:
     return None
 
 
-def held_values(dataset: Any) -> dict[str, Any]:
-    """Return the attributes of a dataset, and of the datasets and transforms inside it, so that changes of them can be noticed.
+def held_values(dataset: Any, *, name: str = "dataset") -> dict[str, Any]:
+    """Return the attributes of a dataset or sampler, and of the datasets, transforms and samplers inside it, so that changes can be noticed.
 
     Simple values are compared by value, and other objects by identity, so that a cache may fill.
     """
     found: dict[str, Any] = {}
-    waiting = [("dataset", dataset)]
+    waiting = [(name, dataset)]
     while waiting and len(found) < 256:
         path, owner = waiting.pop()
-        for name, value in list(getattr(owner, "__dict__", {}).items()):
-            place = f"{path}.{name}"
+        for attribute, value in list(getattr(owner, "__dict__", {}).items()):
+            place = f"{path}.{attribute}"
             found[place] = value if isinstance(value, _SIMPLE) else id(value)
-            if name in ("dataset", "transform", "transforms", "target_transform") and place.count(".") < MAX_HELD:
+            if attribute in ("dataset", "transform", "transforms", "target_transform", "sampler") and place.count(".") < MAX_HELD:
                 waiting.append((place, value))
     return found
 
 
-def changed(before: dict[str, Any], dataset: Any) -> str | None:
+def changed(before: dict[str, Any], dataset: Any, *, name: str = "dataset") -> str | None:
     """Return the path of an attribute that has changed since `held_values`; None if none has."""
-    now = held_values(dataset)
+    now = held_values(dataset, name=name)
     if now == before:
         return None
     return next(path for path in {**now, **before} if path not in before or path not in now or now[path] != before[path])
+
+
+def state_digest(dataset: Any) -> str | None:
+    """Return a hash of everything that a dataset holds; None if it cannot be pickled or is large."""
+    hashing = _Hashing()
+    try:
+        pickle.Pickler(hashing, protocol=pickle.HIGHEST_PROTOCOL).dump(dataset)
+    except Exception:  # whatever its own code raises, or an OverflowError of ours
+        return None
+    return hashing.digest.hexdigest()
+
+
+class _Hashing:
+    """A file that keeps only a hash of what is written."""
+
+    def __init__(self) -> None:
+        self.digest, self._num = hashlib.blake2b(), 0
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        self._num += size
+        if self._num > MAX_STATE_BYTES:
+            raise OverflowError
+        self.digest.update(data)
+        return size
 
 
 def _world_size() -> int:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from feedrate.trainables.deciding.policy import Policy
+from feedrate.trainables.deciding.policy import Policy, workers
 from feedrate.trainables.machine.memory_guard import MemoryGuard
+from feedrate.trainables.machine.process import tree_pids
+from feedrate.trainables.measuring.limits import amount, storage_bytes
 from feedrate.trainables.tuning.decision_log import DecisionLog
 from feedrate.trainables.tuning.pool import Pool
+
+GUARD_PERIOD_S = 0.2
+SIZED_BATCHES = 3
+"""Number of batches whose size is measured, to know what fits into shared memory."""
 
 
 class TunedLoader:
@@ -38,7 +45,12 @@ class TunedLoader:
         """Files that the dataset opened in this process and keeps open."""
         self.held: dict[str, Any] | None = None
         """Attributes of the dataset when the workers of the user's own setting would have copied it."""
+        self.keeps_state: bool | None = None
+        """Whether an epoch in this process leaves an iterable dataset as it was; None if no epoch has ended."""
+        self.epoch_s: float | None = None
+        """How long the latest epoch of an iterable dataset took with the user's own setting."""
         self._pools: dict[int, Pool] = {}
+        self._next_guard_s = 0.0
 
     @property
     def loader(self) -> Any:
@@ -61,6 +73,21 @@ class TunedLoader:
         policy = self.policy
         is_own = policy.target == policy.own and all(number == policy.own for number in self._pools)
         return not self.has_fallen_back and not is_own
+
+    def note_sizes(self, batch: Any) -> None:
+        """Measure the first batches, to know what fits into shared memory."""
+        if len(self.storage_sizes) < SIZED_BATCHES:
+            self.storage_sizes.append(storage_bytes(batch))
+
+    def memory_shortage(self, num_workers: int) -> str | None:
+        """Return why a setting must be left because it takes the last memory, as a sentence; None if it need not."""
+        now = time.perf_counter()
+        if now < self._next_guard_s:
+            return None
+        self._next_guard_s = now + GUARD_PERIOD_S
+        if self.guard.crossed(pid for pid in tree_pids()) is None:
+            return None
+        return f"with {workers(num_workers)}, less than {amount(self.guard.min_available_bytes)} of memory is available"
 
     def has_pool(self, num_workers: int) -> bool:
         """Return whether the workers of this setting run."""
