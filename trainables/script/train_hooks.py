@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +30,12 @@ def install(options: str) -> None:
     # `feedrate` has no __init__.py: Python would add another folder of that name on sys.path, such as a clone, to the package
     package = sys.modules["feedrate"]
     package.__path__ = list(package.__path__)
-    hooks = _TrainHooks(json.loads(options))
+    hooks = TrainHooks(json.loads(options))
     wrapt.register_post_import_hook(hooks.patch_loaders, "torch.utils.data.dataloader")
     wrapt.register_post_import_hook(hooks.patch_optimizers, "torch.optim.optimizer")
 
 
-class _TrainHooks:
+class TrainHooks:
     """The patches of one interpreter."""
 
     def __init__(self, options: dict[str, Any]) -> None:
@@ -42,6 +43,7 @@ class _TrainHooks:
         self.pid = os.getpid()
         self.num_steps = 0
         self._script: TrainedScript | None = None
+        self._undo: list[Callable[[], None]] = []
 
     def patch_loaders(self, module: ModuleType) -> None:
         """Let every iteration of torch's own pass by, also that of classes whose `__iter__` calls it."""
@@ -64,10 +66,19 @@ class _TrainHooks:
 
         __iter__._feedrate_own = own  # type: ignore[attr-defined]
         module.DataLoader.__iter__ = __iter__
+        self._undo.append(lambda: setattr(module.DataLoader, "__iter__", own))
 
     def patch_optimizers(self, module: ModuleType) -> None:
         """Count the steps of all optimizers."""
-        module.register_optimizer_step_post_hook(self._stepped)
+        self._undo.append(module.register_optimizer_step_post_hook(self._stepped).remove)
+
+    def remove(self) -> None:
+        """End the tuning, and leave torch as it was."""
+        self.pid = -1
+        while self._undo:
+            self._undo.pop()()
+        if self._script is not None:
+            self._script.end()
 
     def _stepped(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self.num_steps += 1
