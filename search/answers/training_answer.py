@@ -8,7 +8,8 @@ from typing import Any
 
 from feedrate.analysis.best import BEST_SCHEMA, python_snippet
 from feedrate.trainables.config import LoaderConfig
-from feedrate.trainables.tuning.training_report import TrainingReport
+from feedrate.trainables.deciding.candidates import ENOUGH_FRACTION
+from feedrate.trainables.tuning.training_report import OBSERVES, TrainingReport
 
 COMPUTE_BOUND_WAIT = 0.05
 """Share of waiting below which a training counts as compute-bound, as 95 % of the ceiling do in a search."""
@@ -60,13 +61,12 @@ def cost(report: TrainingReport, price_per_hour: float | None) -> dict[str, Any]
     """Return what waiting cost, and what the best setting saved: seconds and, with a price, money."""
     summary = report.summary
     own, best = summary["own"], summary["best"]
-    saved_s = 0.0
+    saved_s, trained_s = 0.0, summary["wait_s"] + summary["step_s"]
     if "batches_per_s" in own and "batches_per_s" in best and best["num_workers"] != own["num_workers"]:
-        trained_s = summary["wait_s"] + summary["step_s"]
         saved_s = max(summary["num_batches"] / own["batches_per_s"] - trained_s, 0.0)
     price = None if price_per_hour is None else price_per_hour / 3600
     return {
-        "trained_s": summary["wait_s"] + summary["step_s"],
+        "trained_s": trained_s,
         "waited_s": summary["wait_s"],
         "wait_fraction": summary["wait_fraction"],
         "saved_s": saved_s,
@@ -79,23 +79,32 @@ def cost(report: TrainingReport, price_per_hour: float | None) -> dict[str, Any]
 def closing_lines(report: TrainingReport, facts: Mapping[str, Any], best: Mapping[str, Any] | None) -> list[str]:
     """Return the last lines that `feedrate train` prints."""
     summary = report.summary
-    money = "" if facts["waited_cost"] is None else f", which cost {facts['waited_cost']:,.2f}"
-    lines = [
-        f"{report.loader}: {summary['num_batches']:,} batches in {_time(facts['trained_s'])}, of which the training waited {_time(facts['waited_s'])} ({facts['wait_fraction']:.1%}){money}"
-    ]
+    waited = f"waited {_time(facts['waited_s'])} of them ({facts['wait_fraction']:.1%}) for batches"
+    cost = "" if facts["waited_cost"] is None else f"; waiting cost {_money(facts['waited_cost'])}"
+    lines = [f"{report.loader}: {summary['num_batches']:,} batches in {_time(facts['trained_s'])}; the training {waited}{cost}"]
     if best is None:
         return [*lines, "the training was too short for a measurement"]
     own_sps, sps = best["baseline"]["samples_per_second"], best["throughput"]["samples_per_second"]
     if report.best == report.dataloader:
-        waits = summary["best"]["wait_fraction"]
-        more = f"a loader that keeps up would train {1 / max(1 - waits, 0.01):.2f}x as fast, at most" if waits >= 0.02 else "no loader can make it noticeably faster"
-        return [*lines, f"yours ({_short(report.dataloader)}): {own_sps:,.0f} samples/s, waits {waits:.1%}; {more}"]
+        return [*lines, f"yours ({_short(report.dataloader)}): {own_sps:,.0f} samples/s; {_to_save(facts, summary['left_alone'])}"]
     low, high = best["baseline"]["speedup_ci95"]
     sure = "confirmed in turn with yours" if best["confirmed"] else "not confirmed"
     lines.append(f"yours ({_short(report.dataloader)}): {own_sps:,.0f} samples/s; best ({_short(report.best)}): {sps:,.0f} samples/s")
-    saved = "" if facts["saved_cost"] is None else f", worth {facts['saved_cost']:,.2f}"
+    saved = "" if facts["saved_cost"] is None else f", worth {_money(facts['saved_cost'])}"
     lines.append(f"{best['baseline']['speedup']:.2f}x [{low:.2f}-{high:.2f}], {sure}; it saved {_time(facts['saved_s'])}{saved}")
     return [*lines, f"paste: {python_snippet(best)}"]
+
+
+def _to_save(facts: Mapping[str, Any], left_alone: str | None) -> str:
+    """Say what a loader that keeps up with the training would have saved in this whole run: it cannot be more than was waited."""
+    if facts["wait_fraction"] < ENOUGH_FRACTION:
+        return "no other loader would make this training noticeably faster"
+    worth = "" if facts["waited_cost"] is None else f", worth {_money(facts['waited_cost'])}"
+    ratio = 1 / max(1 - facts["wait_fraction"], 0.01)
+    return (
+        f"a loader that keeps up would save up to {_time(facts['waited_s'])} of {_time(facts['trained_s'])}{worth} (up to {ratio:.3g}x as fast). "
+        + ("To look for it, leave out --observe, or use feedrate search" if left_alone == OBSERVES else "feedrate search also tries other settings than the number of workers")
+    )
 
 
 def _short(kwargs: Mapping[str, Any]) -> str:
@@ -104,3 +113,7 @@ def _short(kwargs: Mapping[str, Any]) -> str:
 
 def _time(seconds: float) -> str:
     return f"{seconds / 3600:.2f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
+
+
+def _money(amount: float) -> str:
+    return f"{amount:,.2f}" if amount >= 0.005 or not amount else "less than 0.01"
