@@ -1,6 +1,7 @@
 """`live(loader)` delivers what the loader would have delivered, whatever happens to its workers."""
 
 import hashlib
+import json
 import os
 import random
 import signal
@@ -55,6 +56,29 @@ class Numbers(Dataset):
         if index == self.fails_at:
             raise KeyError(f"no sample {index}")
         return index + self.offset, torch.full((3,), index / 7)
+
+
+class WorkersFail(Numbers):
+    """Fails in processes of a larger setting only, as a full /dev/shm or too many open files would."""
+
+    def __getitem__(self, index):
+        info = torch.utils.data.get_worker_info()
+        if info is not None and info.num_workers == 3 and index == 133:
+            raise OSError(24, "Too many open files")
+        return super().__getitem__(index)
+
+
+class WorkersLeak(Numbers):
+    """Takes 8 MB more for each sample in worker processes, and keeps them."""
+
+    def __init__(self):
+        super().__init__(4000)
+        self.kept = []
+
+    def __getitem__(self, index):
+        if torch.utils.data.get_worker_info() is not None and len(self.kept) < 100:
+            self.kept.append(bytearray(os.urandom(1)) * 8_000_000)
+        return super().__getitem__(index)
 
 
 class Scripted(Policy):
@@ -159,9 +183,20 @@ def test_the_workers_have_the_seeds_that_they_would_have(own):
     assert content(live(loader_of(Augmented(100), **own), quiet=True)) == expected
 
 
-@pytest.mark.parametrize("own", [{"num_workers": 0}, {"num_workers": 2}, {"num_workers": 2, "persistent_workers": True}])
-def test_a_worker_that_is_killed_under_another_setting_costs_no_sample(own, tmp_path):
-    flag = tmp_path / "killed"
+def apart(function, *arguments):
+    """Call a function of this file in a process of its own, which must end without an error.
+
+    Torch raises its error about a killed worker wherever the main thread is. If that were pytest's own code, the whole session would end.
+    """
+    code = f"import sys; sys.path.insert(0, sys.argv[1]); import {function.__module__} as tests; tests.{function.__name__}(*{arguments!r})"
+    return subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent)], capture_output=True, text=True, timeout=240, check=False)
+
+
+OWN_OF_KILLED = [{"num_workers": 0}, {"num_workers": 2}, {"num_workers": 2, "persistent_workers": True}]
+
+
+def kill_a_worker_under_another_setting(own, folder):
+    flag = Path(folder) / "killed"
     flag.write_text("xx")  # the untouched loader's workers are not killed
     expected = untouched(dataset=Numbers(kill=(133, str(flag), 1)), **own)
     flag.write_text("")
@@ -174,41 +209,53 @@ def test_a_worker_that_is_killed_under_another_setting_costs_no_sample(own, tmp_
     loader.close()
 
 
-def test_a_worker_that_is_killed_while_the_training_does_something_else_costs_no_sample():
-    expected = untouched(num_workers=0)
+@pytest.mark.parametrize("own", OWN_OF_KILLED)
+def test_a_worker_that_is_killed_under_another_setting_costs_no_sample(own, tmp_path):
+    ended = apart(kill_a_worker_under_another_setting, own, str(tmp_path))
+    assert ended.returncode == 0, ended.stderr
+
+
+def kill_workers_during_a_step():
+    expected = [number for numbers, _ in loader_of(num_workers=0) for number in numbers.tolist()]
     loader = scripted(loader_of(num_workers=0), {5: 3})
-    batches, killed = iter(loader), False
-    digest = []
-    for number, (numbers, _) in enumerate(batches):
-        digest += numbers.tolist()
+    found, killed = [], False
+    for number, (numbers, _) in enumerate(loader):
+        found += numbers.tolist()
         if number == 20:
             for pid in loader.tuned.pool(3).pids():
                 os.kill(pid, signal.SIGKILL)
                 killed = True
             time.sleep(0.2)  # SIGCHLD arrives here, in the middle of a step
-    assert killed
-    again = [number for numbers, _ in loader_of(num_workers=0) for number in numbers.tolist()]
-    assert digest == again
-    assert expected
+    assert killed and found == expected
     assert [each.kind for each in loader.decisions()] == ["failure"]
 
 
-SECOND_DEATH = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from test_live import Numbers, content, loader_of, scripted
-content(scripted(loader_of(Numbers(kill=(133, sys.argv[2], 2)), num_workers=2), {5: 3}))
-"""
+def test_a_worker_that_is_killed_while_the_training_does_something_else_costs_no_sample():
+    ended = apart(kill_workers_during_a_step)
+    assert ended.returncode == 0, ended.stderr
+
+
+def kill_a_worker_twice(flag):
+    content(scripted(loader_of(Numbers(kill=(133, flag, 2)), num_workers=2), {5: 3}))
 
 
 def test_the_second_death_is_the_users_failure(tmp_path):
-    """In a process of its own: torch raises its error wherever the main thread is."""
     flag = tmp_path / "killed"
     flag.write_text("")
-    command = [sys.executable, "-c", SECOND_DEATH, str(Path(__file__).parent), str(flag)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    ended = apart(kill_a_worker_twice, str(flag))
     assert ended.returncode == 1 and "Error" in ended.stderr.splitlines()[-1], ended.stderr
     assert flag.read_text() == "xx"
+
+
+@pytest.mark.parametrize("own", OWN_OF_KILLED)
+def test_a_failure_of_a_larger_setting_only_costs_no_sample(own):
+    """As when too many files are open, or /dev/shm is full, although the setting seemed to fit."""
+    expected = untouched(**own)
+    loader = scripted(loader_of(WorkersFail(), **own), {5: 3})
+    assert content(loader) == expected
+    assert [each.kind for each in loader.decisions()] == ["failure"] and "Too many open files" in loader.decisions()[0].reason
+    assert loader.tuned.policy.target == own["num_workers"]
+    loader.close()
 
 
 def test_an_exception_is_the_users_own():
@@ -316,7 +363,7 @@ class OwnIteration(DataLoader):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: DataLoader(Stream(), batch_size=4), "iterable"),
+        (lambda: DataLoader(Stream(), batch_size=4, num_workers=1), "iterable"),
         (lambda: DataLoader(Numbers(40), batch_size=4, sampler=Stateful(range(40))), "saves its state"),
         (lambda: DataLoader(Numbers(40), batch_sampler=BatchSampler(Stateful(range(40)), 4, False)), "saves its state"),
         (lambda: OwnIteration(Numbers(40), batch_size=4), "a way of its own"),
@@ -344,6 +391,35 @@ def test_a_sampler_that_draws_while_the_training_goes_on_is_left_alone():
     loader = scripted(DataLoader(Numbers(), batch_size=2, sampler=Late()), {30: 2})
     assert len(list(loader)) == 50
     assert "draws random numbers" in loader.tuned.policy.leave and loader.tuned.policy.target == 0
+
+
+def test_a_sampler_that_keeps_its_place_shows_the_same_place_at_each_step():
+    """A checkpoint of its attributes means the same as before: how far the sampler runs ahead depends on the workers."""
+
+    class Resumable(Sampler):
+        def __init__(self):
+            self.place = 0
+
+        def __iter__(self):
+            while self.place < 300:
+                self.place += 1
+                yield self.place - 1
+
+        def __len__(self):
+            return 300
+
+    places = []
+    for tunes in (False, True):
+        loader = DataLoader(Numbers(), batch_size=2, sampler=Resumable(), num_workers=1)
+        sampler = loader.sampler
+        loader = scripted(loader, {30: 3}) if tunes else loader
+        places.append([sampler.place for _ in loader])
+    assert places[0] == places[1]
+    assert "keeps its place in sampler.sampler.place" in loader.tuned.policy.leave
+
+
+def test_a_budget_of_nothing_tries_nothing():
+    assert live(loader_of(), budget_fraction=0, quiet=True).tuned.policy.budget.allowed_s(1e6) == 0
 
 
 def test_a_dataset_that_the_training_changes_is_loaded_as_without_workers():
@@ -389,6 +465,56 @@ def test_a_setting_that_does_not_fit_into_shared_memory_is_not_started(monkeypat
     assert len(list(loader)) == NUM_SAMPLES // BATCH_SIZE
     rejected = [each for each in loader.decisions() if each.kind == "reject"]
     assert len(rejected) == 1 and "/dev/shm is too small" in rejected[0].reason
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [({"max_open_files": 70}, "the limit of open files is too low"), ({"available_bytes": 10_000_000}, "not enough memory")],
+)
+def test_a_setting_that_needs_more_files_or_memory_than_there_are_is_not_started(monkeypatch, limit, words):
+    from feedrate.trainables.tuning import epoch
+
+    own = epoch.check_limits
+    monkeypatch.setattr(epoch, "check_limits", lambda config, sizes: own(config, sizes, **limit))
+    loader = scripted(loader_of(num_workers=0), {20: 3})
+    assert len(list(loader)) == NUM_SAMPLES // BATCH_SIZE
+    (rejected,) = loader.decisions()
+    assert rejected.kind == "reject" and words in rejected.reason
+
+
+def start_more_workers_than_files_allow():
+    """The check before the start knows the files of batches, not those that the process has open anyway."""
+    import resource
+
+    expected = [number for numbers, _ in loader_of(num_workers=1) for number in numbers.tolist()]
+    held = [open(os.devnull) for _ in range(120)]  # noqa: SIM115
+    limit = len(os.listdir("/proc/self/fd")) + 30
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    loader = scripted(loader_of(num_workers=1), {20: 12})
+    assert [number for numbers, _ in loader for number in numbers.tolist()] == expected
+    (rejected,) = loader.decisions()
+    assert rejected.kind == "reject" and "Too many open files" in rejected.reason, rejected
+    for each in held:
+        each.close()
+
+
+def test_a_setting_whose_workers_cannot_be_started_costs_no_sample():
+    ended = apart(start_more_workers_than_files_allow)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_a_setting_that_raises_memory_without_end_is_left():
+    """Workers that keep 8 MB for each sample, with the guard of trials."""
+    loader = scripted(loader_of(WorkersLeak(), num_workers=0, shuffle=False), {5: 2})
+    now_bytes = sum(filter(None, map(memory_guard.pss_bytes, tree_pids())))
+    loader.tuned.guard = memory_guard.MemoryGuard(0, max_trial_bytes=now_bytes + 250_000_000)
+    seen = []
+    for numbers, _ in loader:
+        seen += numbers.tolist()
+        time.sleep(0.002)
+    assert seen == list(range(4000))
+    assert [each.kind for each in loader.decisions()] == ["limit"]
+    assert loader.tuned.policy.target == 0 and not loader.tuned.has_workers()
 
 
 def test_a_setting_that_leaves_too_little_memory_is_left(monkeypatch):
@@ -438,7 +564,11 @@ def test_decisions_are_lines_of_live_jsonl_and_of_standard_error(tmp_path, capsy
     loader = live(loader_of(Numbers(4000, sleep_s=0.001)), folder=tmp_path / "run", observe=True)
     for batch in loader:
         del batch
-    lines = (tmp_path / "run" / "live.jsonl").read_text().splitlines()
+    loader.close()
+    everything = (tmp_path / "run" / "live.jsonl").read_text().splitlines()
+    course = [json.loads(line) for line in everything if '"kind":"rate"' in line]
+    assert sum(each["num_batches"] for each in course) == 1000
+    lines = [line for line in everything if '"kind":"rate"' not in line]
     assert len(lines) == len(loader.decisions()) == 2
     assert '"kind":"baseline"' in lines[0] and '"kind":"leave"' in lines[1]
     assert "only observing" in capsys.readouterr().err
