@@ -28,7 +28,7 @@ MAX_LINES = 60
 FLOORS = {
     "trainables": [
         "doubt", "no_arguments", "failure", "config", "step", "workload", "resolve", "measurement", "machine", "diagnose", "isolation", "deciding", "loader",
-        "measuring", "probing", "tuning", "checking", "protocol", "sandbox", "bundled", "script",
+        "measuring", "probing", "tuning", "accompanying", "checking", "protocol", "sandbox", "bundled", "script",
     ],
     "search": [
         "options", "versions", "terminal", "shipping", "space", "record", "study", "session", "engine", "best_json", "result", "setup", "answers", "service", "trials", "run", "resume", "cli",

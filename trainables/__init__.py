@@ -14,7 +14,7 @@ _PUBLIC = {
     "Measurement": "measurement",
     "check": "checking.check",
     "live": "tuning.live",
-    "LiveCallback": "script.live_callback",
+    "LiveCallback": "accompanying.live_callback",
     "Failure": "failure",
     "TrialFailed": "failure",
 }

@@ -34,7 +34,7 @@ def _begin() -> None:
 def _train(options: str) -> None:
     """Let the loader of a training that runs to its end be tuned; if this interpreter has no feedrate, leave a note for the command."""
     try:
-        from feedrate.trainables.script import train_hooks
+        from feedrate.trainables.accompanying import train_hooks
 
         train_hooks.install(options)
     except ImportError as error:

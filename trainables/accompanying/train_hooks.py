@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 if TYPE_CHECKING:
-    from feedrate.trainables.script.trained_script import TrainedScript
+    from feedrate.trainables.accompanying.trained_script import TrainedScript
 
 
 def install(options: str) -> None:
@@ -55,7 +55,7 @@ class TrainHooks:
                 return own(loader)
             try:
                 if self._script is None:
-                    from feedrate.trainables.script.trained_script import TrainedScript
+                    from feedrate.trainables.accompanying.trained_script import TrainedScript
 
                     self._script = TrainedScript(self, self.options)
                 found = self._script.opened(loader)

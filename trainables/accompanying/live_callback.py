@@ -11,9 +11,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from feedrate.trainables.accompanying.train_hooks import TrainHooks
+from feedrate.trainables.accompanying.trained_script import CLAIM
 from feedrate.trainables.deciding.budget import Budget
-from feedrate.trainables.script.train_hooks import TrainHooks
-from feedrate.trainables.script.trained_script import CLAIM
 
 
 class LiveCallback:
