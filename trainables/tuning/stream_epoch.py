@@ -60,12 +60,21 @@ class StreamEpoch(Observed):
         if self._is_first:
             self._state = state_digest(live.loader.dataset)
         before = RandomState.now() if self._is_first else None
-        self._start(num_workers)
+        self._start_or_own(num_workers)
         if before is not None and live.loader.generator is None:
             before.draw_seed()
-        if before is not None and before != RandomState.now():
-            self._leave_random()
+        live.draws_random_numbers |= before is not None and before != RandomState.now()
         live.num_epochs += 1
+
+    def _start_or_own(self, num_workers: int) -> None:
+        try:
+            self._start(num_workers)
+        except Exception as error:
+            if num_workers == self._policy.own:
+                raise
+            self._live.close_pools()
+            self._live.log.write(self._policy.cannot_start(num_workers, sentence(error)))
+            self._start(self._policy.own, again=True)  # torch has drawn the seed before it starts a worker
 
     def _start(self, num_workers: int, *, again: bool = False) -> None:
         self._num_workers = num_workers
@@ -77,6 +86,9 @@ class StreamEpoch(Observed):
 
     def _decide(self, decisions: list[Decision]) -> None:
         super()._decide(decisions)
+        if self._live.draws_random_numbers and self._policy.leave is None:
+            why = "the iterable dataset draws random numbers in this process, which a worker would draw apart, so the number of workers stays 0"
+            self._live.log.write(self._policy.leave_alone(why))
         if self._num_workers != self._policy.own and (why := self._live.memory_shortage(self._num_workers)) is not None:
             self._live.log.write(self._policy.limited(self._num_workers, why))
             self._load_again()
@@ -109,14 +121,8 @@ class StreamEpoch(Observed):
             return self._pool.take()
         before = RandomState.now()
         batch = self._pool.take()
-        if before != RandomState.now():
-            self._leave_random()
+        self._live.draws_random_numbers |= before != RandomState.now()
         return batch
-
-    def _leave_random(self) -> None:
-        if self._policy.leave is None:
-            why = "the iterable dataset draws random numbers in this process, which a worker would draw apart, so the number of workers stays 0"
-            self._live.log.write(self._policy.leave_alone(why))
 
     def _load_again(self) -> None:
         """Go on in the training's process: read what is already delivered again, and discard it."""

@@ -47,6 +47,8 @@ class TunedLoader:
         """Attributes of the dataset when the workers of the user's own setting would have copied it."""
         self.keeps_state: bool | None = None
         """Whether an epoch in this process leaves an iterable dataset as it was; None if no epoch has ended."""
+        self.draws_random_numbers = False
+        """Whether an iterable dataset has drawn from the global generators of this process."""
         self.epoch_s: float | None = None
         """How long the latest epoch of an iterable dataset took with the user's own setting."""
         self._pools: dict[int, Pool] = {}

@@ -130,6 +130,27 @@ def test_a_worker_that_is_killed_costs_no_sample(tmp_path):
     assert ended.returncode == 0, ended.stderr
 
 
+def start_a_worker_without_files_left():
+    """Enough for the batches, which are known, and not for what starting a process needs."""
+    import resource
+
+    expected = content(loader_of(), epochs=2)
+    loader = scheduled(loader_of(), (1,))
+    held = [open(os.devnull) for _ in range(100)]  # noqa: SIM115
+    limit = len(os.listdir("/proc/self/fd")) + 2
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    assert content(loader, epochs=2) == expected
+    (rejected,) = loader.decisions()
+    assert rejected.kind == "reject" and "Too many open files" in rejected.reason
+    for each in held:
+        each.close()
+
+
+def test_a_worker_that_cannot_be_started_costs_no_sample():
+    ended = apart(start_a_worker_without_files_left)
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_an_exception_is_the_users_own_at_the_same_batch():
     loader = scheduled(loader_of(Stream(fails_at=150)))
     for _ in range(2):
