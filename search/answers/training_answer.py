@@ -79,9 +79,9 @@ def cost(report: TrainingReport, price_per_hour: float | None) -> dict[str, Any]
 def closing_lines(report: TrainingReport, facts: Mapping[str, Any], best: Mapping[str, Any] | None) -> list[str]:
     """Return the last lines that `feedrate train` prints."""
     summary = report.summary
-    waited = f"waited {_time(facts['waited_s'])} of them ({facts['wait_fraction']:.1%}) for batches"
+    waited = f"{_time(facts['waited_s'])} of which ({facts['wait_fraction']:.1%}) the training waited for batches"
     cost = "" if facts["waited_cost"] is None else f"; waiting cost {_money(facts['waited_cost'])}"
-    lines = [f"{report.loader}: {summary['num_batches']:,} batches in {_time(facts['trained_s'])}; the training {waited}{cost}"]
+    lines = [f"{report.loader}: {summary['num_batches']:,} batches in {_time(facts['trained_s'])}, {waited}{cost}"]
     if best is None:
         return [*lines, "the training was too short for a measurement"]
     own_sps, sps = best["baseline"]["samples_per_second"], best["throughput"]["samples_per_second"]
