@@ -111,7 +111,7 @@ def batch_cpu_s(num_workers: int, is_live: bool, num_batches: int) -> float:
     return (time.thread_time() - begin) / (num_batches - 1)
 
 
-def print_overhead(num_rounds: int = 15, num_batches: int = 4000) -> None:
+def print_overhead(num_rounds: int = 11, num_batches: int = 2000) -> None:
     """Print what live() adds to each batch: the median of differences between neighbouring epochs, with and without it."""
     for num_workers in (0, 2):
         pairs = [(batch_cpu_s(num_workers, False, num_batches), batch_cpu_s(num_workers, True, num_batches)) for _ in range(num_rounds)]

@@ -89,8 +89,8 @@ class StreamEpoch(Observed):
         if self._live.draws_random_numbers and self._policy.leave is None:
             why = "the iterable dataset draws random numbers in this process, which a worker would draw apart, so the number of workers stays 0"
             self._live.log.write(self._policy.leave_alone(why))
-        if self._num_workers != self._policy.own and (why := self._live.memory_shortage(self._num_workers)) is not None:
-            self._live.log.write(self._policy.limited(self._num_workers, why))
+        if self._num_workers != self._policy.own and (shortage := self._live.memory_shortage(self._num_workers)) is not None:
+            self._live.log.write(self._policy.limited(self._num_workers, shortage))
             self._load_again()
 
     def _take(self) -> Any:
