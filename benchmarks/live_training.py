@@ -81,7 +81,8 @@ def train(name: str, num_workers: int, is_live: bool, num_batches: int, most_s: 
 
 def apart(*words: object) -> dict[str, Any]:
     """Call `train` in a fresh process."""
-    command = [sys.executable, __file__, "--one", json.dumps(words)]
+    advice = "ignore:This DataLoader will create:UserWarning"  # torch's, about more workers than CPUs
+    command = [sys.executable, "-W", advice, __file__, "--one", json.dumps(words)]
     return dict(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]))
 
 
@@ -129,6 +130,7 @@ def compare(name: str, seconds: float, rounds: int) -> None:
     probe_s = min(PROBE_S, seconds / 3)
     probes = {number: apart(name, number, False, 10**9, probe_s, probe_s / 2) for number in FIXED[name]}
     rates = {number: each["num_batches"] / each["seconds"] for number, each in probes.items()}
+    print(f"{name}: batches per second with fixed numbers of workers: {({number: round(rate, 2) for number, rate in rates.items()})}", flush=True)
     best = max(rates, key=lambda number: rates[number])
     num_batches = max(int(rates[best] * seconds), 10)
     sides: dict[str, tuple[int, bool]] = {"untouched": (OWN[name], False), "live": (OWN[name], True), f"fixed w{best}": (best, False)}
