@@ -9,7 +9,6 @@ feedrate.
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
 import signal
 import sys
@@ -72,7 +71,6 @@ class Takeover:
         )
         if header["threads"] is not None:
             torch.set_num_threads(header["threads"])
-        multiprocessing.current_process()._config["tempdir"] = os.path.dirname(self.script.link.address)  # type: ignore[attr-defined]
         signal.signal(signal.SIGTERM, self._on_sigterm)
         self.kept.pids = frozenset(tree_pids())
         return self._serving.switch()

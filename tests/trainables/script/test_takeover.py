@@ -251,6 +251,19 @@ def test_two_loaders_read_in_one_step(script):
     assert sum(measured(template, num_workers=1)["window_num_batches"]) > 0
 
 
+def test_a_loader_that_is_half_read_leaves_nothing(script):
+    """Lightning keeps the iterator of its sanity check. Its worker is killed; the end of this module looks for what that leaves in /tmp."""
+    template = script(
+        """
+        half_read = iter(DataLoader(Rows(64), batch_size=4, num_workers=1))
+        next(half_read)
+        for batch in DataLoader(Rows(), batch_size=16, num_workers=1):
+            train(batch)
+        """
+    )
+    assert [each.role for each in described(template).script.loaders] == ["left alone", "measured"]
+
+
 def test_other_loaders_give_one_batch_meanwhile(script):
     """What a script does every 2 seconds is cut short, and no window contains its 3 seconds. The trial has to be longer than that."""
     template = script(
