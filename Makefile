@@ -4,6 +4,8 @@ INSTALLED := .venv/installed
 
 OLDEST_PYTHON ?= $(shell command -v python3.11 || echo $(PYTHON))
 OLDEST_BIN := .venv-oldest/bin
+FRAMEWORKS_BIN := .venv-frameworks/bin
+FRAMEWORKS := accelerate datasets lightning monai torchdata transformers webdataset
 # What the oldest versions change: tables and pages (pandas, pyarrow, plotly, rich), studies (Optuna), processes (psutil), images
 # (Pillow), and every command with one search (Ray). Other versions of torch and Python change trials too.
 OLDEST_TESTS := every_command versions install laptop load page questions rounds summary export best two_runs runs schema result \
@@ -18,7 +20,7 @@ FAST := tests/test_fences.py tests/test_architecture.py tests/analysis tests/sea
 JOBS ?= $(shell unshare --mount true 2>/dev/null && echo 3 || echo 0)
 SHARED := -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help venv search test test-fast test-slow test-oldest test-versions lint types soak wheel clean
+.PHONY: help venv search test test-fast test-slow test-oldest test-frameworks test-versions lint types soak wheel clean
 
 help:             ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 15
@@ -30,16 +32,19 @@ search: $(INSTALLED)      ## search settings for the bundled image workload (ARG
 
 # Not 'python -m pytest', which puts this folder on sys.path, where search/ is importable a second time, as 'search'.
 test: $(INSTALLED)        ## run the tests, in JOBS processes (ARGS="-k space" adds options)
-	$(BIN)/pytest -m "not soak and not slow and not oldest" $(SHARED) $(ARGS)
+	$(BIN)/pytest -m "not soak and not slow and not oldest and not frameworks" $(SHARED) $(ARGS)
 
 test-slow: $(INSTALLED)   ## run the slow tests: examples of the documents, whole searches, machines that share nothing (namespaces, which need root)
-	$(BIN)/pytest -m "slow and not soak" $(SHARED) $(ARGS)
+	$(BIN)/pytest -m "slow and not soak and not frameworks" $(SHARED) $(ARGS)
 
 test-fast: $(INSTALLED)   ## run the tests of plain logic, in a minute and a half
 	$(BIN)/pytest -m "not soak and not slow and not oldest" $(SHARED) $(FAST) $(ARGS)
 
 test-oldest: .venv-oldest/installed  ## run the commands and the fast tests with the oldest versions, in .venv-oldest
 	$(OLDEST_BIN)/pytest -m "not soak and not slow" $(SHARED) $(call test_files,$(OLDEST_TESTS)) $(ARGS)
+
+test-frameworks: .venv-frameworks/installed  ## run training scripts of Lightning, Hugging Face, ... with the real packages, in .venv-frameworks
+	$(FRAMEWORKS_BIN)/pytest -m frameworks tests/frameworks $(ARGS)
 
 test-versions:    ## run these and the tests of trials with VERSIONS="torch==2.6.0" and PYTHON=python3.12, in .venv-versions (docs/versions.md)
 	@$(call check_python)
@@ -64,7 +69,7 @@ wheel: $(INSTALLED)       ## build dist/feedrate-*.whl, which cluster.yaml insta
 	bash .ci/wheel.sh dist
 
 clean:            ## remove what make made; runs (feedrate-runs/) stay
-	rm -rf .venv .venv-oldest .venv-versions dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-oldest .venv-frameworks .venv-versions dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name .git -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 refuse = { echo "make: $(1); feedrate needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -89,4 +94,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(OLDEST_BIN)/python -m pip install --quiet --disable-pip-version-check -r constraints-oldest.txt
 	$(OLDEST_BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	$(OLDEST_BIN)/python -m pip check
+	@touch $@
+
+# timm needs torchvision, which other frameworks import wherever they find it, and which cannot be imported here as it is
+# (constraints-frameworks.txt says why): both are in a folder of their own.
+.venv-frameworks/installed: pyproject.toml constraints-frameworks.txt
+	@$(call check_python)
+	$(PYTHON) -m venv .venv-frameworks
+	$(FRAMEWORKS_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-frameworks.txt pip setuptools wheel
+	$(FRAMEWORKS_BIN)/python -m pip install --quiet --no-build-isolation -c constraints-frameworks.txt $(FRAMEWORKS) pytest pytest-timeout pytest-xdist -e .
+	$(FRAMEWORKS_BIN)/python -m pip install --quiet --no-deps --upgrade -c constraints-frameworks.txt --target .venv-frameworks/vision timm torchvision
 	@touch $@

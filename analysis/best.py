@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from feedrate.analysis.paste import loader_call
 from feedrate.analysis.remote import is_url, read_url
 from feedrate.analysis.run_folder import RunError, parse_object, read_object, write_atomic
 
@@ -151,10 +152,10 @@ def check_best(best: Mapping[str, Any]) -> None:
 def python_snippet(best: Mapping[str, Any]) -> str:
     """Return Python code to paste into a program; `best` is the content of best.json or a `BestConfig`.
 
-    It is one line unless `process` is not empty; then the code that sets up the process comes before the DataLoader.
+    It is one line unless `process` is not empty (then the code that sets up the process comes before the DataLoader), or the framework that
+    makes the loader cannot set an option (then a comment names it).
     """
     raw = best.raw if isinstance(best, BestConfig) else best
-    arguments = "".join(f", {name}={value!r}" for name, value in raw["dataloader"].items())
     process: dict[str, Any] = raw.get("process", {})
     known = {name: value for name, value in process.items() if name in _PROCESS and _fits_process(name, value)}
     also = [
@@ -163,9 +164,7 @@ def python_snippet(best: Mapping[str, Any]) -> str:
         if name not in known
     ]
     before, worker_init_fn = _process_lines(**known) if known else ([], None)
-    if worker_init_fn:
-        arguments += f", worker_init_fn={worker_init_fn}"
-    return "\n".join([*also, *before, f"DataLoader(dataset{arguments})"])
+    return "\n".join([*also, *before, *loader_call(raw, worker_init_fn)])
 
 
 def _process_lines(

@@ -13,6 +13,7 @@ from feedrate.analysis.disqualified import Disqualified
 from feedrate.analysis.doubts import QUIET, more_trials_command, settle_command
 from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION
 from feedrate.analysis.load import load_run
+from feedrate.analysis.paste import paste_place
 from feedrate.analysis.rounds import DISTURBED_FRACTION, TIED_FRACTION
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.sections import epoch_text, read_more, shared_gpu, shared_host, sharing_host
@@ -121,7 +122,7 @@ def explain(result: SearchResult) -> list[str]:
     if best["process"]:
         names = ", ".join(best["process"])
         lines.append(f"`dataloader` alone does not reproduce this rate: the process also needs {names}, as shown below.")
-    lines.append(("Paste:\n" if best["process"] else "Paste: ") + python_snippet(best))
+    lines.append(_paste(best))
     return lines
 
 
@@ -130,6 +131,13 @@ def reasons_of(failures: pd.DataFrame) -> pd.Series[Any]:
     both = zip(failures["failure_message"], failures["failure_kind"], strict=True)
     texts = [str(reason_of({"failure_message": message, "failure_kind": kind})).partition(" (raised ")[0] for message, kind in both]
     return pd.Series(texts, index=failures.index, dtype=object)
+
+
+def _paste(best: dict[str, Any]) -> str:
+    """Return what to paste, and where."""
+    snippet, place = python_snippet(best), paste_place(best)
+    where = "" if place is None else f" into {place}"
+    return f"Paste{where}:" + ("\n" if "\n" in snippet else " ") + snippet
 
 
 def _conclusion(result: SearchResult) -> list[str]:

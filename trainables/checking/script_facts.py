@@ -27,6 +27,10 @@ class LoaderFacts:
     """What is done with these loaders while one is measured."""
     kept_workers: int
     """Workers that stay alive between epochs."""
+    framework: str | None = None
+    """What made these loaders for the user, for example transformers; None for torch itself, and for the user's own subclass."""
+    function: str = ""
+    """Qualified name of the user's function that made them; empty at the top level of a file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,1 +1,1 @@
-"""Finds out where a trial hangs, and why a batch failed."""
+"""Finds out where a trial hangs, why a batch failed, and who made a loader."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable
@@ -51,6 +52,8 @@ class _Hooks:
 
     def patch_loaders(self, module: ModuleType) -> None:
         """Let every new DataLoader be remembered with its arguments, and every iteration of one pass by `Script.opened`."""
+        # workers of a loader that the script has not read to its end are killed with it, and would leave their folders in /tmp
+        multiprocessing.current_process()._config["tempdir"] = os.path.dirname(self.address)  # type: ignore[attr-defined]
         script, loader_class = self.script, module.DataLoader
         own_init = loader_class.__init__
         wrap_iter(loader_class, script)

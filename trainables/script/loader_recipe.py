@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from feedrate.trainables.diagnose.stacks import Frame
-
-_OURS = str(Path(__file__).parents[1]) + os.sep
+from feedrate.trainables.diagnose.origin import Origin
 
 
 @dataclass(slots=True)
@@ -23,14 +18,22 @@ class LoaderRecipe:
     cls: type
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    place: tuple[str, int]
-    """File and line in the user's code at which the loader was made."""
+    origin: Origin
+    """Who made the loader."""
     bound: dict[str, Any] | None = None
     """Arguments of torch's own constructor by name; None if a subclass does not call it."""
+    is_read: bool = False
+    """Whether the script has begun to iterate the loader."""
+    is_remade: bool = False
+    """Whether a framework has made another loader from this one."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of torch's constructor by name, or those of the class's own if that does not call torch's."""
+        return self._own_arguments() if self.bound is None else self.bound
 
     def dataset(self) -> Any:
         """Return the loader's dataset; None if it is not known."""
-        return (self.bound or {}).get("dataset")
+        return self.arguments().get("dataset")
 
     def make(self, **overrides: Any) -> Any:
         """Make a new loader as the script made it, by the same class and arguments, but with these settings.
@@ -38,12 +41,52 @@ class LoaderRecipe:
         The settings replace arguments where they reach torch's constructor, so that a subclass need not pass them on.
         """
         if self.bound is None:
-            parameters = inspect.signature(self.cls).parameters
+            parameters = _constructor_of(self.cls).parameters
             takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
             taken = {name: value for name, value in overrides.items() if takes_any or name in parameters}
-            return self.cls(*self.args, **(self.kwargs | taken))
+            given = self._own_arguments()
+            return self.cls(*given.pop("", ()), **replaced(given, taken))
         with Overriding(self.cls, overrides):
             return self.cls(*self.args, **self.kwargs)
+
+    def _own_arguments(self) -> dict[str, Any]:
+        """Return the arguments of the class's own constructor by name, and those that have none as a tuple under the empty name."""
+        bound = _constructor_of(self.cls).bind(None, *self.args, **self.kwargs)
+        found: dict[str, Any] = {}
+        for number, (name, each) in enumerate(bound.signature.parameters.items()):
+            if number == 0 or name not in bound.arguments:
+                continue
+            value = bound.arguments[name]
+            if each.kind is each.VAR_KEYWORD:
+                found |= value
+            elif each.kind in (each.VAR_POSITIONAL, each.POSITIONAL_ONLY):
+                found[""] = (*found.get("", ()), *(value if each.kind is each.VAR_POSITIONAL else (value,)))
+            else:
+                found[name] = value
+        return found
+
+
+def _constructor_of(cls: Any) -> inspect.Signature:
+    """Return the signature of a class's `__init__`, as `inspect.signature(cls)` may be that of a `__new__` farther up."""
+    return inspect.signature(cls.__init__)
+
+
+def replaced(arguments: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a loader's arguments by name with other settings.
+
+    Frameworks pass torch's own BatchSampler, where torch would make the same one from batch_size and drop_last. Then these take its
+    place, so that the loader shows its batch size and can get another one.
+    """
+    found = dict(arguments)
+    batches = found.get("batch_sampler")
+    if batches is not None and type(batches) is sys.modules["torch.utils.data"].BatchSampler:
+        del found["batch_sampler"]
+        found.pop("shuffle", None)
+        found |= {"sampler": batches.sampler, "batch_size": batches.batch_size, "drop_last": batches.drop_last}
+    found |= overrides
+    if not found.get("num_workers"):
+        found.pop("timeout", None)  # which torch refuses without workers
+    return found
 
 
 @dataclass(slots=True)
@@ -53,6 +96,7 @@ class Overriding:
     cls: type
     overrides: Mapping[str, Any]
     outer: Overriding | None = field(default=None, init=False)
+    is_done: bool = field(default=False, init=False)
 
     def __enter__(self) -> None:
         global _overriding
@@ -80,23 +124,7 @@ def bind(init: Callable[..., None], loader: Any, args: tuple[Any, ...], kwargs: 
     bound = dict(inspect.signature(init).bind(loader, *args, **kwargs).arguments)
     del bound["self"]
     present = _overriding
-    if present is not None and type(loader) is present.cls and present.overrides:
-        bound |= present.overrides
-        if not bound.get("num_workers"):
-            bound.pop("timeout", None)  # which torch refuses without workers
-        present.overrides = {}
-    return bound
-
-
-def user_place() -> tuple[str, int]:
-    """Return file and line of the innermost caller in the user's code; if there is none, of the innermost one outside of torch."""
-    frame: FrameType | None = sys._getframe(1)
-    outside: tuple[str, int] | None = None
-    while frame is not None:
-        path = frame.f_code.co_filename
-        if Frame(path, frame.f_lineno, "").is_user:
-            return path, frame.f_lineno
-        if outside is None and not path.startswith(_OURS) and f"{os.sep}torch{os.sep}" not in path:
-            outside = path, frame.f_lineno
-        frame = frame.f_back
-    return outside or ("?", 0)
+    if present is None or present.is_done or type(loader) is not present.cls:
+        return bound
+    present.is_done = True
+    return replaced(bound, present.overrides)

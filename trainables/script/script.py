@@ -12,8 +12,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol
 
+from feedrate.trainables.diagnose.origin import Origin
 from feedrate.trainables.script.launcher_link import LauncherLink
-from feedrate.trainables.script.loader_recipe import LoaderRecipe, is_making, user_place
+from feedrate.trainables.script.loader_recipe import LoaderRecipe, is_making
 from feedrate.trainables.script.seen_loader import IN_STEP, MEASURED, OTHER, UNREAD, SeenLoader, call_of, data_of
 from feedrate.trainables.script.tap import Tap
 
@@ -83,7 +84,11 @@ class Script:
         if is_making() or os.getpid() != self.pid:
             return
         key = id(loader)
-        self._recipes[key] = LoaderRecipe(type(loader), args, kwargs, user_place())
+        recipe = LoaderRecipe(type(loader), args, kwargs, Origin.of_caller(type(loader)))
+        original = self._original_of(recipe) if recipe.origin.via else None
+        if original is not None:
+            self._entries[key] = original
+        self._recipes[key] = recipe
         weakref.finalize(loader, self._forget, key).atexit = False
 
     def bound(self, loader: Any, bound: dict[str, Any]) -> None:
@@ -97,20 +102,32 @@ class Script:
         key, recipe = id(loader), self._recipes[id(loader)]
         if key in self._entries:
             return self._entries[key]
-        name, call = recipe.cls.__name__, call_of(recipe.cls.__name__, recipe.bound)
-        dataset = (recipe.bound or {}).get("dataset")
+        arguments = recipe.arguments()
+        name, call = recipe.cls.__name__, call_of(recipe.cls.__name__, arguments)
+        dataset = arguments.get("dataset")
         living = {self._entries[other].number for other in self._recipes if other in self._entries and self._recipes[other].dataset() is not dataset}
         for seen in self.seen:
-            if (seen.place, seen.name) == (recipe.place, name) and (seen.number not in living or seen.data == data_of(dataset)):
+            if (seen.origin, seen.name) == (recipe.origin, name) and (seen.number not in living or seen.data == data_of(dataset)):
                 break
         else:
-            seen = SeenLoader(len(self.seen) + 1, recipe.place, name, call, data_of(dataset))
+            seen = SeenLoader(len(self.seen) + 1, recipe.origin, name, call, data_of(dataset))
             self.seen.append(seen)
         seen.num_made += 1
-        bound = recipe.bound or {}
-        seen.kept_workers = bound.get("num_workers", 0) if bound.get("persistent_workers") else 0
+        seen.kept_workers = arguments.get("num_workers", 0) if arguments.get("persistent_workers") else 0
         self._entries[key] = seen
         return seen
+
+    def _original_of(self, recipe: LoaderRecipe) -> SeenLoader | None:
+        """Return the entry of the loader from which a framework makes this one: the first unread one of the same data; None if there is none."""
+        dataset = None
+        with contextlib.suppress(TypeError):  # wrong arguments, about which the constructor will complain
+            dataset = recipe.dataset()
+        for key, other in self._recipes.items():
+            is_original = key in self._entries and not other.is_read and not other.is_remade
+            if dataset is not None and is_original and other.dataset() is dataset:
+                other.is_remade = recipe.is_remade = True
+                return self._entries[key]
+        return None
 
     def _forget(self, key: int) -> None:
         self._recipes.pop(key, None)
@@ -131,6 +148,7 @@ class Script:
         passes = self._depth or id(loader) not in self._recipes or (self.takeover is not None and self.takeover.is_serving())
         if passes:
             return own_iter(loader)
+        self._recipes[id(loader)].is_read = True
         tap = Tap(self.next_batch, self._enter(loader), loader, own_iter)
         if self.takeover is None:
             tap.open(apart=loader.num_workers == 0)

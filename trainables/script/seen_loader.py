@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from feedrate.trainables.checking.script_facts import LoaderFacts
+from feedrate.trainables.diagnose.origin import Origin
 
 MEASURED, IN_STEP, UNREAD, OTHER = "measured", "read in the same step", "not read", "left alone"
 _SHOWN = ("batch_size", "shuffle", "num_workers", "pin_memory", "prefetch_factor", "persistent_workers", "drop_last")
@@ -17,7 +18,8 @@ class SeenLoader:
     """What is known about the loaders of one class that are made at one place: a script may make them anew in every epoch."""
 
     number: int
-    place: tuple[str, int]
+    origin: Origin
+    """Who made them."""
     name: str
     """Name of the class."""
     call: str
@@ -33,9 +35,19 @@ class SeenLoader:
     """Number of workers that stay alive between epochs (persistent_workers)."""
 
     @property
+    def framework(self) -> str | None:
+        """What made the loaders for the user; None for torch itself."""
+        return self.origin.framework
+
+    @property
+    def function(self) -> str:
+        """Qualified name of the user's function that made them; empty at the top level of a file."""
+        return self.origin.function
+
+    @property
     def where(self) -> str:
         """The place as `train.py:41`, relative to the working directory if it is inside."""
-        path, line = self.place
+        path, line = self.origin.place
         inside = os.path.relpath(path)
         return f"{path if inside.startswith('..') else inside}:{line}"
 
@@ -44,7 +56,8 @@ class SeenLoader:
         if name.isdecimal():
             return int(name) == self.number
         path, _, line = name.rpartition(":")
-        return line == str(self.place[1]) and (self.place[0] == os.path.abspath(path) or self.place[0].endswith(os.sep + path))
+        own = self.origin.path
+        return line == str(self.origin.line) and (own == os.path.abspath(path) or own.endswith(os.sep + path))
 
     def facts(self) -> LoaderFacts:
         """Return the entry as others see it."""
@@ -60,10 +73,8 @@ def data_of(dataset: Any) -> tuple[str, int | None]:
         return type(dataset).__name__, None
 
 
-def call_of(name: str, bound: dict[str, Any] | None) -> str:
+def call_of(name: str, arguments: dict[str, Any]) -> str:
     """Return the call of a loader's class: its dataset's class, and the settings that were given."""
-    if bound is None:
-        return f"{name}(...)"
-    words = [type(bound.get("dataset")).__name__]
-    words += [f"{key}={bound[key]!r}" for key in _SHOWN if key in bound]
+    words = [type(arguments["dataset"]).__name__ if "dataset" in arguments else "..."]
+    words += [f"{key}={arguments[key]!r}" for key in _SHOWN if key in arguments]
     return f"{name}({', '.join(words)})"

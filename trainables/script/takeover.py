@@ -9,12 +9,12 @@ feedrate.
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
+from types import FrameType
 from typing import Any, NoReturn
 
 import greenlet
@@ -63,6 +63,11 @@ class Takeover:
         header, self._request, self._events = self.script.link.receive_request()
         if threading.current_thread() is not threading.main_thread():
             self._refuse(f"{self.script.name} reads its loader in the thread {threading.current_thread().name!r}, and feedrate measures loops on the main thread only")
+        if int(os.environ.get("WORLD_SIZE") or 1) > 1 and _is_dispatching():
+            self._refuse(
+                f"one process of {self.script.name} reads the batches of all its processes (Accelerate's dispatch_batches), and feedrate measures "
+                "processes that read their own. Start the training with one process, or set dispatch_batches=False"
+            )
         self.kept.script = ScriptFacts(
             loaders=tuple(each.facts() for each in self.script.seen),
             chosen=self.script.chosen,
@@ -72,7 +77,6 @@ class Takeover:
         )
         if header["threads"] is not None:
             torch.set_num_threads(header["threads"])
-        multiprocessing.current_process()._config["tempdir"] = os.path.dirname(self.script.link.address)  # type: ignore[attr-defined]
         signal.signal(signal.SIGTERM, self._on_sigterm)
         self.kept.pids = frozenset(tree_pids())
         return self._serving.switch()
@@ -142,6 +146,14 @@ class Takeover:
             leave(128 + number)
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
+
+
+def _is_dispatching() -> bool:
+    """Whether Accelerate reads the batch that is asked for now on behalf of all ranks."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not frame.f_code.co_qualname.startswith("DataLoaderDispatcher."):
+        frame = frame.f_back
+    return frame is not None
 
 
 def _name() -> str:

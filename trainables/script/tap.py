@@ -77,8 +77,15 @@ class Tap:
             return next(self._real)
 
     def close(self) -> None:
-        """End the loader's own iteration and its workers."""
+        """End the loader's own iteration and its workers.
+
+        A loader that can save its state (torchdata's) would start its workers again to answer. From now on it has the present one.
+        """
         real, self._real = self._real, None
+        if real is not None and hasattr(self.loader, "state_dict"):
+            with contextlib.suppress(Exception):
+                state = self.loader.state_dict()
+                self.loader.state_dict = lambda: dict(state)
         with contextlib.suppress(Exception):
             if getattr(self.loader, "_iterator", None) is not None:
                 self.loader._iterator._shutdown_workers()

@@ -203,6 +203,65 @@ def test_a_subclass_gets_settings_that_it_does_not_pass_on(script):
     measured(template, num_workers=2)
 
 
+def test_a_class_that_never_calls_torchs_constructor(script):
+    """As torchdata's StatefulDataLoader: it sets the attributes itself, and the script gives its arguments by position."""
+    template = script(
+        """
+        class Alone(DataLoader):
+            def __init__(self, dataset, batch_size=1, num_workers=0, *, prefetch_factor=None, persistent_workers=False, pin_memory=False, every=1):
+                inner = DataLoader(dataset, batch_size, num_workers=num_workers, prefetch_factor=prefetch_factor, persistent_workers=persistent_workers)
+                self.__dict__.update(inner.__dict__)
+                self.every = every
+
+        for batch in Alone(Rows(), 16, 1, every=2):
+            train(batch)
+        """
+    )
+    found = described(template)
+    assert found.baseline == LoaderConfig(num_workers=1, batch_size=16)
+    loader = next(each for each in found.script.loaders if each.role == "measured")
+    assert loader.call == "Alone(Rows, batch_size=16, num_workers=1)"
+    assert measured(template, num_workers=2, batch_size=8)["window_num_items"][0] % 8 == 0
+
+
+def test_torchs_own_batch_sampler_has_a_batch_size(script):
+    """Frameworks pass it where their user gave a batch size, which therefore is known and can be searched."""
+    template = script(
+        """
+        from torch.utils.data import BatchSampler, RandomSampler
+        batches = BatchSampler(RandomSampler(Rows()), 16, drop_last=True)
+        for batch in DataLoader(Rows(), batch_sampler=batches, num_workers=1):
+            train(batch)
+        """
+    )
+    found = described(template)
+    assert (found.baseline, found.has_own_batches) == (LoaderConfig(num_workers=1, batch_size=16), False)
+    columns = measured(template, num_workers=2, batch_size=8)
+    assert columns["window_num_items"][0] == 8 * columns["window_num_batches"][0]
+
+
+def test_a_loader_that_a_package_makes_from_the_scripts_own_is_shown_as_that(script):
+    """As Accelerate does in `prepare`: the list has the script's line, and no second entry."""
+    text = """
+    sys.path.insert(0, "site-packages")
+    from package import prepare
+    loader, valid = DataLoader(Rows(), batch_size=16, num_workers=1), DataLoader(Rows(64), batch_size=8)
+    for batch in prepare(loader):
+        train(batch)
+    """
+    template = script(text)
+    Path("site-packages").mkdir()
+    Path("site-packages/package.py").write_text(
+        "from torch.utils.data import DataLoader\n"
+        "def prepare(loader):\n"
+        "    return DataLoader(loader.dataset, batch_sampler=loader.batch_sampler, num_workers=loader.num_workers)\n"
+    )
+    found = described(template)
+    line = (HEAD + textwrap.dedent(text)).splitlines().index("loader, valid = DataLoader(Rows(), batch_size=16, num_workers=1), DataLoader(Rows(64), batch_size=8)") + 1
+    assert [(each.where, each.role) for each in found.script.loaders] == [(f"train.py:{line}", "measured"), (f"train.py:{line}", "not read")]
+    assert found.baseline == LoaderConfig(num_workers=1, batch_size=16)
+
+
 def test_loaders_made_anew_in_every_epoch(script):
     """They are one loader, and the script never sees the end of an epoch."""
     template = script(
@@ -249,6 +308,19 @@ def test_two_loaders_read_in_one_step(script):
     roles = [each.role for each in described(template).script.loaders]
     assert roles == ["measured", "read in the same step"]
     assert sum(measured(template, num_workers=1)["window_num_batches"]) > 0
+
+
+def test_a_loader_that_is_half_read_leaves_nothing(script):
+    """Lightning keeps the iterator of its sanity check. Its worker is killed; the end of this module looks for what that leaves in /tmp."""
+    template = script(
+        """
+        half_read = iter(DataLoader(Rows(64), batch_size=4, num_workers=1))
+        next(half_read)
+        for batch in DataLoader(Rows(), batch_size=16, num_workers=1):
+            train(batch)
+        """
+    )
+    assert [each.role for each in described(template).script.loaders] == ["left alone", "measured"]
 
 
 def test_other_loaders_give_one_batch_meanwhile(script):
