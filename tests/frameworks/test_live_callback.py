@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from feedrate.trainables import LiveCallback
 
-pytestmark = pytest.mark.filterwarnings("default")  # the frameworks have advice of their own
+pytestmark = [pytest.mark.frameworks, pytest.mark.filterwarnings("default")]  # the frameworks have advice of their own
 
 
 class Numbers(Dataset):
@@ -33,7 +33,7 @@ def report_of(folder):
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_lightning(tmp_path, num_workers):
-    lightning = pytest.importorskip("lightning.pytorch")
+    import lightning.pytorch as lightning
 
     class Module(lightning.LightningModule):
         def __init__(self):
@@ -71,7 +71,7 @@ def test_lightning(tmp_path, num_workers):
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_hugging_face(tmp_path, num_workers):
-    transformers = pytest.importorskip("transformers")
+    import transformers
 
     class Model(torch.nn.Module):
         def __init__(self):

@@ -6,7 +6,7 @@ from torch.utils.data import Dataset
 
 from feedrate.trainables import live
 
-pytestmark = pytest.mark.filterwarnings("default")  # torchdata has advice of its own
+pytestmark = [pytest.mark.frameworks, pytest.mark.filterwarnings("default")]  # torchdata has advice of its own
 
 
 class Numbers(Dataset):
@@ -21,11 +21,11 @@ class Numbers(Dataset):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_training_that_is_resumed_from_a_checkpoint_goes_on_with_the_same_batches(num_workers):
-    stateful = pytest.importorskip("torchdata.stateful_dataloader")
+    from torchdata.stateful_dataloader import StatefulDataLoader
 
     def begin(tunes, state=None):
         torch.manual_seed(3)
-        loader = stateful.StatefulDataLoader(Numbers(), batch_size=4, shuffle=True, num_workers=num_workers)
+        loader = StatefulDataLoader(Numbers(), batch_size=4, shuffle=True, num_workers=num_workers)
         if tunes:
             loader = live(loader, quiet=True)
         if state is not None:

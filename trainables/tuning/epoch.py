@@ -41,6 +41,8 @@ class Observed:
         """Kept alive while it is iterated."""
         begin = time.perf_counter()
         self._handed_s: float | None = None
+        self.is_begun = self.is_aside = False
+        """Whether a batch was delivered, and whether another iteration of the loader is tuned instead of this one."""
         self._wait_s = 0.0
         self._num_workers = self._policy.own
         with contextlib.suppress(TypeError, NotImplementedError):
@@ -53,6 +55,8 @@ class Observed:
         return self
 
     def __next__(self) -> Any:
+        if self.is_aside:
+            return self._take()
         begin = time.perf_counter()
         if self._handed_s is not None and self._live.is_training():
             self._decide(self._observed(begin - self._handed_s))
@@ -63,7 +67,7 @@ class Observed:
             self._policy.interrupted()
             raise
         end = time.perf_counter()
-        self._wait_s, self._handed_s, self._startup_s = end - begin + self._startup_s, end, 0.0
+        self._wait_s, self._handed_s, self._startup_s, self.is_begun = end - begin + self._startup_s, end, 0.0, True
         self._live.handed()
         return batch
 
@@ -123,10 +127,24 @@ class Epoch(Observed):
         self._startup_s = time.perf_counter() - begin
         return self
 
+    def stand_aside(self) -> None:
+        """Go on alone with the workers that it has, because the loader is iterated once more before this iteration has delivered a batch."""
+        self.is_aside = True
+        self._live.release(self._pools)
+
     def __del__(self) -> None:
         if not self.__dict__.get("is_over", True):
             with contextlib.suppress(Exception):  # at the end of the interpreter
-                self._live.left()
+                self._leave(is_whole=False)
+
+    def _leave(self, *, is_whole: bool) -> None:
+        if self.is_aside:
+            for pool in self._pools:
+                pool.close()
+        elif is_whole:
+            self._live.epoch_ended()
+        else:
+            self._live.left()
 
     def _num_ready(self) -> int:
         return self._pools[-1].num_ready() if self._pools else 0
@@ -158,17 +176,20 @@ class Epoch(Observed):
                 batch = self._watched_fetch(pool)
             except StopIteration:
                 if pool.is_drained():
+                    if self.is_aside:
+                        self._pools[0].close()
                     self._pools.popleft()
                     if self._pools or not self._stream.is_spent():
                         if not self._pools:
                             self._feed(self._policy.target)
-                        self._live.close_idle(self._pools)
+                        if not self.is_aside:
+                            self._live.close_idle(self._pools)
                         continue
                 self.is_over = True
-                self._live.epoch_ended()
+                self._leave(is_whole=True)
                 raise
             except Exception as error:
-                if error is self._stream.error or not self._live.survives():
+                if self.is_aside or error is self._stream.error or not self._live.survives():
                     pool.pass_over()
                     raise
                 self._fall_back(error)

@@ -80,7 +80,9 @@ class Live:
         if active is not None and not active.is_over:  # a second iteration beside the first
             if isinstance(active, Epoch) and self.tuned.is_persistent and self.tuned.own:  # torch begins its one iterator again
                 return active.begin_again()
-            return torchs_iterator(self.tuned.loader)
+            if active.is_begun:
+                return torchs_iterator(self.tuned.loader)
+            active.stand_aside()  # Lightning begins an iteration, drops it, and begins another one
         if self._is_plain:
             return Observed(self.tuned)
         epoch = StreamEpoch(self.tuned) if is_stream(self.tuned.loader) else Epoch(self.tuned)

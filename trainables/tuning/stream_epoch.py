@@ -41,10 +41,15 @@ class StreamEpoch(Observed):
         self._num_taken = 0
         super().__init__(live)
 
+    def stand_aside(self) -> None:
+        """Go on alone with what was begun, because the loader is iterated once more before this iteration has delivered a batch."""
+        self.is_aside = True
+        self._live.release([self._pool])
+
     def __del__(self) -> None:
         if not self.__dict__.get("is_over", True):
             with contextlib.suppress(Exception):  # at the end of the interpreter
-                self._live.left()
+                self._pool.close() if self.is_aside else self._live.left()
 
     def _open(self) -> None:
         live = self._live
@@ -105,7 +110,7 @@ class StreamEpoch(Observed):
                 self._epoch_ended()
                 raise
             except Exception as error:
-                if not live.survives():
+                if self.is_aside or not live.survives():
                     raise
                 live.has_fallen_back = True
                 live.log.write(self._policy.failed(self._num_workers, f"with 1 worker, loading failed ({sentence(error)})"))
@@ -133,6 +138,9 @@ class StreamEpoch(Observed):
 
     def _epoch_ended(self) -> None:
         live = self._live
+        if self.is_aside:
+            self._pool.close()
+            return
         if self._is_first and self._state is not None:
             live.keeps_state = state_digest(live.loader.dataset) == self._state
         elif self._is_first:

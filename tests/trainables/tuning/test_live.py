@@ -543,6 +543,28 @@ def test_a_second_iteration_beside_the_first_is_the_loaders_own():
     assert next(first)[0].tolist() == [4, 5, 6, 7]
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("is_dropped", [True, False], ids=["dropped", "read later"])
+def test_an_iteration_that_begins_before_the_first_batch_of_another_one_is_tuned_instead(num_workers, is_dropped):
+    """Lightning begins an iteration, begins another one, and reads that."""
+    before, found = set(tree_pids()), []
+    for tunes in (False, True):
+        random.seed(1)
+        np.random.seed(1)
+        loader = loader_of(num_workers=num_workers)
+        loader = scripted(loader, {3: 3, 9: 1, 20: 2}) if tunes else loader
+        first = iter(loader)
+        second = iter(loader)
+        first = None if is_dropped else first
+        seen = [numbers.tolist() for numbers, _ in second]
+        seen += [] if is_dropped else [numbers.tolist() for numbers, _ in first]
+        found.append([seen, torch.rand(1).item(), content(loader, 2)])
+        del first, second
+    assert found[0] == found[1]
+    assert loader.tuned.policy.num_batches == 3 * NUM_SAMPLES // BATCH_SIZE
+    assert set(tree_pids()) == before
+
+
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_loader_whose_workers_persist_begins_its_one_iterator_again(num_workers):
     """Lightning calls iter(loader) twice before the first epoch."""

@@ -163,6 +163,18 @@ def test_an_exception_is_the_users_own_at_the_same_batch():
         loader.tuned.keeps_state = True  # an epoch that fails does not end, so nothing is known
 
 
+def test_an_iteration_that_begins_before_the_first_batch_of_another_one_is_tuned_instead():
+    found = []
+    for tunes in (False, True):
+        loader = scheduled(loader_of(), (0, 1)) if tunes else loader_of()
+        first, second = iter(loader), iter(loader)
+        found.append([[numbers.tolist() for numbers, _ in each] for each in (second, first)])
+        del first, second
+        found[-1].append(content(loader, 2))
+    assert found[0] == found[1]
+    assert loader.tuned.keeps_state is True and loader.decisions() == []
+
+
 def test_leaving_an_epoch_ends_its_worker():
     from feedrate.trainables.machine.process import tree_pids
 
