@@ -68,6 +68,7 @@ class Script:
         """The same, with the entries of the list."""
         self._latest: list[weakref.ref[Tap]] = []
         """Iterations in the order of the latest batch that each gave."""
+        self._ended_schedules: weakref.WeakSet[Any] = weakref.WeakSet()
         self._depth = 0
         """Above 0 while a loader of the script makes a batch, for which it may read other loaders."""
         self._excepthook = sys.excepthook
@@ -142,6 +143,30 @@ class Script:
         self.num_steps += 1
         with contextlib.suppress(Exception):
             self.device = str(optimizer.param_groups[0]["params"][0].device)
+
+    def _report_rank(self) -> None:
+        """Report that a process trains which the script has forked, unless the script itself trains, too."""
+        if self.takeover is None and not self.has_reported_rank:
+            self.has_reported_rank = True
+            LauncherLink(self.link.address, RANK)
+
+    def outlives(self, schedule: Any, error: Exception) -> bool:
+        """Return whether the training goes on although its learning-rate schedule raised.
+
+        It does while the script is measured, if the schedule has worked before: the script then takes more steps than it planned,
+        and some schedules (OneCycleLR) have no learning rate for these. The last one stays.
+        """
+        if self.takeover is None or os.getpid() != self.pid or getattr(schedule, "last_epoch", 0) <= 1:
+            return False
+        if schedule not in self._ended_schedules:
+            self._ended_schedules.add(schedule)
+            print(
+                f"feedrate: the schedule {type(schedule).__name__} raised {type(error).__name__}: {error}. While it is measured, the script "
+                "takes more steps than it planned, so it goes on with the last learning rate",
+                file=sys.stderr,
+                flush=True,
+            )
+        return True
 
     def opened(self, loader: Any, own_iter: Callable[[Any], Any]) -> Any:
         """Return the iterator that the script gets for a loader."""

@@ -307,15 +307,32 @@ def test_loaders_made_anew_in_every_epoch(script):
     measured(template, num_workers=2)
 
 
-def test_gradient_accumulation(script):
-    """The loader is found at the first optimizer step, whenever that is."""
+def test_a_schedule_that_ends(script, tmp_path):
+    """feedrate lets the script take more steps than it planned, so a schedule's refusal of these is no failure; it is told in script.log."""
+    script(
+        """
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=5)
+        for batch in DataLoader(Rows(320), batch_size=16, num_workers=1):
+            train(batch)
+            schedule.step()
+            note(schedule.get_last_lr()[0])
+        """
+    )
+    template = Template(make_command_ref(("python", "train.py")), log_path=str(tmp_path / "script.log"))
+    measured(template, num_workers=2)
+    template.close()
+    assert len(notes()) > 6
+    assert len(set(notes()[4:])) == 1
+    assert Path("script.log").read_text().count("feedrate: the schedule OneCycleLR raised ValueError: Tried to step 6 times") == 1
+
+
+def test_a_schedule_that_is_wrong_from_the_start(script):
     template = script(
         """
-        for number, (x, y) in enumerate(DataLoader(Rows(), batch_size=16, num_workers=1)):
-            nn.functional.cross_entropy(model(x), y).backward()
-            if number % 4 == 3:
-                optimizer.step()
-                optimizer.zero_grad()
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        for batch in DataLoader(Rows(), batch_size=16, num_workers=1):
+            train(batch)
+            schedule.step()
         """
     )
     assert described(template).script.loaders[0].num_batches == 4
