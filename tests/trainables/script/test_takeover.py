@@ -290,15 +290,24 @@ def test_a_loader_that_a_package_makes_from_the_scripts_own_is_shown_as_that(scr
     assert found.baseline == LoaderConfig(num_workers=1, batch_size=16)
 
 
-def test_loaders_made_anew_in_every_epoch(script):
-    """They are one loader, and the script never sees the end of an epoch."""
+def test_a_scaler_that_skips_steps_and_two_optimizers(script):
+    """The gradients of the first batches overflow, so that no optimizer steps; and batches are fetched ahead of their step."""
     template = script(
         """
-        for epoch in range(5):
-            for batch in DataLoader(Rows(16), batch_size=16, shuffle=True, num_workers=1):
-                train(batch)
-                note("trained")
-            note("epoch")
+        other = Descent(model.parameters())
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=10**6)
+        batches = iter(DataLoader(Rows(), batch_size=16, num_workers=1))
+        batch = next(batches)
+        while batch is not None:
+            ahead = next(batches, None)
+            x, y = batch
+            loss = nn.functional.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            for each in (optimizer, other):
+                scaler.step(each)
+            scaler.update()
+            batch = ahead
         """
     )
     (found,) = described(template).script.loaders
