@@ -86,6 +86,7 @@ class Measurement:
     tree_uss_growth_bytes_per_batch: float | None = None
     max_open_files: int | None = None
     effective_num_workers: int | None = None
+    num_shards: int | None = None
     shm_bytes: int | None = None
     gpu_peak_bytes: int | None = None
     gpu_free_bytes: int | None = None
