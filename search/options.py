@@ -54,14 +54,6 @@ class NothingFound(Exception):
         self.facts = {"run": run}
 
 
-def idle_workers(columns: Mapping[str, Any]) -> str | None:
-    """Return a note about workers that had nothing to load; None if all had, or that is not known."""
-    working, asked = columns.get("effective_num_workers"), columns.get("num_workers")
-    if working is None or not asked or working >= asked:
-        return None
-    return f"{asked} workers were asked for, and {working} had data to load: the dataset has no more shards. More workers than that cannot help"
-
-
 def counted_anyway(step_returned: str) -> str:
     """Return a note about a step that did not return a number of items; `step_returned` is the name of the type that it returned."""
     return (

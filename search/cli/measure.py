@@ -8,7 +8,16 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from feedrate.search.options import ANY_ORDER, OWN_BATCHES, OWN_STEP, UsageError, counted_anyway, idle_workers, refusal
+from feedrate.search.options import (
+    ANY_ORDER,
+    OWN_BATCHES,
+    OWN_STEP,
+    UsageError,
+    between_epochs,
+    counted_anyway,
+    refusal,
+)
+from feedrate.search.space.idle_workers import IdleWorkers
 from feedrate.search.terminal import arguments
 from feedrate.search.terminal.machine_output import answer
 from feedrate.trainables.config import SHARING_STRATEGIES, START_METHODS, LoaderConfig
@@ -104,8 +113,8 @@ def _remarks(columns: dict[str, Any], steady_sps: float) -> list[str]:
         said.append(f"note: other processes used {foreign:.0%} of the CPUs meanwhile; the rates would differ on a quiet machine")
     if (columns["foreign_gpu_fraction"] or 0.0) >= SHARED_FRACTION:
         said.append(f"note: other processes used {columns['foreign_gpu_fraction']:.0%} of the GPU's time just before; the rates would differ on a free GPU")
-    if (idle := idle_workers(columns)) is not None:
-        said.append(f"note: {idle}")
+    if (idle := IdleWorkers.of(columns)) is not None:
+        said.append(f"note: {idle.remark()}")
     if columns.get("step_returned") is not None:
         said.append(f"note: {counted_anyway(columns['step_returned'])}")
     if columns["loss_is_finite"] is False:

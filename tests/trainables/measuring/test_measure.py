@@ -16,7 +16,7 @@ from workloads import LenOpens, Reusing, Rows, Stream, general, mine, short
 from feedrate import trainables
 from feedrate.analysis.estimate import record_rate, step_only_sps
 from feedrate.analysis.schema import COLUMNS
-from feedrate.search.options import idle_workers
+from feedrate.search.space.idle_workers import IdleWorkers
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import TrialFailed, classify
 from feedrate.trainables.loader.delivering_workers import DeliveringWorkers
@@ -57,8 +57,16 @@ class OneShard(torch.utils.data.IterableDataset):
 def test_workers_without_data_are_counted():
     result = run(short(OneShard()), LoaderConfig(batch_size=4, num_workers=3), max_trial_s=1.0)
     assert result.effective_num_workers == 1
-    assert idle_workers(result.columns() | {"num_workers": 3}).startswith("3 workers were asked for, and 1 had data to load")
-    assert idle_workers(result.columns() | {"num_workers": 1}) is None
+    assert IdleWorkers.of(result.columns() | {"num_workers": 3}).remark().startswith("3 workers were asked for, 1 worked (the others got no data)")
+
+
+def test_workers_beyond_the_batches_of_an_epoch_are_not_counted():
+    """The measurement goes on beyond the end of an epoch, and keeps them busy; in the user's epochs they would be idle."""
+    batches = [[0, 1], [2, 3]]
+    workload = general(lambda **overrides: DataLoader(Rows(4), batch_sampler=batches, **overrides), lambda batch: None)
+    result = run(workload, LoaderConfig(batch_size=None, num_workers=3), max_trial_s=1.0)
+    assert result.effective_num_workers == 2
+    assert "(an epoch has 2 batches)" in IdleWorkers.of(result.columns() | {"num_workers": 3}).remark()
 
 
 @pytest.mark.parametrize("order", [{}, {"sampler": list(range(64))}], ids=["torch's sequential order", "a list of indices"])
