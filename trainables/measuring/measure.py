@@ -114,7 +114,7 @@ def _measure(
     elif cached.failure is None:
         _warm(step, cached.batch, config, options, device, result)
     on_phase("loader")
-    check_limits(config, cached.storage_sizes)
+    check_limits(config, cached.storage_sizes, beside=workload.beside)
     del cached
     with collecting() as begun:
         loader = build_loader(workload, config, seed=options.seed)

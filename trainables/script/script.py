@@ -15,7 +15,16 @@ from typing import Any, Protocol
 from feedrate.trainables.diagnose.origin import Origin
 from feedrate.trainables.script.launcher_link import LauncherLink
 from feedrate.trainables.script.loader_recipe import LoaderRecipe, is_making
-from feedrate.trainables.script.seen_loader import IN_STEP, MEASURED, OTHER, UNREAD, SeenLoader, call_of, data_of
+from feedrate.trainables.script.seen_loader import (
+    IN_STEP,
+    MEASURED,
+    OTHER,
+    SETTINGS,
+    UNREAD,
+    SeenLoader,
+    call_of,
+    data_of,
+)
 from feedrate.trainables.script.tap import Tap
 
 LOADER = "FEEDRATE_LOADER"
@@ -114,7 +123,9 @@ class Script:
             seen = SeenLoader(len(self.seen) + 1, recipe.origin, name, call, data_of(dataset))
             self.seen.append(seen)
         seen.num_made += 1
-        seen.kept_workers = arguments.get("num_workers", 0) if arguments.get("persistent_workers") else 0
+        seen.bound = {name: value for name, value in arguments.items() if name in SETTINGS}
+        if arguments.get("batch_sampler") is not None:
+            seen.bound["batch_size"] = None
         self._entries[key] = seen
         return seen
 

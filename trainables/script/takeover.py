@@ -68,6 +68,8 @@ class Takeover:
                 f"one process of {self.script.name} reads the batches of all its processes (Accelerate's dispatch_batches), and feedrate measures "
                 "processes that read their own. Start the training with one process, or set dispatch_batches=False"
             )
+        assert self.kept.workload is not None
+        self.kept.workload.beside = tuple(each.beside() for each in self.script.seen if each is not self.measured and each.role != IN_STEP)
         self.kept.script = ScriptFacts(
             loaders=tuple(each.facts() for each in self.script.seen),
             chosen=self.script.chosen,

@@ -398,13 +398,19 @@ def test_other_loaders_give_one_batch_meanwhile(script):
     assert max(columns["window_duration_s"]) < 3
 
 
-def test_the_users_own_sitecustomize_runs(script, monkeypatch, tmp_path):
-    template = script(PLAIN)
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "sitecustomize.py").write_text("import sys\nsys.own_sitecustomize = True\n")
-    Path("train.py").write_text("import sys\nassert sys.own_sitecustomize\nassert not any(path.endswith('/hook') for path in sys.path)\n" + Path("train.py").read_text())
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "own"))
-    described(template)
+def test_a_validation_loader_counts_in_whether_a_setting_fits(script):
+    """Its workers live beside those of the measured loader, and ten million batches in flight need too many open files."""
+    template = script(
+        """
+        loader = DataLoader(Rows(), batch_size=16, num_workers=1)
+        valid = DataLoader(Rows(64), batch_size=16, num_workers=1, prefetch_factor=10**7, persistent_workers=True)
+        for batch in loader:
+            train(batch)
+        """
+    )
+    failure = refused(template, num_workers=1).failure
+    assert failure.kind in ("too-many-files", "shm-full")
+    assert "together with 1 worker of the loader at train.py:" in failure.message
 
 
 def test_what_a_script_prints_is_kept(script, tmp_path):
