@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from feedrate.trainables.diagnose.origin import Origin
-from feedrate.trainables.script.launcher_link import LauncherLink
+from feedrate.trainables.script.launcher_link import RANK, LauncherLink
 from feedrate.trainables.script.loader_recipe import LoaderRecipe, is_making
 from feedrate.trainables.script.seen_loader import (
     IN_STEP,
@@ -29,6 +29,12 @@ from feedrate.trainables.script.tap import Tap
 
 LOADER = "FEEDRATE_LOADER"
 """Environment variable with the loader that the user chose: its number, or file.py:line."""
+
+
+NO_GPU = (
+    ". It asks for a GPU, and torch has none that it can use on this machine: run feedrate where the training runs, or let the script train "
+    "on the CPU"
+)
 
 
 class Control(Protocol):
@@ -70,7 +76,7 @@ class Script:
         self.device: str | None = None
         """Where the parameters of the optimizer are that stepped last."""
         self.takeover: Control | None = None
-        self.has_raised = False
+        self.has_raised = self.has_reported_rank = False
         self._recipes: dict[int, LoaderRecipe] = {}
         """By the loader's id, as long as the loader lives."""
         self._entries: dict[int, SeenLoader] = {}
@@ -151,6 +157,9 @@ class Script:
 
     def stepped(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """Count a step of an optimizer."""
+        if os.getpid() != self.pid:
+            self._report_rank()
+            return
         self.num_steps += 1
         with contextlib.suppress(Exception):
             self.device = str(optimizer.param_groups[0]["params"][0].device)
@@ -257,7 +266,7 @@ class Script:
         what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
         if isinstance(error, EOFError) and "reading a line" in str(error):
             return f"{self.name} asks for input, which it cannot get here ({what}): give its answers as arguments of the command"
-        return f"{self.name} raised {what}, before it had trained"
+        return f"{self.name} raised {what}, before it had trained" + (NO_GPU if lacks_gpu(error) else "")
 
     def _at_exit(self) -> None:
         if os.getpid() != self.pid:
@@ -290,3 +299,13 @@ class Script:
     @staticmethod
     def _done(seen: SeenLoader) -> str:
         return f"{seen.num_batches} batches read" if seen.num_batches else "not read"
+
+
+def lacks_gpu(error: BaseException) -> bool:
+    """Return whether an exception is about a GPU that torch does not have."""
+    place = traceback.extract_tb(error.__traceback__)[-1:]
+    words = f"{error} {place[0].line if place else ''}".lower()
+    if not any(word in words for word in ("cuda", "nvidia", "gpu")):
+        return False
+    torch: Any = sys.modules.get("torch")
+    return torch is not None and not torch.cuda.is_available()

@@ -449,6 +449,13 @@ FAILURES = {
     "makes no loader": ("model(torch.zeros(8))", "train.py ended without making a torch DataLoader", True),
     "does not step": ("list(DataLoader(Rows(64)))", "no torch optimizer had stepped, so feedrate cannot tell which of its loaders feeds a training", True),
     "ends early": ("train(next(iter(DataLoader(Rows(64), batch_size=4))))", "ended before an optimizer had stepped between two batches", True),
+    "never reads its loader": ("DataLoader(Rows(64))", "ended before an optimizer had stepped between two batches", True),
+    "needs a GPU": ("model.cuda()", "It asks for a GPU, and torch has none that it can use on this machine: run feedrate where the training", True),
+    "does not know an argument": (
+        "import argparse; argparse.ArgumentParser().parse_args(['--lrr', '1'])",
+        "ended with exit status 2 before it had trained; its last output: usage: train.py [-h]\ntrain.py: error: unrecognized arguments: --lrr 1",
+        True,
+    ),
     "waits for input": ("input('name? ')", "train.py asks for input, which it cannot get here", True),
     "refuses its arguments": ("sys.exit(2)", "the command `python train.py` ended with exit status 2 before it had trained", True),
     "is killed": ("os.kill(os.getpid(), 9)", "was killed by SIGKILL before it had trained", True),
