@@ -54,6 +54,18 @@ class NothingFound(Exception):
         self.facts = {"run": run}
 
 
+def between_epochs(columns: Mapping[str, Any]) -> str | None:
+    """Return a sentence about the time that a training script needs between two epochs; None if it was not asked for."""
+    if (why := columns.get("between_epochs_failure")) is not None:
+        return f"the time between epochs is not known, because {why}"
+    seconds, parts = columns.get("between_epochs_s"), columns.get("between_epochs_parts_s") or {}
+    if seconds is None:
+        return None
+    told = sorted(parts.items(), key=lambda part: -part[1])
+    of_which = [f"{part_s:.1f} s in torch.save" if name == "torch.save" else f"{part_s:.1f} s in the loop over the loader at {name}" for name, part_s in told]
+    return f"between epochs: {seconds:.1f} s" + (f", of which {' and '.join(of_which)}" if of_which else "")
+
+
 def counted_anyway(step_returned: str) -> str:
     """Return a note about a step that did not return a number of items; `step_returned` is the name of the type that it returned."""
     return (

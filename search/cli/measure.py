@@ -43,7 +43,7 @@ class Measure:
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         with contextlib.closing(_template(args)) as template:
             config = _setting(args, template)
-            columns, failure = _trial(args, config, {}, template)
+            columns, failure = _trial(args, config, {"between_epochs": True}, template)
         if failure is not None:
             return _print_failure(args.json, config, failure)
         from feedrate.analysis.ceilings import Ceilings
@@ -121,6 +121,8 @@ def _remarks(columns: dict[str, Any], steady_sps: float) -> list[str]:
         said.append("note: the last loss was NaN or infinite; the rates are valid all the same")
     if columns["boundary_from"] == "measured":
         said.append(f"an epoch boundary costs {columns['boundary_s']:.2f} s; {steady_sps:,.1f} {columns['unit']}/s between boundaries")
+    if (between := between_epochs(columns)) is not None:
+        said.append(between)
     return said
 
 

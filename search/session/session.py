@@ -16,7 +16,7 @@ from feedrate.analysis.estimate import rate_so_far, record_change, record_rate
 from feedrate.analysis.rounds import MIN_ROUNDS, TIED_FRACTION
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.schema import SCHEMA, status
-from feedrate.search.options import SearchOptions, counted_anyway
+from feedrate.search.options import SearchOptions, between_epochs, counted_anyway
 from feedrate.search.record import HostSetAside, SearchRecord
 from feedrate.search.session.budget import Budget
 from feedrate.search.session.confirmation import Confirmation
@@ -81,6 +81,7 @@ class Session:
         self._rates: dict[LoaderConfig, float] = {}
         self._batch_sizes = {config.batch_size for config in baselines}
         self._num_replayed = 0
+        self._has_between_epochs = False
         self.confirmation: Confirmation | None = None
         """The rounds at the end; None until they begin."""
         self._running: dict[int, TrialRequest] = {}
@@ -179,6 +180,7 @@ class Session:
             configs=(ask.config,),
             origin=ask.origin,
             measure_step=not self.has_ceiling(ask.config.batch_size),
+            between_epochs=not self._has_between_epochs,
             # a trial that would exceed the budget is shortened, not left out
             max_trial_s=min(self.options.max_trial_s, max(self.seconds_left(), SHORTEST_TRIAL_S)),
         )

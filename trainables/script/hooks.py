@@ -10,6 +10,7 @@ import inspect
 import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -92,8 +93,12 @@ class _Hooks:
 
         @functools.wraps(own)
         def save(*args: Any, **kwargs: Any) -> Any:
-            self.script.saved()
-            return own(*args, **kwargs)
+            self.script.saves(args[1] if len(args) > 1 else kwargs.get("f"))
+            begin = time.perf_counter()
+            try:
+                return own(*args, **kwargs)
+            finally:
+                self.script.saved(time.perf_counter() - begin)
 
         module.save = save  # type: ignore[attr-defined]
 

@@ -49,8 +49,14 @@ class Control(Protocol):
     def is_serving(self) -> bool:
         """Return whether the measurement runs now, and not the script."""
 
-    def interrupted(self) -> None:
-        """Note that the script does something other than training."""
+    def saves(self, path: object) -> None:
+        """Note that the script is about to save something to a path or file object."""
+
+    def saved(self, seconds: float) -> None:
+        """Note that the script has saved something."""
+
+    def stepped(self) -> None:
+        """Count a step of an optimizer."""
 
     def raised(self, error: BaseException) -> None:
         """Let the measurement fail with an exception that ends the script."""
@@ -161,6 +167,9 @@ class Script:
             self._report_rank()
             return
         self.num_steps += 1
+        if self.takeover is not None:
+            self.takeover.stepped()
+            return
         with contextlib.suppress(Exception):
             self.device = str(optimizer.param_groups[0]["params"][0].device)
 
@@ -246,10 +255,15 @@ class Script:
         self.takeover = self._control(self, tap)
         return self.takeover.begin()
 
-    def saved(self) -> None:
-        """Record that the script is saving something, so that the time of this step does not count."""
+    def saves(self, path: object) -> None:
+        """Note that the script is about to save something to a path or file object."""
         if self.takeover is not None and os.getpid() == self.pid:
-            self.takeover.interrupted()
+            self.takeover.saves(path)
+
+    def saved(self, seconds: float) -> None:
+        """Record that the script has saved something, so that the time of this step does not count."""
+        if self.takeover is not None and os.getpid() == self.pid:
+            self.takeover.saved(seconds)
 
     def _on_exception(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """Report an exception that ends the script, then let Python print it; one of a training step goes to the measurement."""

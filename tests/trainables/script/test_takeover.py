@@ -18,6 +18,8 @@ from feedrate.trainables.measuring.measure_options import MeasureOptions
 from feedrate.trainables.protocol import DescribeRequest, Failed, Measured, MeasureRequest, read
 from feedrate.trainables.resolve import make_command_ref
 from feedrate.trainables.sandbox.template import Template
+from feedrate.trainables.script.between_epochs import no_overwriting, will_write
+from feedrate.trainables.script.seen_loader import SeenLoader
 
 DATA = """
 import os, sys, time
@@ -344,7 +346,132 @@ def test_a_schedule_that_is_wrong_from_the_start(script):
             schedule.step()
         """
     )
-    assert described(template).script.loaders[0].num_batches == 4
+    assert "ReduceLROnPlateau.step() missing 1 required positional argument: 'metrics'" in refused(template).failure.message
+
+
+BETWEEN = """
+if __name__ == "__main__":
+    loader, valid = DataLoader(Rows(320), batch_size=16, num_workers=1), DataLoader(Rows(64), batch_size=16, num_workers=1)
+    for epoch in range(EPOCHS):
+        for batch in loader:
+            train(batch)
+        note("validates", len(list(valid)))
+        torch.save(model.state_dict(), "model.pt")
+        time.sleep(0.5)
+    note("done")
+"""
+
+
+def between(script, text, *, again=False):
+    """The columns of a trial that also times what the script does between two epochs, if asked for with another one after it."""
+    template = script(text)
+    first = measured(template, num_workers=1, between_epochs=True)
+    if again:
+        assert measured(template, num_workers=1)["between_epochs_s"] is None
+    return first
+
+
+def test_what_a_script_does_between_epochs_is_timed_apart(script):
+    """The whole validation is read, and the same process goes on with the next setting."""
+    columns = between(script, BETWEEN.replace("EPOCHS", "9"), again=True)
+    assert columns["between_epochs_failure"] is None
+    parts = columns["between_epochs_parts_s"]
+    line = (HEAD + BETWEEN).splitlines().index(next(line for line in BETWEEN.splitlines() if "valid = " in line)) + 1
+    assert parts.keys() == {f"train.py:{line}", "torch.save"}
+    assert columns["between_epochs_s"] > 0.5 + sum(parts.values())
+    assert notes() == ["validates 4"]
+
+
+def test_the_last_epoch_of_a_script_ends_its_process(script):
+    columns = between(script, BETWEEN.replace("EPOCHS", "1"))
+    assert columns["between_epochs_s"] > 0.5
+    assert notes() == ["validates 4", "done"]
+
+
+def test_a_checkpoint_that_was_there_is_not_overwritten_between_epochs(script):
+    """That of the user's real training must not be replaced by that of a measurement."""
+    Path("model.pt").write_text("precious")
+    os.utime("model.pt", (1e9, 1e9))
+    columns = between(script, BETWEEN.replace("EPOCHS", "9"))
+    assert columns["between_epochs_failure"].startswith("the script writes over model.pt, which was there before")
+    assert Path("model.pt").read_text() == "precious"
+
+
+def test_what_counts_as_overwriting(tmp_path):
+    """Files and folders that are older than the process, for Python's own ways to write. This process's own files do not count."""
+    old, new, folder, found = tmp_path / "old", tmp_path / "new", tmp_path / "folder", []
+    folder.mkdir()
+    for path in (old, new):
+        path.touch()
+    for path in (old, folder):
+        os.utime(path, (1e9, 1e9))
+    with no_overwriting(found.append):
+        for path in (new, tmp_path / "newer"):
+            path.open("w").close()
+        for mode in ("a", "r"):
+            old.open(mode).close()
+        assert found == []
+        will_write(str(old))
+        old.open("r+").close()
+        new.replace(old)
+        shutil.rmtree(folder)
+    old.unlink()
+    assert found == [str(old), str(old), str(old), str(folder)]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("batches = itertools.cycle(loader)\nwhile True: train(next(batches))", "the script goes on training without reading its loader"),
+        ("for batch in loader: train(batch)\nraise ValueError('no more')", "the script raised ValueError: no more"),
+        ("for batch in loader: train(batch)\nos._exit(3)", "the training process ended by itself (exit status 3) in phase between epochs"),
+    ],
+    ids=["keeps its batches", "raises", "dies"],
+)
+def test_why_the_time_between_epochs_is_not_known(script, text, why):
+    """The setting is measured all the same."""
+    columns = between(script, f"import itertools\nloader = DataLoader(Rows(320), batch_size=16, num_workers=1)\n{text}\n")
+    assert columns["between_epochs_failure"].startswith(why)
+    assert columns["between_epochs_s"] is None
+    assert columns["window_num_batches"]
+
+
+def test_a_loop_over_the_same_loader_that_does_not_train_ends_the_process(script):
+    """The script reads its training data once more to evaluate: the next setting must be measured in the training loop."""
+    columns = between(
+        script,
+        """
+        loader = DataLoader(Rows(320), batch_size=16, num_workers=1)
+        note("begins")
+        while True:
+            for batch in loader:
+                train(batch)
+            for x, y in loader:
+                note("evaluates")
+        """,
+        again=True,
+    )
+    assert columns["between_epochs_s"] is not None
+    assert notes() == ["begins", "begins"]
+
+
+RANKS = """
+def rank(number):
+    for batch in DataLoader(Rows(), batch_size=16):
+        train(batch)
+
+if __name__ == "__main__":
+    torch.multiprocessing.start_processes(rank, nprocs=1, start_method=METHOD)
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_ranks_that_the_script_starts_itself_are_refused(script, method):
+    """As torch.multiprocessing.spawn does: feedrate would wait for the end of a training that it does not see."""
+    event = refused(script(RANKS.replace("METHOD", repr(method))))
+    assert "the script of `python train.py` trains in processes that it starts itself" in event.failure.message
+    assert event.usage
+    assert not event.raised
 
 
 def test_two_loaders_read_in_one_step(script):
