@@ -2,8 +2,9 @@
 
     python benchmarks/transfer.py --rounds 3
 
-Twelve settings of four workloads, in interleaved rounds, fresh processes: a trial (20 s at most, as in a search) and a
-process that knows nothing but the exported `dataloader` object: `DataLoader(dataset, **dataloader)` and a loop. Prints
+Fifteen settings of four workloads and a training script, in interleaved rounds, fresh processes: a trial (20 s at most, as in a
+search) and a process that knows nothing but the exported `dataloader` object: `DataLoader(dataset, **dataloader)` and a loop. The
+script (script_train.py) is measured as it is, and its other side is the script with the setting put into its loader by hand. Prints
 each setting's ratio plain / trial (medians over the rounds) and the median ratio; exit code 1 when that is outside 0.97
 to 1.03.
 """
@@ -15,6 +16,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -40,13 +42,23 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"batch_size": 16, "num_workers": 4, "prefetch_factor": 4},
         {"batch_size": 32, "num_workers": 6, "multiprocessing_context": "forkserver"},
     ],
+    "script": [
+        {"batch_size": 32, "num_workers": 0},
+        {"batch_size": 32, "num_workers": 2, "persistent_workers": True},
+        {"batch_size": 64, "num_workers": 4, "prefetch_factor": 4},
+    ],
 }
+SCRIPT = Path(__file__).with_name("script_train.py")
+OWN_SETTING = "batch_size=32, num_workers=1"
+"""In the script's call of DataLoader."""
 LOW, HIGH = 0.97, 1.03
 DISCARD_S, TIMED_S = 3.0, 8.0
 
 
 def plain(name: str, dataloader: dict[str, Any]) -> float:
     """Items per second of a loop over `DataLoader(dataset, **dataloader)`, whole rounds of the workers after 3 s."""
+    if name == "script":
+        return edited(dataloader)
     import torch
     from torch.utils.data import DataLoader
 
@@ -73,6 +85,36 @@ def plain(name: str, dataloader: dict[str, Any]) -> float:
     return sum(items[first + 1 : last + 1]) / (times[last] - times[first])
 
 
+def edited(dataloader: dict[str, Any]) -> float:
+    """Samples per second that the script itself prints, with this setting in its loader, whole rounds of the workers after 3 s."""
+    text = SCRIPT.read_text()
+    assert text.count(OWN_SETTING) == 1
+    setting = ", ".join(f"{key}={value!r}" for key, value in dataloader.items())
+    times: list[float] = []
+    samples: list[int] = []
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, SCRIPT.name)
+        copy.write_text(text.replace(OWN_SETTING, setting))
+        with subprocess.Popen([sys.executable, str(copy)], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                at, _, count, _ = line.split()
+                times.append(float(at))
+                samples.append(int(count))
+                if times[-1] > DISCARD_S + TIMED_S:
+                    process.terminate()
+                    break
+    return rate_of(times, samples, dataloader["num_workers"])
+
+
+def rate_of(times: list[float], samples: list[int], num_workers: int) -> float:
+    """Samples per second between the batches of whole rounds of the workers, after the first 3 s."""
+    first = next(index for index, at in enumerate(times) if at > DISCARD_S)
+    cycle = max(num_workers, 1)
+    last = first + (len(times) - 1 - first) // cycle * cycle
+    return (samples[last] - samples[first]) / (times[last] - times[first])
+
+
 def _workload(name: str) -> Any:
     from feedrate.trainables.resolve import load
 
@@ -80,8 +122,10 @@ def _workload(name: str) -> Any:
 
 
 def _ref(name: str) -> Any:
-    from feedrate.trainables.resolve import BUNDLED, make_ref
+    from feedrate.trainables.resolve import BUNDLED, make_command_ref, make_ref
 
+    if name == "script":
+        return make_command_ref([sys.executable, str(SCRIPT)])
     return make_ref(name if name in BUNDLED else f"{Path(__file__).with_name('hard_workloads.py')}:{name}")
 
 
@@ -97,7 +141,7 @@ def trial(name: str, setting: dict[str, Any], seed: int) -> tuple[float, dict[st
     from feedrate.trainables.sandbox.template import Template
 
     config = LoaderConfig(**setting)
-    template = Template(_ref(name), show_output=True)
+    template = Template(_ref(name), show_output=name != "script")
     objective = "epoch" if name == "table" else "steady"
     options = MeasureOptions(seed=seed, max_trial_s=20.0, objective=objective)
     try:
@@ -115,6 +159,7 @@ def main() -> int:
     """Both sides of every setting, or one plain run with --plain."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=SETTINGS, help="one workload instead of all")
     parser.add_argument("--plain", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.plain:
@@ -122,7 +167,7 @@ def main() -> int:
         return 0
     rates: dict[tuple[str, int], dict[str, list[float]]] = {}
     for number in range(args.rounds):
-        for name, settings in SETTINGS.items():
+        for name, settings in SETTINGS.items() if args.only is None else [(args.only, SETTINGS[args.only])]:
             for index, setting in enumerate(settings):
                 sides = rates.setdefault((name, index), {"trial": [], "plain": []})
                 exported: dict[str, Any] = {}

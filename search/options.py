@@ -54,12 +54,16 @@ class NothingFound(Exception):
         self.facts = {"run": run}
 
 
-def idle_workers(columns: Mapping[str, Any]) -> str | None:
-    """Return a note about workers that had nothing to load; None if all had, or that is not known."""
-    working, asked = columns.get("effective_num_workers"), columns.get("num_workers")
-    if working is None or not asked or working >= asked:
+def between_epochs(columns: Mapping[str, Any]) -> str | None:
+    """Return a sentence about the time that a training script needs between two epochs; None if it was not asked for."""
+    if (why := columns.get("between_epochs_failure")) is not None:
+        return f"the time between epochs is not known, because {why}"
+    seconds, parts = columns.get("between_epochs_s"), columns.get("between_epochs_parts_s") or {}
+    if seconds is None:
         return None
-    return f"{asked} workers were asked for, and {working} had data to load: the dataset has no more shards. More workers than that cannot help"
+    told = sorted(parts.items(), key=lambda part: -part[1])
+    of_which = [f"{part_s:.1f} s in torch.save" if name == "torch.save" else f"{part_s:.1f} s in the loop over the loader at {name}" for name, part_s in told]
+    return f"between epochs: {seconds:.1f} s" + (f", of which {' and '.join(of_which)}" if of_which else "")
 
 
 def counted_anyway(step_returned: str) -> str:

@@ -69,6 +69,9 @@ class Measurement:
     settle_s: float = 0.0
     boundary_s: float = 0.0
     boundary_from: str = "estimated"
+    between_epochs_s: float | None = None
+    between_epochs_parts_s: dict[str, float] | None = None
+    between_epochs_failure: str | None = None
     epoch_duration_s: list[float] | None = None
     epoch_num_items: list[int] | None = None
     first_step_s: float | None = None
@@ -86,6 +89,7 @@ class Measurement:
     tree_uss_growth_bytes_per_batch: float | None = None
     max_open_files: int | None = None
     effective_num_workers: int | None = None
+    num_shards: int | None = None
     shm_bytes: int | None = None
     gpu_peak_bytes: int | None = None
     gpu_free_bytes: int | None = None

@@ -175,7 +175,7 @@ class Phase(_Message):
     """A phase of the request begins."""
 
     name: str
-    """setup, warm, loader, measure or teardown; rerun while a batch is loaded again."""
+    """setup, warm, loader, measure, between epochs (of a script) or teardown; rerun while a batch is loaded again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from feedrate.trainables.beside_loader import BesideLoader
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.step import Step, StepContext, short_step
 
@@ -73,6 +74,8 @@ class Workload:
         self.make_step = short_step(model, loss, optimizer)
         self.make_loader: Callable[..., DataLoader[Any]] = self._short_loader
         self.is_short = True
+        self.beside: tuple[BesideLoader, ...] = ()
+        """Other loaders of the same training, as far as feedrate sees them (script/takeover.py)."""
         self.has_made_a_loader = False
 
     @classmethod
@@ -101,6 +104,7 @@ class Workload:
         self._dataset, self._built, self.collate_fn, self.loader_kwargs = None, None, None, {}  # type: ignore[assignment]
         self.check = None
         self.is_short = False
+        self.beside = ()
         self.has_made_a_loader = False
         return self
 

@@ -8,7 +8,16 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from feedrate.search.options import ANY_ORDER, OWN_BATCHES, OWN_STEP, UsageError, counted_anyway, idle_workers, refusal
+from feedrate.search.options import (
+    ANY_ORDER,
+    OWN_BATCHES,
+    OWN_STEP,
+    UsageError,
+    between_epochs,
+    counted_anyway,
+    refusal,
+)
+from feedrate.search.space.idle_workers import IdleWorkers
 from feedrate.search.terminal import arguments
 from feedrate.search.terminal.machine_output import answer
 from feedrate.trainables.config import SHARING_STRATEGIES, START_METHODS, LoaderConfig
@@ -34,7 +43,7 @@ class Measure:
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         with contextlib.closing(_template(args)) as template:
             config = _setting(args, template)
-            columns, failure = _trial(args, config, {}, template)
+            columns, failure = _trial(args, config, {"between_epochs": True}, template)
         if failure is not None:
             return _print_failure(args.json, config, failure)
         from feedrate.analysis.ceilings import Ceilings
@@ -104,14 +113,16 @@ def _remarks(columns: dict[str, Any], steady_sps: float) -> list[str]:
         said.append(f"note: other processes used {foreign:.0%} of the CPUs meanwhile; the rates would differ on a quiet machine")
     if (columns["foreign_gpu_fraction"] or 0.0) >= SHARED_FRACTION:
         said.append(f"note: other processes used {columns['foreign_gpu_fraction']:.0%} of the GPU's time just before; the rates would differ on a free GPU")
-    if (idle := idle_workers(columns)) is not None:
-        said.append(f"note: {idle}")
+    if (idle := IdleWorkers.of(columns)) is not None:
+        said.append(f"note: {idle.remark()}")
     if columns.get("step_returned") is not None:
         said.append(f"note: {counted_anyway(columns['step_returned'])}")
     if columns["loss_is_finite"] is False:
         said.append("note: the last loss was NaN or infinite; the rates are valid all the same")
     if columns["boundary_from"] == "measured":
         said.append(f"an epoch boundary costs {columns['boundary_s']:.2f} s; {steady_sps:,.1f} {columns['unit']}/s between boundaries")
+    if (between := between_epochs(columns)) is not None:
+        said.append(between)
     return said
 
 

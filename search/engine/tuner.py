@@ -166,6 +166,7 @@ def _to_config(
                 # every trial starts at another place of the data; all settings of a round start at the same one
                 seed=options.seed * 1_000_003 + request.number + (ROUND_SEED if request.kind == "confirm" else 0),
                 measure_step=request.measure_step,
+                between_epochs=request.between_epochs,
                 objective=options.objective,
                 epoch_samples=options.epoch_samples,
                 amp=options.amp,

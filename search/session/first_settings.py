@@ -44,6 +44,12 @@ class Opening:
         """The settings that have not been handed out yet."""
         return [*self._baselines, *self._seeds]
 
+    def leave_out(self, is_left_out: Callable[[LoaderConfig], bool]) -> None:
+        """Skip the seeds for which `is_left_out` returns True."""
+        kept = [config for config in self._seeds if not is_left_out(config)]
+        self._num_early = max(self._num_early - len(self._seeds) + len(kept), 0)
+        self._seeds, self._rates = kept, []
+
     def review(
         self,
         measured: Sequence[Candidate],

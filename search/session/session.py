@@ -16,7 +16,7 @@ from feedrate.analysis.estimate import rate_so_far, record_change, record_rate
 from feedrate.analysis.rounds import MIN_ROUNDS, TIED_FRACTION
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.schema import SCHEMA, status
-from feedrate.search.options import SearchOptions, counted_anyway, idle_workers
+from feedrate.search.options import SearchOptions, between_epochs, counted_anyway
 from feedrate.search.record import HostSetAside, SearchRecord
 from feedrate.search.session.budget import Budget
 from feedrate.search.session.confirmation import Confirmation
@@ -26,6 +26,8 @@ from feedrate.search.session.first_settings import Opening
 from feedrate.search.session.host_health import HostHealth
 from feedrate.search.session.search_end import EXHAUSTED, LEAST_TOLD, at_ceiling, nothing_to_gain, same_failures
 from feedrate.search.session.trial_request import TrialRequest
+from feedrate.search.space.idle_workers import IdleWorkers
+from feedrate.search.space.search_space import SearchSpace
 from feedrate.search.study.brain import Brain
 from feedrate.search.study.reconcile import tell_record
 from feedrate.trainables.config import LoaderConfig
@@ -79,6 +81,7 @@ class Session:
         self._rates: dict[LoaderConfig, float] = {}
         self._batch_sizes = {config.batch_size for config in baselines}
         self._num_replayed = 0
+        self._has_between_epochs = False
         self.confirmation: Confirmation | None = None
         """The rounds at the end; None until they begin."""
         self._running: dict[int, TrialRequest] = {}
@@ -177,6 +180,7 @@ class Session:
             configs=(ask.config,),
             origin=ask.origin,
             measure_step=not self.has_ceiling(ask.config.batch_size),
+            between_epochs=not self._has_between_epochs,
             # a trial that would exceed the budget is shortened, not left out
             max_trial_s=min(self.options.max_trial_s, max(self.seconds_left(), SHORTEST_TRIAL_S)),
         )
@@ -236,8 +240,8 @@ class Session:
         self.display.finished(record, rate, change)
         if record.get("step_returned") is not None:
             self.display.note_once(counted_anyway(record["step_returned"]))
-        if (idle := idle_workers(record)) is not None:
-            self.display.note_once(idle)
+        if (between := between_epochs(record)) is not None:
+            self.display.note_once(between)
         if request.measure_step and failure is None:
             size, is_baseline = record["batch_size"], request.origin == "baseline" and not change
             self.display.ceiling(size, self.ceilings.at(size), rate if is_baseline else None, self.ceilings.why_not(size))
@@ -439,7 +443,7 @@ class Session:
         space = self.brain.extend(best.config)
         if space is None:
             return False
-        replace(SearchRecord.read(self.folder), space=space).write(self.folder)
+        self._keep_space(space)
         self.display.say(f"{best.name} is on the edge of the default range, so the search now goes up to {space.values('num_workers')[-1]} workers")
         return True
 
@@ -451,3 +455,19 @@ class Session:
         if candidate is not None:
             self._candidates[candidate.config] = candidate
         self.ceilings.learn_record(record)
+        self._learn_idle(record)
+        if between_epochs(record) is not None:
+            self._has_between_epochs = True
+
+    def _learn_idle(self, record: dict[str, Any]) -> None:
+        """Leave out settings with more workers than deliver something, once a trial has shown how many do."""
+        idle = IdleWorkers.of(record)
+        space = None if idle is None else self.brain.without(idle)
+        if idle is None or space is None:
+            return
+        self._keep_space(space)
+        self._opening.leave_out(lambda config: space.has_idle(config.num_workers))
+        self.display.note_once(f"{idle.remark()}, so {idle.in_words()} are not tried any more")
+
+    def _keep_space(self, space: SearchSpace) -> None:
+        replace(SearchRecord.read(self.folder), space=space).write(self.folder)

@@ -20,6 +20,8 @@ class TrialRequest:
     measure_step: bool
     """Whether to time the training step alone, too, because the ceiling is not known yet at a batch size of the trial."""
     max_trial_s: float
+    between_epochs: bool = False
+    """Whether to time what a training script does between two epochs, too, because that is not known yet."""
     attempt: int = 1
     """Number of the attempt; 2 or more if the setting failed on other hosts, perhaps by their fault."""
     avoid: frozenset[str] = frozenset()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,13 @@ def make_workload_ref(
             raise UsageError(str(error)) from None
     if callable(workload):
         path = inspect.getsourcefile(workload)
-        if path is None or workload.__qualname__ != workload.__name__:
+        if path is None or not os.path.isfile(path):
+            raise UsageError(
+                f"the workload's function {workload.__name__!r} is defined in a notebook cell or at a prompt, and every trial imports it in another "
+                f"process: write the cell into a file (%%writefile mine.py) and name it, as in 'mine.py:{workload.__name__}'. To tune a loader "
+                "that exists here, iterate `feedrate.trainables.live(loader)` in the training loop instead"
+            )
+        if workload.__qualname__ != workload.__name__:
             raise UsageError(
                 "the workload's function must be defined at the top level of a file, so that another process can import it"
             )

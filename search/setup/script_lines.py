@@ -24,8 +24,8 @@ def loader_remarks(described: Described) -> list[str]:
     loaders = () if described.script is None else described.script.loaders
     return [
         f"the {each.kept_workers} worker{'s' * (each.kept_workers > 1)} of the loader at {each.where} stay alive between its epochs "
-        "(persistent_workers=True). Beside the measured loader's workers they need memory and CPUs of their own in your training, but they "
-        "need not run while feedrate measures"
+        "(persistent_workers=True). Beside the measured loader's workers they need memory and CPUs of their own in your training. They "
+        "need not run while feedrate measures, but their memory and their part of /dev/shm count in whether a setting fits"
         for each in loaders
         if each.role != "measured" and each.kept_workers
     ]

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from feedrate.search.space.dimension import LEAST, WORDS, Choice, Dimension, Range, parse_dimension, problem
+from feedrate.search.space.idle_workers import IdleWorkers
 from feedrate.trainables.config import LoaderConfig
 
 __all__ = ["Choice", "Dimension", "Range", "SearchSpace", "applicable", "parse_dimension"]
@@ -59,6 +60,8 @@ class SearchSpace:
     epoch_samples: int | None = None
     """Items in the user's epoch; None if it is not known. More workers than the epoch has batches would be idle, and batches beyond
     its end cannot be prefetched, so such settings are not in the space."""
+    idle: tuple[IdleWorkers, ...] = ()
+    """Numbers of workers of which some deliver nothing, as trials have shown. They are not in the space either, except the smallest number."""
 
     def __post_init__(self) -> None:
         if isinstance(self.sharing_strategy, Choice):  # Linux's default may be written as None or by its name
@@ -100,7 +103,7 @@ class SearchSpace:
         most = min(max(32, min(2 * num_cpus, 128)), num_batches(epoch_samples, smallest) or MOST_WORKERS)
         defaults["num_workers"] = Range(0, most)
         defaulted = frozenset(defaults) - set(given)
-        return cls(has_accelerator=has_accelerator, defaulted=defaulted, epoch_samples=epoch_samples, **(defaults | given))
+        return cls(has_accelerator=has_accelerator, defaulted=defaulted, epoch_samples=epoch_samples, idle=(), **(defaults | given))
 
     def extended(self, config: LoaderConfig) -> SearchSpace | None:
         """Return a wider space if the best setting, `config`, is on the edge of a default range; None if it is not, or nothing is wider.
@@ -116,6 +119,16 @@ class SearchSpace:
             return None
         return replace(self, num_workers=Range(workers.low, min(2 * workers.high, most)))
 
+    def without(self, idle: IdleWorkers) -> SearchSpace | None:
+        """Return the space without the settings of which some workers deliver nothing; None if that is known already."""
+        if any(known.implies(idle) for known in self.idle):
+            return None
+        return replace(self, idle=(*(known for known in self.idle if not idle.implies(known)), idle))
+
+    def has_idle(self, num_workers: int) -> bool:
+        """Return whether some of so many workers would deliver nothing, and fewer may be tried."""
+        return num_workers > min(self.values("num_workers")) and any(each.has_idle(num_workers) for each in self.idle)
+
     def values(self, name: str) -> tuple[Any, ...]:
         """Return every value of one dimension."""
         dimension: Dimension = getattr(self, name)
@@ -123,13 +136,14 @@ class SearchSpace:
 
     def size(self) -> int:
         """Return the number of different settings."""
-        return self._grid_size() if self.epoch_samples is None else len(self._table)
+        return self._grid_size() if self.epoch_samples is None and not self.idle else len(self._table)
 
     def most_workers(self, batch_size: int | None) -> int:
         """Return the largest number of workers that each have a batch of the epoch to load; the smallest of the space if none fits."""
         most = num_batches(self.epoch_samples, batch_size)
         values: tuple[int, ...] = self.values("num_workers")
-        return max(values) if most is None else max((value for value in values if value <= most), default=min(values))
+        fitting = (value for value in values if (most is None or value <= most) and not self.has_idle(value))
+        return max(fitting, default=min(values))
 
     def fold(self, config: LoaderConfig) -> LoaderConfig:
         """Return the equivalent setting of the space: no worker can prefetch more than the epoch, so prefetch_factor may be smaller."""
@@ -152,7 +166,7 @@ class SearchSpace:
     def contains(self, config: LoaderConfig) -> bool:
         """Return whether the search may try this setting."""
         is_listed = all(getattr(config, name) in self.values(name) for name in applicable(config))
-        return is_listed and config.num_workers <= self.most_workers(config.batch_size) and self.fold(config) == config
+        return is_listed and not self.has_idle(config.num_workers) and config.num_workers <= self.most_workers(config.batch_size) and self.fold(config) == config
 
     def nearest_untried(self, config: LoaderConfig, tried: AbstractSet[LoaderConfig]) -> LoaderConfig | None:
         """Return the setting nearest to `config` that is not in `tried`; None if every setting was tried.
@@ -213,6 +227,7 @@ class SearchSpace:
             "has_accelerator": self.has_accelerator,
             "defaulted": sorted(self.defaulted),
             "epoch_samples": self.epoch_samples,
+            "idle": [asdict(each) for each in self.idle],
         }
         for name in NAMES:
             match getattr(self, name):
@@ -234,6 +249,7 @@ class SearchSpace:
             has_accelerator=saved["has_accelerator"],
             defaulted=frozenset(saved["defaulted"]),
             epoch_samples=saved.get("epoch_samples"),
+            idle=tuple(IdleWorkers(**each) for each in saved.get("idle", ())),
             **dimensions,
         )
 
@@ -250,8 +266,9 @@ class SearchSpace:
 
     def _is_beyond_epoch(self, grid: np.ndarray[Any, np.dtype[np.int32]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Return which rows of a table have idle workers, or prefetch more than the epoch although a smaller value does too."""
-        beyond = np.zeros(len(grid), dtype=bool)
-        workers = np.asarray(self.values("num_workers"))[grid[:, NAMES.index("num_workers")]]
+        place = grid[:, NAMES.index("num_workers")]
+        beyond = np.array([self.has_idle(count) for count in self.values("num_workers")])[place]
+        workers = np.asarray(self.values("num_workers"))[place]
         prefetch = np.asarray(self.values("prefetch_factor"))
         place = grid[:, NAMES.index("prefetch_factor")]
         for index, size in enumerate(self.values("batch_size")):

@@ -28,6 +28,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from feedrate.analysis.disqualified import Disqualified
 from feedrate.search.options import LOOKS
 from feedrate.search.space.domains import to_optuna
+from feedrate.search.space.idle_workers import IdleWorkers
 from feedrate.search.space.search_space import SearchSpace
 from feedrate.search.study.compat import constraints, set_constraint
 from feedrate.search.study.expectation import Expectation
@@ -127,7 +128,14 @@ class Brain:
         """Extend the search space if the best setting, `config`, is on the edge of a default range; return None if it is not."""
         space = self._sampler.space.extended(config)
         if space is not None:
-            self._sampler.widen(space)
+            self._sampler.use(space)
+        return space
+
+    def without(self, idle: IdleWorkers) -> SearchSpace | None:
+        """Remove the settings of which some workers deliver nothing from the search space; return None if that is known already."""
+        space = self._sampler.space.without(idle)
+        if space is not None:
+            self._sampler.use(space)
         return space
 
     def expectation(self) -> Expectation | None:

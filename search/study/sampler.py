@@ -67,8 +67,8 @@ class SnappingSampler(BaseSampler):
         """The search space: the settings that may be drawn."""
         return self._space
 
-    def widen(self, space: SearchSpace) -> None:
-        """Draw from a wider space from now on; it has the same choices, and its ranges contain the old ones."""
+    def use(self, space: SearchSpace) -> None:
+        """Draw from another space from now on; it has the same choices, and its ranges contain the old ones."""
         self._space, self._distributions, self._expected = space, to_optuna(space), None
 
     def expectation(self, study: Study, number: int) -> Expectation | None:

@@ -17,6 +17,7 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
+from feedrate.trainables.loader.delivering_workers import DeliveringWorkers
 from feedrate.trainables.loader.epochs import WatchedSampler
 
 MAX_DEPTH = 3
@@ -69,6 +70,7 @@ class LoaderWatch:
         """The sampler that the latest iterator reads; None before there is an iterator that can be watched."""
         self.reads_num_workers: set[int] = set()
         """num_workers of the created iterators; not this loader's own number if it reads from another loader."""
+        self.delivering = DeliveringWorkers()
         self._iterator: weakref.ref[Any] | None = None
         self._num_batches: int | None = None
         for each in started or ():
@@ -104,10 +106,9 @@ class LoaderWatch:
             return None
         return self.sampler.total_batches - len(getattr(self._current(), "_task_info", ()))
 
-    def num_working(self) -> int | None:
-        """Return the number of workers of the current iterator that still have data in this epoch; None if that cannot be seen."""
-        states = getattr(self._current(), "_workers_status", None)
-        return sum(map(bool, states)) if isinstance(states, list) else None
+    def took(self) -> None:
+        """Notice which workers deliver; call it after each batch that was taken."""
+        self.delivering.took(self._current())
 
     def samples_per_batch(self) -> float | None:
         """Return the mean number of indices per batch so far; None if not known."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from feedrate.trainables.beside_loader import BesideLoader
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import Failure, TrialFailed
 from feedrate.trainables.machine.memory_guard import available_bytes as memory_available_bytes
@@ -35,6 +36,7 @@ def check_limits(
     used_shm_bytes: int = 0,
     max_open_files: int | None = None,
     available_bytes: int | None = None,
+    beside: Sequence[BesideLoader] = (),
 ) -> None:
     """Refuse a setting whose batches in flight cannot fit.
 
@@ -48,6 +50,7 @@ def check_limits(
         used_shm_bytes: used space in /dev/shm, from which the message computes the size to set.
         max_open_files: the limit of file descriptors per process.
         available_bytes: memory that is still available.
+        beside: other loaders of the same training. If their workers live at the same time, they and their batches need room, too.
 
     Raises:
         TrialFailed: kind shm-full, too-many-files or out-of-memory; the message says how to raise the limit.
@@ -56,17 +59,20 @@ def check_limits(
         return
     sizes = list(storage_sizes)
     num_batches = (config.prefetch_factor or 2) * config.num_workers + 1
+    others = [each for each in beside if each.lives_beside(config)]
     if free_shm_bytes is None:
         free_shm_bytes, used_shm_bytes = _shm_bytes()
     if max_open_files is None:
         max_open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if available_bytes is None:
         available_bytes = memory_available_bytes()
-    _check_shm(num_batches, sum(sizes), free_shm_bytes, used_shm_bytes)
+    others_bytes = sum(each.num_batches * each.batch_bytes(config, sum(sizes)) for each in others)
+    _check_shm(num_batches, sum(sizes), free_shm_bytes, used_shm_bytes, others_bytes, _and(others))
     # ask torch and not the setting, because the user's own module may have set the strategy
     if torch.multiprocessing.get_sharing_strategy() == "file_descriptor":  # type: ignore[no-untyped-call]
-        _check_files(num_batches, len(sizes), max_open_files)
-    _check_memory(config, num_batches, sizes, available_bytes)
+        num_others = sum(each.num_batches for each in others)
+        _check_files(num_batches + num_others, len(sizes), max_open_files, _and(others))
+    _check_memory(config, num_batches, sizes, available_bytes, others, others_bytes)
 
 
 def storage_bytes(batch: Any) -> list[int]:
@@ -79,41 +85,52 @@ def storage_bytes(batch: Any) -> list[int]:
     return [size for size in storages.values() if size]
 
 
-def _check_shm(num_batches: int, batch_bytes: int, free_bytes: int | None, used_bytes: int) -> None:
-    need = round(SHM_MARGIN * num_batches * batch_bytes)
+def _and(others: Sequence[BesideLoader]) -> str:
+    """Return the clause of a message that names the other loaders which need room; empty if there are none."""
+    if not others:
+        return ""
+    num, where = sum(each.num_workers for each in others), " and ".join(each.where for each in others)
+    return f" together with {num} worker{'s' * (num > 1)} of the loader{'s' * (len(others) > 1)} at {where}"
+
+
+def _check_shm(num_batches: int, batch_bytes: int, free_bytes: int | None, used_bytes: int, others_bytes: int, and_others: str) -> None:
+    need = round(SHM_MARGIN * (num_batches * batch_bytes + others_bytes))
     if free_bytes is None or need <= free_bytes:
         return
     size = math.ceil((used_bytes + need) / 2**30)
     message = (
-        f"/dev/shm is too small: {num_batches} batches of {amount(batch_bytes)} and a margin of {SHM_MARGIN - 1:.0%} need "
+        f"/dev/shm is too small: {num_batches} batches of {amount(batch_bytes)} and a margin of {SHM_MARGIN - 1:.0%}{and_others} need "
         f"{amount(need)}, but only {amount(free_bytes)} are free. Use docker run --shm-size={size}g, fewer workers or a smaller "
         "prefetch_factor"
     )
     raise TrialFailed(Failure(kind="shm-full", phase="loader", message=message))
 
 
-def _check_files(num_batches: int, num_storages: int, limit: int) -> None:
+def _check_files(num_batches: int, num_storages: int, limit: int, and_others: str) -> None:
     need = num_batches * num_storages + SPARE_FILES
     if limit == resource.RLIM_INFINITY or need <= limit:
         return
     message = (
-        f"the limit of open files is too low: {num_batches} batches of {num_storages} tensors need up to {need:,}, but the limit is "
+        f"the limit of open files is too low: {num_batches} batches of {num_storages} tensors{and_others} need up to {need:,}, but the limit is "
         f"{limit:,}. Use ulimit -n {_round_up(need)}, the file_system sharing strategy, fewer workers or a smaller prefetch_factor"
     )
     raise TrialFailed(Failure(kind="too-many-files", phase="loader", message=message))
 
 
-def _check_memory(config: LoaderConfig, num_batches: int, sizes: list[int], available_bytes: int | None) -> None:
+def _check_memory(
+    config: LoaderConfig, num_batches: int, sizes: list[int], available_bytes: int | None, others: Sequence[BesideLoader], others_bytes: int
+) -> None:
     batch_bytes = sum(sizes)
     method = config.multiprocessing_context or torch.multiprocessing.get_start_method(allow_none=True) or "fork"
-    workers = config.num_workers * (WORKER_BYTES.get(method, WORKER_BYTES["fork"]) + batch_bytes)
+    worker_bytes = WORKER_BYTES.get(method, WORKER_BYTES["fork"])
+    workers = config.num_workers * (worker_bytes + batch_bytes) + sum(each.num_workers for each in others) * worker_bytes + others_bytes
     # torch's allocator for pinned memory rounds every block up to a power of two and keeps it
     pinned = (num_batches + 1) * sum(_round_up(size) for size in sizes) if config.pin_memory else 0
     need = math.ceil(workers + num_batches * batch_bytes + pinned)
     if available_bytes is None or need <= available_bytes:
         return
     message = (
-        f"not enough memory: {config.num_workers} workers and {num_batches} batches of {amount(batch_bytes)} need at least "
+        f"not enough memory: {config.num_workers} workers and {num_batches} batches of {amount(batch_bytes)}{_and(others)} need at least "
         f"{amount(need)}, but only {amount(available_bytes)} are available. Use fewer workers, a smaller prefetch_factor or a smaller batch"
     )
     raise TrialFailed(Failure(kind="out-of-memory", phase="loader", message=message))

@@ -60,7 +60,7 @@ def measure(
         workload: what to train.
         config: the setting.
         options: how long and how to measure.
-        on_phase: called with setup, warm, loader, measure and teardown as each begins.
+        on_phase: called with setup, warm, loader, measure, "between epochs" (only for `between_epochs`) and teardown as each begins.
         steps: training steps by batch size that earlier measurements of this workload made in this process. An existing
             step is used again, a new one is added. None makes a new step.
         cached: the batch on which the step is warmed up and timed alone, read in another process (cached_batch.py). If None,
@@ -114,7 +114,7 @@ def _measure(
     elif cached.failure is None:
         _warm(step, cached.batch, config, options, device, result)
     on_phase("loader")
-    check_limits(config, cached.storage_sizes)
+    check_limits(config, cached.storage_sizes, beside=workload.beside)
     del cached
     with collecting() as begun:
         loader = build_loader(workload, config, seed=options.seed)
@@ -187,6 +187,10 @@ def _train(
     if _boundary_matters(training, options):
         _measure_epochs(training, options)
     yield result
+    if options.between_epochs and hasattr(training.step, "time_between_epochs"):  # only a training script's step has it
+        on_phase("between epochs")
+        training.step.time_between_epochs(result)
+        yield result
 
 
 def _cool(loader: DataLoader[Any]) -> ColdCache:

@@ -16,6 +16,8 @@ class MeasureOptions:
     seed: int = 0
     measure_step: bool = True
     """Also time the step alone: the ceiling at this batch size."""
+    between_epochs: bool = False
+    """Also time what a training script does between two epochs; other workloads do nothing there."""
     loader_only: bool = False
     """Load batches and copy them to the device without training: the ceiling of the loader."""
     cold: bool = False

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
-from collections import Counter, deque
+from collections import deque
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 from feedrate.analysis.trend import in_first_epoch
 from feedrate.trainables.failure import Failure, TrialFailed
 from feedrate.trainables.loader.build_loader import no_batch
+from feedrate.trainables.loader.delivering_workers import num_shards
 from feedrate.trainables.loader.epoch_size import EpochSize
 from feedrate.trainables.loader.loader_watch import LoaderWatch
 from feedrate.trainables.machine.accelerator import StepTimer, synchronize
@@ -79,8 +81,6 @@ class Training:
         """Number of batches that had been consumed when the queue of ready batches was last seen empty."""
         self._latest: deque[tuple[float, int, float]] = deque(maxlen=self.cycle + 1)
         """For each of the latest batches: when it had been trained, and the items and the waiting time until then."""
-        self._num_working: Counter[int] = Counter()
-        """How many windows ended with each number of workers that had data."""
         self._shm_before = shm_used_bytes()
         self._kept: KeptBatches | None = None
         self._timer = StepTimer(device)
@@ -103,6 +103,7 @@ class Training:
         if self.loader.num_workers:
             self._kept = KeptBatches(self.loader, batch)
         self._check_who_loads()
+        self.result.num_shards = num_shards(self.loader.dataset)
         if self.counts_epoch:  # not before the workers were forked: the dataset's __len__ may open what they must not share
             self.epoch = EpochSize.of_loader(self.loader)
         self._train(batch)
@@ -190,12 +191,10 @@ class Training:
             step_s=step_s,
         )
         self._look_at_shm()
-        if (num_working := self.watch.num_working()) is not None:
-            self._num_working[num_working] += 1
-            self.result.effective_num_workers = self._num_working.most_common(1)[0][0]
         if self.counts_epoch:
             items_per_loaded = self.items_per_batch() * self._per_loaded()
             self.result.epoch_samples = self.epoch.num_items(items_per_loaded, self.watch.samples_per_batch())
+        self.result.effective_num_workers = self._num_effective()
         if self.num_boundaries:
             self.result.boundary_s, self.result.boundary_from = 0.0, "inside"  # the windows include the boundaries
 
@@ -335,6 +334,7 @@ class Training:
         if batch is _END:
             raise no_batch(self.consumed)
         self.wait_s += time.perf_counter() - begin
+        self.watch.took()
         return batch
 
     def _train(self, batch: Any) -> None:
@@ -369,6 +369,13 @@ class Training:
                 f"another DataLoader, which has num_workers={min(read)}. Pass num_workers to that one"
             )
             raise TrialFailed(Failure(kind="override-ignored", phase="loader", message=message))
+
+    def _num_effective(self) -> int | None:
+        """Return how many workers deliver something in one of the user's epochs: no more than the epoch has batches."""
+        num, epoch_samples = self.watch.delivering.num, self.result.epoch_samples
+        if num is None or not epoch_samples or not self.items_per_batch():
+            return num
+        return min(num, math.ceil(epoch_samples / (self.items_per_batch() * self._per_loaded()) - 1e-9))
 
     def _is_waiting(self) -> bool:
         """Whether the queue was empty within the last production cycle, so that all ready batches belong to the current cycle."""

@@ -146,10 +146,11 @@ class Child:
                 return
 
     def _or_result(self, failure: Failed) -> Measured | Failed:
-        """Return the measurement if the trial only had to end: how it ends does not change the measurement."""
-        if self.hangs.phase == "teardown" and self.columns is not None:
-            return Measured(columns=self.columns)
-        return failure
+        """Return the measurement if the trial only had to end: how it ends does not change the measurement, nor what a script does after its epoch."""
+        if self.columns is None or self.hangs.phase not in ("between epochs", "teardown"):
+            return failure
+        why = {"between_epochs_failure": failure.failure.message} if self.hangs.phase == "between epochs" else {}
+        return Measured(columns=self.columns | why)
 
     def _hang(self) -> Failed:
         """Return a failure that names where the trial hangs, which we ask while it still hangs."""

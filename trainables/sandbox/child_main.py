@@ -87,6 +87,8 @@ class Kept:
     setup_s: float = 0.0
     script: ScriptFacts | None = None
     """Of a training script, whose loop in this process is the step of `workload`; None in any other child."""
+    is_spent: bool = False
+    """Whether the script no longer stands in its training loop, so that it cannot serve another request."""
     pids: frozenset[int] = field(default_factory=lambda: frozenset([os.getpid()]))
     """This process, and those that the script itself has started: a kept child has no other process left."""
 
@@ -255,7 +257,7 @@ def _can_be_kept(config: LoaderConfig, kept: Kept) -> bool:
 
     With 0 workers, this process used the dataset itself and may have changed it; later workers would inherit the changes by fork.
     """
-    if not _is_worth_keeping(kept) or config.num_workers == 0 or config.to_process():
+    if kept.is_spent or not _is_worth_keeping(kept) or config.num_workers == 0 or config.to_process():
         return False
     gc.collect()  # a persistent loader's workers end with the last reference
     return kept.pids.issuperset(tree_pids())

@@ -14,6 +14,8 @@ GRACE_S = 20.0
 the reason afterwards."""
 RERUN_TIMEOUT_S = 10.0
 """Silence allowed while one sample is loaded again to find out why a batch failed."""
+BETWEEN_TIMEOUT_S = 120.0
+"""Silence allowed while a script is between two epochs. The trial itself gives up earlier, unless the script is stuck in C code."""
 TEARDOWN_TIMEOUT_S = 10.0
 """Silence allowed after the measurement: torch waits 5 s for a worker that does not end."""
 SILENT_S = 30.0
@@ -50,6 +52,8 @@ class HangDetector:
             self.allowed_s = None  # the wait for the host's lock may last as long as another search
         elif self.phase in ("setup", "warm"):
             self.allowed_s = SETUP_TIMEOUT_S
+        elif self.phase == "between epochs":
+            self.allowed_s = BETWEEN_TIMEOUT_S
         elif self.phase == "rerun":
             self.allowed_s = RERUN_TIMEOUT_S
         else:

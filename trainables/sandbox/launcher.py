@@ -240,6 +240,9 @@ class _Launch:
                 self._end_launchers()
                 with contextlib.suppress(OSError):
                     interpreter.connection.sendall(b"\n")
+            elif says == "trains in a started process":
+                if self.trainer is None:
+                    _send(self.pipe, _own_ranks(self.launcher.ref.target))
             elif says == "is imported":
                 _send(self.pipe, _unguarded(self.launcher.ref.target))
             else:
@@ -334,6 +337,14 @@ def _unguarded(target: str) -> Failed:
         'that trains under `if __name__ == "__main__":`, or let workers start by fork'
     )
     return Failed(failure=Failure(kind="user-code", phase="loader", message=message))
+
+
+def _own_ranks(target: str) -> Failed:
+    message = (
+        f"the script of `{target}` trains in processes that it starts itself, as torch.multiprocessing.spawn does, and feedrate sees only "
+        "a training in a process that the command starts. Let the script train in one process (many scripts have an option for that)"
+    )
+    return _failed(message, usage=True)
 
 
 def _send(pipe: int, event: Failed) -> None:

@@ -10,6 +10,7 @@ import inspect
 import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -34,6 +35,7 @@ def install(address: str) -> None:
     hooks = _Hooks(address)
     wrapt.register_post_import_hook(hooks.patch_loaders, "torch.utils.data.dataloader")
     wrapt.register_post_import_hook(hooks.patch_optimizers, "torch.optim.optimizer")
+    wrapt.register_post_import_hook(hooks.patch_schedules, "torch.optim.lr_scheduler")
     wrapt.register_post_import_hook(hooks.patch_saving, "torch.serialization")
 
 
@@ -79,14 +81,24 @@ class _Hooks:
         """Count the steps of all optimizers."""
         module.register_optimizer_step_post_hook(self.script.stepped)
 
+    def patch_schedules(self, module: ModuleType) -> None:
+        """Let learning-rate schedules go on beyond their end, because a measured script takes more steps than it planned."""
+        for cls in list(vars(module).values()):
+            if isinstance(cls, type) and issubclass(cls, module.LRScheduler) and "step" in vars(cls):
+                wrap_schedule(cls, self.script)
+
     def patch_saving(self, module: ModuleType) -> None:
         """Notice checkpoints."""
         own = module.save
 
         @functools.wraps(own)
         def save(*args: Any, **kwargs: Any) -> Any:
-            self.script.saved()
-            return own(*args, **kwargs)
+            self.script.saves(args[1] if len(args) > 1 else kwargs.get("f"))
+            begin = time.perf_counter()
+            try:
+                return own(*args, **kwargs)
+            finally:
+                self.script.saved(time.perf_counter() - begin)
 
         module.save = save  # type: ignore[attr-defined]
 
@@ -114,3 +126,19 @@ def wrap_iter(cls: type, script: Script) -> None:
 
     __iter__._feedrate_own = own  # type: ignore[attr-defined]
     cls.__iter__ = __iter__  # type: ignore[attr-defined]
+
+
+def wrap_schedule(cls: type, script: Script) -> None:
+    """Let the steps of a class of schedules be no failure of the training, if the script says so (`Script.outlives`)."""
+    own = vars(cls)["step"]
+
+    @functools.wraps(own)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return own(self, *args, **kwargs)
+        except Exception as error:
+            if not script.outlives(self, error):
+                raise
+            return None
+
+    cls.step = step  # type: ignore[attr-defined]

@@ -10,6 +10,8 @@ import socket
 import sys
 from typing import Any
 
+RANK = "trains in a started process"
+"""Message of a process that trains and that the script itself has started, as a rank of its training."""
 LEAVING_S = 2.0
 """Time for the launcher to end the processes around the training process."""
 

@@ -13,13 +13,28 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from feedrate.trainables.diagnose.origin import Origin
-from feedrate.trainables.script.launcher_link import LauncherLink
+from feedrate.trainables.script.launcher_link import RANK, LauncherLink
 from feedrate.trainables.script.loader_recipe import LoaderRecipe, is_making
-from feedrate.trainables.script.seen_loader import IN_STEP, MEASURED, OTHER, UNREAD, SeenLoader, call_of, data_of
+from feedrate.trainables.script.seen_loader import (
+    IN_STEP,
+    MEASURED,
+    OTHER,
+    SETTINGS,
+    UNREAD,
+    SeenLoader,
+    call_of,
+    data_of,
+)
 from feedrate.trainables.script.tap import Tap
 
 LOADER = "FEEDRATE_LOADER"
 """Environment variable with the loader that the user chose: its number, or file.py:line."""
+
+
+NO_GPU = (
+    ". It asks for a GPU, and torch has none that it can use on this machine: run feedrate where the training runs, or let the script train "
+    "on the CPU"
+)
 
 
 class Control(Protocol):
@@ -34,8 +49,14 @@ class Control(Protocol):
     def is_serving(self) -> bool:
         """Return whether the measurement runs now, and not the script."""
 
-    def interrupted(self) -> None:
-        """Note that the script does something other than training."""
+    def saves(self, path: object) -> None:
+        """Note that the script is about to save something to a path or file object."""
+
+    def saved(self, seconds: float) -> None:
+        """Note that the script has saved something."""
+
+    def stepped(self) -> None:
+        """Count a step of an optimizer."""
 
     def raised(self, error: BaseException) -> None:
         """Let the measurement fail with an exception that ends the script."""
@@ -61,13 +82,14 @@ class Script:
         self.device: str | None = None
         """Where the parameters of the optimizer are that stepped last."""
         self.takeover: Control | None = None
-        self.has_raised = False
+        self.has_raised = self.has_reported_rank = False
         self._recipes: dict[int, LoaderRecipe] = {}
         """By the loader's id, as long as the loader lives."""
         self._entries: dict[int, SeenLoader] = {}
         """The same, with the entries of the list."""
         self._latest: list[weakref.ref[Tap]] = []
         """Iterations in the order of the latest batch that each gave."""
+        self._ended_schedules: weakref.WeakSet[Any] = weakref.WeakSet()
         self._depth = 0
         """Above 0 while a loader of the script makes a batch, for which it may read other loaders."""
         self._excepthook = sys.excepthook
@@ -113,7 +135,9 @@ class Script:
             seen = SeenLoader(len(self.seen) + 1, recipe.origin, name, call, data_of(dataset))
             self.seen.append(seen)
         seen.num_made += 1
-        seen.kept_workers = arguments.get("num_workers", 0) if arguments.get("persistent_workers") else 0
+        seen.bound = {name: value for name, value in arguments.items() if name in SETTINGS}
+        if arguments.get("batch_sampler") is not None:
+            seen.bound["batch_size"] = None
         self._entries[key] = seen
         return seen
 
@@ -139,9 +163,39 @@ class Script:
 
     def stepped(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """Count a step of an optimizer."""
+        if os.getpid() != self.pid:
+            self._report_rank()
+            return
         self.num_steps += 1
+        if self.takeover is not None:
+            self.takeover.stepped()
+            return
         with contextlib.suppress(Exception):
             self.device = str(optimizer.param_groups[0]["params"][0].device)
+
+    def _report_rank(self) -> None:
+        """Report that a process trains which the script has forked, unless the script itself trains, too."""
+        if self.takeover is None and not self.has_reported_rank:
+            self.has_reported_rank = True
+            LauncherLink(self.link.address, RANK)
+
+    def outlives(self, schedule: Any, error: Exception) -> bool:
+        """Return whether the training goes on although its learning-rate schedule raised.
+
+        It does while the script is measured, if the schedule has worked before: the script then takes more steps than it planned,
+        and some schedules (OneCycleLR) have no learning rate for these. The last one stays.
+        """
+        if self.takeover is None or os.getpid() != self.pid or getattr(schedule, "last_epoch", 0) <= 1:
+            return False
+        if schedule not in self._ended_schedules:
+            self._ended_schedules.add(schedule)
+            print(
+                f"feedrate: the schedule {type(schedule).__name__} raised {type(error).__name__}: {error}. While it is measured, the script "
+                "takes more steps than it planned, so it goes on with the last learning rate",
+                file=sys.stderr,
+                flush=True,
+            )
+        return True
 
     def opened(self, loader: Any, own_iter: Callable[[Any], Any]) -> Any:
         """Return the iterator that the script gets for a loader."""
@@ -201,10 +255,15 @@ class Script:
         self.takeover = self._control(self, tap)
         return self.takeover.begin()
 
-    def saved(self) -> None:
-        """Record that the script is saving something, so that the time of this step does not count."""
+    def saves(self, path: object) -> None:
+        """Note that the script is about to save something to a path or file object."""
         if self.takeover is not None and os.getpid() == self.pid:
-            self.takeover.interrupted()
+            self.takeover.saves(path)
+
+    def saved(self, seconds: float) -> None:
+        """Record that the script has saved something, so that the time of this step does not count."""
+        if self.takeover is not None and os.getpid() == self.pid:
+            self.takeover.saved(seconds)
 
     def _on_exception(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """Report an exception that ends the script, then let Python print it; one of a training step goes to the measurement."""
@@ -221,7 +280,7 @@ class Script:
         what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
         if isinstance(error, EOFError) and "reading a line" in str(error):
             return f"{self.name} asks for input, which it cannot get here ({what}): give its answers as arguments of the command"
-        return f"{self.name} raised {what}, before it had trained"
+        return f"{self.name} raised {what}, before it had trained" + (NO_GPU if lacks_gpu(error) else "")
 
     def _at_exit(self) -> None:
         if os.getpid() != self.pid:
@@ -254,3 +313,13 @@ class Script:
     @staticmethod
     def _done(seen: SeenLoader) -> str:
         return f"{seen.num_batches} batches read" if seen.num_batches else "not read"
+
+
+def lacks_gpu(error: BaseException) -> bool:
+    """Return whether an exception is about a GPU that torch does not have."""
+    place = traceback.extract_tb(error.__traceback__)[-1:]
+    words = f"{error} {place[0].line if place else ''}".lower()
+    if not any(word in words for word in ("cuda", "nvidia", "gpu")):
+        return False
+    torch: Any = sys.modules.get("torch")
+    return torch is not None and not torch.cuda.is_available()

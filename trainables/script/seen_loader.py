@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from feedrate.trainables.beside_loader import BesideLoader
 from feedrate.trainables.checking.script_facts import LoaderFacts
 from feedrate.trainables.diagnose.origin import Origin
 
 MEASURED, IN_STEP, UNREAD, OTHER = "measured", "read in the same step", "not read", "left alone"
-_SHOWN = ("batch_size", "shuffle", "num_workers", "pin_memory", "prefetch_factor", "persistent_workers", "drop_last")
+SETTINGS = ("batch_size", "shuffle", "num_workers", "pin_memory", "prefetch_factor", "persistent_workers", "drop_last")
+"""Arguments of torch's constructor that are remembered and shown."""
 
 
 @dataclass(slots=True)
@@ -31,8 +33,23 @@ class SeenLoader:
     num_steps: int = 0
     """How often an optimizer stepped between two batches of these loaders."""
     role: str = UNREAD
-    kept_workers: int = 0
-    """Number of workers that stay alive between epochs (persistent_workers)."""
+    bound: dict[str, Any] = field(default_factory=dict)
+    """Arguments of torch's constructor of the loader that was made last, by name."""
+
+    @property
+    def kept_workers(self) -> int:
+        """Number of workers that stay alive between epochs (persistent_workers)."""
+        return self.bound.get("num_workers", 0) if self.bound.get("persistent_workers") else 0
+
+    def beside(self) -> BesideLoader:
+        """Return the settings as those of a loader beside a measured one."""
+        return BesideLoader(
+            where=self.where,
+            num_workers=self.bound.get("num_workers", 0),
+            prefetch_factor=self.bound.get("prefetch_factor"),
+            batch_size=self.bound.get("batch_size", 1),
+            persistent_workers=bool(self.bound.get("persistent_workers")),
+        )
 
     @property
     def framework(self) -> str | None:
@@ -76,5 +93,5 @@ def data_of(dataset: Any) -> tuple[str, int | None]:
 def call_of(name: str, arguments: dict[str, Any]) -> str:
     """Return the call of a loader's class: its dataset's class, and the settings that were given."""
     words = [type(arguments["dataset"]).__name__ if "dataset" in arguments else "..."]
-    words += [f"{key}={arguments[key]!r}" for key in _SHOWN if key in arguments]
+    words += [f"{key}={arguments[key]!r}" for key in SETTINGS if key in arguments]
     return f"{name}({', '.join(words)})"

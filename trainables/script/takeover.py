@@ -24,8 +24,19 @@ from feedrate.trainables.checking.script_facts import ScriptFacts
 from feedrate.trainables.failure import Failure, TrialFailed
 from feedrate.trainables.isolation.leaving import leave
 from feedrate.trainables.machine.process import tree_pids
+from feedrate.trainables.measurement import Measurement
 from feedrate.trainables.protocol import Failed, write_event
 from feedrate.trainables.sandbox.child_main import Kept, run_request
+from feedrate.trainables.script.between_epochs import (
+    AGAIN,
+    ENDED,
+    MOST_S,
+    BetweenEpochs,
+    at_most,
+    no_overwriting,
+    place_of,
+    will_write,
+)
 from feedrate.trainables.script.script import Script
 from feedrate.trainables.script.script_step import ScriptStep
 from feedrate.trainables.script.seen_loader import IN_STEP
@@ -46,7 +57,9 @@ class Takeover:
 
     def __init__(self, script: Script, tap: Tap) -> None:
         self.script, self.measured, self._tap = script, tap.seen, tap
-        self.step = ScriptStep(self._hand_over)
+        self.step = ScriptStep(self._hand_over, self._end_epoch)
+        self._between: BetweenEpochs | None = None
+        """While the script is between two epochs."""
         self._leaves = False
         self._loop = greenlet.getcurrent()
         self._serving = greenlet.greenlet(self._serve)
@@ -68,6 +81,8 @@ class Takeover:
                 f"one process of {self.script.name} reads the batches of all its processes (Accelerate's dispatch_batches), and feedrate measures "
                 "processes that read their own. Start the training with one process, or set dispatch_batches=False"
             )
+        assert self.kept.workload is not None
+        self.kept.workload.beside = tuple(each.beside() for each in self.script.seen if each is not self.measured and each.role != IN_STEP)
         self.kept.script = ScriptFacts(
             loaders=tuple(each.facts() for each in self.script.seen),
             chosen=self.script.chosen,
@@ -88,6 +103,29 @@ class Takeover:
     def _hand_over(self, batch: Any) -> None:
         self._loop.switch(batch)
 
+    def _end_epoch(self, result: Measurement) -> None:
+        """Let the script's loop over the loader end, and time what it does until it begins the loader again, or ends."""
+        before = place_of(self._loop.gr_frame)
+        self._between = between = BetweenEpochs()
+        late = f"it takes more than {MOST_S:.0f} s"
+        overwrites = "the script writes over {}, which was there before. Run feedrate in a copy of the folder"
+        with (
+            at_most(MOST_S, lambda: self._leave_between(late)),
+            no_overwriting(lambda path: self._leave_between(overwrites.format(path))),
+        ):
+            how = self._loop.throw(StopIteration)
+        self._between = None
+        between.end(how)
+        self.kept.is_spent = between.is_stranded or place_of(self._loop.gr_frame) != before
+        result.between_epochs_failure = between.why_not
+        if between.why_not is None:
+            result.between_epochs_s, result.between_epochs_parts_s = between.seconds, between.parts
+
+    def _leave_between(self, how: str | BaseException) -> None:
+        """If the script is between two epochs now, end that, and do not come back to the script; otherwise do nothing."""
+        if self._between is not None and greenlet.getcurrent() is self._loop and os.getpid() == self.script.pid:
+            self._serving.switch(how)
+
     def next_batch(self, tap: Tap) -> Any:
         """Return the next batch for the script: the measurement's, or of another loader one of its own.
 
@@ -98,9 +136,11 @@ class Takeover:
             if tap is not self._tap:  # the script has begun another epoch
                 self._tap = tap
                 self.interrupted()
-            return self._serving.switch()
+            return self._serving.switch(AGAIN)
         if tap.seen.role == IN_STEP:
             return self.script.taken(tap)
+        if self._between is not None:
+            return self._between.next_batch(tap, self.script.taken)
         self.interrupted()
         if tap.num_batches >= FEW:
             tap.close()
@@ -112,8 +152,24 @@ class Takeover:
         """Note that the script does something other than training."""
         self.step.num_asides += 1
 
+    def saves(self, path: object) -> None:
+        """Note that the script is about to save something with torch.save, whose files Python's audit hooks do not see."""
+        will_write(path)
+
+    def saved(self, seconds: float) -> None:
+        """Note that the script has saved something, which is no part of a step."""
+        self.interrupted()
+        if self._between is not None:
+            self._between.saved(seconds)
+
+    def stepped(self) -> None:
+        """Count a step of an optimizer: a script that trains between two epochs on batches that it has kept would never come back."""
+        if self._between is not None and self._between.stepped():
+            self._leave_between("the script goes on training without reading its loader")
+
     def raised(self, error: BaseException) -> None:
         """Let the measurement fail with an exception that ends the script."""
+        self._leave_between(error)
         if greenlet.getcurrent() is self._loop:
             self._serving.throw(type(error), error, error.__traceback__)
 
@@ -122,6 +178,7 @@ class Takeover:
         if self._leaves or self.is_serving():
             self.script.link.leave()
             return
+        self._leave_between(ENDED)
         message = (
             f"{self.script.name} ended after {self.step.num_batches:,} batches, in the middle of the measurement: let it train for more steps or "
             "epochs, or lower --max-trial-s"

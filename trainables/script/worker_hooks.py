@@ -1,6 +1,7 @@
-"""What feedrate adds to a loader worker that was spawned: its stack can be read, and it refuses to be a second training.
+"""What feedrate adds to a process that was spawned: its stack can be read, and it refuses to be a second training.
 
-A spawned worker imports the script. If the script trains when it is imported, every worker first trains an epoch.
+A spawned loader worker imports the script. If the script trains when it is imported, every worker first trains an epoch. A process that
+trains later is no loader worker, but a rank that the script itself has started (torch.multiprocessing.spawn).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import wrapt
 
 from feedrate.trainables.diagnose import stacks
-from feedrate.trainables.script.launcher_link import LauncherLink
+from feedrate.trainables.script.launcher_link import RANK, LauncherLink
 
 
 def install(address: str) -> None:
@@ -26,6 +27,7 @@ def install(address: str) -> None:
     """
     stacks.install()
     wrapt.register_post_import_hook(functools.partial(_refuse_training, address), "torch.utils.data.dataloader")
+    wrapt.register_post_import_hook(functools.partial(_report_rank, address), "torch.optim.optimizer")
 
 
 def _refuse_training(address: str, module: ModuleType) -> None:
@@ -39,3 +41,12 @@ def _refuse_training(address: str, module: ModuleType) -> None:
         return own(self)
 
     module.DataLoader.__iter__ = __iter__
+
+
+def _report_rank(address: str, module: ModuleType) -> None:
+    def stepped(optimizer: Any, args: Any, kwargs: Any) -> None:
+        if not getattr(multiprocessing.current_process(), "_inheriting", False):
+            LauncherLink(address, RANK)
+            os._exit(1)
+
+    module.register_optimizer_step_post_hook(stepped)

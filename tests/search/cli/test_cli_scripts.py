@@ -50,6 +50,7 @@ def test_a_setting_is_measured(capfd):
     facts = answer(printed.out, "measure")
     assert facts["dataloader"]["num_workers"] == 2
     assert facts["throughput"] > 0
+    assert facts["measurement"]["between_epochs_s"] >= 0
     assert "train.py:20  DataLoader(Slow, batch_size=16, shuffle=True, num_workers=1)  <- measured: an optimizer steps between" in printed.err
     assert "note: the script wrote files into its folder while it was measured: first.pt." in printed.err
     assert "arguments" not in printed.err

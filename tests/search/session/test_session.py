@@ -4,10 +4,12 @@ import io
 
 import pytest
 from made_up_search import FOUR, SPACE, TORCH_DEFAULT, Search, measured, rate_of
+from synthetic import search_json
 
 from feedrate.analysis.estimate import record_rate
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.schema import check_record, status
+from feedrate.search.record import SearchRecord
 from feedrate.search.setup.request import rules_of_thumb
 from feedrate.search.study.brain import Brain
 from feedrate.trainables.config import LoaderConfig
@@ -60,6 +62,42 @@ def test_what_a_step_returned_is_noted_once(search, tmp_path):
         asked.session.completed(request.number, measured(request) | {"step_returned": "Tensor"}, None)
     assert text.getvalue().count("note: step(batch) returned a Tensor, not a number of items, so feedrate counts samples") == 1
     assert {kept["step_returned"] for kept in asked.records()} == {"Tensor"}
+
+
+def test_settings_with_idle_workers_are_not_tried_after_the_first_observation(search):
+    """Eight workers of which one works: nothing with more than one is asked for from then on, by a resumed search neither."""
+    text = io.StringIO()
+    seeds = [LoaderConfig(num_workers=number, batch_size=64) for number in (8, 4, 2, 16)]
+    first = search(text=text, seeds=seeds, max_trials=12)
+    first.folder.write_search(search_json(study="s", space=SPACE.to_json()))
+    while request := first.ask():
+        working = {"effective_num_workers": min(request.config.num_workers, 1)} if request.config.num_workers else {}
+        first.session.completed(request.number, measured(request) | working, None)
+    asked = [request.config.num_workers for request in first.asked]
+    found = next(place for place, number in enumerate(asked) if number > 1)
+    assert found + 1 < len(asked)
+    assert all(number <= 1 for number in asked[found + 1 :])
+    assert text.getvalue().count("1 worked (the others got no data): more workers than that cannot help") == 1
+    assert "so settings with more than 1 worker are not tried any more" in text.getvalue()
+    kept = SearchRecord.read(first.folder).space
+    assert max(config.num_workers for config in kept.configs()) == 1
+    again = search(space=kept, max_trials=14)
+    again.run()
+    assert all(request.config.num_workers <= 1 for request in again.asked)
+
+
+def test_the_time_between_epochs_is_asked_for_until_it_is_known(search):
+    """A trial that failed does not know it; one that gave up on it does; a resumed search remembers."""
+    first = search(max_trials=9)
+    failure = Failure(kind="user-code", phase="warm", message="it raised").columns()
+    request = first.ask()
+    assert request.between_epochs
+    first.session.completed(request.number, {}, failure)
+    request = first.ask()
+    assert request.between_epochs
+    first.session.completed(request.number, measured(request) | {"between_epochs_failure": "it takes more than 30 s"}, None)
+    assert not first.one().between_epochs
+    assert not search().ask().between_epochs
 
 
 def test_the_items_of_an_epoch_are_those_that_the_trial_trained(search):

@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from workloads import rows
 
+from feedrate.trainables.beside_loader import BesideLoader
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import INFEASIBLE, TrialFailed
 from feedrate.trainables.measuring import limits
@@ -22,9 +24,9 @@ def batch_of(num_bytes, num_tensors=1):
     return {str(index): torch.empty(num_bytes // num_tensors, dtype=torch.uint8) for index in range(num_tensors)}
 
 
-def refused(config, batch, **limit):
+def refused(config, batch, beside=(), **limit):
     with pytest.raises(TrialFailed) as failed:
-        check_limits(config, storage_bytes(batch), **(PLENTY | limit))
+        check_limits(config, storage_bytes(batch), beside=beside, **(PLENTY | limit))
     failure = failed.value.failure
     assert failure.kind in INFEASIBLE
     assert failure.phase == "loader"
@@ -51,6 +53,32 @@ def test_batches_in_flight_must_fit_dev_shm():
         "/dev/shm is too small: 129 batches of 71 MB and a margin of 30% need 11.9 GB, but only 11.9 GB are free. "
         "Use docker run --shm-size=13g, fewer workers or a smaller prefetch_factor"
     )
+
+
+VALID = BesideLoader(where="train.py:47", num_workers=4, prefetch_factor=None, batch_size=64, persistent_workers=True)
+
+
+def test_the_workers_of_a_validation_loader_need_room_too():
+    """Twice as many samples in a batch, 2 batches for each of its 4 workers and one in the step: as much as 18 batches of the measured loader."""
+    config, batch = LoaderConfig(num_workers=16, batch_size=32, prefetch_factor=8), batch_of(71_000_000, 2)
+    need = round(1.3 * (129 + 18) * 71_000_000)
+    check_limits(config, storage_bytes(batch), beside=[VALID], **(PLENTY | {"free_shm_bytes": need}))
+    message = refused(config, batch, beside=[VALID], free_shm_bytes=need - 1).message
+    assert "129 batches of 71 MB and a margin of 30% together with 4 workers of the loader at train.py:47 need 13.6 GB" in message
+    assert "138 batches of 2 tensors together with 4 workers of" in refused(config, batch, beside=[VALID], max_open_files=2 * 138 + 63).message
+    check_limits(config, storage_bytes(batch), beside=[VALID], **(PLENTY | {"max_open_files": 2 * 138 + 64}))
+    alone_bytes = int(16 * (25e6 + 71e6) + 129 * 71e6)
+    check_limits(config, storage_bytes(batch), **(PLENTY | {"available_bytes": alone_bytes}))
+    assert "together with 4 workers of" in refused(config, batch, beside=[VALID], available_bytes=alone_bytes).message
+
+
+def test_workers_that_never_live_at_the_same_time_need_no_room_together():
+    """The validation loader's workers end with it, and those of the measured loader end with the epoch, unless one of both keeps them."""
+    ends = replace(VALID, persistent_workers=False)
+    limit = {"free_shm_bytes": round(1.3 * 5 * 1000)}
+    check_limits(LoaderConfig(num_workers=2, batch_size=32), [1000], beside=[ends], **(PLENTY | limit))
+    with pytest.raises(TrialFailed, match="together with 4 workers"):
+        check_limits(LoaderConfig(num_workers=2, batch_size=32, persistent_workers=True), [1000], beside=[ends], **(PLENTY | limit))
 
 
 def test_without_workers_nothing_is_shared():

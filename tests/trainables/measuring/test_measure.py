@@ -16,9 +16,10 @@ from workloads import LenOpens, Reusing, Rows, Stream, general, mine, short
 from feedrate import trainables
 from feedrate.analysis.estimate import record_rate, step_only_sps
 from feedrate.analysis.schema import COLUMNS
-from feedrate.search.options import idle_workers
+from feedrate.search.space.idle_workers import IdleWorkers
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import TrialFailed, classify
+from feedrate.trainables.loader.delivering_workers import DeliveringWorkers
 from feedrate.trainables.measurement import Measurement, Windows
 from feedrate.trainables.measuring.measure import measure
 from feedrate.trainables.measuring.measure_options import MeasureOptions
@@ -27,7 +28,7 @@ from feedrate.trainables.measuring.training import MIN_WINDOWS, Training
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*use of fork:DeprecationWarning")
 WINDOW_LISTS = [each.name for each in dataclasses.fields(Windows) if each.name != "window_step_s"]
 GPU = {"gpu_peak_bytes", "gpu_free_bytes", "window_step_s", "copy_only_num_items", "copy_only_duration_s"}
-NOT_HERE = GPU | {"cold_refused", "cached_batch_failure", "step_returned"}
+NOT_HERE = GPU | {"cold_refused", "cached_batch_failure", "step_returned", "num_shards", "between_epochs_s", "between_epochs_parts_s", "between_epochs_failure"}
 KERNEL = {"throttled_fraction", "psi_cpu_fraction", "psi_io_fraction", "psi_memory_fraction"}
 """What some kernels and containers do not tell."""
 
@@ -56,8 +57,16 @@ class OneShard(torch.utils.data.IterableDataset):
 def test_workers_without_data_are_counted():
     result = run(short(OneShard()), LoaderConfig(batch_size=4, num_workers=3), max_trial_s=1.0)
     assert result.effective_num_workers == 1
-    assert idle_workers(result.columns() | {"num_workers": 3}).startswith("3 workers were asked for, and 1 had data to load")
-    assert idle_workers(result.columns() | {"num_workers": 1}) is None
+    assert IdleWorkers.of(result.columns() | {"num_workers": 3}).remark().startswith("3 workers were asked for, 1 worked (the others got no data)")
+
+
+def test_workers_beyond_the_batches_of_an_epoch_are_not_counted():
+    """The measurement goes on beyond the end of an epoch, and keeps them busy; in the user's epochs they would be idle."""
+    batches = [[0, 1], [2, 3]]
+    workload = general(lambda **overrides: DataLoader(Rows(4), batch_sampler=batches, **overrides), lambda batch: None)
+    result = run(workload, LoaderConfig(batch_size=None, num_workers=3), max_trial_s=1.0)
+    assert result.effective_num_workers == 2
+    assert "(an epoch has 2 batches)" in IdleWorkers.of(result.columns() | {"num_workers": 3}).remark()
 
 
 @pytest.mark.parametrize("order", [{}, {"sampler": list(range(64))}], ids=["torch's sequential order", "a list of indices"])
@@ -458,7 +467,7 @@ class Rounds:
     """A loader whose four workers finish their batches at about the same time: the count of finished ones jumps as it is read."""
 
     num_workers, prefetch_factor, in_flight = 4, 2, itertools.cycle([0, 3, 1, 2, 0, 1, 3])
-    ends_when_told, num_iterators, reads_num_workers = True, 0, ()
+    ends_when_told, num_iterators, reads_num_workers, delivering, dataset = True, 0, (), DeliveringWorkers(), ()
 
     def __iter__(self):
         while True:
@@ -468,8 +477,8 @@ class Rounds:
     def ready(self):
         return next(self.in_flight) if self.training.consumed % 4 else 0
 
-    def num_working(self):
-        return 4
+    def took(self):
+        pass
 
 
 def test_a_step_that_waits_consumes_what_is_produced():

@@ -1,6 +1,7 @@
 """Training commands are measured unchanged: which loader, with which settings, what the script gets meanwhile, and what is left behind."""
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -12,16 +13,19 @@ from census import TAG, eventually, leaves_nothing, tagged
 from feedrate.search.setup.script_lines import loader_remarks
 from feedrate.trainables.checking.described import Described
 from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.diagnose.origin import Origin
 from feedrate.trainables.measuring.measure_options import MeasureOptions
 from feedrate.trainables.protocol import DescribeRequest, Failed, Measured, MeasureRequest, read
 from feedrate.trainables.resolve import make_command_ref
 from feedrate.trainables.sandbox.template import Template
+from feedrate.trainables.script.between_epochs import no_overwriting, will_write
+from feedrate.trainables.script.seen_loader import SeenLoader
 
-HEAD = """
+DATA = """
 import os, sys, time
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 
 class Rows(Dataset):
     def __init__(self, num=4000):
@@ -31,19 +35,36 @@ class Rows(Dataset):
     def __getitem__(self, index):
         return torch.full((8,), float(index)), index % 2
 
+def note(*words):
+    with open("notes.txt", "a") as file:
+        print(*words, file=file, flush=True)
+
 model = nn.Linear(8, 2)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+"""
+HEAD = (
+    DATA
+    + """
+class Descent(torch.optim.Optimizer):
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": 0.01, "momentum": 0.0})
+    def step(self):
+        for group in self.param_groups:
+            for each in group["params"]:
+                each.data -= group["lr"] * each.grad
+
+# torch's own optimizers import torch._dynamo on first use, which takes as long as importing torch; test_cli_scripts.py has one
+for each in vars(torch.optim.Optimizer).values():
+    if hasattr(each, "__wrapped__"):
+        each.__wrapped__.__dynamo_disable = each.__wrapped__
+optimizer = Descent(model.parameters())
 
 def train(batch):
     x, y = batch
     optimizer.zero_grad()
     nn.functional.cross_entropy(model(x), y).backward()
     optimizer.step()
-
-def note(*words):
-    with open("notes.txt", "a") as file:
-        print(*words, file=file, flush=True)
 """
+)
 
 PLAIN = """
 if __name__ == "__main__":
@@ -138,15 +159,8 @@ def test_one_process_serves_many_settings(script):
 
 
 def test_a_setting_without_workers_ends_the_process(script):
-    """Its process used the dataset itself; workers of a later setting would inherit what it opened."""
-    template = script(PLAIN)
-    measured(template, num_workers=0)
-    measured(template, num_workers=1)
-    assert len({line.split()[1] for line in notes()}) == 2
-
-
-def test_the_dataset_stays_unused_in_the_training_process(script):
-    """Even if the script's own loader has no workers: what is opened on first use is opened by each worker."""
+    """Its process used the dataset itself; workers of a later setting would inherit what it opened. Nothing else uses the dataset there, even
+    if the script's own loader has no workers: what is opened on first use is opened by each worker."""
     template = script(
         """
         class Opens(Rows):
@@ -158,31 +172,40 @@ def test_the_dataset_stays_unused_in_the_training_process(script):
                     raise RuntimeError("opened by another process")
                 return super().__getitem__(index)
 
+        note("begins")
         for batch in DataLoader(Opens(), batch_size=16):
             train(batch)
         """
     )
     assert described(template).baseline.num_workers == 0
-    measured(template, num_workers=2)
-    measured(template, num_workers=0)
+    for num_workers in (2, 0, 1):
+        measured(template, num_workers=num_workers)
+    assert notes() == ["begins", "begins"]
 
 
 @pytest.mark.parametrize("command", [("bash", "train.sh"), ("python", "-m", "package.train"), ("bash", "-c", "python -u train.py | cat")], ids=" ".join)
-def test_launchers_end_in_the_script_and_go_no_further(script, command):
-    template = script(PLAIN, *command)
+def test_launchers_end_in_the_script_and_go_no_further(script, command, monkeypatch, tmp_path):
+    """The shell script is started twice, because a setting without workers ends its process. The user's own sitecustomize runs."""
+    template, num_starts = script(PLAIN, *command), 2 if "train.sh" in command else 1
+    own = "import sys\nassert sys.own_sitecustomize\nassert not any(path.endswith('/hook') for path in sys.path)\n"
+    Path("train.py").write_text(own + Path("train.py").read_text())
     Path("train.sh").write_text("set -e\npython train.py\necho after >> notes.txt\n")
     Path("package").mkdir()
     Path("package/__init__.py").touch()
     Path("package/train.py").write_text(Path("train.py").read_text())
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "sitecustomize.py").write_text("import sys\nsys.own_sitecustomize = True\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "own"))
     assert described(template).name == "train"
-    measured(template, num_workers=0)  # this process is not kept
-    measured(template, num_workers=1)
+    for num_workers in range(2 - num_starts, 2):
+        measured(template, num_workers=num_workers)
     template.close()
-    assert [line.split()[0] for line in notes()] == ["begins", "begins"]
+    assert [line.split()[0] for line in notes()] == ["begins"] * num_starts
 
 
-def test_a_subclass_gets_settings_that_it_does_not_pass_on(script):
-    """Its own `__init__` has other arguments, and its own `__iter__` changes every batch exactly once."""
+def test_a_subclass_made_anew_in_every_epoch_whose_gradients_are_accumulated(script):
+    """Its own `__init__` has other arguments and does not pass settings on, and its own `__iter__` changes every batch exactly once. All of these
+    loaders are one, found at the first step of the optimizer, whenever that is; and the script never sees the end of an epoch again."""
     template = script(
         """
         class Mine(DataLoader):
@@ -192,15 +215,22 @@ def test_a_subclass_gets_settings_that_it_does_not_pass_on(script):
                 for x, y in super().__iter__():
                     yield x + 100_000, y
 
-        for x, y in Mine(1000):
-            assert 100_000 <= x.min() and x.max() < 200_000, x
-            train((x, y))
+        for epoch in range(9):
+            for number, (x, y) in enumerate(Mine(96)):
+                assert 100_000 <= x.min() and x.max() < 200_000, x
+                nn.functional.cross_entropy(model(x), y).backward()
+                if number % 4 == 3:
+                    optimizer.step()
+                    optimizer.zero_grad()
+            note("epoch")
         """
     )
     found = described(template)
-    assert found.baseline.num_workers == 1
-    assert found.script.loaders[0].name == "Mine"
+    (mine,) = found.script.loaders
+    assert (mine.name, mine.num_batches) == ("Mine", 4)
+    assert (found.baseline.num_workers, found.epoch_samples) == (1, 96)
     measured(template, num_workers=2)
+    assert notes() == []
 
 
 def test_a_class_that_never_calls_torchs_constructor(script):
@@ -262,34 +292,186 @@ def test_a_loader_that_a_package_makes_from_the_scripts_own_is_shown_as_that(scr
     assert found.baseline == LoaderConfig(num_workers=1, batch_size=16)
 
 
-def test_loaders_made_anew_in_every_epoch(script):
-    """They are one loader, and the script never sees the end of an epoch."""
+def test_a_scaler_that_skips_steps_and_two_optimizers(script):
+    """The gradients of the first batches overflow, so that no optimizer steps; and batches are fetched ahead of their step."""
     template = script(
         """
-        for epoch in range(5):
-            for batch in DataLoader(Rows(16), batch_size=16, shuffle=True, num_workers=1):
-                train(batch)
-                note("trained")
-            note("epoch")
+        other = Descent(model.parameters())
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=10**6)
+        batches = iter(DataLoader(Rows(), batch_size=16, num_workers=1))
+        batch = next(batches)
+        while batch is not None:
+            ahead = next(batches, None)
+            x, y = batch
+            loss = nn.functional.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            for each in (optimizer, other):
+                scaler.step(each)
+            scaler.update()
+            batch = ahead
         """
     )
-    assert described(template).epoch_samples == 16
+    (found,) = described(template).script.loaders
+    assert found.role == "measured"
+    assert found.num_batches > 2
     measured(template, num_workers=2)
-    assert "epoch" not in notes()
 
 
-def test_gradient_accumulation(script):
-    """The loader is found at the first optimizer step, whenever that is."""
-    template = script(
+def test_a_schedule_that_ends(script, tmp_path):
+    """feedrate lets the script take more steps than it planned, so a schedule's refusal of these is no failure; it is told in script.log."""
+    script(
         """
-        for number, (x, y) in enumerate(DataLoader(Rows(), batch_size=16, num_workers=1)):
-            nn.functional.cross_entropy(model(x), y).backward()
-            if number % 4 == 3:
-                optimizer.step()
-                optimizer.zero_grad()
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=5)
+        for batch in DataLoader(Rows(320), batch_size=16, num_workers=1):
+            train(batch)
+            schedule.step()
+            note(schedule.get_last_lr()[0])
         """
     )
-    assert described(template).script.loaders[0].num_batches == 4
+    template = Template(make_command_ref(("python", "train.py")), log_path=str(tmp_path / "script.log"))
+    measured(template, num_workers=2)
+    template.close()
+    assert len(notes()) > 6
+    assert len(set(notes()[4:])) == 1
+    assert Path("script.log").read_text().count("feedrate: the schedule OneCycleLR raised ValueError: Tried to step 6 times") == 1
+
+
+def test_a_schedule_that_is_wrong_from_the_start(script):
+    template = script(
+        """
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        for batch in DataLoader(Rows(), batch_size=16, num_workers=1):
+            train(batch)
+            schedule.step()
+        """
+    )
+    assert "ReduceLROnPlateau.step() missing 1 required positional argument: 'metrics'" in refused(template).failure.message
+
+
+BETWEEN = """
+if __name__ == "__main__":
+    loader, valid = DataLoader(Rows(320), batch_size=16, num_workers=1), DataLoader(Rows(64), batch_size=16, num_workers=1)
+    for epoch in range(EPOCHS):
+        for batch in loader:
+            train(batch)
+        note("validates", len(list(valid)))
+        torch.save(model.state_dict(), "model.pt")
+        time.sleep(0.5)
+    note("done")
+"""
+
+
+def between(script, text, *, again=False):
+    """The columns of a trial that also times what the script does between two epochs, if asked for with another one after it."""
+    template = script(text)
+    first = measured(template, num_workers=1, between_epochs=True)
+    if again:
+        assert measured(template, num_workers=1)["between_epochs_s"] is None
+    return first
+
+
+def test_what_a_script_does_between_epochs_is_timed_apart(script):
+    """The whole validation is read, and the same process goes on with the next setting."""
+    columns = between(script, BETWEEN.replace("EPOCHS", "9"), again=True)
+    assert columns["between_epochs_failure"] is None
+    parts = columns["between_epochs_parts_s"]
+    line = (HEAD + BETWEEN).splitlines().index(next(line for line in BETWEEN.splitlines() if "valid = " in line)) + 1
+    assert parts.keys() == {f"train.py:{line}", "torch.save"}
+    assert columns["between_epochs_s"] > 0.5 + sum(parts.values())
+    assert notes() == ["validates 4"]
+
+
+def test_the_last_epoch_of_a_script_ends_its_process(script):
+    columns = between(script, BETWEEN.replace("EPOCHS", "1"))
+    assert columns["between_epochs_s"] > 0.5
+    assert notes() == ["validates 4", "done"]
+
+
+def test_a_checkpoint_that_was_there_is_not_overwritten_between_epochs(script):
+    """That of the user's real training must not be replaced by that of a measurement."""
+    Path("model.pt").write_text("precious")
+    os.utime("model.pt", (1e9, 1e9))
+    columns = between(script, BETWEEN.replace("EPOCHS", "9"))
+    assert columns["between_epochs_failure"].startswith("the script writes over model.pt, which was there before")
+    assert Path("model.pt").read_text() == "precious"
+
+
+def test_what_counts_as_overwriting(tmp_path):
+    """Files and folders that are older than the process, for Python's own ways to write. This process's own files do not count."""
+    old, new, folder, found = tmp_path / "old", tmp_path / "new", tmp_path / "folder", []
+    folder.mkdir()
+    for path in (old, new):
+        path.touch()
+    for path in (old, folder):
+        os.utime(path, (1e9, 1e9))
+    with no_overwriting(found.append):
+        for path in (new, tmp_path / "newer"):
+            path.open("w").close()
+        for mode in ("a", "r"):
+            old.open(mode).close()
+        assert found == []
+        will_write(str(old))
+        old.open("r+").close()
+        new.replace(old)
+        shutil.rmtree(folder)
+    old.unlink()
+    assert found == [str(old), str(old), str(old), str(folder)]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("batches = itertools.cycle(loader)\nwhile True: train(next(batches))", "the script goes on training without reading its loader"),
+        ("for batch in loader: train(batch)\nraise ValueError('no more')", "the script raised ValueError: no more"),
+        ("for batch in loader: train(batch)\nos._exit(3)", "the training process ended by itself (exit status 3) in phase between epochs"),
+    ],
+    ids=["keeps its batches", "raises", "dies"],
+)
+def test_why_the_time_between_epochs_is_not_known(script, text, why):
+    """The setting is measured all the same."""
+    columns = between(script, f"import itertools\nloader = DataLoader(Rows(320), batch_size=16, num_workers=1)\n{text}\n")
+    assert columns["between_epochs_failure"].startswith(why)
+    assert columns["between_epochs_s"] is None
+    assert columns["window_num_batches"]
+
+
+def test_a_loop_over_the_same_loader_that_does_not_train_ends_the_process(script):
+    """The script reads its training data once more to evaluate: the next setting must be measured in the training loop."""
+    columns = between(
+        script,
+        """
+        loader = DataLoader(Rows(320), batch_size=16, num_workers=1)
+        note("begins")
+        while True:
+            for batch in loader:
+                train(batch)
+            for x, y in loader:
+                note("evaluates")
+        """,
+        again=True,
+    )
+    assert columns["between_epochs_s"] is not None
+    assert notes() == ["begins", "begins"]
+
+
+RANKS = """
+def rank(number):
+    for batch in DataLoader(Rows(), batch_size=16):
+        train(batch)
+
+if __name__ == "__main__":
+    torch.multiprocessing.start_processes(rank, nprocs=1, start_method=METHOD)
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_ranks_that_the_script_starts_itself_are_refused(script, method):
+    """As torch.multiprocessing.spawn does: feedrate would wait for the end of a training that it does not see."""
+    event = refused(script(RANKS.replace("METHOD", repr(method))))
+    assert "the script of `python train.py` trains in processes that it starts itself" in event.failure.message
+    assert event.usage
+    assert not event.raised
 
 
 def test_two_loaders_read_in_one_step(script):
@@ -343,17 +525,23 @@ def test_other_loaders_give_one_batch_meanwhile(script):
     assert max(columns["window_duration_s"]) < 3
 
 
-def test_the_users_own_sitecustomize_runs(script, monkeypatch, tmp_path):
-    template = script(PLAIN)
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "sitecustomize.py").write_text("import sys\nsys.own_sitecustomize = True\n")
-    Path("train.py").write_text("import sys\nassert sys.own_sitecustomize\nassert not any(path.endswith('/hook') for path in sys.path)\n" + Path("train.py").read_text())
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "own"))
-    described(template)
+def test_a_validation_loader_counts_in_whether_a_setting_fits(script):
+    """Its workers live beside those of the measured loader, and ten million batches in flight need too many open files."""
+    template = script(
+        """
+        loader = DataLoader(Rows(), batch_size=16, num_workers=1)
+        valid = DataLoader(Rows(64), batch_size=16, num_workers=1, prefetch_factor=10**7, persistent_workers=True)
+        for batch in loader:
+            train(batch)
+        """
+    )
+    failure = refused(template, num_workers=1).failure
+    assert failure.kind in ("too-many-files", "shm-full")
+    assert "together with 1 worker of the loader at train.py:" in failure.message
 
 
 def test_what_a_script_prints_is_kept(script, tmp_path):
-    script("print('lost'); raise SystemExit(3)")
+    script("print('lost'); raise SystemExit(3)", head="")
     template = Template(make_command_ref(("python", "train.py")), log_path=str(tmp_path / "script.log"))
     failure = refused(template).failure
     template.close()
@@ -385,19 +573,29 @@ def test_a_script_that_ends_is_begun_again(script):
 
 FAILURES = {
     "raises before it trains": ("raise ValueError('no data')", "train.py raised ValueError: no data, before it had trained", True),
-    "makes no loader": ("for _ in range(3): optimizer.step()", "train.py ended without making a torch DataLoader", True),
+    "makes no loader": ("model(torch.zeros(8))", "train.py ended without making a torch DataLoader", True),
     "does not step": ("list(DataLoader(Rows(64)))", "no torch optimizer had stepped, so feedrate cannot tell which of its loaders feeds a training", True),
     "ends early": ("train(next(iter(DataLoader(Rows(64), batch_size=4))))", "ended before an optimizer had stepped between two batches", True),
+    "never reads its loader": ("DataLoader(Rows(64))", "ended before an optimizer had stepped between two batches", True),
+    "needs a GPU": ("model.cuda()", "It asks for a GPU, and torch has none that it can use on this machine: run feedrate where the training", True),
+    "does not know an argument": (
+        "import argparse; argparse.ArgumentParser().parse_args(['--lrr', '1'])",
+        "ended with exit status 2 before it had trained; its last output: usage: train.py [-h]\ntrain.py: error: unrecognized arguments: --lrr 1",
+        True,
+    ),
     "waits for input": ("input('name? ')", "train.py asks for input, which it cannot get here", True),
     "refuses its arguments": ("sys.exit(2)", "the command `python train.py` ended with exit status 2 before it had trained", True),
     "is killed": ("os.kill(os.getpid(), 9)", "was killed by SIGKILL before it had trained", True),
 }
 
 
+HEADS = {"ends early": HEAD, **dict.fromkeys(("does not know an argument", "refuses its arguments", "is killed"), "import os, sys\n")}
+
+
 @pytest.mark.parametrize("name", FAILURES)
 def test_why_a_script_cannot_be_measured(script, name):
     text, sentence, raised = FAILURES[name]
-    event = refused(script(text))
+    event = refused(script(text, head=HEADS.get(name, DATA)))
     assert sentence in event.failure.message
     assert event.usage
     assert event.raised is raised
@@ -431,17 +629,23 @@ def test_an_evaluation_is_measured_if_it_is_chosen(script):
         for x, y in DataLoader(Rows(4000), batch_size=16):
             model(x)
     """
-    line = (HEAD + textwrap.dedent(text)).splitlines().index("    for x, y in DataLoader(Rows(4000), batch_size=16):") + 1
-    for name in ("2", f"train.py:{line}"):
-        assert described(script(text, loader=name)).baseline.batch_size == 16
-    assert "--loader 3 named none of which it read two batches" in refused(script(text, loader="3")).failure.message
+    line = (DATA + textwrap.dedent(text)).splitlines().index("    for x, y in DataLoader(Rows(4000), batch_size=16):") + 1
+    assert described(script(text, loader=f"train.py:{line}", head=DATA)).baseline.batch_size == 16
+    assert "--loader 3 named none of which it read two batches" in refused(script(text, loader="3", head=DATA)).failure.message
+
+
+def test_a_loader_is_named_by_its_number_or_its_place():
+    seen = SeenLoader(2, Origin("/home/me/project/train.py", 41, "main", None), "DataLoader", "DataLoader(Rows)", ("Rows", 64))
+    assert [name for name in ("1", "2", "train.py:41", "project/train.py:41", "rain.py:41", "train.py:4", "train.py") if seen.is_named(name)] == [
+        "2", "train.py:41", "project/train.py:41",
+    ]  # fmt: skip
 
 
 def test_an_interpreter_without_feedrate_is_told_how_to_get_it(script, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", "other"], check=True)
     python = tmp_path / "other" / "bin" / "python"
     event = refused(script(PLAIN, str(python), "train.py"))
-    assert f"{python} cannot load feedrate" in event.failure.message
+    assert f"{python} cannot import feedrate" in event.failure.message
     assert f"{python} -m pip install feedrate==" in event.failure.message
     assert not event.raised
 
@@ -454,11 +658,18 @@ def test_a_script_without_main_guard_is_refused_if_workers_import_it(script):
     assert "trains when it is imported" in failure.message
 
 
+BARE = """
+import time
+def note(text):
+    print(text, file=open("notes.txt", "w"), flush=True)
+"""
+
+
 @pytest.mark.parametrize("phase", ["setup", "measure"])
 @pytest.mark.parametrize("who", ["supervisor", "template", "launcher", "script"])
 def test_whichever_process_dies_the_others_end(script, tag, tmp_path, who, phase):
     """Killed while the script starts, and in the middle of a measurement."""
-    script(PLAIN if phase == "measure" else "note('begins')\ntime.sleep(100)")
+    script(*((PLAIN,) if phase == "measure" else ("note('begins')\ntime.sleep(100)",)), head=HEAD if phase == "measure" else BARE)
     Path("train.sh").write_text("python train.py\n")
     program = """
 from feedrate.trainables.config import LoaderConfig

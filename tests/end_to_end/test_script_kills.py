@@ -1,0 +1,106 @@
+"""What a search of a training command survives: Ctrl-C, SIGTERM, and SIGKILL of each of its processes, in the middle of a trial."""
+
+import json
+import os
+import signal
+import sys
+
+import psutil
+import pytest
+from census import eventually
+from conftest import records
+from test_kills import GONE_WITHIN_S, check_records, told
+
+TRAIN = """
+import time
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+class Slow(Dataset):
+    def __len__(self):
+        return 4000
+    def __getitem__(self, index):
+        time.sleep(0.002)
+        return torch.full((8,), float(index)), index % 2
+
+if __name__ == "__main__":
+    model = nn.Linear(8, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for epoch in range(1000):
+        for x, y in DataLoader(Slow(), batch_size=16, shuffle=True, num_workers=1):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+"""
+SEARCH = ["--num-workers", "1..8", "--max-trial-s", "1", "--no-confirm", "--keep-going", "--time-budget", "280s", "--out", "run"]
+
+PATH = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"
+"""The command's `python` is the interpreter that has feedrate."""
+
+
+@pytest.fixture
+def search(start, tmp_path):
+    """Starts a search of `bash train.sh`, which starts the training."""
+    (tmp_path / "train.py").write_text(TRAIN)
+    (tmp_path / "train.sh").write_text("python train.py\necho after >> after.txt\n")
+    return lambda *more: start("search", *SEARCH, *more, "--", "bash", "train.sh", PATH=PATH)
+
+
+def processes(command):
+    """The processes of a trial that trains with loader workers, by role; None if there is none now."""
+    template = command.template()
+    try:
+        found = {"template": template, "supervisor": psutil.Process(template).ppid()}
+        (found["shell"],) = (each.pid for each in psutil.Process(template).children() if each.name() == "bash")
+        (found["script"],) = (each.pid for each in psutil.Process(found["shell"]).children())
+        found["worker"] = next(each.pid for each in psutil.Process(found["script"]).children() if "resource_tracker" not in " ".join(each.cmdline()))
+    except (psutil.NoSuchProcess, StopIteration, ValueError, TypeError):
+        return None
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM", "SIGKILL"])
+def test_an_ended_search_leaves_nothing_running_and_can_be_resumed(search, feedrate, tmp_path, how):
+    """The shell script does not go on with its next command. It starts Ray twice."""
+    command, run = search("--max-trials", "30"), tmp_path / "run"
+    command.until(lambda: len(records(run)) >= 2 and processes(command), 120)
+    if how == "Ctrl-C":
+        command.interrupt()
+    else:
+        os.kill(command.process.pid, getattr(signal, how))
+    code = command.wait()
+    assert code == {"Ctrl-C": 130, "SIGTERM": 143, "SIGKILL": -9}[how]
+    assert eventually(lambda: not command.alive(), GONE_WITHIN_S), command.alive()
+    if how != "SIGKILL":
+        assert "feedrate resume run" in command.stderr
+    assert not (tmp_path / "after.txt").exists()
+    before = check_records(run)
+    assert json.loads((run / "search.json").read_text())["finished"] is False
+    resumed = feedrate("resume", "run", "--max-trials", len(before) + 1, PATH=PATH)
+    assert resumed.code == 0, resumed.stderr
+    after = check_records(run)
+    assert after[: len(before)] == before
+    assert len(after) == len(before) + 1
+    assert "RUNNING" not in told(run).values()
+    assert not resumed.alive()
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_when_one_of_its_processes_is_killed(search, tmp_path):
+    """Supervisor, template, shell, script and loader worker in turn: each costs one trial at most, and what came of the victim ends. It waits for five trials."""
+    command, run = search("--max-trials", "14"), tmp_path / "run"
+    for who in ("supervisor", "template", "shell", "script", "worker"):
+        command.until(lambda: len(records(run)) >= 2 and processes(command), 120)
+        num, found = len(records(run)), processes(command)
+        if found is None:  # that trial has just ended
+            found = command.until(lambda: processes(command), 60)
+        os.kill(found[who], signal.SIGKILL)
+        below = {"supervisor": ("template", "shell", "script", "worker"), "template": ("shell", "script", "worker")}.get(who, ())
+        assert eventually(lambda: not any(psutil.pid_exists(found[each]) for each in below), GONE_WITHIN_S), who  # noqa: B023
+        command.until(lambda: len(records(run)) > num + 1, 120)  # noqa: B023
+    assert command.wait() == 0, command.stderr
+    check_records(run)
+    assert command.alive() == {}
+    assert not (tmp_path / "after.txt").exists()
