@@ -130,8 +130,6 @@ def test_a_script(started, case):
     columns, workers = run.measured(**OTHER, batch_size=case.baseline.batch_size)
     assert sum(columns["window_num_batches"]) > 0
     assert workers == {0, 1}
-    _, workers = run.measured(num_workers=3, batch_size=case.baseline.batch_size)
-    assert workers == {0, 1, 2}
     dataloader = LoaderConfig(**OTHER, batch_size=case.baseline.batch_size).to_kwargs()
     best = {"dataloader": dataloader, "workload": {"script": described.script.to_json()}}
     assert "\n".join(loader_call(best)) == case.paste
