@@ -65,8 +65,8 @@ def by_hand(row: Row, folder: Path) -> float:
         [sys.executable, str(script), *row.arguments],
         env=os.environ | {"SCRIPT_SECONDS": str(TIMED_S)},
         cwd=folder,
+        stdout=subprocess.PIPE,
         check=True,
-        capture_output=True,
         text=True,
     )
     found = next(json.loads(line) for line in finished.stdout.splitlines() if line.startswith('{"steps_per_s"'))

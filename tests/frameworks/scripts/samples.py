@@ -10,6 +10,7 @@ import os
 import time
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import Dataset, get_worker_info
 
 SAMPLE_S = 0.001
@@ -73,7 +74,7 @@ def time_steps(seconds):
             print(json.dumps({"steps_per_s": (num_steps - 1) / (now - began)}), flush=True)
             os._exit(0)
 
-    torch.optim.optimizer.register_optimizer_step_post_hook(stepped)
+    register_optimizer_step_post_hook(stepped)
 
 
 if "SCRIPT_SECONDS" in os.environ and get_worker_info() is None:
