@@ -65,10 +65,12 @@ def by_hand(row: Row, folder: Path) -> float:
         [sys.executable, str(script), *row.arguments],
         env=os.environ | {"SCRIPT_SECONDS": str(TIMED_S)},
         cwd=folder,
-        stdout=subprocess.PIPE,
-        check=True,
+        check=False,
+        capture_output=True,
         text=True,
     )
+    if finished.returncode:
+        raise SystemExit(f"{row.script}, edited by hand, ended with exit status {finished.returncode}:\n{finished.stderr[-2000:]}")
     found = next(json.loads(line) for line in finished.stdout.splitlines() if line.startswith('{"steps_per_s"'))
     return float(found["steps_per_s"]) * BATCH_SIZE
 

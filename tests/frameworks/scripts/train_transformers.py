@@ -1,4 +1,4 @@
-"""Hugging Face Trainer: a small model made from its configuration, with an evaluation now and then."""
+"""Hugging Face Trainer: a small model made from its configuration, with an evaluation after each epoch."""
 
 from samples import Tokens
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
@@ -12,8 +12,7 @@ if __name__ == "__main__":
         per_device_train_batch_size=16,
         per_device_eval_batch_size=32,
         num_train_epochs=1000,
-        eval_strategy="steps",
-        eval_steps=50,
+        eval_strategy="epoch",
         dataloader_num_workers=1,
         dataloader_prefetch_factor=4,
         dataloader_persistent_workers=True,
