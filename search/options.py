@@ -61,9 +61,11 @@ def between_epochs(columns: Mapping[str, Any]) -> str | None:
     seconds, parts = columns.get("between_epochs_s"), columns.get("between_epochs_parts_s") or {}
     if seconds is None:
         return None
+    from feedrate.analysis.sections import duration  # it imports pandas, which a wrong command line need not wait for
+
     told = sorted(parts.items(), key=lambda part: -part[1])
-    of_which = [f"{part_s:.1f} s in torch.save" if name == "torch.save" else f"{part_s:.1f} s in the loop over the loader at {name}" for name, part_s in told]
-    return f"between epochs: {seconds:.1f} s" + (f", of which {' and '.join(of_which)}" if of_which else "")
+    of_which = [f"{duration(part_s)} in {name if name == 'torch.save' else f'the loop over the loader at {name}'}" for name, part_s in told]
+    return f"between epochs: {duration(seconds)}" + (f", of which {' and '.join(of_which)}" if of_which else "")
 
 
 def counted_anyway(step_returned: str) -> str:

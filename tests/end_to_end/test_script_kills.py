@@ -90,7 +90,7 @@ def test_an_ended_search_leaves_nothing_running_and_can_be_resumed(search, feedr
 @pytest.mark.slow
 def test_a_search_goes_on_when_one_of_its_processes_is_killed(search, tmp_path):
     """Supervisor, template, shell, script and loader worker in turn: each costs one trial at most, and what came of the victim ends. It waits for five trials."""
-    command, run = search("--max-trials", "14"), tmp_path / "run"
+    command, run = search("--max-trials", "90"), tmp_path / "run"
     for who in ("supervisor", "template", "shell", "script", "worker"):
         command.until(lambda: len(records(run)) >= 2 and processes(command), 120)
         num, found = len(records(run)), processes(command)
@@ -100,7 +100,7 @@ def test_a_search_goes_on_when_one_of_its_processes_is_killed(search, tmp_path):
         below = {"supervisor": ("template", "shell", "script", "worker"), "template": ("shell", "script", "worker")}.get(who, ())
         assert eventually(lambda: not any(psutil.pid_exists(found[each]) for each in below), GONE_WITHIN_S), who  # noqa: B023
         command.until(lambda: len(records(run)) > num + 1, 120)  # noqa: B023
-    assert command.wait() == 0, command.stderr
+    command.interrupt()  # the search has enough settings left to outlast the five victims
+    assert command.wait() == 130, command.stderr
     check_records(run)
     assert command.alive() == {}
-    assert not (tmp_path / "after.txt").exists()

@@ -128,7 +128,8 @@ def test_what_has_no_password_stays(text):
 
 def test_the_time_between_epochs_in_words():
     columns = {"between_epochs_s": 12.34, "between_epochs_parts_s": {"torch.save": 0.91, "train.py:28": 11.2}}
-    assert between_epochs(columns) == "between epochs: 12.3 s, of which 11.2 s in the loop over the loader at train.py:28 and 0.9 s in torch.save"
-    assert between_epochs({"between_epochs_s": 0.04, "between_epochs_parts_s": {}}) == "between epochs: 0.0 s"
+    assert between_epochs(columns) == "between epochs: 12.3 s, of which 11.2 s in the loop over the loader at train.py:28 and 0.91 s in torch.save"
+    assert between_epochs({"between_epochs_s": 0.04, "between_epochs_parts_s": {}}) == "between epochs: 0.04 s"
+    assert between_epochs({"between_epochs_s": 21332.6}) == "between epochs: 5.93 h"
     assert between_epochs({"between_epochs_failure": "it takes more than 30 s"}) == "the time between epochs is not known, because it takes more than 30 s"
     assert between_epochs({}) is None
