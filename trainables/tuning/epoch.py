@@ -45,8 +45,10 @@ class Observed:
         """Whether a batch was delivered, and whether another iteration of the loader is tuned instead of this one."""
         self._wait_s = 0.0
         self._num_workers = self._policy.own
+        self._num_left: int | None = None
+        """Number of batches that are still to come; None if it is not known."""
         with contextlib.suppress(TypeError, NotImplementedError):
-            self._policy.epoch_batches_left = len(self._loader)
+            self._policy.epoch_batches_left = self._num_left = len(self._loader)
         self._open()
         self._startup_s = time.perf_counter() - begin
         """Time for starting workers, which belongs to the wait for the first batch."""
@@ -68,8 +70,13 @@ class Observed:
             raise
         end = time.perf_counter()
         self._wait_s, self._handed_s, self._startup_s, self.is_begun = end - begin + self._startup_s, end, 0.0, True
+        self._num_left = None if self._num_left is None else self._num_left - 1
         self._live.handed()
         return batch
+
+    def is_used(self) -> bool:
+        """Return whether the user is in the middle of this iteration. Those who count batches by themselves never reach its end."""
+        return self.is_begun and (self._num_left is None or self._num_left > 0)
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -128,9 +135,9 @@ class Epoch(Observed):
         return self
 
     def stand_aside(self) -> None:
-        """Go on alone with the workers that it has, because the loader is iterated once more before this iteration has delivered a batch."""
+        """Go on alone with the workers that it has: the loader is iterated once more, and this iteration is not used."""
         self.is_aside = True
-        self._live.release(self._pools)
+        self._live.release(self._pools, is_begun=self.is_begun)
 
     def __del__(self) -> None:
         if not self.__dict__.get("is_over", True):

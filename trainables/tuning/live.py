@@ -80,9 +80,9 @@ class Live:
         if active is not None and not active.is_over:  # a second iteration beside the first
             if isinstance(active, Epoch) and self.tuned.is_persistent and self.tuned.own:  # torch begins its one iterator again
                 return active.begin_again()
-            if active.is_begun:
+            if active.is_used():
                 return torchs_iterator(self.tuned.loader)
-            active.stand_aside()  # Lightning begins an iteration, drops it, and begins another one
+            active.stand_aside()  # Lightning counts batches by itself, and drops an iteration after it has begun the next one
         if self._is_plain:
             return Observed(self.tuned)
         epoch = StreamEpoch(self.tuned) if is_stream(self.tuned.loader) else Epoch(self.tuned)

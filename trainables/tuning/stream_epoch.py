@@ -42,9 +42,9 @@ class StreamEpoch(Observed):
         super().__init__(live)
 
     def stand_aside(self) -> None:
-        """Go on alone with what was begun, because the loader is iterated once more before this iteration has delivered a batch."""
+        """Go on alone with what was begun: the loader is iterated once more, and this iteration is not used."""
         self.is_aside = True
-        self._live.release([self._pool])
+        self._live.release([self._pool], is_begun=self.is_begun)
 
     def __del__(self) -> None:
         if not self.__dict__.get("is_over", True):

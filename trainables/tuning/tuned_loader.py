@@ -105,11 +105,14 @@ class TunedLoader:
             self._pools[num_workers] = Pool(self.loader, num_workers, may_die=self.survives)
         return self._pools[num_workers]
 
-    def release(self, pools: Iterable[Pool]) -> None:
-        """Leave pools to an iteration that has delivered nothing and is tuned no more; the next one counts in its place."""
+    def release(self, pools: Iterable[Pool], *, is_begun: bool) -> None:
+        """Leave pools to an iteration that is tuned no more. If it has delivered nothing, the next one counts in its place."""
         for pool in pools:
             self.forget(pool)
-        self.num_epochs -= 1
+        if is_begun:
+            self.left()
+        else:
+            self.num_epochs -= 1
 
     def forget(self, pool: Pool) -> None:
         """Remove a pool that could not start."""

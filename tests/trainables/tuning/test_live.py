@@ -565,6 +565,26 @@ def test_an_iteration_that_begins_before_the_first_batch_of_another_one_is_tuned
     assert set(tree_pids()) == before
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_every_epoch_is_tuned_if_the_training_counts_its_batches_by_itself(num_workers):
+    """Lightning never reaches the end of an iteration, and drops it after it has begun the next one."""
+    before, found = set(tree_pids()), []
+    for tunes in (False, True):
+        loader = loader_of(num_workers=num_workers)
+        loader = scripted(loader, {3: 3, 9: 1, 20: 2, 150: 3}) if tunes else loader
+        seen, batches = [], None
+        for _ in range(3):
+            batches = iter(loader)
+            seen += [next(batches)[0].tolist() for _ in range(len(loader))]
+        found.append([seen, torch.rand(1).item()])
+        with pytest.raises(StopIteration):
+            next(batches)
+        del batches
+    assert found[0] == found[1]
+    assert loader.tuned.policy.num_batches == 3 * (NUM_SAMPLES // BATCH_SIZE - 1) + 1
+    assert set(tree_pids()) == before
+
+
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_loader_whose_workers_persist_begins_its_one_iterator_again(num_workers):
     """Lightning calls iter(loader) twice before the first epoch."""
