@@ -64,9 +64,11 @@ def world():
     yield make
     for each in others:
         each.may_step.set()
-        each.link._socket.close()
     for each in links:
         each._socket.close()
+    for each in others:
+        each.thread.join(10)
+        each.link._socket.close()
 
 
 def train(lead, steps):
