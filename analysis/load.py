@@ -27,6 +27,7 @@ from feedrate.analysis.estimate import (
     step_only_sps,
     wait_fraction,
 )
+from feedrate.analysis.ranks import rank_waits
 from feedrate.analysis.remote import is_url, local_copy
 from feedrate.analysis.run import Run
 from feedrate.analysis.run_folder import RunError, RunFolder, read_object
@@ -127,6 +128,8 @@ def _derived(record: dict[str, Any], objective: str, problems: list[str]) -> dic
     derived["naive_sps"] = naive_sps(duration_s, record["window_num_items"])
     if record["window_wait_s"]:
         derived["wait_fraction"] = wait_fraction(record)
+    if (waits := rank_waits(record)) is not None:
+        derived["slowest_rank"] = waits.slowest
     derived["epoch_memory_bytes"] = epoch_memory_bytes(record)
     derived["change_fraction"] = record_change(record, objective)
     return derived

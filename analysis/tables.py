@@ -17,6 +17,7 @@ _DERIVED = {
     "throughput_sps": "float64", "throughput_low_sps": "float64", "throughput_high_sps": "float64",
     "wait_fraction": "float64", "step_only_sps": "float64", "copy_only_sps": "float64",
     "epoch_memory_bytes": "float64", "change_fraction": "float64",
+    "slowest_rank": "Int64",
 }  # fmt: skip
 TRIAL_DTYPES = {column.name: _DTYPES[column.dtype] for column in COLUMNS if column.dtype in _DTYPES} | _DERIVED
 OF_A_WINDOW = {name.removeprefix("window_"): _DTYPES[COLUMN[name].dtype[5:-1]] for name in WINDOW_COLUMNS}

@@ -62,7 +62,7 @@ def best_content(run: Run, ranked: pd.DataFrame, chosen: pd.Series[Any], where: 
         "schema": BEST_SCHEMA,
         "dataloader": config_of(chosen).to_kwargs(),
         "process": config_of(chosen).to_process(threads),
-        "throughput": _throughput(chosen) | {"unit": record.workload.unit, "per": "rank"},
+        "throughput": _throughput(chosen) | {"unit": record.workload.unit, "per": "rank" if record.workload.num_ranks == 1 else "world"},
         "baseline": None if baseline.empty else _baseline(chosen, baseline.iloc[0], threads),
         "ceiling": None
         if ceiling_sps is None
@@ -85,18 +85,24 @@ def best_content(run: Run, ranked: pd.DataFrame, chosen: pd.Series[Any], where: 
 
 
 def _scope(record: SearchRecord, trial: pd.Series[Any]) -> dict[str, Any]:
-    """Return how much of a host the measured rank had: its CPUs, and what else ran there."""
+    """Return how much of a host the measured ranks had: their CPUs, and what else ran there."""
     placement = record.placement
     return {
-        "ranks_per_host": 1,
-        "world_size": 1,
-        "cpus_per_rank": placement.cpus,
+        "ranks_per_host": record.workload.num_ranks,
+        "world_size": record.workload.num_ranks,
+        "cpus_per_rank": _each(placement.cpus, record.workload.num_ranks),
+        "slowest_rank": _whole(trial["slowest_rank"]),
         "exclusive_host": all((_float(trial[name]) or 0.0) < SHARED_FRACTION for name in FOREIGN)
         and placement.trials_per_host == 1,
         "trials_per_host": placement.trials_per_host,
         **{name: _float(trial[name]) for name in FOREIGN},
         "cache": _text(trial["cache_state"]),
     }
+
+
+def _each(num_cpus: int | None, num_ranks: int) -> float | None:
+    """Return the CPUs of each rank; a whole number for one rank."""
+    return num_cpus if num_cpus is None or num_ranks == 1 else num_cpus / num_ranks
 
 
 def _measured_on(record: SearchRecord, trial: pd.Series[Any]) -> dict[str, Any]:

@@ -69,6 +69,11 @@ class SearchedWorkload:
     script: ScriptFacts | None = None
     """The loaders of a training command."""
 
+    @property
+    def num_ranks(self) -> int:
+        """Number of processes that train together on a host."""
+        return 1 if self.script is None else self.script.num_ranks
+
     def to_json(self) -> dict[str, Any]:
         """Return the object in search.json."""
         script = None if self.script is None else self.script.to_json()

@@ -85,7 +85,7 @@ def find_answer(
             options=options,
             study=record.study,
             baselines=baseline_configs(baseline, space.values("batch_size")),
-            seeds=[*(record.warm_start or ()), *seed_configs(baseline, placement, space)],
+            seeds=[*(record.warm_start or ()), *seed_configs(baseline, placement, space, record.workload.num_ranks)],
             epoch_samples=record.workload.epoch_samples,
             display=display,
         )

@@ -7,6 +7,8 @@ from typing import Any
 
 from feedrate.analysis.estimate import Rate, epoch_rate, lasting_rate, lasting_windows
 from feedrate.analysis.trend import Lasting
+from feedrate.trainables.ranks.rank_windows import RankWindows, with_window
+from feedrate.trainables.ranks.world_window import WorldWindow
 
 
 @dataclass(slots=True)
@@ -19,6 +21,8 @@ class Windows:
     window_produced_batches: list[int] = field(default_factory=list)
     window_wait_s: list[float] = field(default_factory=list)
     window_step_s: list[float] | None = None
+    ranks: tuple[RankWindows, ...] | None = None
+    """What each rank did in the windows; None for a training with one process."""
 
     def add(
         self,
@@ -38,6 +42,18 @@ class Windows:
         self.window_num_items.append(num_items)
         self.window_produced_batches.append(produced_batches)
         self.window_wait_s.append(wait_s)
+
+    def add_world(self, window: WorldWindow, *, step_s: float | None = None) -> None:
+        """Append one complete window of a training with several ranks; `step_s` is that of rank 0's accelerator."""
+        self.add(
+            duration_s=window.duration_s,
+            num_batches=window.num_batches,
+            num_items=window.num_items,
+            produced_batches=window.produced_batches,
+            wait_s=window.wait_s,
+            step_s=step_s,
+        )
+        self.ranks = with_window(self.ranks or (), window)
 
     def __len__(self) -> int:
         return len(self.window_duration_s)
@@ -127,5 +143,6 @@ class Measurement:
         """Return every observation as columns of a trial record."""
         named = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "windows"}
         windows = {each.name: getattr(self.windows, each.name) for each in fields(Windows)}
+        windows["ranks"] = None if self.windows.ranks is None else [each.to_json() for each in self.windows.ranks]
         listed = {name: None if values is None else list(values) for name, values in windows.items()}
         return named | listed | {"trend_fraction": self.windows.lasting().change_fraction}

@@ -48,6 +48,7 @@ class Measure:
             return _print_failure(args.json, config, failure)
         from feedrate.analysis.ceilings import Ceilings
         from feedrate.analysis.estimate import naive_sps, record_change, record_rate, record_steady, wait_fraction
+        from feedrate.analysis.ranks import rank_waits
 
         rate, steady = record_rate(columns, args.objective), record_steady(columns)
         assert rate is not None and steady is not None
@@ -80,6 +81,8 @@ class Measure:
         print(
             f"  step alone {_ceiling(ceilings, size, unit)} · waits for data {wait:.0%} · start-up {columns['iter_s'] + columns['first_batch_s']:.2f} s · set-up {columns['setup_s']:.1f} s"
         )
+        if (ranks := rank_waits(columns)) is not None:
+            print(f"  {ranks.sentence}")
         for note in _remarks(columns | {"num_workers": config.num_workers}, steady.sps):
             print(f"  {note}")
         print(
@@ -157,7 +160,7 @@ def _add_setting(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the setting (default: your loader's own, else torch's default)")
     group.add_argument("--num-workers", type=arguments.whole(0), metavar="N")
     group.add_argument(
-        "--batch-size", type=arguments.whole(1), metavar="N", help="items per batch (default 32 if the workload has no batch size of its own)"
+        "--batch-size", type=arguments.whole(1), metavar="N", help="items per batch, of each rank (default 32 if the workload has no batch size of its own)"
     )
     group.add_argument("--prefetch-factor", type=arguments.whole(1), metavar="N")
     group.add_argument("--pin-memory", type=arguments.truth, metavar="true|false")

@@ -62,6 +62,11 @@ class Verify:
         if was is not None and was != here["workload"]:
             given = args.workload or shlex.join(args.script)
             raise UsageError(f"{args.best} is the answer for the workload {was!r}, and {given} is {here['workload']!r}: name the same workload")
+        if (ranks := best.raw["scope"].get("world_size", 1)) != here["num_ranks"]:
+            raise UsageError(
+                f"{args.best} is the answer for {ranks} rank{'s' * (ranks != 1)}, and this command trains in {here['num_ranks']}: start as many ranks as in the "
+                "search, or search again"
+            )
         differs = differences(best, here)
         say = _say if args.json else print
         for difference in differs:
@@ -147,6 +152,7 @@ def _here(args: argparse.Namespace) -> dict[str, Any]:
         "workload": described.name,
         "hostname": socket.gethostname(),
         "cpu_model": cpu_model(),
+        "num_ranks": described.num_ranks,
         "num_cpus": described.facts.num_cpus,
         "device_name": described.facts.device_name,
         "versions": versions(described),

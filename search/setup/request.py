@@ -100,7 +100,7 @@ def search_space(
         given["batch_size"] = Choice((own.batch_size,) if described.baseline else SHORT_FORM_BATCH_SIZES)
     try:
         space = SearchSpace.default(
-            num_cpus=placement.cpus, has_accelerator=placement.gpus > 0, given=given, epoch_samples=epoch_samples
+            num_cpus=placement.cpus, has_accelerator=placement.gpus > 0, given=given, epoch_samples=epoch_samples, num_ranks=described.num_ranks
         )
     except ValueError as error:
         raise UsageError(str(error)) from None
@@ -122,7 +122,7 @@ def baseline_of(options: SearchOptions, described: Described, space: SearchSpace
     return config if config.batch_size in sizes else replace(config, batch_size=sizes[0])
 
 
-def seed_configs(baseline: LoaderConfig, placement: Placement, space: SearchSpace) -> list[LoaderConfig]:
+def seed_configs(baseline: LoaderConfig, placement: Placement, space: SearchSpace, num_ranks: int = 1) -> list[LoaderConfig]:
     """Return the rules of thumb that are in the space; a dimension whose default is not in the space takes a value from it.
 
     Every second one has the largest batch size, because the effect of workers differs between batch sizes, and rates mostly rise with
@@ -130,7 +130,7 @@ def seed_configs(baseline: LoaderConfig, placement: Placement, space: SearchSpac
     """
     seeds = []
     sizes = [size for size in space.values("batch_size") if size is not None]
-    for index, config in enumerate(rules_of_thumb(baseline.batch_size, placement.cpus, placement.gpus > 0)):
+    for index, config in enumerate(rules_of_thumb(baseline.batch_size, max(placement.cpus // num_ranks, 1), placement.gpus > 0)):
         if index % 2 and sizes and config.num_workers <= space.most_workers(max(sizes)):
             config = replace(config, batch_size=max(sizes))
         names = (*OPT_IN, "persistent_workers")

@@ -40,6 +40,8 @@ def explanation(described: Described) -> list[str]:
     for each in script.loaders:
         made = f"made {each.num_made} times" if each.num_made > 1 else "made once"
         lines.append(f"  {each.number}. {each.where}: {made}; {each.num_batches} batches read, {each.num_steps} optimizer steps between them")
+    if script.num_ranks > 1:
+        lines.append(f"{script.num_ranks} ranks train together; rates are those of all of them, and the settings are those of each rank's loader")
     lines.append(f"feedrate took over after {script.setup_s:.1f} s, with {script.python}; the training runs on {script.device or 'an unknown device'}")
     return lines
 

@@ -84,11 +84,23 @@ class SearchSpace:
         has_accelerator: bool,
         given: Mapping[str, Dimension] | None = None,
         epoch_samples: int | None = None,
+        num_ranks: int = 1,
     ) -> SearchSpace:
         """Return the space of a search that requests only the dimensions in `given`.
 
         If workers wait for samples, more workers than cores are faster, so the range of num_workers goes up to at least 32, or to the
-        number of batches in an epoch if that is smaller.
+        number of batches in an epoch if that is smaller. Each rank of a training with several has its own workers, and all of them share
+        the host's CPUs, so the range of one rank ends at an equal share.
+
+        Args:
+            num_cpus: CPUs of a trial.
+            has_accelerator: whether pinning memory makes a difference.
+            given: the dimensions that the user gave.
+            epoch_samples: items in an epoch of all ranks; None if unknown.
+            num_ranks: processes that train together on a host.
+
+        Raises:
+            ValueError: `given` has an unknown name, or the space is too large.
         """
         given = dict(given or {})
         if unknown := sorted(set(given) - set(NAMES)):
@@ -100,7 +112,10 @@ class SearchSpace:
             "persistent_workers": Choice((True, False)),
         }
         smallest = (given.get("batch_size") or defaults["batch_size"]).values[0]
-        most = min(max(32, min(2 * num_cpus, 128)), num_batches(epoch_samples, smallest) or MOST_WORKERS)
+        if epoch_samples is not None:
+            epoch_samples = -(-epoch_samples // num_ranks)
+        most = max(max(32, min(2 * num_cpus, 128)) // num_ranks, 1)
+        most = min(most, num_batches(epoch_samples, smallest) or MOST_WORKERS)
         defaults["num_workers"] = Range(0, most)
         defaulted = frozenset(defaults) - set(given)
         return cls(has_accelerator=has_accelerator, defaulted=defaulted, epoch_samples=epoch_samples, idle=(), **(defaults | given))

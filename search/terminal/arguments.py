@@ -19,7 +19,7 @@ WORKLOAD_HELP = (
 )
 DIMENSIONS = {
     "num_workers": ("0..32", "loader processes"),
-    "batch_size": ("32,64,128", "items per batch; one value fixes it"),
+    "batch_size": ("32,64,128", "items per batch (of each rank, if the command starts several); one value fixes it"),
     "pin_memory": ("true,false", "copy batches into page-locked memory; only with a GPU"),
     "prefetch_factor": ("1,2,4,8", "batches that each worker loads ahead"),
     "persistent_workers": ("true,false", "keep workers alive from one epoch to the next"),

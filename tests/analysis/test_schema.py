@@ -11,7 +11,7 @@ def test_every_column_is_defined_once_and_has_a_meaning() -> None:
     assert len({column.name for column in COLUMNS}) == len(COLUMNS)
     for column in COLUMNS:
         assert column.meaning
-        assert column.dtype in ("str", "int", "float", "bool", "list[str]", "list[int]", "list[float]", "dict")
+        assert column.dtype in ("str", "int", "float", "bool", "list[str]", "list[int]", "list[float]", "list[dict]", "dict")
         if column.unit in ("s", "bytes"):
             assert column.name.endswith(f"_{column.unit}")
 

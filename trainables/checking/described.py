@@ -23,7 +23,7 @@ class Described:
     """Whether the workload has the short form, whose loader and step feedrate makes."""
     iterable: bool
     epoch_samples: int | None
-    """Items of one epoch; None if it is not known."""
+    """Items that all ranks together train in one epoch; None if it is not known."""
     baseline: LoaderConfig | None
     """The setting of the user's own loader; None for the short form, which has no loader of its own."""
     fixed: tuple[str, ...]
@@ -44,6 +44,11 @@ class Described:
     def own(self) -> LoaderConfig:
         """The setting of the user's own loader; for the short form torch's default, without a batch size."""
         return self.baseline or LoaderConfig(batch_size=None)
+
+    @property
+    def num_ranks(self) -> int:
+        """Number of processes that train together on the host; 1 for any workload that is no training with several ranks."""
+        return 1 if self.script is None else self.script.num_ranks
 
     @property
     def has_own_batches(self) -> bool:

@@ -46,6 +46,8 @@ class ScriptFacts:
     """The interpreter."""
     device: str | None
     """Where the trained parameters are; None if no optimizer stepped."""
+    num_ranks: int = 1
+    """Number of processes that train together, all of them on this host."""
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object from which `from_json` makes equal facts."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from feedrate.trainables.machine import cgroup, host
 from feedrate.trainables.machine.gpu_load import gpu_busy_fraction
-from feedrate.trainables.machine.process import CpuClock, tree_pids
+from feedrate.trainables.machine.process import CpuClock, trees
 
 PRESSURE = Path("/proc/pressure")
 BUSY_FRACTION = 0.1
@@ -37,9 +37,14 @@ class MachineClock:
     read_call_bytes: int | None = None
 
     @classmethod
-    def read(cls, cpus: Collection[int] | None = None) -> MachineClock:
-        """Read the counters, in about 0.1 ms plus as much per process of the tree. If `cpus` is given, only these CPUs count."""
-        pids = tree_pids()
+    def read(cls, cpus: Collection[int] | None = None, roots: Collection[int] = ()) -> MachineClock:
+        """Read the counters, in about 0.1 ms plus as much per process of the tree.
+
+        Args:
+            cpus: count only these CPUs; None counts all CPUs of the machine.
+            roots: processes whose trees count as this trial's, besides this process's own.
+        """
+        pids = trees(roots)
         counted = [count for count in map(_read_bytes, pids) if count is not None]
         return cls(
             cpu=CpuClock.read(pids, cpus),

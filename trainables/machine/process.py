@@ -49,13 +49,21 @@ class Memory:
     """Open file descriptors of the process with the most, within the tree."""
 
 
-def tree_memory() -> Memory | None:
-    """Return the memory of this process and all its descendants; None if the kernel does not report it.
+def trees(roots: Collection[int]) -> list[int]:
+    """Return this process, these ones, and all their descendants."""
+    found = tree_pids()
+    for root in roots:
+        found += [pid for pid in tree_pids(root) if pid not in found]
+    return found
+
+
+def tree_memory(roots: Collection[int] = ()) -> Memory | None:
+    """Return the memory of this process, of `roots` and of all their descendants; None if the kernel does not report it.
 
     The kernel walks every page table, which takes a few milliseconds per GB, so do not call this within a window.
     """
     pss = uss = most = 0
-    for pid in tree_pids():
+    for pid in trees(roots):
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             process = psutil.Process(pid)
             full = process.memory_full_info()

@@ -37,6 +37,7 @@ def check_limits(
     max_open_files: int | None = None,
     available_bytes: int | None = None,
     beside: Sequence[BesideLoader] = (),
+    num_ranks: int = 1,
 ) -> None:
     """Refuse a setting whose batches in flight cannot fit.
 
@@ -51,6 +52,7 @@ def check_limits(
         max_open_files: the limit of file descriptors per process.
         available_bytes: memory that is still available.
         beside: other loaders of the same training. If their workers live at the same time, they and their batches need room, too.
+        num_ranks: processes that train together on this host, each with a loader of its own; open files are limited in each of them.
 
     Raises:
         TrialFailed: kind shm-full, too-many-files or out-of-memory; the message says how to raise the limit.
@@ -67,12 +69,12 @@ def check_limits(
     if available_bytes is None:
         available_bytes = memory_available_bytes()
     others_bytes = sum(each.num_batches * each.batch_bytes(config, sum(sizes)) for each in others)
-    _check_shm(num_batches, sum(sizes), free_shm_bytes, used_shm_bytes, others_bytes, _and(others))
+    _check_shm(num_ranks * num_batches, sum(sizes), free_shm_bytes, used_shm_bytes, num_ranks * others_bytes, _and(others))
     # ask torch and not the setting, because the user's own module may have set the strategy
     if torch.multiprocessing.get_sharing_strategy() == "file_descriptor":  # type: ignore[no-untyped-call]
         num_others = sum(each.num_batches for each in others)
         _check_files(num_batches + num_others, len(sizes), max_open_files, _and(others))
-    _check_memory(config, num_batches, sizes, available_bytes, others, others_bytes)
+    _check_memory(config, num_batches, sizes, available_bytes, others, others_bytes, num_ranks)
 
 
 def storage_bytes(batch: Any) -> list[int]:
@@ -118,7 +120,13 @@ def _check_files(num_batches: int, num_storages: int, limit: int, and_others: st
 
 
 def _check_memory(
-    config: LoaderConfig, num_batches: int, sizes: list[int], available_bytes: int | None, others: Sequence[BesideLoader], others_bytes: int
+    config: LoaderConfig,
+    num_batches: int,
+    sizes: list[int],
+    available_bytes: int | None,
+    others: Sequence[BesideLoader],
+    others_bytes: int,
+    num_ranks: int,
 ) -> None:
     batch_bytes = sum(sizes)
     method = config.multiprocessing_context or torch.multiprocessing.get_start_method(allow_none=True) or "fork"
@@ -126,11 +134,11 @@ def _check_memory(
     workers = config.num_workers * (worker_bytes + batch_bytes) + sum(each.num_workers for each in others) * worker_bytes + others_bytes
     # torch's allocator for pinned memory rounds every block up to a power of two and keeps it
     pinned = (num_batches + 1) * sum(_round_up(size) for size in sizes) if config.pin_memory else 0
-    need = math.ceil(workers + num_batches * batch_bytes + pinned)
+    need = math.ceil(num_ranks * (workers + num_batches * batch_bytes + pinned))
     if available_bytes is None or need <= available_bytes:
         return
     message = (
-        f"not enough memory: {config.num_workers} workers and {num_batches} batches of {amount(batch_bytes)}{_and(others)} need at least "
+        f"not enough memory: {num_ranks * config.num_workers} workers and {num_ranks * num_batches} batches of {amount(batch_bytes)}{_and(others)} need at least "
         f"{amount(need)}, but only {amount(available_bytes)} are available. Use fewer workers, a smaller prefetch_factor or a smaller batch"
     )
     raise TrialFailed(Failure(kind="out-of-memory", phase="loader", message=message))

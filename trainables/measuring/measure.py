@@ -32,8 +32,9 @@ from feedrate.trainables.measurement import Measurement
 from feedrate.trainables.measuring.cached_batch import CachedBatch, read_apart
 from feedrate.trainables.measuring.limits import check_limits
 from feedrate.trainables.measuring.measure_options import MeasureOptions
-from feedrate.trainables.measuring.step_and_loader_alone import loading_step, time_copy, time_step, warm
+from feedrate.trainables.measuring.step_and_loader_alone import Blocks, loading_step, time_copy, time_step, warm
 from feedrate.trainables.measuring.training import MIN_WINDOWS, Training
+from feedrate.trainables.ranks.lead import Lead
 from feedrate.trainables.step import Step, StepContext, loss_is_finite, to_device
 from feedrate.trainables.workload import Workload
 
@@ -50,6 +51,7 @@ def measure(
     on_phase: Callable[[str], None] = lambda phase: None,
     steps: dict[int | None, Step] | None = None,
     cached: CachedBatch | None = None,
+    lead: Lead | None = None,
 ) -> Iterator[Measurement]:
     """Train with one setting and yield the growing measurement after every window from the fifth on.
 
@@ -65,6 +67,7 @@ def measure(
             step is used again, a new one is added. None makes a new step.
         cached: the batch on which the step is warmed up and timed alone, read in another process (cached_batch.py). If None,
             a process that is forked now reads it: this process does not touch the dataset before the loader does.
+        lead: the other ranks of a training with several, of which this process is rank 0; they have been told the setting.
 
     Raises:
         TrialFailed: the setting cannot be measured as requested, does not fit on this machine, or its loader failed; the
@@ -73,9 +76,10 @@ def measure(
     """
     options = options or MeasureOptions()
     # read before the setting restricts the training process to some CPUs
-    cpus = _Cpus(num=cpu_budget()[0], counted=os.sched_getaffinity(0) if options.shares_host else None)
+    counted = os.sched_getaffinity(0) if options.shares_host else None
+    cpus = _Cpus(num=cpu_budget()[0], counted=counted, roots=() if lead is None else tuple(lead.pids))
     with placed(config) as placed_worker:
-        yield from _measure(workload, config, options, on_phase, placed_worker, cpus, {} if steps is None else steps, cached)
+        yield from _measure(workload, config, options, on_phase, placed_worker, cpus, {} if steps is None else steps, cached, lead)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,8 @@ class _Cpus:
 
     num: int
     counted: set[int] | None
+    roots: tuple[int, ...] = ()
+    """Processes whose trees belong to the trial, besides this one's: the other ranks."""
 
 
 def _measure(
@@ -95,6 +101,7 @@ def _measure(
     cpus: _Cpus,
     steps: dict[int | None, Step],
     cached: CachedBatch | None,
+    lead: Lead | None,
 ) -> Iterator[Measurement]:
     started = time.perf_counter()
     on_phase("setup")
@@ -109,43 +116,81 @@ def _measure(
     on_phase("warm")
     if cached.failure is not None:
         result.cached_batch_failure = cached.failure.message
-    if options.loader_only:
-        step = loading_step(workload, cached.batch, step, device)
-    elif cached.failure is None:
-        _warm(step, cached.batch, config, options, device, result)
+    if cached.failure is None:
+        step = _warm(workload, step, cached.batch, config, options, device, result, lead)
+    elif options.loader_only:
+        step = loading_step(workload, None, step, device)
     on_phase("loader")
-    check_limits(config, cached.storage_sizes, beside=workload.beside)
+    check_limits(config, cached.storage_sizes, beside=workload.beside, num_ranks=1 if lead is None else lead.world_size)
     del cached
-    with collecting() as begun:
-        loader = build_loader(workload, config, seed=options.seed)
-    watch = LoaderWatch(loader, begun)
+    if lead is not None:
+        lead.load()
+    watch = watched_loader(workload, config, options.seed)
+    loader = watch.loader
     if watch.has_started and (placed_worker is not None or options.cold):
         raise _started_too_early(workload)
     if placed_worker is not None:
         loader.worker_init_fn = placed_worker.wrap(loader.worker_init_fn)
     cold = _cool(loader) if options.cold else None
-    training = _prepare(watch, workload, options, step, device, result)
+    training = prepare_training(watch, workload, options, step, device, result, lead)
     result.setup_s = time.perf_counter() - started
     try:
         yield from _train(training, options, on_phase, cpus, cold)
+    except GeneratorExit:  # stopped early
+        training.catch_up()
+        raise
     finally:
         if cold is not None:
             cold.stop()
+    training.catch_up()
     on_phase("teardown")
 
 
+def watched_loader(workload: Workload, config: LoaderConfig, seed: int) -> LoaderWatch:
+    """Return the watch of a new loader with this setting, which may have started its workers already."""
+    with collecting() as begun:
+        loader = build_loader(workload, config, seed=seed)
+    return LoaderWatch(loader, begun)
+
+
 def _warm(
-    step: Step, host_batch: Any, config: LoaderConfig, options: MeasureOptions, device: torch.device, result: Measurement
-) -> None:
-    """Warm up the step on the cached batch, then time the step alone and the copy alone."""
-    batch = to_device(host_batch, device)
-    result.first_step_s = warm(step, batch, device)
-    if options.measure_step:
-        blocks = time_step(step, batch, device, options.max_trial_s / 5)
-        result.step_only_num_items, result.step_only_duration_s = blocks or (None, None)
-    if device.type != "cpu":
-        copies = time_copy(host_batch, device, pinned=config.pin_memory)
-        result.copy_only_num_items, result.copy_only_duration_s = copies or (None, None)
+    workload: Workload,
+    step: Step,
+    host_batch: Any,
+    config: LoaderConfig,
+    options: MeasureOptions,
+    device: torch.device,
+    result: Measurement,
+    lead: Lead | None,
+) -> Step:
+    """Warm up the step on the cached batch, then time the step alone and the copy alone; return the step of the windows.
+
+    With several ranks, each of them takes the same steps, so that a step alone includes what the ranks exchange.
+    """
+    led = None if lead is None else lead.led(step)
+    on_batch, num_ranks = (step, 1) if lead is None or led is None else (led, lead.world_size)
+    if options.loader_only:
+        step = loading_step(workload, host_batch, on_batch, device)
+    else:
+        batch = to_device(host_batch, device)
+        result.first_step_s = warm(on_batch, batch, device)
+        if options.measure_step:
+            blocks = time_step(on_batch, batch, device, options.max_trial_s / 5)
+            result.step_only_num_items, result.step_only_duration_s = _of_all(blocks, num_ranks) or (None, None)
+        if device.type != "cpu":
+            copies = time_copy(host_batch, device, pinned=config.pin_memory)
+            result.copy_only_num_items, result.copy_only_duration_s = _of_all(copies, num_ranks) or (None, None)
+    if led is not None:
+        led.catch_up()
+    return step
+
+
+def _of_all(blocks: Blocks, num_ranks: int) -> Blocks:
+    """Return items and seconds of blocks in which every rank did the same; None for None."""
+    if blocks is None:
+        return None
+    num_items, durations_s = blocks
+    return [each * num_ranks for each in num_items], durations_s
 
 
 def _train(
@@ -187,7 +232,8 @@ def _train(
     if _boundary_matters(training, options):
         _measure_epochs(training, options)
     yield result
-    if options.between_epochs and hasattr(training.step, "time_between_epochs"):  # only a training script's step has it
+    # only a training script's step has it; with several ranks, rank 0 alone must not go on to where the ranks wait for each other
+    if options.between_epochs and training.lead is None and hasattr(training.step, "time_between_epochs"):
         on_phase("between epochs")
         training.step.time_between_epochs(result)
         yield result
@@ -210,13 +256,14 @@ def _started_too_early(workload: Workload) -> TrialFailed:
     return TrialFailed(Failure(kind="override-ignored", phase="loader", message=message))
 
 
-def _prepare(
+def prepare_training(
     watch: LoaderWatch,
     workload: Workload,
     options: MeasureOptions,
     step: Step,
     device: torch.device,
     result: Measurement,
+    lead: Lead | None = None,
 ) -> Training:
     """Prepare the training without starting it."""
     loader = watch.loader
@@ -228,7 +275,7 @@ def _prepare(
     result.epoch_samples = options.epoch_samples
     is_told = options.epoch_samples is not None or workload.unit != "samples"  # a dataset's length counts samples, not tokens
     result.start_method = start_method(loader) if loader.num_workers else None
-    return Training(loader, watch, step, device, result, options.max_trial_s, counts_epoch=not is_told)
+    return Training(loader, watch, step, device, result, options.max_trial_s, counts_epoch=not is_told, lead=lead)
 
 
 def _boundary_matters(training: Training, options: MeasureOptions) -> bool:
@@ -282,16 +329,16 @@ class _Machine:
 
     @classmethod
     def read(cls, cpus: _Cpus) -> _Machine:
-        return cls(cpus=cpus, began=time.perf_counter(), clock=MachineClock.read(cpus.counted), memory=tree_memory())
+        return cls(cpus=cpus, began=time.perf_counter(), clock=MachineClock.read(cpus.counted, cpus.roots), memory=tree_memory(cpus.roots))
 
     def fill(self, result: Measurement, dropped: bool = False) -> None:
         """Write the columns for what was used since then; `dropped`: whether the page cache was kept cold all the time."""
         wall_s = time.perf_counter() - self.began
-        now = MachineClock.read(self.cpus.counted)
+        now = MachineClock.read(self.cpus.counted, self.cpus.roots)
         columns = now.columns_since(self.clock, wall_s, dropped=dropped, num_cpus=self.cpus.num)
         for name, value in columns.items():
             setattr(result, name, value)
-        memory = tree_memory()
+        memory = tree_memory(self.cpus.roots)
         if memory is not None:
             result.tree_pss_bytes, result.tree_uss_bytes = memory.pss_bytes, memory.uss_bytes
             result.max_open_files = memory.max_open_files

@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from feedrate.trainables.machine.process import shm_used_bytes
 from feedrate.trainables.measurement import Measurement
 from feedrate.trainables.measuring.kept_batches import KeptBatches
 from feedrate.trainables.measuring.rerun import explain
+from feedrate.trainables.ranks.lead import Lead
+from feedrate.trainables.ranks.mark import Mark
 from feedrate.trainables.step import Step, count_items, is_count
 
 CYCLES_PER_WINDOW = 4
@@ -52,6 +55,7 @@ class Training:
         result: filled in during the training.
         max_s: wall time for everything from iter(loader) on.
         counts_epoch: compute `result.epoch_samples` from the loader's lengths in each window; otherwise leave it as it is.
+        lead: the other ranks of a training with several, of which this is rank 0. Windows, epochs and items are those of all ranks.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Training:
         result: Measurement,
         max_s: float,
         counts_epoch: bool = False,
+        lead: Lead | None = None,
     ) -> None:
         self.loader, self.watch, self.step = loader, watch, step
         self.device, self.result, self.max_s, self.counts_epoch = device, result, max_s, counts_epoch
@@ -84,9 +89,13 @@ class Training:
         self._shm_before = shm_used_bytes()
         self._kept: KeptBatches | None = None
         self._timer = StepTimer(device)
+        self.lead = lead
+        self._is_catching_up = False
 
     def start(self) -> None:
         """Call iter(loader) and train the first batch."""
+        if self.lead is not None:
+            self.lead.start()
         begin = time.perf_counter()
         self.deadline = begin + self.max_s
         try:
@@ -154,7 +163,31 @@ class Training:
         self._window()
 
     def _num_asides(self) -> int:
-        return int(getattr(self.step, "num_asides", 0))  # only a training script's step has it (script/script_step.py)
+        others = 0 if self.lead is None else self.lead.num_asides()
+        return int(getattr(self.step, "num_asides", 0)) + others  # only a training script's step has it (script/script_step.py)
+
+    def mark(self) -> Mark:
+        """Return this rank's clock and counters."""
+        return Mark(
+            number=self.consumed,
+            time_s=time.perf_counter(),
+            items=self.items,
+            wait_s=self.wait_s,
+            made=self._ready() + self._discarded,
+            is_waiting=self._is_waiting(),
+            num_asides=int(getattr(self.step, "num_asides", 0)),
+        )
+
+    def train_next(self) -> None:
+        """Train the next batch: what a rank other than rank 0 does whenever rank 0 allows it."""
+        self._train(self._next())
+
+    def catch_up(self) -> None:
+        """Train the batches that rank 0 has already allowed the other ranks to train."""
+        self._is_catching_up = True
+        while self.lead is not None and self.lead.is_ahead():
+            self._train(self._next())
+        self._is_catching_up = False
 
     def _window(self) -> None:
         """Time one window: whole production cycles of at least LONG_WINDOW_S, or CYCLES_PER_WINDOW of them; less if time runs out.
@@ -163,8 +196,8 @@ class Training:
         finished batches is the same on average, but jumps when the workers finish together; so for two equal windows it would
         give rates that differ by one cycle's batches.
         """
-        begin, wait, items, consumed = time.perf_counter(), self.wait_s, self.items, self.consumed
-        made, is_waiting = self._ready() + self._discarded, self._is_waiting()
+        first = self.mark()
+        begin, wait, items, consumed, made, is_waiting = first.time_s, first.wait_s, first.items, first.number, first.made, first.is_waiting
         until = self.deadline - self.reserved_s
         while True:
             self._train(self._next())
@@ -182,14 +215,22 @@ class Training:
                 if len(self.result.windows):
                     return
                 (begin, items, wait), num, step_s = self._latest[0], self.cycle, None
-        self.result.windows.add(
-            duration_s=end - begin,
-            num_batches=num,
-            num_items=self.items - items,
-            produced_batches=max(num + more, 0),
-            wait_s=self.wait_s - wait,
-            step_s=step_s,
-        )
+                first = replace(first, number=self.consumed - num, time_s=begin, items=items, wait_s=wait)
+        if self.lead is None:
+            self.result.windows.add(
+                duration_s=end - begin,
+                num_batches=num,
+                num_items=self.items - items,
+                produced_batches=max(num + more, 0),
+                wait_s=self.wait_s - wait,
+                step_s=step_s,
+            )
+        else:
+            self.result.windows.add_world(self.lead.window(first, self.mark(), self.cycle), step_s=step_s)
+        self._after_window()
+
+    def _after_window(self) -> None:
+        """Update what is known from the windows so far."""
         self._look_at_shm()
         if self.counts_epoch:
             items_per_loaded = self.items_per_batch() * self._per_loaded()
@@ -268,15 +309,15 @@ class Training:
         until = min(time.perf_counter() + most_s, self.deadline)
         durations_s: list[float] = []
         num_items: list[int] = []
-        self.watch.set_epoch_batches(num_batches)
+        self.set_epoch_batches(num_batches)
         if not self._train_to_boundary(until):
             return
         while len(durations_s) < MAX_EPOCHS:
-            begin, items = time.perf_counter(), self.items
+            begin, items = time.perf_counter(), self._all_items()
             if not self._train_to_boundary(until):
                 break
             durations_s.append(time.perf_counter() - begin)
-            num_items.append(self.items - items)
+            num_items.append(self._all_items() - items)
             spread = max(durations_s) - min(durations_s)
             agree = spread < 0.03 * durations_s[-1]
             if len(durations_s) >= MIN_WINDOWS and (agree or time.perf_counter() > enough):
@@ -286,6 +327,17 @@ class Training:
             self.result.epoch_duration_s, self.result.epoch_num_items = durations_s, num_items
             self.result.boundary_s = max(sum(durations_s) - sum(num_items) / rate, 0.0) / len(durations_s)
             self.result.boundary_from = "measured"
+
+    def set_epoch_batches(self, num_batches: int) -> None:
+        """Let later epochs have this many batches, on every rank, and end the current one with the batches in flight."""
+        if self.lead is not None:
+            self.catch_up()
+            self.lead.set_epoch_batches(num_batches)
+        self.watch.set_epoch_batches(num_batches)
+
+    def _all_items(self) -> int:
+        """Return the items that all ranks have trained."""
+        return self.items + (0 if self.lead is None else self.lead.items(self.consumed))
 
     def _train_to_boundary(self, until: float) -> bool:
         """Train up to and including the first batch of the next epoch; return False if time runs out before."""
@@ -311,6 +363,8 @@ class Training:
             raise explain(error, self.loader, [], self.phase) from error
 
     def _next(self) -> Any:
+        if self.lead is not None:
+            self.lead.next()
         begin, ready = time.perf_counter(), self._ready()
         if not ready:
             self._empty_at = self.consumed
@@ -338,6 +392,8 @@ class Training:
         return batch
 
     def _train(self, batch: Any) -> None:
+        if self.lead is not None and not self._is_catching_up:
+            self.lead.ahead()
         begun = self._timer.begin()
         returned = self.step(batch)
         self._timer.end(begun)

@@ -18,6 +18,7 @@ from typing import Any
 from feedrate.trainables.checking.described import Described
 from feedrate.trainables.diagnose import stacks
 from feedrate.trainables.diagnose.hang_message import LOST, dropped, no_batch_because, what_hangs
+from feedrate.trainables.diagnose.ranks_hang import ranks_of, which_rank_hangs
 from feedrate.trainables.failure import Failure
 from feedrate.trainables.isolation.leaving import EXIT_S
 from feedrate.trainables.isolation.sweeping import kill_group, remove_batches, sweep
@@ -154,8 +155,9 @@ class Child:
 
     def _hang(self) -> Failed:
         """Return a failure that names where the trial hangs, which we ask while it still hangs."""
-        found = stacks.read(self.channel.pids(), trainer=self.pid, path=self.channel.stacks_path)
-        what = what_hangs(found, self.hangs.phase)
+        pids = self.channel.pids()
+        found = stacks.read(pids, trainer=self.pid, path=self.channel.stacks_path)
+        what = which_rank_hangs(found, ranks_of(pids), self.hangs.phase) or what_hangs(found, self.hangs.phase)
         if what == LOST and (why := dropped(self.channel.output(1 << 16))):
             kind, message = no_batch_because(why)
             return failed(kind, self.hangs.phase, message, stacks.text_of(found))

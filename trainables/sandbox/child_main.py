@@ -28,7 +28,7 @@ from feedrate.trainables.checking.describe import describe
 from feedrate.trainables.checking.script_facts import ScriptFacts
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.doubt import Doubt
-from feedrate.trainables.failure import Failure, classify, ended_workers, user_traceback
+from feedrate.trainables.failure import Failure, TrialFailed, classify, ended_workers, user_traceback
 from feedrate.trainables.isolation.leaving import ignore_ended_workers, leave
 from feedrate.trainables.isolation.sweeping import remove_batches
 from feedrate.trainables.loader.build_loader import build_loader
@@ -42,6 +42,7 @@ from feedrate.trainables.machine.process import tree_pids
 from feedrate.trainables.measurement import Measurement
 from feedrate.trainables.measuring.cached_batch import CachedBatch, read_apart
 from feedrate.trainables.measuring.measure import measure
+from feedrate.trainables.measuring.measure_options import MeasureOptions
 from feedrate.trainables.measuring.rerun import rerun
 from feedrate.trainables.protocol import (
     Checked,
@@ -62,6 +63,7 @@ from feedrate.trainables.protocol import (
     Waiting,
     write_event,
 )
+from feedrate.trainables.ranks.lead import BLAME_S, Lead
 from feedrate.trainables.resolve import UnknownWorkload, WorkloadRef, load, preload
 from feedrate.trainables.step import Step
 from feedrate.trainables.workload import Workload, WorkloadError, WorkloadRaised
@@ -89,6 +91,8 @@ class Kept:
     """Of a training script, whose loop in this process is the step of `workload`; None in any other child."""
     is_spent: bool = False
     """Whether the script no longer stands in its training loop, so that it cannot serve another request."""
+    lead: Lead | None = None
+    """The other ranks of a training with several, of which this process is rank 0."""
     pids: frozenset[int] = field(default_factory=lambda: frozenset([os.getpid()]))
     """This process, and those that the script itself has started: a kept child has no other process left."""
 
@@ -135,8 +139,17 @@ def _serve(task: ChildTask, descriptor: int, kept: Kept) -> bool:
         failure = Failure(kind="user-code", phase=phase, message=str(error))
         send(Failed(failure=failure, usage=True, raised=isinstance(error, WorkloadRaised)))
     except BaseException as error:  # user code may raise anything, even SystemExit
-        _report(error, phase, task, send)
+        if kept.lead is not None:
+            time.sleep(BLAME_S)
+        _report(error, phase, task, send if kept.lead is None else lambda event: send(_of_rank_0(event)))
     return False
+
+
+def _of_rank_0(event: Event) -> Event:
+    """Return a failure with the rank in its message."""
+    if not isinstance(event, Failed):
+        return event
+    return replace(event, failure=replace(event.failure, message=f"rank 0: {event.failure.message}"))
 
 
 def _read_line(descriptor: int) -> bytes:
@@ -202,7 +215,8 @@ def _measure(task: ChildTask, request: MeasureRequest, send: Send, kept: Kept, t
         send(event)
         leave()
 
-    measurements, is_stopped = measure(kept.workload, config, options, on_phase, kept.steps, kept.cached), False
+    _tell_ranks(kept, config, options, _batch_path(ref, config))
+    measurements, is_stopped = measure(kept.workload, config, options, on_phase, kept.steps, kept.cached, kept.lead), False
     try:
         for measurement in measurements:
             facts |= {"torch_num_threads": torch.get_num_threads(), "host_ended_unix_s": time.time()}  # a setting may restrict the trainer
@@ -219,10 +233,26 @@ def _measure(task: ChildTask, request: MeasureRequest, send: Send, kept: Kept, t
         may_be_kept = False
     assert measurement is not None  # measure() yields at least once or raises
     kept.setup_s = max(kept.setup_s, measurement.setup_s)
-    keep = may_be_kept and _can_be_kept(config, kept)
+    keep = may_be_kept and _can_be_kept(config, kept) and (kept.lead is None or kept.lead.end())
     lock.release()
     send(Stopped(kept=keep) if is_stopped else Measured(columns=measurement.columns() | facts, kept=keep))
     return keep
+
+
+def _tell_ranks(kept: Kept, config: LoaderConfig, options: MeasureOptions, batch_path: Path) -> None:
+    """Tell the other ranks of a training what will be measured.
+
+    Raises:
+        TrialFailed: what was asked for is possible in a training with one process only.
+    """
+    if kept.lead is None:
+        return
+    what = "trainer_cpus" if config.trainer_cpus is not None else "a cold page cache" if options.cold else None
+    if what is not None:
+        message = f"{what} is not supported for a training with {kept.lead.world_size} ranks: leave it out, or start the training with one process"
+        raise TrialFailed(Failure(kind="user-code", phase="setup", message=message))
+    assert kept.cached is not None
+    kept.lead.set_up(config.to_dict(), options.to_json(), str(batch_path), has_batch=kept.cached.failure is None)
 
 
 def _batch_path(ref: WorkloadRef, config: LoaderConfig) -> Path:
@@ -272,7 +302,10 @@ def _describe(task: ChildTask, send: Send, kept: Kept) -> bool:
     send(Phase(name="setup"))
     described = describe(kept.make(task.workload), lambda: (host_facts(), num_accelerators()))
     keep = task.keep and kept.script is not None  # separate processes have done everything
-    send(replace(described, script=kept.script, kept=keep))
+    described = replace(described, script=kept.script, kept=keep)
+    if described.epoch_samples is not None:
+        described = replace(described, epoch_samples=described.epoch_samples * described.num_ranks)
+    send(described)
     return keep
 
 

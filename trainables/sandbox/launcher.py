@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,7 +29,9 @@ from feedrate.trainables.isolation.leaving import die_with_parent
 from feedrate.trainables.isolation.sweeping import MARKER, marked
 from feedrate.trainables.machine.process import tree_pids
 from feedrate.trainables.protocol import Failed, write_event
+from feedrate.trainables.ranks.rank import Rank
 from feedrate.trainables.resolve import WorkloadRef
+from feedrate.trainables.sandbox.launched_ranks import LaunchedRanks
 
 ADDRESS = "FEEDRATE_LAUNCHER"
 """Environment variable with the path of the launcher's socket."""
@@ -46,6 +48,8 @@ OFFLINE = {
     "CLEARML_OFFLINE_MODE": "1", "SWANLAB_MODE": "offline",
 }  # fmt: skip
 """Switches with which the usual experiment loggers keep to this machine; one that is set to "disabled" stays."""
+TORCHRUN_LOGS = "PET_LOG_DIR"
+"""Environment variable with torchrun's folder for logs. A torchrun that is ended leaves the one that it makes in /tmp behind."""
 ORPHANS_S = 30.0
 """How long processes that the command left running may take to import torch."""
 _CREDENTIALS = struct.Struct("3i")
@@ -95,6 +99,7 @@ class Launcher:
         paths = [str(HOOK), *filter(None, [own.get("PYTHONPATH")])]
         offline = {name: value for name, value in OFFLINE.items() if own.get(name) != "disabled"}
         chosen = {} if self.ref.loader is None else {LOADER: self.ref.loader}
+        own = {TORCHRUN_LOGS: self.folder} | own
         return own | offline | MARKS | chosen | {"PYTHONPATH": os.pathsep.join(paths), ADDRESS: self.address, "WANDB_DIR": self.folder}
 
 
@@ -105,6 +110,8 @@ class _Interpreter:
     connection: socket.socket
     pid: int
     buffer: bytes = b""
+    rank: Rank | None = None
+    """Of a training with several processes, if this connection lasts as long as its process."""
 
     @classmethod
     def accept(cls, listener: socket.socket) -> _Interpreter:
@@ -148,6 +155,7 @@ class _Launch:
     trainer: int | None = None
     """Pid of the process that trains."""
     trainer_watch: int = -1
+    ranks: LaunchedRanks = field(default_factory=LaunchedRanks)
 
     def run(self) -> None:
         if not self._start():
@@ -157,13 +165,17 @@ class _Launch:
         self.poll.register(self.launcher.listener, select.POLLIN)
         until_s = float("inf")
         while not self._is_over(until_s):
-            ready = {number for number, _ in self.poll.poll(200 if self.status is not None else None)}
+            ready = {number for number, _ in self.poll.poll(200 if self.status is not None or self.ranks.blamed else None)}
             if self.control.fileno() in ready:
                 self._end_without_owner()
             if self.launcher.listener.fileno() in ready:
                 self._accept()
             for number in ready & self.interpreters.keys():
                 self._listen(number)
+            for watch in ready & self.ranks.watches.keys():
+                self.poll.unregister(watch)
+                self.ranks.ended(watch, "setup" if self.trainer is None else "measure")
+            self._report_ranks(is_last=self.trainer_watch in ready)
             if self.command_watch in ready and self.status is None:
                 self.poll.unregister(self.command_watch)
                 self.status = os.waitpid(self._pid(), 0)[1]
@@ -172,12 +184,14 @@ class _Launch:
                 self.tell({"ended": self._trainers_status()})
                 return
         self._listen_to_the_last()
+        self._report_ranks(is_last=True)
         _send(self.pipe, self._failure())
         self.tell({"ended": self.status or 0})
 
     def close(self) -> None:
         for interpreter in self.interpreters.values():
             interpreter.connection.close()
+        self.ranks.close()
         for watch in (self.command_watch, self.trainer_watch):
             if watch >= 0:
                 os.close(watch)
@@ -233,9 +247,20 @@ class _Launch:
             self.interpreters.pop(number).connection.close()
             return
         for message in messages:
-            says = message["says"]
+            says, rank = message["says"], interpreter.rank
+            if rank is not None and not self.ranks.is_first(rank, interpreter.pid):
+                rank = None
             if says == "trains":
-                self._hand_over(interpreter)
+                self._hand_over(interpreter, Rank.from_json(message["rank"]))
+            elif says == "imports torch":
+                interpreter.rank = Rank.from_json(message["rank"])
+                if interpreter.rank is not None and (watch := self.ranks.begins(interpreter.rank, interpreter.pid)) is not None:
+                    self.poll.register(watch, select.POLLIN)
+                self.said[says] = message
+            elif rank is not None and says == "raised":
+                self.ranks.raised(rank, message)
+            elif rank is not None and says == "failed":
+                self.ranks.failed(rank, message)
             elif says == "leaves":
                 self._end_launchers()
                 with contextlib.suppress(OSError):
@@ -246,24 +271,51 @@ class _Launch:
             elif says == "is imported":
                 _send(self.pipe, _unguarded(self.launcher.ref.target))
             else:
+                if rank is not None and says == "ended":
+                    self.ranks.ended_idle(rank, message)
                 self.said[says] = message
 
-    def _hand_over(self, interpreter: _Interpreter) -> None:
-        """Give the request and the socket for events to the process that trains; another process that trains, too, ends the trial."""
-        if self.trainer is not None:
+    def _report_ranks(self, *, is_last: bool) -> None:
+        """Let the trial end if a rank has failed."""
+        cause = self.ranks.cause(is_last=is_last)
+        if cause is not None:
+            before = cause.phase == "setup"
+            raised = before and (cause.traceback is not None or cause.kind == "trainer-killed")
+            tail = output_tail() if cause.kind == "trainer-killed" else ""
+            _send(self.pipe, Failed(failure=replace(cause, message=cause.message + tail), usage=before, raised=raised))
+
+    def _hand_over(self, interpreter: _Interpreter, rank: Rank | None) -> None:
+        """Give the request and the socket for events to the process that trains, or to rank 0 as soon as all ranks train.
+
+        Another process that trains, too, ends the trial.
+        """
+        if self.trainer is not None or (rank is None and self.ranks.waiting):
             message = (
                 f"the command trains in several processes (pids {self.trainer} and {interpreter.pid}), and feedrate measures one. "
-                "Start the training with one process"
+                "Start the training with one process, or with torchrun"
             )
             _send(self.pipe, _failed(message, usage=True))
             return
-        self.trainer = interpreter.pid
+        if rank is not None:
+            if (why := self.ranks.joins(rank, interpreter.pid, interpreter.connection)) is not None:
+                _send(self.pipe, _failed(why, usage=True))
+            elif not self.ranks.missing(rank):
+                self._watch(self.ranks.first[0])
+                self.ranks.hand_over(self._header(), self.request, self.pipe)
+            return
+        self._watch(interpreter.pid)
+        with contextlib.suppress(OSError):  # the process has died, which the poll reports
+            socket.send_fds(interpreter.connection, [json.dumps(self._header()).encode() + b"\n" + self.request], [self.pipe])
+
+    def _header(self) -> dict[str, Any]:
+        return {"threads": self.threads, "began_unix_s": self.began_unix_s}
+
+    def _watch(self, pid: int) -> None:
+        """Wait for the end of the process that trains from now on."""
+        self.trainer = pid
         self.trainer_watch = os.pidfd_open(self.trainer)
         self.poll.register(self.trainer_watch, select.POLLIN)
         self.tell({"started": self.trainer})
-        header = json.dumps({"threads": self.threads, "began_unix_s": self.began_unix_s}).encode() + b"\n"
-        with contextlib.suppress(OSError):  # the process has died, which the poll reports
-            socket.send_fds(interpreter.connection, [header + self.request], [self.pipe])
 
     def _listen_to_the_last(self) -> None:
         """Read what interpreters said before they ended."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import wrapt
 
+from feedrate.trainables.diagnose import stacks
 from feedrate.trainables.script.launcher_link import LauncherLink
 from feedrate.trainables.script.loader_recipe import bind
 from feedrate.trainables.script.script import Control, Script
@@ -32,6 +33,7 @@ def install(address: str) -> None:
     # `feedrate` has no __init__.py: Python would add another folder of that name on sys.path, such as a clone, to the package
     package = sys.modules["feedrate"]
     package.__path__ = list(package.__path__)
+    stacks.install()
     hooks = _Hooks(address)
     wrapt.register_post_import_hook(hooks.patch_loaders, "torch.utils.data.dataloader")
     wrapt.register_post_import_hook(hooks.patch_optimizers, "torch.optim.optimizer")

@@ -21,11 +21,14 @@ import greenlet
 import torch
 
 from feedrate.trainables.checking.script_facts import ScriptFacts
-from feedrate.trainables.failure import Failure, TrialFailed
-from feedrate.trainables.isolation.leaving import leave
+from feedrate.trainables.failure import Failure, TrialFailed, classify
+from feedrate.trainables.isolation.leaving import ignore_ended_workers, leave
 from feedrate.trainables.machine.process import tree_pids
 from feedrate.trainables.measurement import Measurement
+from feedrate.trainables.measuring.follower import Follower
 from feedrate.trainables.protocol import Failed, write_event
+from feedrate.trainables.ranks.lead import BLAME_S, Lead
+from feedrate.trainables.ranks.rank_link import RankLink
 from feedrate.trainables.sandbox.child_main import Kept, run_request
 from feedrate.trainables.script.between_epochs import (
     AGAIN,
@@ -43,6 +46,8 @@ from feedrate.trainables.script.seen_loader import IN_STEP
 from feedrate.trainables.script.tap import Tap
 from feedrate.trainables.workload import Workload
 
+ENDED_S = 60.0
+"""After its report, a rank waits this long to be ended, because its end could look like the cause of the failure."""
 FEW = 1
 """Batches that each other loader gives while one is measured."""
 
@@ -73,14 +78,13 @@ class Takeover:
 
     def begin(self) -> Any:
         """Get the first request, and let the measurement begin; return the first batch that it gives to the script."""
-        header, self._request, self._events = self.script.link.receive_request()
-        if threading.current_thread() is not threading.main_thread():
-            self._refuse(f"{self.script.name} reads its loader in the thread {threading.current_thread().name!r}, and feedrate measures loops on the main thread only")
-        if int(os.environ.get("WORLD_SIZE") or 1) > 1 and _is_dispatching():
-            self._refuse(
-                f"one process of {self.script.name} reads the batches of all its processes (Accelerate's dispatch_batches), and feedrate measures "
-                "processes that read their own. Start the training with one process, or set dispatch_batches=False"
-            )
+        why = self._why_not()
+        if why is not None and self.script.link.rank is not None:  # the launcher would first wait for the other ranks, which may never come
+            self._fail(Failure(kind="user-code", phase="setup", message=why))
+        header, self._request, descriptors = self.script.link.receive_request()
+        self._events = descriptors[0]
+        if why is not None:
+            self._refuse(why)
         assert self.kept.workload is not None
         self.kept.workload.beside = tuple(each.beside() for each in self.script.seen if each is not self.measured and each.role != IN_STEP)
         self.kept.script = ScriptFacts(
@@ -89,12 +93,26 @@ class Takeover:
             setup_s=time.time() - header["began_unix_s"],
             python=sys.executable,
             device=self.script.device,
+            num_ranks=1 if self.script.link.rank is None else self.script.link.rank.world_size,
         )
         if header["threads"] is not None:
             torch.set_num_threads(header["threads"])
         signal.signal(signal.SIGTERM, self._on_sigterm)
         self.kept.pids = frozenset(tree_pids())
+        if len(descriptors) > 1:
+            self.kept.lead = Lead([RankLink(each) for each in descriptors[1:]])
         return self._serving.switch()
+
+    def _why_not(self) -> str | None:
+        """Return a sentence if this process cannot be measured."""
+        if threading.current_thread() is not threading.main_thread():
+            return f"{self.script.name} reads its loader in the thread {threading.current_thread().name!r}, and feedrate measures loops on the main thread only"
+        if self.script.link.rank is not None and _is_dispatching():
+            return (
+                f"one process of {self.script.name} reads the batches of all its processes (Accelerate's dispatch_batches), and feedrate measures "
+                "processes that read their own. Start the training with one process, or set dispatch_batches=False"
+            )
+        return None
 
     def is_serving(self) -> bool:
         """Return whether the measurement runs now, and not the script."""
@@ -187,10 +205,37 @@ class Takeover:
 
     def _serve(self) -> NoReturn:
         try:
-            run_request(self._request, self._events, self.kept)
+            if self._is_follower():
+                self._follow()
+            else:
+                run_request(self._request, self._events, self.kept)
         finally:
             self._leaves = True
             leave()
+
+    def _is_follower(self) -> bool:
+        """Whether this is a rank other than rank 0."""
+        return self.script.link.rank is not None and self.script.link.rank.number > 0
+
+    def _follow(self) -> None:
+        """Do what rank 0 says; if that fails, report it to the launcher, because rank 0 may be waiting for this rank."""
+        rank = self.script.link.rank
+        assert self.kept.workload is not None and rank is not None
+        follower = Follower(RankLink(self._events), rank.number, self.kept.workload, self.script.device, self.kept.pids)
+        try:
+            follower.serve()
+        except BaseException as error:  # user code may raise anything, even SystemExit
+            ignore_ended_workers()
+            failure = classify(error, follower.phase, None if follower.config is None else follower.config.batch_size)
+            time.sleep(BLAME_S)
+            self._fail(failure)
+
+    def _fail(self, failure: Failure) -> NoReturn:
+        """Report a failure of this rank to the launcher, which ends all ranks."""
+        self.script.link.say("failed", failure=failure.columns())
+        time.sleep(ENDED_S)
+        self._leaves = True
+        leave()
 
     def _refuse(self, message: str) -> NoReturn:
         write_event(Failed(failure=Failure(kind="user-code", phase="setup", message=message), usage=True), self._events)

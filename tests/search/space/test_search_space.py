@@ -182,3 +182,12 @@ def test_exhaustion_visits_every_setting():
         assert config not in tried
         tried.add(config)
     assert tried == set(tiny.configs())
+
+
+def test_the_ranks_of_a_host_share_the_default_range():
+    """Each rank has workers of its own, so what one process may have is divided; an epoch's batches are those of one rank."""
+    most = [SearchSpace.default(num_cpus=64, has_accelerator=True, num_ranks=number).num_workers.high for number in (1, 4, 8)]
+    assert most == [128, 32, 16]
+    given = {"batch_size": Choice((10,))}
+    assert SearchSpace.default(num_cpus=2, has_accelerator=True, given=given, epoch_samples=400, num_ranks=4).num_workers == Range(0, 8)
+    assert SearchSpace.default(num_cpus=2, has_accelerator=True, given=given, epoch_samples=120, num_ranks=4).num_workers == Range(0, 3)

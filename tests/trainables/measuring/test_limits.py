@@ -81,6 +81,15 @@ def test_workers_that_never_live_at_the_same_time_need_no_room_together():
         check_limits(LoaderConfig(num_workers=2, batch_size=32, persistent_workers=True), [1000], beside=[ends], **(PLENTY | limit))
 
 
+def test_the_batches_of_all_ranks_must_fit_dev_shm():
+    """Each rank of a host has a loader of its own; what fits one of them need not fit four."""
+    config, batch = LoaderConfig(num_workers=2, prefetch_factor=2), batch_of(1_000_000)
+    need = round(1.3 * 4 * 5 * 1_000_000)
+    check_limits(config, storage_bytes(batch), num_ranks=4, **(PLENTY | {"free_shm_bytes": need}))
+    failure = refused(config, batch, num_ranks=4, free_shm_bytes=need - 1)
+    assert failure.message.startswith("/dev/shm is too small: 20 batches of 1 MB")
+
+
 def test_without_workers_nothing_is_shared():
     """A batch larger than every limit is fine where the trainer loads it itself."""
     check_limits(LoaderConfig(num_workers=0), storage_bytes(batch_of(10**9)), free_shm_bytes=0, max_open_files=1, available_bytes=0)

@@ -26,9 +26,9 @@ from feedrate.trainables.measuring.measure_options import MeasureOptions
 from feedrate.trainables.measuring.training import MIN_WINDOWS, Training
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*use of fork:DeprecationWarning")
-WINDOW_LISTS = [each.name for each in dataclasses.fields(Windows) if each.name != "window_step_s"]
+WINDOW_LISTS = [each.name for each in dataclasses.fields(Windows) if each.name.startswith("window_") and each.name != "window_step_s"]
 GPU = {"gpu_peak_bytes", "gpu_free_bytes", "window_step_s", "copy_only_num_items", "copy_only_duration_s"}
-NOT_HERE = GPU | {"cold_refused", "cached_batch_failure", "step_returned", "num_shards", "between_epochs_s", "between_epochs_parts_s", "between_epochs_failure"}
+NOT_HERE = GPU | {"ranks", "cold_refused", "cached_batch_failure", "step_returned", "num_shards", "between_epochs_s", "between_epochs_parts_s", "between_epochs_failure"}
 KERNEL = {"throttled_fraction", "psi_cpu_fraction", "psi_io_fraction", "psi_memory_fraction"}
 """What some kernels and containers do not tell."""
 
