@@ -306,3 +306,9 @@ def test_a_breach_would_be_noticed(path, source):
 )
 def test_what_is_allowed_passes(path, source):
     assert breaches(path, source) == []
+
+
+def test_no_two_test_files_have_one_name():
+    """The test folders have no __init__.py, so pytest would import the second file of a name as the first one."""
+    names = Counter(PurePosixPath(path).name for path in sources() if path.startswith("tests/"))
+    assert [name for name, count in names.items() if count > 1] == []
