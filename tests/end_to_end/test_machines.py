@@ -94,7 +94,7 @@ def test_a_sick_node_does_not_eat_the_search(lan, cluster, sick):
     if sick == "shm-full":
         (second.home / "data").touch()
         second.shell("dd if=/dev/zero of=/dev/shm/full bs=1M 2>/dev/null || true")
-    done = cluster("search", "train.py:workload", *SEARCH, "--max-trials", "6", "--address", "auto", "--out", sick)
+    done = cluster("search", "train.py:workload", *SEARCH, "--max-trials", "6", "--keep-going", "--address", "auto", "--out", sick)
     second.shell("rm -f /dev/shm/full ~/data")
     assert done.code == 0, done.stderr
     found = records(first.project / sick)

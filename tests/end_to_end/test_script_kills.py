@@ -89,9 +89,12 @@ def test_an_ended_search_leaves_nothing_running_and_can_be_resumed(search, feedr
 
 @pytest.mark.slow
 def test_a_search_goes_on_when_one_of_its_processes_is_killed(search, tmp_path):
-    """Supervisor, template, shell, script and loader worker in turn: each costs one trial at most, and what came of the victim ends. It waits for five trials."""
+    """Supervisor, template, script, loader worker and shell in turn: each costs one trial at most, and what came of the victim ends. It waits for five trials.
+
+    The script outlives its shell and serves further trials, so the shell is the last victim.
+    """
     command, run = search("--max-trials", "90"), tmp_path / "run"
-    for who in ("supervisor", "template", "shell", "script", "worker"):
+    for who in ("supervisor", "template", "script", "worker", "shell"):
         command.until(lambda: len(records(run)) >= 2 and processes(command), 120)
         num, found = len(records(run)), processes(command)
         if found is None:  # that trial has just ended
