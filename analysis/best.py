@@ -14,9 +14,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from feedrate.analysis.clean import printable
 from feedrate.analysis.paste import loader_call
 from feedrate.analysis.remote import is_url, read_url
-from feedrate.analysis.run_folder import RunError, parse_object, read_object, write_atomic
+from feedrate.analysis.run_folder import RunError, RunFolder, parse_object, read_object, write_atomic
 
 BEST_SCHEMA = "feedrate/best-config/1"
 SCHEMA_FILE = "best-config-1.schema.json"
@@ -108,6 +109,19 @@ def load_best(path: str | os.PathLike[str]) -> BestConfig:
     except ValueError as error:
         raise RunError(f"{file} cannot be used: {error}") from None
     return BestConfig(best)
+
+
+def best_if_usable(folder: RunFolder, problems: list[str]) -> dict[str, Any] | None:
+    """Return the content of a run folder's best.json; None if there is none, or if it is wrong: then `problems` gets a sentence."""
+    try:
+        best = read_object(folder.best)
+        check_best(best)
+    except FileNotFoundError:
+        return None
+    except (RunError, ValueError) as error:
+        problems.append(f"best.json was left out: {error}")
+        return None
+    return dict(printable(best))
 
 
 def write_best(path: str | os.PathLike[str], best: Mapping[str, Any]) -> None:

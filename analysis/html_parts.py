@@ -7,19 +7,34 @@ written into a page once, before the first plot; a page without plots does not c
 from __future__ import annotations
 
 import html
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import resources
+from pathlib import Path
 from string import Template
 
 import plotly.graph_objects as go
 import plotly.io
 
+from feedrate.analysis.run_folder import RunError, write_atomic
 from feedrate.analysis.sections import Section, plural
 
 REFRESH_S = 10
 _FOLDED_ROWS = 40
 """Number of rows that a table shows; further rows are folded away below it."""
+
+
+def write_html(path: str | os.PathLike[str], page: str) -> None:
+    """Write a page; after a crash, the file is either the old page or the new one.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    try:
+        write_atomic(Path(path), page)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}. Name another file") from None
 
 
 def document(title: str, headline: str, body: Sequence[str], *, reload_note: str | None) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from feedrate.analysis.best import check_best
+from feedrate.analysis.best import best_if_usable
 from feedrate.analysis.clean import clean, label, printable
 from feedrate.analysis.estimate import (
     Rate,
@@ -30,7 +30,7 @@ from feedrate.analysis.estimate import (
 from feedrate.analysis.ranks import rank_waits
 from feedrate.analysis.remote import is_url, local_copy
 from feedrate.analysis.run import Run
-from feedrate.analysis.run_folder import RunError, RunFolder, read_object
+from feedrate.analysis.run_folder import RunError, RunFolder
 from feedrate.analysis.schema import status
 from feedrate.analysis.setting import config_text
 from feedrate.analysis.summary import ranking
@@ -84,7 +84,7 @@ def _load(folder: RunFolder) -> Run:
         search=search,
         trials=frame(rows, TRIAL_DTYPES),
         windows=frame((window for row in rows for window in _windows(row)), WINDOW_DTYPES),
-        best=_best(folder, problems),
+        best=best_if_usable(folder, problems),
         problems=problems,
         rank=ranking,
     )
@@ -146,15 +146,3 @@ def _windows(row: dict[str, Any]) -> Iterable[dict[str, Any]]:
     for window in range(len(row["window_duration_s"] or ())):
         values = {name: row[f"window_{name}"] for name in OF_A_WINDOW}
         yield key | {"window": window} | {name: value[window] if value else None for name, value in values.items()}
-
-
-def _best(folder: RunFolder, problems: list[str]) -> dict[str, Any] | None:
-    try:
-        best = read_object(folder.best)
-        check_best(best)
-    except FileNotFoundError:
-        return None
-    except (RunError, ValueError) as error:
-        problems.append(f"best.json was left out: {error}")
-        return None
-    return dict(printable(best))

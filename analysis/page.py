@@ -5,17 +5,15 @@ from __future__ import annotations
 import html
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 
 from feedrate.analysis import html_parts, sections
 from feedrate.analysis.figures import batch_size_figure, heat_figure, pareto_figure, throughput_figure, timeline_figure
-from feedrate.analysis.html_parts import code, document, heading, left_out, plot, table
+from feedrate.analysis.html_parts import code, document, heading, left_out, plot, table, write_html
 from feedrate.analysis.question_sections import effects_section, noise_section, time_section
 from feedrate.analysis.questions import pareto
 from feedrate.analysis.run import Run
-from feedrate.analysis.run_folder import RunError, write_atomic
 from feedrate.analysis.summary import best_by_batch_size, knee, ranking
 
 _TRACEBACKS = 10
@@ -27,11 +25,7 @@ def write_page(run: Run, path: str | os.PathLike[str]) -> None:
     Raises:
         RunError: the file cannot be written.
     """
-    page = render_page(run)
-    try:
-        write_atomic(Path(path), page)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror or error}. Name another file") from None
+    write_html(path, render_page(run))
 
 
 def render_page(run: Run) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from feedrate.analysis.best import check_best
+from feedrate.analysis.best import best_if_usable
 from feedrate.analysis.clean import printable
 from feedrate.analysis.run_folder import RunError, RunFolder, read_object
 from feedrate.analysis.tables import frame
@@ -66,7 +66,7 @@ def load_training(path: str | os.PathLike[str]) -> Training:
     return Training(
         path=folder.path,
         report=report,
-        best=_best(folder, problems),
+        best=best_if_usable(folder, problems),
         course=_course([each for each in lines if each["kind"] == RATE]),
         decisions=frame(decisions, _DECISION),
         problems=problems,
@@ -119,34 +119,23 @@ def _line(text: bytes) -> dict[str, Any] | None:
 
 def _course(stretches: list[dict[str, Any]]) -> pd.DataFrame:
     course = frame(stretches, _STRETCH)
-    trained_s = course["wait_s"] + course["step_s"]
+    return _with_rates(course, course["wait_s"] + course["step_s"])
+
+
+def _with_rates(course: pd.DataFrame, trained_s: pd.Series[Any]) -> pd.DataFrame:
+    """Add batches per second and the share of waiting; both are missing where no time passed."""
     known = trained_s > 0
     course["batches_per_s"] = (course["num_batches"].astype("float64") / trained_s).where(known)
     course["wait_fraction"] = (course["wait_s"] / trained_s).where(known)
     return course
 
 
-def _best(folder: RunFolder, problems: list[str]) -> dict[str, Any] | None:
-    try:
-        best = read_object(folder.best)
-        check_best(best)
-    except FileNotFoundError:
-        return None
-    except (RunError, ValueError) as error:
-        problems.append(f"best.json was left out: {error}")
-        return None
-    return dict(printable(best))
-
-
 def by_setting(training: Training) -> pd.DataFrame:
     """Return one row per number of workers, with everything that was loaded with it."""
     columns = ["num_batches", "wait_s", "step_s"]
     found = training.course.groupby("num_workers")[columns].sum().reset_index()
-    trained_s = found["wait_s"] + found["step_s"]
-    found["trained_s"] = trained_s
-    found["batches_per_s"] = (found["num_batches"].astype("float64") / trained_s).where(trained_s > 0)
-    found["wait_fraction"] = (found["wait_s"] / trained_s).where(trained_s > 0)
-    return found
+    found["trained_s"] = found["wait_s"] + found["step_s"]
+    return _with_rates(found, found["trained_s"])
 
 
 def value_of(holder: Mapping[str, Any], *path: str) -> float | None:

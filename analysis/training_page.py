@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from feedrate.analysis import html_parts, training_sections
-from feedrate.analysis.html_parts import code, document, heading, left_out, plot, table
-from feedrate.analysis.run_folder import RunError, write_atomic
+from feedrate.analysis.html_parts import code, document, heading, left_out, plot, table, write_html
 from feedrate.analysis.training import Training
 from feedrate.analysis.training_figure import training_figure
 
@@ -18,11 +16,7 @@ def write_training_page(training: Training, path: str | os.PathLike[str]) -> Non
     Raises:
         RunError: the file cannot be written.
     """
-    page = render_training_page(training)
-    try:
-        write_atomic(Path(path), page)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror or error}. Name another file") from None
+    write_html(path, render_training_page(training))
 
 
 def render_training_page(training: Training) -> str:
