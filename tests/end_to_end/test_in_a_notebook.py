@@ -47,7 +47,9 @@ def test_a_loader_is_tuned_and_a_workload_of_a_cell_gets_the_way_out(tmp_path):
     cells = [nbformat.v4.new_code_cell(source) for source in (LOADER, TRAIN, SEARCH)]
     notebook = nbformat.v4.new_notebook(cells=cells)
     NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
-    trained, refused = (cell.outputs[-1]["text"] for cell in notebook.cells[1:])
+    trained, refused = (
+        "".join(output["text"] for output in cell.outputs if output.get("name") == "stdout") for cell in notebook.cells[1:]
+    )  # tqdm, which Ray imports, may warn on stderr that ipywidgets is missing
     assert trained == "True 80\n"
     assert "UsageError the workload's function 'mine' is defined in a notebook cell or at a prompt" in refused
     assert "write the cell into a file (%%writefile mine.py) and name it, as in 'mine.py:mine'" in refused
