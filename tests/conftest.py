@@ -1,5 +1,6 @@
 """Fixtures that all tests share; above all `Command`, a feedrate command whose descendants can all be found and killed."""
 
+import functools
 import json
 import os
 import shutil
@@ -60,12 +61,21 @@ def pytest_configure(config):
         shards.set_apart(config.option.basetemp)
 
 
-def pytest_collection_modifyitems(config, items):
-    """Begin with the longest tests, and keep those of a file, and those that read the same finished search, in one process."""
+@functools.cache
+def shares_a_fixture(file):
+    """Whether tests of this file share a fixture that is made once for all of them."""
+    return 'scope="module"' in file.read_text()
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
+def pytest_collection_modifyitems(items):
+    """Begin with the longest tests, and keep those that share a fixture of their file, or the finished search, in one process."""
     items.sort(key=lambda item: "end_to_end" not in item.path.parts)
     for item in items:
-        group = "finished" if "finished" in item.fixturenames else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+        if "finished" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("finished"))
+        elif shares_a_fixture(item.path):
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 
 class Command:
