@@ -55,7 +55,7 @@ class OneShard(torch.utils.data.IterableDataset):
 
 
 def test_workers_without_data_are_counted():
-    result = run(short(OneShard()), LoaderConfig(batch_size=4, num_workers=3), max_trial_s=1.0)
+    result = run(short(OneShard()), LoaderConfig(batch_size=4, num_workers=3))
     assert result.effective_num_workers == 1
     assert IdleWorkers.of(result.columns() | {"num_workers": 3}).remark().startswith("3 workers were asked for, 1 worked (the others got no data)")
 
@@ -64,7 +64,7 @@ def test_workers_beyond_the_batches_of_an_epoch_are_not_counted():
     """The measurement goes on beyond the end of an epoch, and keeps them busy; in the user's epochs they would be idle."""
     batches = [[0, 1], [2, 3]]
     workload = general(lambda **overrides: DataLoader(Rows(4), batch_sampler=batches, **overrides), lambda batch: None)
-    result = run(workload, LoaderConfig(batch_size=None, num_workers=3), max_trial_s=1.0)
+    result = run(workload, LoaderConfig(batch_size=None, num_workers=3))
     assert result.effective_num_workers == 2
     assert "(an epoch has 2 batches)" in IdleWorkers.of(result.columns() | {"num_workers": 3}).remark()
 
@@ -73,7 +73,7 @@ def test_workers_beyond_the_batches_of_an_epoch_are_not_counted():
 def test_the_length_is_not_asked_for_before_workers_are_forked(order):
     """They would share the file that `__len__` opens; torch asks for it later, or never."""
     loader = lambda **overrides: DataLoader(LenOpens(), **order, **overrides)  # noqa: E731
-    result = run(general(loader, lambda batch: None), LoaderConfig(batch_size=4, num_workers=2, persistent_workers=True), max_trial_s=1.0)
+    result = run(general(loader, lambda batch: None), LoaderConfig(batch_size=4, num_workers=2, persistent_workers=True))
     assert result.epoch_samples == 64
     assert sum(result.windows.window_num_items) > 0
 

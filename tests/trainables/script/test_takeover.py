@@ -305,7 +305,7 @@ def test_a_scaler_that_skips_steps_and_two_optimizers(script):
             x, y = batch
             loss = nn.functional.cross_entropy(model(x), y)
             optimizer.zero_grad()
-            scaler.scale(loss).backward()
+            scaler.scale(1000 * loss).backward()
             for each in (optimizer, other):
                 scaler.step(each)
             scaler.update()
