@@ -229,6 +229,7 @@ def test_a_setting_that_fails_is_a_failed_trial_and_the_others_go_on(feedrate, t
     assert told == [(record["number"], STATES[status(record)]) for record in records(tmp_path / "out")]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mixed")
 def test_nothing_that_works_is_exit_code_1(feedrate, tmp_path):
     """With the reason in one sentence; the failures are recorded, and there is no best.json."""
@@ -266,6 +267,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_run_search_returns_what_the_command_prints(feedrate, tmp_path):
     """From Python: Ray Tune domains, a function as the workload, the user's own baseline; nothing is printed."""
     (tmp_path / "program.py").write_text(FROM_PYTHON)

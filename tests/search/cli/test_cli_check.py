@@ -184,6 +184,7 @@ def test_the_bundled_workloads_pass(capfd, name):
     assert not [finding for finding in report["findings"] if finding["level"] in ("error", "warning")]
 
 
+@pytest.mark.slow
 def test_a_search_does_not_choose_workers_that_repeat_data(feedrate, tmp_path):
     """The baseline is measured with its 2 workers; the answer has 1 worker at most. The search prints and records the reason."""
     (tmp_path / "mine.py").write_text(WORKLOADS)

@@ -74,7 +74,10 @@ def train(script, *words, flags=(), **options):
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=script.parent, **options)
 
 
-@pytest.mark.parametrize("words", [(0, 3, 80, 0, 0), (1, 3, 80, 0, 3), (1, 3, 80, 0, 0, "persistent"), (8, 2, 80, 0, 0)])
+@pytest.mark.parametrize(
+    "words",
+    [(1, 3, 80, 0, 3), *(pytest.param(each, marks=pytest.mark.slow) for each in ((0, 3, 80, 0, 0), (1, 3, 80, 0, 0, "persistent"), (8, 2, 80, 0, 0)))],
+)
 def test_the_command_trains_as_without_feedrate(script, words):
     """Same samples, weights, random numbers, output and exit code. Takes a while, because each case starts two Pythons with torch and their workers."""
     expected, found = plain(script, *words), train(script, *words)

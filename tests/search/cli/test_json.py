@@ -100,6 +100,7 @@ def test_a_search_and_its_resumption(feedrate, tmp_path):
     assert (command.code, facts["num_trials"]) == (0, 2)
 
 
+@pytest.mark.slow
 def test_a_search_that_finds_nothing_names_its_run(feedrate, tmp_path):
     (tmp_path / "hopeless.py").write_text(TOY + "\ndef hopeless():\n    def fail():\n        raise OSError('no model')\n    return workload(model=fail)\n")
     command = feedrate("search", "hopeless.py:hopeless", "--batch-size", "16", "--num-workers", "0", "--max-trials", "1", "--json")

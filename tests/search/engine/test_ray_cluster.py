@@ -323,6 +323,7 @@ print(json.dumps(tokens))
 """
 
 
+@pytest.mark.slow
 def test_searches_in_turn_in_one_process(start, tmp_path):
     """Each has a token of its own, and the user's own Ray works after them, also where ray was imported before."""
     command = start("-c", IN_TURN, program=[sys.executable], HOME=str(tmp_path))

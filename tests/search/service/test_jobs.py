@@ -69,6 +69,7 @@ def followed(there, submission_id, code=0):
     return log.stdout
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_when_the_client_is_gone(there, head, project, tmp_path):
     """It sees the user's code, neither secrets nor large files; its run folder is fetched, and read as one made here."""
     sent = there("submit", "train.py:workload", *QUICK, "--wait", "0", "--max-trials", "3", "--submission-id", "mine", "--env", "WHO=of-nobodys-business")
@@ -302,6 +303,7 @@ def test_planted_secrets_are_nowhere(there, start, head, project):
     assert planted(0)[:8] not in sent.stdout + sent.stderr + joined.stdout + joined.stderr
 
 
+@pytest.mark.slow
 def test_a_search_that_finds_nothing_says_so(there):
     """Ray's word for it, and ours."""
     sentence = "--cpus-per-trial 999: the largest node has 2 CPUs"
