@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from feedrate.trainables.diagnose.origin import Origin
-from feedrate.trainables.script.launcher_link import RANK, LauncherLink
+from feedrate.trainables.sandbox.launcher_protocol import EndedIdle, Raised, TrainsInStartedProcess
+from feedrate.trainables.script.launcher_link import LauncherLink
 from feedrate.trainables.script.loader_recipe import LoaderRecipe, is_making
 from feedrate.trainables.script.seen_loader import (
     IN_STEP,
@@ -177,7 +178,7 @@ class Script:
         """Report that a process trains which the script has forked, unless the script itself trains, too."""
         if self.takeover is None and not self.has_reported_rank:
             self.has_reported_rank = True
-            LauncherLink(self.link.address, RANK)
+            LauncherLink(self.link.address, TrainsInStartedProcess())
 
     def outlives(self, schedule: Any, error: Exception) -> bool:
         """Return whether the training goes on although its learning-rate schedule raised.
@@ -272,7 +273,7 @@ class Script:
                 self.takeover.raised(error)
             self.has_raised = True
             text = "".join(traceback.format_exception(error))
-            self.link.say("raised", sentence=self._sentence(error), traceback=text)
+            self.link.say(Raised(sentence=self._sentence(error), traceback=text))
         self._excepthook(kind, error, trace)
 
     def _sentence(self, error: BaseException) -> str:
@@ -288,7 +289,7 @@ class Script:
         if self.takeover is not None:
             self.takeover.at_exit()
         elif not self.has_raised:
-            self.link.say("ended", sentence=self._why_not_measured())
+            self.link.say(EndedIdle(sentence=self._why_not_measured()))
 
     def _why_not_measured(self) -> str:
         """Return a sentence about a script that ended by itself."""

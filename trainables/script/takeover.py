@@ -30,6 +30,7 @@ from feedrate.trainables.protocol import Failed, write_event
 from feedrate.trainables.ranks.lead import BLAME_S, Lead
 from feedrate.trainables.ranks.rank_link import RankLink
 from feedrate.trainables.sandbox.child_main import Kept, run_request
+from feedrate.trainables.sandbox.launcher_protocol import RankFailed
 from feedrate.trainables.script.between_epochs import (
     AGAIN,
     ENDED,
@@ -81,7 +82,7 @@ class Takeover:
         why = self._why_not()
         if why is not None and self.script.link.rank is not None:  # the launcher would first wait for the other ranks, which may never come
             self._fail(Failure(kind="user-code", phase="setup", message=why))
-        header, self._request, descriptors = self.script.link.receive_request()
+        handover, self._request, descriptors = self.script.link.receive_request()
         self._events = descriptors[0]
         if why is not None:
             self._refuse(why)
@@ -90,13 +91,13 @@ class Takeover:
         self.kept.script = ScriptFacts(
             loaders=tuple(each.facts() for each in self.script.seen),
             chosen=self.script.chosen,
-            setup_s=time.time() - header["began_unix_s"],
+            setup_s=time.time() - handover.began_unix_s,
             python=sys.executable,
             device=self.script.device,
             num_ranks=1 if self.script.link.rank is None else self.script.link.rank.world_size,
         )
-        if header["threads"] is not None:
-            torch.set_num_threads(header["threads"])
+        if handover.threads is not None:
+            torch.set_num_threads(handover.threads)
         signal.signal(signal.SIGTERM, self._on_sigterm)
         self.kept.pids = frozenset(tree_pids())
         if len(descriptors) > 1:
@@ -232,7 +233,7 @@ class Takeover:
 
     def _fail(self, failure: Failure) -> NoReturn:
         """Report a failure of this rank to the launcher, which ends all ranks."""
-        self.script.link.say("failed", failure=failure.columns())
+        self.script.link.say(RankFailed(failure=failure))
         time.sleep(ENDED_S)
         self._leaves = True
         leave()

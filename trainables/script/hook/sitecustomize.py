@@ -45,6 +45,7 @@ def _train(options: str) -> None:
 
 
 def _report(address: str, why: str) -> None:
+    """Send a `WithoutFeedrate` (trainables/sandbox/launcher_protocol.py), which cannot be imported here."""
     import json
     import socket
 
