@@ -32,6 +32,7 @@ from feedrate.trainables.ranks.rank import Rank
 from feedrate.trainables.resolve import WorkloadRef
 from feedrate.trainables.sandbox.launched_ranks import LaunchedRanks
 from feedrate.trainables.sandbox.launcher_protocol import (
+    LOADER,
     EndedIdle,
     Handover,
     ImportsTorch,
@@ -54,8 +55,6 @@ SOCKET = "launcher"
 """Name of the socket in the template's temporary folder."""
 MARKS = {"FEEDRATE": "1"}
 """Variables by which a script can see that it runs for a measurement."""
-LOADER = "FEEDRATE_LOADER"
-"""Environment variable with the loader that the user chose: its number, or file.py:line."""
 OFFLINE = {
     "WANDB_MODE": "offline", "WANDB_SILENT": "true", "COMET_START_ONLINE": "0", "NEPTUNE_MODE": "offline",
     "CLEARML_OFFLINE_MODE": "1", "SWANLAB_MODE": "offline",

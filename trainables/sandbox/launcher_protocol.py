@@ -18,6 +18,9 @@ from feedrate.trainables.failure import Failure
 from feedrate.trainables.message import Message, name_of, values_of
 from feedrate.trainables.ranks.rank import Rank
 
+LOADER = "FEEDRATE_LOADER"
+"""Environment variable with the loader that the user chose: its number, or file.py:line."""
+
 # From an interpreter
 
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from feedrate.trainables.diagnose.origin import Origin
-from feedrate.trainables.sandbox.launcher_protocol import EndedIdle, Raised, TrainsInStartedProcess
+from feedrate.trainables.sandbox.launcher_protocol import LOADER, EndedIdle, Raised, TrainsInStartedProcess
 from feedrate.trainables.script.launcher_link import LauncherLink
 from feedrate.trainables.script.loader_recipe import LoaderRecipe, is_making
 from feedrate.trainables.script.seen_loader import (
@@ -27,10 +27,6 @@ from feedrate.trainables.script.seen_loader import (
     data_of,
 )
 from feedrate.trainables.script.tap import Tap
-
-LOADER = "FEEDRATE_LOADER"
-"""Environment variable with the loader that the user chose: its number, or file.py:line."""
-
 
 NO_GPU = (
     ". It asks for a GPU, and torch has none that it can use on this machine: run feedrate where the training runs, or let the script train "
