@@ -14,23 +14,18 @@ import signal
 import sys
 import threading
 import time
-from types import FrameType
 from typing import Any, NoReturn
 
 import greenlet
 import torch
 
 from feedrate.trainables.checking.script_facts import ScriptFacts
-from feedrate.trainables.failure import Failure, TrialFailed, classify
-from feedrate.trainables.isolation.leaving import ignore_ended_workers, leave
+from feedrate.trainables.failure import Failure, TrialFailed
+from feedrate.trainables.isolation.leaving import leave
 from feedrate.trainables.machine.process import tree_pids
 from feedrate.trainables.measurement import Measurement
-from feedrate.trainables.measuring.follower import Follower
 from feedrate.trainables.protocol import Failed, write_event
-from feedrate.trainables.ranks.lead import BLAME_S, Lead
-from feedrate.trainables.ranks.rank_link import RankLink
 from feedrate.trainables.sandbox.child_main import Kept, run_request
-from feedrate.trainables.sandbox.launcher_protocol import RankFailed
 from feedrate.trainables.script.between_epochs import (
     AGAIN,
     ENDED,
@@ -45,10 +40,9 @@ from feedrate.trainables.script.script import Script
 from feedrate.trainables.script.script_step import ScriptStep
 from feedrate.trainables.script.seen_loader import IN_STEP
 from feedrate.trainables.script.tap import Tap
+from feedrate.trainables.script.this_rank import ThisRank
 from feedrate.trainables.workload import Workload
 
-ENDED_S = 60.0
-"""After its report, a rank waits this long to be ended, because its end could look like the cause of the failure."""
 FEW = 1
 """Batches that each other loader gives while one is measured."""
 
@@ -66,6 +60,7 @@ class Takeover:
         self.step = ScriptStep(self._hand_over, self._end_epoch)
         self._between: BetweenEpochs | None = None
         """While the script is between two epochs."""
+        self._rank = None if script.link.rank is None else ThisRank(script.link.rank, script.link)
         self._leaves = False
         self._loop = greenlet.getcurrent()
         self._serving = greenlet.greenlet(self._serve)
@@ -80,8 +75,9 @@ class Takeover:
     def begin(self) -> Any:
         """Get the first request, and let the measurement begin; return the first batch that it gives to the script."""
         why = self._why_not()
-        if why is not None and self.script.link.rank is not None:  # the launcher would first wait for the other ranks, which may never come
-            self._fail(Failure(kind="user-code", phase="setup", message=why))
+        if why is not None and self._rank is not None:  # the launcher would first wait for the other ranks, which may never come
+            self._rank.report(Failure(kind="user-code", phase="setup", message=why))
+            self._leave()
         handover, self._request, descriptors = self.script.link.receive_request()
         self._events = descriptors[0]
         if why is not None:
@@ -94,26 +90,21 @@ class Takeover:
             setup_s=time.time() - handover.began_unix_s,
             python=sys.executable,
             device=self.script.device,
-            num_ranks=1 if self.script.link.rank is None else self.script.link.rank.world_size,
+            num_ranks=1 if self._rank is None else self._rank.rank.world_size,
         )
         if handover.threads is not None:
             torch.set_num_threads(handover.threads)
         signal.signal(signal.SIGTERM, self._on_sigterm)
         self.kept.pids = frozenset(tree_pids())
-        if len(descriptors) > 1:
-            self.kept.lead = Lead([RankLink(each) for each in descriptors[1:]])
+        if self._rank is not None and not self._rank.is_follower:
+            self.kept.lead = self._rank.lead(descriptors[1:])
         return self._serving.switch()
 
     def _why_not(self) -> str | None:
         """Return a sentence if this process cannot be measured."""
         if threading.current_thread() is not threading.main_thread():
             return f"{self.script.name} reads its loader in the thread {threading.current_thread().name!r}, and feedrate measures loops on the main thread only"
-        if self.script.link.rank is not None and _is_dispatching():
-            return (
-                f"one process of {self.script.name} reads the batches of all its processes (Accelerate's dispatch_batches), and feedrate measures "
-                "processes that read their own. Start the training with one process, or set dispatch_batches=False"
-            )
-        return None
+        return None if self._rank is None else self._rank.why_not(self.script.name)
 
     def is_serving(self) -> bool:
         """Return whether the measurement runs now, and not the script."""
@@ -206,57 +197,26 @@ class Takeover:
 
     def _serve(self) -> NoReturn:
         try:
-            if self._is_follower():
-                self._follow()
+            if self._rank is not None and self._rank.is_follower:
+                self._rank.follow(self._events, self.kept, self.script.device)
             else:
                 run_request(self._request, self._events, self.kept)
         finally:
-            self._leaves = True
-            leave()
-
-    def _is_follower(self) -> bool:
-        """Whether this is a rank other than rank 0."""
-        return self.script.link.rank is not None and self.script.link.rank.number > 0
-
-    def _follow(self) -> None:
-        """Do what rank 0 says; if that fails, report it to the launcher, because rank 0 may be waiting for this rank."""
-        rank = self.script.link.rank
-        assert self.kept.workload is not None and rank is not None
-        follower = Follower(RankLink(self._events), rank.number, self.kept.workload, self.script.device, self.kept.pids)
-        try:
-            follower.serve()
-        except BaseException as error:  # user code may raise anything, even SystemExit
-            ignore_ended_workers()
-            failure = classify(error, follower.phase, None if follower.config is None else follower.config.batch_size)
-            time.sleep(BLAME_S)
-            self._fail(failure)
-
-    def _fail(self, failure: Failure) -> NoReturn:
-        """Report a failure of this rank to the launcher, which ends all ranks."""
-        self.script.link.say(RankFailed(failure=failure))
-        time.sleep(ENDED_S)
-        self._leaves = True
-        leave()
+            self._leave()
 
     def _refuse(self, message: str) -> NoReturn:
         write_event(Failed(failure=Failure(kind="user-code", phase="setup", message=message), usage=True), self._events)
+        self._leave()
+
+    def _leave(self, status: int = 0) -> NoReturn:
         self._leaves = True
-        leave()
+        leave(status)
 
     def _on_sigterm(self, number: int, frame: object) -> None:
         if os.getpid() == self.script.pid:
-            self._leaves = True
-            leave(128 + number)
+            self._leave(128 + number)
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
-
-
-def _is_dispatching() -> bool:
-    """Whether Accelerate reads the batch that is asked for now on behalf of all ranks."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and not frame.f_code.co_qualname.startswith("DataLoaderDispatcher."):
-        frame = frame.f_back
-    return frame is not None
 
 
 def _name() -> str:
