@@ -26,16 +26,7 @@ from feedrate.trainables.machine.process import tree_pids
 from feedrate.trainables.measurement import Measurement
 from feedrate.trainables.protocol import Failed, write_event
 from feedrate.trainables.sandbox.child_main import Kept, run_request
-from feedrate.trainables.script.between_epochs import (
-    AGAIN,
-    ENDED,
-    MOST_S,
-    BetweenEpochs,
-    at_most,
-    no_overwriting,
-    place_of,
-    will_write,
-)
+from feedrate.trainables.script.between_epochs import AGAIN, ENDED, BetweenEpochs, will_write
 from feedrate.trainables.script.script import Script
 from feedrate.trainables.script.script_step import ScriptStep
 from feedrate.trainables.script.seen_loader import IN_STEP
@@ -115,26 +106,11 @@ class Takeover:
 
     def _end_epoch(self, result: Measurement) -> None:
         """Let the script's loop over the loader end, and time what it does until it begins the loader again, or ends."""
-        before = place_of(self._loop.gr_frame)
-        self._between = between = BetweenEpochs()
-        late = f"it takes more than {MOST_S:.0f} s"
-        overwrites = "the script writes over {}, which was there before. Run feedrate in a copy of the folder"
-        with (
-            at_most(MOST_S, lambda: self._leave_between(late)),
-            no_overwriting(lambda path: self._leave_between(overwrites.format(path))),
-        ):
-            how = self._loop.throw(StopIteration)
+        self._between = between = BetweenEpochs(self._loop, self._serving)
+        between.run()
         self._between = None
-        between.end(how)
-        self.kept.is_spent = between.is_stranded or place_of(self._loop.gr_frame) != before
-        result.between_epochs_failure = between.why_not
-        if between.why_not is None:
-            result.between_epochs_s, result.between_epochs_parts_s = between.seconds, between.parts
-
-    def _leave_between(self, how: str | BaseException) -> None:
-        """If the script is between two epochs now, end that, and do not come back to the script; otherwise do nothing."""
-        if self._between is not None and greenlet.getcurrent() is self._loop and os.getpid() == self.script.pid:
-            self._serving.switch(how)
+        self.kept.is_spent = between.is_stranded
+        between.record(result)
 
     def next_batch(self, tap: Tap) -> Any:
         """Return the next batch for the script: the measurement's, or of another loader one of its own.
@@ -174,12 +150,13 @@ class Takeover:
 
     def stepped(self) -> None:
         """Count a step of an optimizer: a script that trains between two epochs on batches that it has kept would never come back."""
-        if self._between is not None and self._between.stepped():
-            self._leave_between("the script goes on training without reading its loader")
+        if self._between is not None:
+            self._between.stepped()
 
     def raised(self, error: BaseException) -> None:
         """Let the measurement fail with an exception that ends the script."""
-        self._leave_between(error)
+        if self._between is not None:
+            self._between.end(error)
         if greenlet.getcurrent() is self._loop:
             self._serving.throw(type(error), error, error.__traceback__)
 
@@ -188,7 +165,8 @@ class Takeover:
         if self._leaves or self.is_serving():
             self.script.link.leave()
             return
-        self._leave_between(ENDED)
+        if self._between is not None:
+            self._between.end(ENDED)
         message = (
             f"{self.script.name} ended after {self.step.num_batches:,} batches, in the middle of the measurement: let it train for more steps or "
             "epochs, or lower --max-trial-s"
