@@ -27,7 +27,7 @@ from feedrate.trainables.measurement import Measurement
 from feedrate.trainables.protocol import Failed, write_event
 from feedrate.trainables.sandbox.child_main import Kept, run_request
 from feedrate.trainables.script.between_epochs import AGAIN, ENDED, BetweenEpochs, will_write
-from feedrate.trainables.script.script import Script
+from feedrate.trainables.script.measured_script import MeasuredScript
 from feedrate.trainables.script.script_step import ScriptStep
 from feedrate.trainables.script.seen_loader import IN_STEP
 from feedrate.trainables.script.tap import Tap
@@ -46,7 +46,7 @@ class Takeover:
         tap: the iteration at which it stands, whose loader is measured.
     """
 
-    def __init__(self, script: Script, tap: Tap) -> None:
+    def __init__(self, script: MeasuredScript, tap: Tap) -> None:
         self.script, self.measured, self._tap = script, tap.seen, tap
         self.step = ScriptStep(self._hand_over, self._end_epoch)
         self._between: BetweenEpochs | None = None

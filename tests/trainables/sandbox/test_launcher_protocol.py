@@ -78,4 +78,4 @@ def test_the_hook_of_an_interpreter_without_feedrate_sends_a_message(tmp_path):
 
 
 def test_the_hooks_of_every_interpreter_load_nothing_heavy():
-    assert loaded_by("from feedrate.trainables.script import hooks, worker_hooks") == []
+    assert loaded_by("from feedrate.trainables.script import measure_hooks, worker_hooks") == []

@@ -1,4 +1,4 @@
-"""`Script`: what an interpreter of the training command has done so far with its loaders and optimizers, and when feedrate takes over."""
+"""`MeasuredScript`: what an interpreter of the training command has done so far with its loaders and optimizers, and when feedrate takes over."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Control(Protocol):
         """Do what is to be done when the interpreter ends."""
 
 
-class Script:
+class MeasuredScript:
     """The state of one interpreter.
 
     Args:
@@ -70,7 +70,7 @@ class Script:
         control: makes what takes over, at the iteration whose loader is to be measured.
     """
 
-    def __init__(self, link: LauncherLink, control: Callable[[Script, Tap], Control]) -> None:
+    def __init__(self, link: LauncherLink, control: Callable[[MeasuredScript, Tap], Control]) -> None:
         self.link, self._control = link, control
         self.pid = os.getpid()
         self.chosen = os.environ.get(LOADER)
