@@ -67,13 +67,13 @@ class MeasureHooks:
             loader: Any = object.__new__(cls)
             for base in cls.__mro__[: cls.__mro__.index(loader_class)]:
                 wrap_iter(base, script)
-            script.made(loader, args, kwargs)
+            script.loaders.made(loader, args, kwargs)
             return loader
 
         @functools.wraps(own_init)
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
             bound = bind(own_init, self, args, kwargs)
-            script.bound(self, bound)
+            script.loaders.bound(self, bound)
             own_init(self, **bound)
 
         __new__.__signature__ = inspect.signature(own_init)  # type: ignore[attr-defined]

@@ -55,7 +55,7 @@ class Takeover:
         self._leaves = False
         self._loop = greenlet.getcurrent()
         self._serving = greenlet.greenlet(self._serve)
-        recipe = script.recipe_of(tap.loader)
+        recipe = script.loaders.recipe_of(tap.loader)
         assert recipe is not None
         tap.close()
         gc.collect()
@@ -74,10 +74,10 @@ class Takeover:
         if why is not None:
             self._refuse(why)
         assert self.kept.workload is not None
-        self.kept.workload.beside = tuple(each.beside() for each in self.script.seen if each is not self.measured and each.role != IN_STEP)
+        self.kept.workload.beside = tuple(each.beside() for each in self.script.loaders.seen if each is not self.measured and each.role != IN_STEP)
         self.kept.script = ScriptFacts(
-            loaders=tuple(each.facts() for each in self.script.seen),
-            chosen=self.script.chosen,
+            loaders=tuple(each.facts() for each in self.script.loaders.seen),
+            chosen=self.script.loaders.chosen,
             setup_s=time.time() - handover.began_unix_s,
             python=sys.executable,
             device=self.script.device,
