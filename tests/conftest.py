@@ -74,7 +74,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "finished" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group("finished"))
-        elif shares_a_fixture(item.path):
+        elif "tag" in item.fixturenames or shares_a_fixture(item.path):
             item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 
@@ -187,6 +187,15 @@ def records(run):
 def home(tmp_path_factory):
     """A home folder that Ray and the workloads' cache may write to."""
     return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def tag(tmp_path_factory):
+    """Marks what the tests of a file start; at their end nothing of it is left, in /dev/shm and /tmp neither."""
+    from census import leaves_nothing
+
+    with leaves_nothing(tmp_path_factory) as name:
+        yield name
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ MAX_LINES = 60
 # The rooms from the ground up: each may import those before it, and itself. A file at the top of a folder is a room of its own.
 FLOORS = {
     "trainables": [
-        "doubt", "no_arguments", "failure", "config", "step", "beside_loader", "workload", "ranks", "resolve", "measurement", "machine", "diagnose", "isolation", "deciding", "loader",
+        "message", "doubt", "no_arguments", "failure", "config", "step", "beside_loader", "workload", "ranks", "resolve", "measurement", "machine", "diagnose", "isolation", "deciding", "loader",
         "measuring", "probing", "tuning", "accompanying", "checking", "protocol", "sandbox", "bundled", "script",
     ],
     "search": [

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Self, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from feedrate.trainables.checking.described import Described
 from feedrate.trainables.config import LoaderConfig
@@ -19,6 +19,7 @@ from feedrate.trainables.diagnose.reloaded import Reloaded
 from feedrate.trainables.doubt import Doubt
 from feedrate.trainables.failure import Failure
 from feedrate.trainables.measuring.measure_options import MeasureOptions
+from feedrate.trainables.message import Message, name_of, values_of
 from feedrate.trainables.resolve import WorkloadRef
 
 
@@ -30,31 +31,11 @@ T = TypeVar("T", "Measured", "Checked", "Described", "LoadedAgain")
 C = TypeVar("C")
 
 
-def _values(message: Any) -> dict[str, Any]:
-    # asdict() would copy every window of every measurement, while the trial is timed
-    return {each.name: getattr(message, each.name) for each in fields(message)}
-
-
-class _Message:
-    """A message whose fields are JSON values; a class with other fields overrides both methods."""
-
-    __slots__ = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON object from which `from_json` makes an equal message."""
-        return _values(self)
-
-    @classmethod
-    def from_json(cls, saved: Mapping[str, Any]) -> Self:
-        """Return the message in an object of `to_json`."""
-        return cls(**saved)
-
-
 # Requests
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MeasureRequest(_Message):
+class MeasureRequest(Message):
     """Measure one setting."""
 
     config: LoaderConfig
@@ -72,7 +53,7 @@ class MeasureRequest(_Message):
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object from which `from_json` makes an equal request."""
-        return _values(self) | {"config": self.config.to_dict(), "options": self.options.to_json()}
+        return values_of(self) | {"config": self.config.to_dict(), "options": self.options.to_json()}
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> MeasureRequest:
@@ -82,12 +63,12 @@ class MeasureRequest(_Message):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DescribeRequest(_Message):
+class DescribeRequest(Message):
     """Describe the workload without training it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CheckRequest(_Message):
+class CheckRequest(Message):
     """Check whether changing the loader changes the data."""
 
     num_workers: int
@@ -97,7 +78,7 @@ class CheckRequest(_Message):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RerunRequest(_Message):
+class RerunRequest(Message):
     """Load failed batches again, without workers."""
 
     doubt: Doubt
@@ -152,7 +133,7 @@ class ChildTask:
 
     def line(self) -> bytes:
         """Return the line for the socket."""
-        head = {"op": _name_of(self.request, _REQUESTS), "workload": self.workload.to_json(), "lock_wait_s": self.lock_wait_s}
+        head = {"op": name_of(self.request, _REQUESTS), "workload": self.workload.to_json(), "lock_wait_s": self.lock_wait_s}
         return json.dumps(head | {"request": self.request.to_json()}).encode() + b"\n"
 
     @classmethod
@@ -171,7 +152,7 @@ class ChildTask:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Phase(_Message):
+class Phase(Message):
     """A phase of the request begins."""
 
     name: str
@@ -179,7 +160,7 @@ class Phase(_Message):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Waiting(_Message):
+class Waiting(Message):
     """The trial waits for its host."""
 
     why: str
@@ -188,7 +169,7 @@ class Waiting(_Message):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Silent(_Message):
+class Silent(Message):
     """The child has sent nothing for a while. `Child` makes this event in the supervisor, every SILENT_S (hang_detector.py)."""
 
     phase: str
@@ -198,7 +179,7 @@ class Silent(_Message):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Progress(_Message):
+class Progress(Message):
     """The measurement so far."""
 
     columns: dict[str, Any]
@@ -206,21 +187,21 @@ class Progress(_Message):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Checking(_Message):
+class Checking(Message):
     """What `check` examines next."""
 
     name: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LoadingAgain(_Message):
+class LoadingAgain(Message):
     """What a rerun loads next."""
 
     doing: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Measured(_Message):
+class Measured(Message):
     """The last event of a trial: its whole measurement."""
 
     columns: dict[str, Any]
@@ -230,7 +211,7 @@ class Measured(_Message):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Stopped(_Message):
+class Stopped(Message):
     """The last event of a trial that the supervisor stopped early."""
 
     kept: bool
@@ -238,7 +219,7 @@ class Stopped(_Message):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Checked(_Message):
+class Checked(Message):
     """The last event of `check`."""
 
     report: dict[str, Any]
@@ -246,7 +227,7 @@ class Checked(_Message):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LoadedAgain(_Message):
+class LoadedAgain(Message):
     """The last event of a rerun."""
 
     again: Reloaded
@@ -262,7 +243,7 @@ class LoadedAgain(_Message):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Failed(_Message):
+class Failed(Message):
     """The last event of any request that failed."""
 
     failure: Failure
@@ -310,7 +291,7 @@ _EVENTS: dict[str, type[Event]] = {
 
 def event_line(event: Event) -> bytes:
     """Return the line for the socket."""
-    return json.dumps({"event": _name_of(event, _EVENTS), **event.to_json()}).encode() + b"\n"
+    return json.dumps({"event": name_of(event, _EVENTS), **event.to_json()}).encode() + b"\n"
 
 
 def write_event(event: Event, descriptor: int) -> None:
@@ -374,7 +355,3 @@ def _class_of(name: object, classes: Mapping[str, type[C]]) -> type[C]:
     if not isinstance(name, str) or name not in classes:
         raise ProtocolError(f"{name!r} is not one of {', '.join(classes)}")
     return classes[name]
-
-
-def _name_of(message: object, classes: Mapping[str, type[C]]) -> str:
-    return next(name for name, each in classes.items() if type(message) is each)

@@ -10,29 +10,8 @@ import pytest
 from census import eventually
 from conftest import records
 from test_kills import GONE_WITHIN_S, check_records, told
+from toy_training import TRAIN
 
-TRAIN = """
-import time
-import torch
-from torch import nn
-from torch.utils.data import DataLoader, Dataset
-
-class Slow(Dataset):
-    def __len__(self):
-        return 4000
-    def __getitem__(self, index):
-        time.sleep(0.002)
-        return torch.full((8,), float(index)), index % 2
-
-if __name__ == "__main__":
-    model = nn.Linear(8, 2)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    for epoch in range(1000):
-        for x, y in DataLoader(Slow(), batch_size=16, shuffle=True, num_workers=1):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            optimizer.step()
-"""
 SEARCH = ["--num-workers", "1..8", "--max-trial-s", "1", "--no-confirm", "--keep-going", "--time-budget", "280s", "--out", "run"]
 
 PATH = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from census import TAG, eventually, leaves_nothing, tagged
+from census import TAG, eventually, tagged
 from framework_scripts import SCRIPTS, ScriptRun
 
 from feedrate.analysis.paste import loader_call, paste_place
 from feedrate.trainables.config import LoaderConfig
 
-pytestmark = pytest.mark.frameworks
+pytestmark = [pytest.mark.frameworks, pytest.mark.usefixtures("tag")]
 
 BASELINE = LoaderConfig(num_workers=1, batch_size=16, prefetch_factor=4)
 OTHER = {"num_workers": 2, "prefetch_factor": 3}
@@ -81,13 +81,6 @@ CASES = [
     ),
     Case("train_monai.py", "loader = DataLoader", f"monai.data.DataLoader(dataset, {TORCHS}", framework="monai"),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tag(tmp_path_factory):
-    """Marks what this module starts; at its end nothing of it is left, in /dev/shm and /tmp neither."""
-    with leaves_nothing(tmp_path_factory) as name:
-        yield name
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Patch torch in a training command that trains to its end (`feedrate train`), so that its loader can be tuned on the way.
 
 This module loads in every interpreter of the command, so it imports little, and never torch. Nothing that goes wrong here may
-end a training: it goes on untouched then.
+end a training: it goes on untouched then. script/measure_hooks.py is its counterpart for a script that is measured.
 """
 
 from __future__ import annotations

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from feedrate.trainables.failure import Failure
 from feedrate.trainables.ranks.rank import Rank
+from feedrate.trainables.sandbox.launcher_protocol import EndedIdle, Handover, Raised, RankFailed
 
 SETTLED_S = 0.5
 """Time from the first report of a failure until its cause must have been seen."""
@@ -80,9 +78,9 @@ class LaunchedRanks:
         """Return how many of this rank's world have not begun to train."""
         return rank.world_size - len(self.waiting)
 
-    def hand_over(self, header: Mapping[str, Any], request: bytes, pipe: int) -> None:
-        """Give the request, the socket for events and sockets to the other ranks to rank 0, and their other ends to these ranks."""
-        head = json.dumps(header).encode() + b"\n"
+    def hand_over(self, handover: Handover, request: bytes, pipe: int) -> None:
+        """Give the answer, the request, the socket for events and sockets to the other ranks to rank 0, and their other ends to these ranks."""
+        head = handover.line()
         pairs = [socket.socketpair() for _ in range(len(self.waiting) - 1)]
         try:
             for number, connection in self.waiting.items():
@@ -94,21 +92,21 @@ class LaunchedRanks:
                 for each in pair:
                     each.close()
 
-    def raised(self, rank: Rank, message: Mapping[str, Any]) -> None:
+    def raised(self, rank: Rank, message: Raised) -> None:
         """Note that a rank raised before it had trained."""
         self.finished.add(rank.number)
-        failure = Failure(kind="user-code", phase="setup", message=message["sentence"], traceback=message["traceback"])
-        self._blame(rank, failure, message["time_s"])
+        failure = Failure(kind="user-code", phase="setup", message=message.sentence, traceback=message.traceback)
+        self._blame(rank, failure, message.time_s)
 
-    def ended_idle(self, rank: Rank, message: Mapping[str, Any]) -> None:
+    def ended_idle(self, rank: Rank, message: EndedIdle) -> None:
         """Note that a rank has ended without training. That is a failure if another rank trains."""
         self.finished.add(rank.number)
-        self.idle[rank.number] = rank, message["sentence"]
+        self.idle[rank.number] = rank, message.sentence
 
-    def failed(self, rank: Rank, message: Mapping[str, Any]) -> None:
+    def failed(self, rank: Rank, message: RankFailed) -> None:
         """Note a failure that a rank has reported itself."""
         self.finished.add(rank.number)
-        self._blame(rank, Failure.from_columns(message["failure"]), message["time_s"])
+        self._blame(rank, message.failure, message.time_s)
 
     def ended(self, watch: int, phase: str) -> None:
         """Note that the process behind a descriptor of `watches` has ended."""

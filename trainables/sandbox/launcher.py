@@ -8,7 +8,6 @@ is the trial's child process, exactly as one that was forked from a template.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -32,6 +31,21 @@ from feedrate.trainables.protocol import Failed, write_event
 from feedrate.trainables.ranks.rank import Rank
 from feedrate.trainables.resolve import WorkloadRef
 from feedrate.trainables.sandbox.launched_ranks import LaunchedRanks
+from feedrate.trainables.sandbox.launcher_protocol import (
+    LOADER,
+    EndedIdle,
+    Handover,
+    ImportsTorch,
+    IsImported,
+    Leaves,
+    Raised,
+    RankFailed,
+    Said,
+    Trains,
+    TrainsInStartedProcess,
+    WithoutFeedrate,
+    said_in,
+)
 
 ADDRESS = "FEEDRATE_LAUNCHER"
 """Environment variable with the path of the launcher's socket."""
@@ -41,8 +55,6 @@ SOCKET = "launcher"
 """Name of the socket in the template's temporary folder."""
 MARKS = {"FEEDRATE": "1"}
 """Variables by which a script can see that it runs for a measurement."""
-LOADER = "FEEDRATE_LOADER"
-"""Environment variable with the loader that the user chose: its number, or file.py:line."""
 OFFLINE = {
     "WANDB_MODE": "offline", "WANDB_SILENT": "true", "COMET_START_ONLINE": "0", "NEPTUNE_MODE": "offline",
     "CLEARML_OFFLINE_MODE": "1", "SWANLAB_MODE": "offline",
@@ -119,8 +131,8 @@ class _Interpreter:
         pid, _, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         return cls(connection, pid)
 
-    def messages(self) -> list[dict[str, Any]] | None:
-        """Return the messages that have come; None if the connection has closed."""
+    def messages(self) -> list[Said] | None:
+        """Return the messages that have come, without those of unknown kinds; None if the connection has closed."""
         try:
             data = self.connection.recv(1 << 16)
         except ConnectionResetError:
@@ -128,7 +140,7 @@ class _Interpreter:
         if not data:
             return None
         *lines, self.buffer = (self.buffer + data).split(b"\n")
-        return [json.loads(line) for line in lines]
+        return [message for line in lines if (message := said_in(line)) is not None]
 
 
 @dataclass(slots=True)
@@ -146,8 +158,14 @@ class _Launch:
     poll: Any = field(default_factory=select.poll)
     interpreters: dict[int, _Interpreter] = field(default_factory=dict)
     """Connections by descriptor."""
-    said: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """The last message of each kind."""
+    has_imported_torch: bool = False
+    """Whether an interpreter with feedrate has imported torch."""
+    raised: Raised | None = None
+    """The last message of this kind, unless it is of a rank."""
+    ended_idle: EndedIdle | None = None
+    """The last message of this kind."""
+    without_feedrate: WithoutFeedrate | None = None
+    """The last message of this kind."""
     command: subprocess.Popen[bytes] | None = None
     command_watch: int = -1
     status: int | None = None
@@ -229,7 +247,7 @@ class _Launch:
         """Whether the command has ended, and nothing that it left running can still begin to train."""
         if self.status is None or self.trainer is not None:
             return False
-        if "raised" in self.said or "ended" in self.said:
+        if self.raised is not None or self.ended_idle is not None:
             return not any(_lives(each.pid) for each in self.interpreters.values())
         others = [pid for pid, is_helper in marked(os.environ[MARKER]).items() if pid != os.getpid() and not is_helper]
         return not others or time.monotonic() > until_s
@@ -247,33 +265,42 @@ class _Launch:
             self.interpreters.pop(number).connection.close()
             return
         for message in messages:
-            says, rank = message["says"], interpreter.rank
-            if rank is not None and not self.ranks.is_first(rank, interpreter.pid):
-                rank = None
-            if says == "trains":
-                self._hand_over(interpreter, Rank.from_json(message["rank"]))
-            elif says == "imports torch":
-                interpreter.rank = Rank.from_json(message["rank"])
-                if interpreter.rank is not None and (watch := self.ranks.begins(interpreter.rank, interpreter.pid)) is not None:
+            self._hear(interpreter, message)
+
+    def _hear(self, interpreter: _Interpreter, message: Said) -> None:
+        rank = interpreter.rank
+        if rank is not None and not self.ranks.is_first(rank, interpreter.pid):
+            rank = None
+        match message:
+            case Trains():
+                self._hand_over(interpreter, message.rank)
+            case ImportsTorch():
+                interpreter.rank = message.rank
+                if message.rank is not None and (watch := self.ranks.begins(message.rank, interpreter.pid)) is not None:
                     self.poll.register(watch, select.POLLIN)
-                self.said[says] = message
-            elif rank is not None and says == "raised":
+                self.has_imported_torch = True
+            case Raised() if rank is not None:
                 self.ranks.raised(rank, message)
-            elif rank is not None and says == "failed":
-                self.ranks.failed(rank, message)
-            elif says == "leaves":
+            case Raised():
+                self.raised = message
+            case RankFailed():
+                if rank is not None:
+                    self.ranks.failed(rank, message)
+            case Leaves():
                 self._end_launchers()
                 with contextlib.suppress(OSError):
                     interpreter.connection.sendall(b"\n")
-            elif says == "trains in a started process":
+            case TrainsInStartedProcess():
                 if self.trainer is None:
                     _send(self.pipe, _own_ranks(self.launcher.ref.target))
-            elif says == "is imported":
+            case IsImported():
                 _send(self.pipe, _unguarded(self.launcher.ref.target))
-            else:
-                if rank is not None and says == "ended":
+            case EndedIdle():
+                if rank is not None:
                     self.ranks.ended_idle(rank, message)
-                self.said[says] = message
+                self.ended_idle = message
+            case WithoutFeedrate():
+                self.without_feedrate = message
 
     def _report_ranks(self, *, is_last: bool) -> None:
         """Let the trial end if a rank has failed."""
@@ -301,14 +328,14 @@ class _Launch:
                 _send(self.pipe, _failed(why, usage=True))
             elif not self.ranks.missing(rank):
                 self._watch(self.ranks.first[0])
-                self.ranks.hand_over(self._header(), self.request, self.pipe)
+                self.ranks.hand_over(self._handover(), self.request, self.pipe)
             return
         self._watch(interpreter.pid)
         with contextlib.suppress(OSError):  # the process has died, which the poll reports
-            socket.send_fds(interpreter.connection, [json.dumps(self._header()).encode() + b"\n" + self.request], [self.pipe])
+            socket.send_fds(interpreter.connection, [self._handover().line() + self.request], [self.pipe])
 
-    def _header(self) -> dict[str, Any]:
-        return {"threads": self.threads, "began_unix_s": self.began_unix_s}
+    def _handover(self) -> Handover:
+        return Handover(threads=self.threads, began_unix_s=self.began_unix_s)
 
     def _watch(self, pid: int) -> None:
         """Wait for the end of the process that trains from now on."""
@@ -359,14 +386,14 @@ class _Launch:
         """Return the event that says why nothing could be measured."""
         assert self.status is not None
         target, code = self.launcher.ref.target, os.waitstatus_to_exitcode(self.status)
-        if (raised := self.said.get("raised")) is not None:
-            return _failed(raised["sentence"], traceback=raised["traceback"])
-        if (ended := self.said.get("ended")) is not None and code == 0:
-            return _failed(ended["sentence"] + output_tail())
-        if (without := self.said.get("without feedrate")) is not None and "imports torch" not in self.said:
-            python = without["python"]
+        if self.raised is not None:
+            return _failed(self.raised.sentence, traceback=self.raised.traceback)
+        if self.ended_idle is not None and code == 0:
+            return _failed(self.ended_idle.sentence + output_tail())
+        if self.without_feedrate is not None and not self.has_imported_torch:
+            python = self.without_feedrate.python
             message = (
-                f"{python} cannot import feedrate ({without['why']}). feedrate measures inside the script's own process, so install it "
+                f"{python} cannot import feedrate ({self.without_feedrate.why}). feedrate measures inside the script's own process, so install it "
                 f"there: {python} -m pip install feedrate=={version('feedrate')}"
             )
             return _failed(message, usage=True)

@@ -13,9 +13,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import greenlet
 import psutil
 
 from feedrate.trainables.loader.epoch_size import length_of
+from feedrate.trainables.measurement import Measurement
 from feedrate.trainables.script.tap import Tap
 
 READ_S = 5.0
@@ -33,9 +35,15 @@ AGAIN, ENDED = "begins again", "ended"
 
 
 class BetweenEpochs:
-    """The time from the end of an epoch on. It ends when `give_up`, `again` or `ended` is called, or the script raises."""
+    """The time from the end of an epoch to the beginning of the next one: the script goes on by itself, and the measurement waits.
 
-    def __init__(self) -> None:
+    Args:
+        script: the greenlet of the script, which waits for a batch.
+        measuring: the greenlet of the measurement.
+    """
+
+    def __init__(self, script: greenlet.greenlet, measuring: greenlet.greenlet) -> None:
+        self._script, self._measuring, self._pid = script, measuring, os.getpid()
         self._began_s = time.perf_counter()
         self.seconds = 0.0
         """How long it took in all, including what is only estimated."""
@@ -49,6 +57,31 @@ class BetweenEpochs:
         """When each iteration of another loader began, and when it last gave a batch."""
         self._estimated_s = 0.0
         self._num_steps = 0
+
+    def run(self) -> None:
+        """Let the script's loop over its loader end, and return when `end` is called or the script begins the loader again."""
+        before = place_of(self._script.gr_frame)
+        late = f"it takes more than {MOST_S:.0f} s"
+        overwrites = "the script writes over {}, which was there before. Run feedrate in a copy of the folder"
+        with at_most(MOST_S, lambda: self.end(late)), no_overwriting(lambda path: self.end(overwrites.format(path))):
+            how = self._script.throw(StopIteration)
+        self._sum_up(how)
+        self.is_stranded |= place_of(self._script.gr_frame) != before
+
+    def end(self, how: str | BaseException) -> None:
+        """Go back to the measurement for good, if the script runs now; otherwise do nothing.
+
+        Args:
+            how: ENDED, an exception of the script, or a clause that says why the time is not known.
+        """
+        if greenlet.getcurrent() is self._script and os.getpid() == self._pid:
+            self._measuring.switch(how)
+
+    def record(self, result: Measurement) -> None:
+        """Write into a measurement how long the time was, or why that is not known."""
+        result.between_epochs_failure = self.why_not
+        if self.why_not is None:
+            result.between_epochs_s, result.between_epochs_parts_s = self.seconds, self.parts
 
     def next_batch(self, tap: Tap, take: Callable[[Tap], Any]) -> Any:
         """Return the next batch of another loader, whose iteration is cut short when there is no more time to read.
@@ -79,13 +112,14 @@ class BetweenEpochs:
         """Note the time that a checkpoint took."""
         self._add(SAVING, seconds)
 
-    def stepped(self) -> bool:
-        """Count a step of an optimizer; return whether the script trains on without its loaders."""
+    def stepped(self) -> None:
+        """Count a step of an optimizer: a script that trains on batches that it has kept would never come back."""
         self._num_steps += 1
-        return self._num_steps > MOST_STEPS
+        if self._num_steps > MOST_STEPS:
+            self.end("the script goes on training without reading its loader")
 
-    def end(self, how: str | BaseException) -> None:
-        """Note that it is over: AGAIN, ENDED, an exception of the script, or a clause that says why the time is not known."""
+    def _sum_up(self, how: str | BaseException) -> None:
+        """Note how the time ended: as `end` says, or with AGAIN."""
         self.seconds = time.perf_counter() - self._began_s + self._estimated_s
         for tap, (since, until) in self._taps.items():  # the script left the loop before the loader's end
             self._add(tap.seen.where, until - since)

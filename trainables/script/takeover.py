@@ -14,40 +14,26 @@ import signal
 import sys
 import threading
 import time
-from types import FrameType
 from typing import Any, NoReturn
 
 import greenlet
 import torch
 
 from feedrate.trainables.checking.script_facts import ScriptFacts
-from feedrate.trainables.failure import Failure, TrialFailed, classify
-from feedrate.trainables.isolation.leaving import ignore_ended_workers, leave
+from feedrate.trainables.failure import Failure, TrialFailed
+from feedrate.trainables.isolation.leaving import leave
 from feedrate.trainables.machine.process import tree_pids
 from feedrate.trainables.measurement import Measurement
-from feedrate.trainables.measuring.follower import Follower
 from feedrate.trainables.protocol import Failed, write_event
-from feedrate.trainables.ranks.lead import BLAME_S, Lead
-from feedrate.trainables.ranks.rank_link import RankLink
 from feedrate.trainables.sandbox.child_main import Kept, run_request
-from feedrate.trainables.script.between_epochs import (
-    AGAIN,
-    ENDED,
-    MOST_S,
-    BetweenEpochs,
-    at_most,
-    no_overwriting,
-    place_of,
-    will_write,
-)
-from feedrate.trainables.script.script import Script
+from feedrate.trainables.script.between_epochs import AGAIN, ENDED, BetweenEpochs, will_write
+from feedrate.trainables.script.measured_script import MeasuredScript
 from feedrate.trainables.script.script_step import ScriptStep
 from feedrate.trainables.script.seen_loader import IN_STEP
 from feedrate.trainables.script.tap import Tap
+from feedrate.trainables.script.this_rank import ThisRank
 from feedrate.trainables.workload import Workload
 
-ENDED_S = 60.0
-"""After its report, a rank waits this long to be ended, because its end could look like the cause of the failure."""
 FEW = 1
 """Batches that each other loader gives while one is measured."""
 
@@ -60,15 +46,16 @@ class Takeover:
         tap: the iteration at which it stands, whose loader is measured.
     """
 
-    def __init__(self, script: Script, tap: Tap) -> None:
+    def __init__(self, script: MeasuredScript, tap: Tap) -> None:
         self.script, self.measured, self._tap = script, tap.seen, tap
         self.step = ScriptStep(self._hand_over, self._end_epoch)
         self._between: BetweenEpochs | None = None
         """While the script is between two epochs."""
+        self._rank = None if script.link.rank is None else ThisRank(script.link.rank, script.link)
         self._leaves = False
         self._loop = greenlet.getcurrent()
         self._serving = greenlet.greenlet(self._serve)
-        recipe = script.recipe_of(tap.loader)
+        recipe = script.loaders.recipe_of(tap.loader)
         assert recipe is not None
         tap.close()
         gc.collect()
@@ -79,40 +66,36 @@ class Takeover:
     def begin(self) -> Any:
         """Get the first request, and let the measurement begin; return the first batch that it gives to the script."""
         why = self._why_not()
-        if why is not None and self.script.link.rank is not None:  # the launcher would first wait for the other ranks, which may never come
-            self._fail(Failure(kind="user-code", phase="setup", message=why))
-        header, self._request, descriptors = self.script.link.receive_request()
+        if why is not None and self._rank is not None:  # the launcher would first wait for the other ranks, which may never come
+            self._rank.report(Failure(kind="user-code", phase="setup", message=why))
+            self._leave()
+        handover, self._request, descriptors = self.script.link.receive_request()
         self._events = descriptors[0]
         if why is not None:
             self._refuse(why)
         assert self.kept.workload is not None
-        self.kept.workload.beside = tuple(each.beside() for each in self.script.seen if each is not self.measured and each.role != IN_STEP)
+        self.kept.workload.beside = tuple(each.beside() for each in self.script.loaders.seen if each is not self.measured and each.role != IN_STEP)
         self.kept.script = ScriptFacts(
-            loaders=tuple(each.facts() for each in self.script.seen),
-            chosen=self.script.chosen,
-            setup_s=time.time() - header["began_unix_s"],
+            loaders=tuple(each.facts() for each in self.script.loaders.seen),
+            chosen=self.script.loaders.chosen,
+            setup_s=time.time() - handover.began_unix_s,
             python=sys.executable,
             device=self.script.device,
-            num_ranks=1 if self.script.link.rank is None else self.script.link.rank.world_size,
+            num_ranks=1 if self._rank is None else self._rank.rank.world_size,
         )
-        if header["threads"] is not None:
-            torch.set_num_threads(header["threads"])
+        if handover.threads is not None:
+            torch.set_num_threads(handover.threads)
         signal.signal(signal.SIGTERM, self._on_sigterm)
         self.kept.pids = frozenset(tree_pids())
-        if len(descriptors) > 1:
-            self.kept.lead = Lead([RankLink(each) for each in descriptors[1:]])
+        if self._rank is not None and not self._rank.is_follower:
+            self.kept.lead = self._rank.lead(descriptors[1:])
         return self._serving.switch()
 
     def _why_not(self) -> str | None:
         """Return a sentence if this process cannot be measured."""
         if threading.current_thread() is not threading.main_thread():
             return f"{self.script.name} reads its loader in the thread {threading.current_thread().name!r}, and feedrate measures loops on the main thread only"
-        if self.script.link.rank is not None and _is_dispatching():
-            return (
-                f"one process of {self.script.name} reads the batches of all its processes (Accelerate's dispatch_batches), and feedrate measures "
-                "processes that read their own. Start the training with one process, or set dispatch_batches=False"
-            )
-        return None
+        return None if self._rank is None else self._rank.why_not(self.script.name)
 
     def is_serving(self) -> bool:
         """Return whether the measurement runs now, and not the script."""
@@ -123,26 +106,11 @@ class Takeover:
 
     def _end_epoch(self, result: Measurement) -> None:
         """Let the script's loop over the loader end, and time what it does until it begins the loader again, or ends."""
-        before = place_of(self._loop.gr_frame)
-        self._between = between = BetweenEpochs()
-        late = f"it takes more than {MOST_S:.0f} s"
-        overwrites = "the script writes over {}, which was there before. Run feedrate in a copy of the folder"
-        with (
-            at_most(MOST_S, lambda: self._leave_between(late)),
-            no_overwriting(lambda path: self._leave_between(overwrites.format(path))),
-        ):
-            how = self._loop.throw(StopIteration)
+        self._between = between = BetweenEpochs(self._loop, self._serving)
+        between.run()
         self._between = None
-        between.end(how)
-        self.kept.is_spent = between.is_stranded or place_of(self._loop.gr_frame) != before
-        result.between_epochs_failure = between.why_not
-        if between.why_not is None:
-            result.between_epochs_s, result.between_epochs_parts_s = between.seconds, between.parts
-
-    def _leave_between(self, how: str | BaseException) -> None:
-        """If the script is between two epochs now, end that, and do not come back to the script; otherwise do nothing."""
-        if self._between is not None and greenlet.getcurrent() is self._loop and os.getpid() == self.script.pid:
-            self._serving.switch(how)
+        self.kept.is_spent = between.is_stranded
+        between.record(result)
 
     def next_batch(self, tap: Tap) -> Any:
         """Return the next batch for the script: the measurement's, or of another loader one of its own.
@@ -182,12 +150,13 @@ class Takeover:
 
     def stepped(self) -> None:
         """Count a step of an optimizer: a script that trains between two epochs on batches that it has kept would never come back."""
-        if self._between is not None and self._between.stepped():
-            self._leave_between("the script goes on training without reading its loader")
+        if self._between is not None:
+            self._between.stepped()
 
     def raised(self, error: BaseException) -> None:
         """Let the measurement fail with an exception that ends the script."""
-        self._leave_between(error)
+        if self._between is not None:
+            self._between.end(error)
         if greenlet.getcurrent() is self._loop:
             self._serving.throw(type(error), error, error.__traceback__)
 
@@ -196,7 +165,8 @@ class Takeover:
         if self._leaves or self.is_serving():
             self.script.link.leave()
             return
-        self._leave_between(ENDED)
+        if self._between is not None:
+            self._between.end(ENDED)
         message = (
             f"{self.script.name} ended after {self.step.num_batches:,} batches, in the middle of the measurement: let it train for more steps or "
             "epochs, or lower --max-trial-s"
@@ -205,57 +175,26 @@ class Takeover:
 
     def _serve(self) -> NoReturn:
         try:
-            if self._is_follower():
-                self._follow()
+            if self._rank is not None and self._rank.is_follower:
+                self._rank.follow(self._events, self.kept, self.script.device)
             else:
                 run_request(self._request, self._events, self.kept)
         finally:
-            self._leaves = True
-            leave()
-
-    def _is_follower(self) -> bool:
-        """Whether this is a rank other than rank 0."""
-        return self.script.link.rank is not None and self.script.link.rank.number > 0
-
-    def _follow(self) -> None:
-        """Do what rank 0 says; if that fails, report it to the launcher, because rank 0 may be waiting for this rank."""
-        rank = self.script.link.rank
-        assert self.kept.workload is not None and rank is not None
-        follower = Follower(RankLink(self._events), rank.number, self.kept.workload, self.script.device, self.kept.pids)
-        try:
-            follower.serve()
-        except BaseException as error:  # user code may raise anything, even SystemExit
-            ignore_ended_workers()
-            failure = classify(error, follower.phase, None if follower.config is None else follower.config.batch_size)
-            time.sleep(BLAME_S)
-            self._fail(failure)
-
-    def _fail(self, failure: Failure) -> NoReturn:
-        """Report a failure of this rank to the launcher, which ends all ranks."""
-        self.script.link.say("failed", failure=failure.columns())
-        time.sleep(ENDED_S)
-        self._leaves = True
-        leave()
+            self._leave()
 
     def _refuse(self, message: str) -> NoReturn:
         write_event(Failed(failure=Failure(kind="user-code", phase="setup", message=message), usage=True), self._events)
+        self._leave()
+
+    def _leave(self, status: int = 0) -> NoReturn:
         self._leaves = True
-        leave()
+        leave(status)
 
     def _on_sigterm(self, number: int, frame: object) -> None:
         if os.getpid() == self.script.pid:
-            self._leaves = True
-            leave(128 + number)
+            self._leave(128 + number)
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
-
-
-def _is_dispatching() -> bool:
-    """Whether Accelerate reads the batch that is asked for now on behalf of all ranks."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and not frame.f_code.co_qualname.startswith("DataLoaderDispatcher."):
-        frame = frame.f_back
-    return frame is not None
 
 
 def _name() -> str:

@@ -1,4 +1,4 @@
-"""`Tap`: what a script gets when it iterates a DataLoader: an iterator that asks `Script` for every batch."""
+"""`Tap`: what a script gets when it iterates a DataLoader: an iterator that asks `MeasuredScript` for every batch."""
 
 from __future__ import annotations
 

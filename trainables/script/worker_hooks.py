@@ -9,14 +9,14 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
-import sys
 from types import ModuleType
 from typing import Any
 
 import wrapt
 
 from feedrate.trainables.diagnose import stacks
-from feedrate.trainables.script.launcher_link import RANK, LauncherLink
+from feedrate.trainables.sandbox.launcher_protocol import IsImported, TrainsInStartedProcess
+from feedrate.trainables.script.launcher_link import LauncherLink
 
 
 def install(address: str) -> None:
@@ -36,7 +36,7 @@ def _refuse_training(address: str, module: ModuleType) -> None:
     @functools.wraps(own)
     def __iter__(self: Any) -> Any:  # noqa: N807
         if getattr(multiprocessing.current_process(), "_inheriting", False):  # the script is being imported
-            LauncherLink(address, "is imported", file=os.path.basename(getattr(sys.modules.get("__main__"), "__file__", "") or ""))
+            LauncherLink(address, IsImported())
             os._exit(1)
         return own(self)
 
@@ -46,7 +46,7 @@ def _refuse_training(address: str, module: ModuleType) -> None:
 def _report_rank(address: str, module: ModuleType) -> None:
     def stepped(optimizer: Any, args: Any, kwargs: Any) -> None:
         if not getattr(multiprocessing.current_process(), "_inheriting", False):
-            LauncherLink(address, RANK)
+            LauncherLink(address, TrainsInStartedProcess())
             os._exit(1)
 
     module.register_optimizer_step_post_hook(stepped)

@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from census import TAG, eventually, leaves_nothing, tagged
+from census import TAG, eventually, tagged
 
 from feedrate.analysis.ranks import rank_waits
 from feedrate.trainables.config import LoaderConfig
@@ -16,6 +16,8 @@ from feedrate.trainables.protocol import DescribeRequest, Failed, Measured, Meas
 from feedrate.trainables.resolve import make_command_ref
 from feedrate.trainables.sandbox import hang_detector
 from feedrate.trainables.sandbox.template import Template
+
+pytestmark = pytest.mark.usefixtures("tag")
 
 HEAD = """
 import os, sys, time
@@ -64,13 +66,6 @@ if __name__ == "__main__":
         for batch in loader:
             train(model, optimizer, batch)
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tag(tmp_path_factory):
-    """Marks what a module starts; at its end nothing of it is left, in /dev/shm and /tmp neither."""
-    with leaves_nothing(tmp_path_factory) as name:
-        yield name
 
 
 @pytest.fixture

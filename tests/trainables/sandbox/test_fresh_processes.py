@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import workloads
-from census import TAG, eventually, leaves_nothing, tagged
+from census import TAG, eventually, tagged
 from torch.utils.data import get_worker_info
 
 from feedrate.trainables.config import LoaderConfig
@@ -24,6 +24,8 @@ from feedrate.trainables.protocol import Described, DescribeRequest, Failed, Mea
 from feedrate.trainables.resolve import make_ref
 from feedrate.trainables.sandbox import child_main
 from feedrate.trainables.sandbox.template import Template
+
+pytestmark = pytest.mark.usefixtures("tag")
 
 MODULE = """
 import atexit, os, sys, threading, time
@@ -61,13 +63,6 @@ def named(hangs=False):
 atexit.register(lambda: open({ended!r}, "a").write("x"))
 """
 REQUEST = MeasureRequest(config=LoaderConfig(num_workers=2, batch_size=4), options=MeasureOptions(max_trial_s=1.0))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tag(tmp_path_factory):
-    """Marks what this module starts; at its end nothing of it is left."""
-    with leaves_nothing(tmp_path_factory) as name:
-        yield name
 
 
 @pytest.fixture

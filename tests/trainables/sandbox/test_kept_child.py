@@ -2,10 +2,9 @@
 
 import os
 import signal
-import uuid
 
 import pytest
-from census import TAG, eventually, remove_locks, tagged
+from census import TAG, eventually, tagged
 from workloads import PATH
 
 from feedrate.analysis.estimate import record_rate
@@ -22,17 +21,6 @@ from feedrate.trainables.sandbox.template import Template
 
 SETTING = {"num_workers": 2, "batch_size": 4}
 OPTIONS = {"max_trial_s": 1.0, "measure_step": False}
-
-
-@pytest.fixture(scope="module")
-def tag():
-    """Marks what this module starts; at its end nothing of it is left."""
-    name = uuid.uuid4().hex
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FEEDRATE_HOST_ID", f"test-{name}")
-        yield name
-        assert eventually(lambda: not tagged(name)), tagged(name)
-        remove_locks()
 
 
 @pytest.fixture

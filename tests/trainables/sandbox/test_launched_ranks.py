@@ -12,6 +12,7 @@ import pytest
 from feedrate.trainables.failure import Failure
 from feedrate.trainables.ranks.rank import Rank
 from feedrate.trainables.sandbox.launched_ranks import SETTLED_S, LaunchedRanks
+from feedrate.trainables.sandbox.launcher_protocol import EndedIdle, Raised, RankFailed
 
 
 def rank(number):
@@ -19,7 +20,7 @@ def rank(number):
 
 
 def raised(text, time_s):
-    return {"sentence": text, "traceback": "", "time_s": time_s}
+    return Raised(sentence=text, traceback="", time_s=time_s)
 
 
 @pytest.fixture
@@ -69,13 +70,13 @@ def test_the_first_exception_counts_and_is_reported_after_a_moment(ranks):
 def test_a_failure_in_the_measurement_keeps_its_kind(ranks):
     found, _ = ranks
     failure = Failure(kind="hang", phase="measure", message="no batch came")
-    found.failed(rank(1), {"failure": failure.columns(), "time_s": 1.0})
+    found.failed(rank(1), RankFailed(failure=failure, time_s=1.0))
     assert found.cause(is_last=True) == Failure(kind="hang", phase="measure", message="rank 1: no batch came")
 
 
 def test_a_rank_that_ends_without_training_is_a_failure_if_another_one_trains(ranks):
     found, _ = ranks
-    found.ended_idle(rank(1), {"sentence": "train.py ended without making a torch DataLoader"})
+    found.ended_idle(rank(1), EndedIdle(sentence="train.py ended without making a torch DataLoader"))
     assert found.cause(is_last=True) is None
     assert found.joins(rank(0), found.first[0], None) is None
     assert found.cause().message.startswith("rank 1: train.py ended without")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from census import OURS, TAG, eventually, files, leaves_nothing, tagged
+from census import OURS, TAG, eventually, files, tagged
 from workloads import PATH
 
 from feedrate.analysis.estimate import record_rate
@@ -31,14 +31,9 @@ from feedrate.trainables.resolve import make_ref
 from feedrate.trainables.sandbox import hang_detector
 from feedrate.trainables.sandbox.template import Template
 
+pytestmark = pytest.mark.usefixtures("tag")
+
 SETTING = {"num_workers": 2, "batch_size": 4}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tag(tmp_path_factory):
-    """Marks what this module starts; at its end nothing of it is left, in /dev/shm and /tmp neither."""
-    with leaves_nothing(tmp_path_factory) as name:
-        yield name
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from census import TAG, eventually, leaves_nothing, tagged
+from census import TAG, eventually, tagged
 
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.isolation.sweeping import MARKER, marked, sweep
@@ -29,6 +29,8 @@ from feedrate.trainables.resolve import make_ref
 from feedrate.trainables.sandbox import template as template_module
 from feedrate.trainables.sandbox.template import Template
 
+pytestmark = pytest.mark.usefixtures("tag")
+
 MODULE = """
 import sys
 sys.path.append({tests!r})
@@ -41,13 +43,6 @@ REQUEST = MeasureRequest(
     config=LoaderConfig(num_workers=2, batch_size=4),
     options=MeasureOptions(max_trial_s=1.0, measure_step=False),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tag(tmp_path_factory):
-    """Marks what this module starts; at its end nothing of it is left."""
-    with leaves_nothing(tmp_path_factory) as name:
-        yield name
 
 
 @pytest.fixture

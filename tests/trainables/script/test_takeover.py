@@ -8,7 +8,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from census import TAG, eventually, leaves_nothing, tagged
+from census import TAG, eventually, tagged
 
 from feedrate.search.setup.script_lines import loader_remarks
 from feedrate.trainables.checking.described import Described
@@ -20,6 +20,8 @@ from feedrate.trainables.resolve import make_command_ref
 from feedrate.trainables.sandbox.template import Template
 from feedrate.trainables.script.between_epochs import no_overwriting, will_write
 from feedrate.trainables.script.seen_loader import SeenLoader
+
+pytestmark = pytest.mark.usefixtures("tag")
 
 DATA = """
 import os, sys, time
@@ -77,13 +79,6 @@ if __name__ == "__main__":
         for batch in valid:
             pass
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tag(tmp_path_factory):
-    """Marks what this module starts; at its end nothing of it is left, in /dev/shm and /tmp neither."""
-    with leaves_nothing(tmp_path_factory) as name:
-        yield name
 
 
 @pytest.fixture

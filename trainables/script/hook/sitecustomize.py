@@ -20,9 +20,9 @@ def _begin() -> None:
         return
     try:
         if helper is None:
-            from feedrate.trainables.script import hooks
+            from feedrate.trainables.script import measure_hooks
 
-            hooks.install(address)
+            measure_hooks.install(address)
         elif "spawn_main" in helper or "forkserver" in helper:  # a loader worker
             from feedrate.trainables.script import worker_hooks
 
@@ -45,6 +45,7 @@ def _train(options: str) -> None:
 
 
 def _report(address: str, why: str) -> None:
+    """Send a `WithoutFeedrate` (trainables/sandbox/launcher_protocol.py), which cannot be imported here."""
     import json
     import socket
 

@@ -1,6 +1,7 @@
-"""Patch torch's DataLoader and optimizers as soon as a script imports them: this is how feedrate sees what the script does.
+"""Patch torch's DataLoader and optimizers as soon as a script imports them: this is how feedrate sees what a script does that it measures.
 
-This module loads in every interpreter of a training command, so it imports little, and never torch.
+This module loads in every interpreter of a training command, so it imports little, and never torch. accompanying/train_hooks.py is its
+counterpart for a script that `feedrate train` trains to its end.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import wrapt
 from feedrate.trainables.diagnose import stacks
 from feedrate.trainables.script.launcher_link import LauncherLink
 from feedrate.trainables.script.loader_recipe import bind
-from feedrate.trainables.script.script import Control, Script
+from feedrate.trainables.script.measured_script import Control, MeasuredScript
 from feedrate.trainables.script.tap import Tap
 
 
@@ -34,28 +35,28 @@ def install(address: str) -> None:
     package = sys.modules["feedrate"]
     package.__path__ = list(package.__path__)
     stacks.install()
-    hooks = _Hooks(address)
+    hooks = MeasureHooks(address)
     wrapt.register_post_import_hook(hooks.patch_loaders, "torch.utils.data.dataloader")
     wrapt.register_post_import_hook(hooks.patch_optimizers, "torch.optim.optimizer")
     wrapt.register_post_import_hook(hooks.patch_schedules, "torch.optim.lr_scheduler")
     wrapt.register_post_import_hook(hooks.patch_saving, "torch.serialization")
 
 
-class _Hooks:
+class MeasureHooks:
     """The patches of one interpreter."""
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self._script: Script | None = None
+        self._script: MeasuredScript | None = None
 
     @property
-    def script(self) -> Script:
+    def script(self) -> MeasuredScript:
         if self._script is None:
-            self._script = Script(LauncherLink(self.address), _take_over)
+            self._script = MeasuredScript(LauncherLink(self.address), _take_over)
         return self._script
 
     def patch_loaders(self, module: ModuleType) -> None:
-        """Let every new DataLoader be remembered with its arguments, and every iteration of one pass by `Script.opened`."""
+        """Let every new DataLoader be remembered with its arguments, and every iteration of one pass by `MeasuredScript.opened`."""
         # workers of a loader that the script has not read to its end are killed with it, and would leave their folders in /tmp
         multiprocessing.current_process()._config["tempdir"] = os.path.dirname(self.address)  # type: ignore[attr-defined]
         script, loader_class = self.script, module.DataLoader
@@ -66,13 +67,13 @@ class _Hooks:
             loader: Any = object.__new__(cls)
             for base in cls.__mro__[: cls.__mro__.index(loader_class)]:
                 wrap_iter(base, script)
-            script.made(loader, args, kwargs)
+            script.loaders.made(loader, args, kwargs)
             return loader
 
         @functools.wraps(own_init)
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
             bound = bind(own_init, self, args, kwargs)
-            script.bound(self, bound)
+            script.loaders.bound(self, bound)
             own_init(self, **bound)
 
         __new__.__signature__ = inspect.signature(own_init)  # type: ignore[attr-defined]
@@ -105,13 +106,13 @@ class _Hooks:
         module.save = save  # type: ignore[attr-defined]
 
 
-def _take_over(script: Script, tap: Tap) -> Control:
+def _take_over(script: MeasuredScript, tap: Tap) -> Control:
     from feedrate.trainables.script.takeover import Takeover  # it imports everything that a trial needs
 
     return Takeover(script, tap)
 
 
-def wrap_iter(cls: type, script: Script) -> None:
+def wrap_iter(cls: type, script: MeasuredScript) -> None:
     """Let the iteration of a loader class pass by the script, if the class defines it.
 
     An `__iter__` that calls another class's is one iteration: only the outermost one passes by.
@@ -130,8 +131,8 @@ def wrap_iter(cls: type, script: Script) -> None:
     cls.__iter__ = __iter__  # type: ignore[attr-defined]
 
 
-def wrap_schedule(cls: type, script: Script) -> None:
-    """Let the steps of a class of schedules be no failure of the training, if the script says so (`Script.outlives`)."""
+def wrap_schedule(cls: type, script: MeasuredScript) -> None:
+    """Let the steps of a class of schedules be no failure of the training, if the script says so (`MeasuredScript.outlives`)."""
     own = vars(cls)["step"]
 
     @functools.wraps(own)
