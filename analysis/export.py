@@ -52,8 +52,8 @@ def markdown(run: Run) -> str:
     if run.unfinished:
         parts.append("The search is not finished; this is what was measured so far.")
     parts.append(_table(sections.answer(run, ranked)))
-    snippet = sections.paste(run)
-    parts += ["Paste:", _fenced(snippet, "python")] if snippet else []
+    if pasted := sections.paste(run):
+        parts += [_escape(pasted[0]), _fenced(pasted[1], "python")]
     parts += ["## Ranking", _table(sections.ranking_section(run, ranked)) if len(ranked) else "No setting has a rate."]
     failures = sections.failures_section(run)
     parts += ["## Failures", _table(failures) if failures.rows else "No trial failed."]

@@ -67,6 +67,11 @@ def code(text: str) -> str:
     return f"<pre><code>{html.escape(text)}</code></pre>"
 
 
+def paste(words: str, snippet: str) -> list[str]:
+    """Return code to paste, under words that say where."""
+    return [f"<p>{html.escape(words)}</p>", code(snippet)]
+
+
 def table(section: Section, *, row_headers: bool = False) -> str:
     """Return the table in HTML, with all rows after the first few folded away."""
     shown, folded = section.rows[:_FOLDED_ROWS], section.rows[_FOLDED_ROWS:]

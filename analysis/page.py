@@ -10,7 +10,7 @@ import pandas as pd
 
 from feedrate.analysis import html_parts, sections
 from feedrate.analysis.figures import batch_size_figure, heat_figure, pareto_figure, throughput_figure, timeline_figure
-from feedrate.analysis.html_parts import code, document, heading, left_out, plot, table, write_html
+from feedrate.analysis.html_parts import code, document, heading, left_out, paste, plot, table, write_html
 from feedrate.analysis.question_sections import effects_section, noise_section, time_section
 from feedrate.analysis.questions import pareto
 from feedrate.analysis.run import Run
@@ -48,9 +48,8 @@ def render_page(run: Run) -> str:
 
 def _answer(run: Run, ranked: pd.DataFrame) -> list[str]:
     parts = ["<section>", heading("answer", "Answer"), table(sections.answer(run, ranked), row_headers=True)]
-    snippet = sections.paste(run)
-    if snippet:
-        parts += ["<p>Paste:</p>", code(snippet)]
+    if pasted := sections.paste(run):
+        parts += paste(*pasted)
     return [*parts, "</section>"]
 
 

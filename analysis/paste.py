@@ -70,6 +70,12 @@ def loader_call(best: Mapping[str, Any], worker_init_fn: str | None = None) -> l
     return [*comments, f"{call.call}{_arguments({call.names[name]: value for name, value in options.items() if name in call.names})})"]
 
 
+def paste_heading(best: Mapping[str, Any]) -> str:
+    """Return the words before the code: `Paste into train.py:27, in Data.train_dataloader:`, or `Paste:` where the place is not known."""
+    place = paste_place(best)
+    return "Paste:" if place is None else f"Paste into {place}:"
+
+
 def paste_place(best: Mapping[str, Any]) -> str | None:
     """Return where the answer belongs: `train.py:27, in Data.train_dataloader`, or a framework's own arguments; None if it is not known."""
     measured = _measured(best)

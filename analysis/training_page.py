@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from feedrate.analysis import html_parts, training_sections
-from feedrate.analysis.html_parts import code, document, heading, left_out, plot, table, write_html
+from feedrate.analysis.html_parts import document, heading, left_out, paste, plot, table, write_html
 from feedrate.analysis.training import Training
 from feedrate.analysis.training_figure import training_figure
 
@@ -25,8 +25,8 @@ def render_training_page(training: Training) -> str:
     if not training.is_over:
         note = f"The training goes on, or was ended from outside. This page reloads itself every {html_parts.REFRESH_S} s; feedrate report writes it again."
     parts = ["<section>", heading("answer", "Answer"), table(training_sections.answer(training), row_headers=True)]
-    if snippet := training_sections.paste(training):
-        parts += ["<p>Paste:</p>", code(snippet)]
+    if pasted := training_sections.paste(training):
+        parts += paste(*pasted)
     parts += ["</section>", *_timeline(training)]
     for name, title, section in (
         ("settings", "Numbers of workers", training_sections.settings_section(training)),

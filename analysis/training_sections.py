@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from feedrate.analysis.best import python_snippet
+from feedrate.analysis.paste import paste_heading
 from feedrate.analysis.sections import Section, duration, fact_rows, number
 from feedrate.analysis.setting import config_text
 from feedrate.analysis.training import Training, by_setting, value_of
@@ -88,9 +89,9 @@ def machine(training: Training) -> Section:
     return Section(caption="Machine and versions", headers=("", "Value"), rows=[*fact_rows(held), *fact_rows(versions)])
 
 
-def paste(training: Training) -> str | None:
-    """Return the code to paste; None while there is no best.json."""
-    return None if training.best is None else python_snippet(training.best)
+def paste(training: Training) -> tuple[str, str] | None:
+    """Return the words that say where to paste, and the code; None while there is no best.json."""
+    return None if training.best is None else (paste_heading(training.best), python_snippet(training.best))
 
 
 def _summary(training: Training) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from feedrate.analysis.best import BEST_SCHEMA, python_snippet
+from feedrate.analysis.paste import paste_heading
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.deciding.candidates import ENOUGH_FRACTION
 from feedrate.trainables.tuning.training_report import OBSERVES, TrainingReport
@@ -34,6 +35,7 @@ def best_of(report: TrainingReport, command: Sequence[str], name: str) -> dict[s
         speedup, ci95 = 1.0, [1.0, 1.0]
     rate = {"samples_per_second": best["batches_per_s"] * items, "ci95": [each * items for each in best["ci95"]]}
     ceiling_sps = best["batches_per_s"] * items / max(1 - best["wait_fraction"], 1e-9)
+    made = {} if report.origin is None else {"script": {"loaders": [{"role": "measured", **report.origin}]}}
     return {
         "schema": BEST_SCHEMA,
         "dataloader": report.best,
@@ -52,7 +54,7 @@ def best_of(report: TrainingReport, command: Sequence[str], name: str) -> dict[s
         "best_by_batch_size": {size: {"dataloader": report.best, **rate}},
         "scope": {"ranks_per_host": 1, "world_size": 1, "cpus_per_rank": report.measured_on["num_cpus"]},
         "measured_on": report.measured_on,
-        "workload": {"target": " ".join(command), "name": name, "unit": "samples", "command": list(command)},
+        "workload": {"target": " ".join(command), "name": name, "unit": "samples", "command": list(command), **made},
         "search": {"objective": "steady", "while_training": True, "num_decisions": report.num_decisions, "created_unix_s": time.time()},
     }
 
@@ -92,7 +94,8 @@ def closing_lines(report: TrainingReport, facts: Mapping[str, Any], best: Mappin
     lines.append(f"yours ({_short(report.dataloader)}): {own_sps:,.0f} samples/s; best ({_short(report.best)}): {sps:,.0f} samples/s")
     saved = "" if facts["saved_cost"] is None else f", worth {_money(facts['saved_cost'])}"
     lines.append(f"{best['baseline']['speedup']:.2f}x [{low:.2f}-{high:.2f}], {sure}; it saved {_time(facts['saved_s'])}{saved}")
-    return [*lines, f"paste: {python_snippet(best)}"]
+    heading = paste_heading(best)
+    return [*lines, *f"{heading[0].lower()}{heading[1:]} {python_snippet(best)}".splitlines()]
 
 
 def _to_save(facts: Mapping[str, Any], left_alone: str | None) -> str:

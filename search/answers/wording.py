@@ -13,7 +13,7 @@ from feedrate.analysis.disqualified import Disqualified
 from feedrate.analysis.doubts import QUIET, more_trials_command, settle_command
 from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION
 from feedrate.analysis.load import load_run
-from feedrate.analysis.paste import paste_place
+from feedrate.analysis.paste import paste_heading
 from feedrate.analysis.rounds import DISTURBED_FRACTION, TIED_FRACTION
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.sections import epoch_text, read_more, shared_gpu, shared_host, sharing_host
@@ -135,9 +135,8 @@ def reasons_of(failures: pd.DataFrame) -> pd.Series[Any]:
 
 def _paste(best: dict[str, Any]) -> str:
     """Return what to paste, and where."""
-    snippet, place = python_snippet(best), paste_place(best)
-    where = "" if place is None else f" into {place}"
-    return f"Paste{where}:" + ("\n" if "\n" in snippet else " ") + snippet
+    snippet = python_snippet(best)
+    return paste_heading(best) + ("\n" if "\n" in snippet else " ") + snippet
 
 
 def _conclusion(result: SearchResult) -> list[str]:

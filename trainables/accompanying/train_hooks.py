@@ -7,15 +7,19 @@ end a training: it goes on untouched then. script/measure_hooks.py is its counte
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import os
 import sys
 import traceback
+import weakref
 from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import wrapt
+
+from feedrate.trainables.diagnose.origin import Origin
 
 if TYPE_CHECKING:
     from feedrate.trainables.accompanying.trained_script import TrainedScript
@@ -31,6 +35,7 @@ def install(options: str) -> None:
     package = sys.modules["feedrate"]
     package.__path__ = list(package.__path__)
     hooks = TrainHooks(json.loads(options))
+    wrapt.register_post_import_hook(hooks.patch_making, "torch.utils.data.dataloader")
     wrapt.register_post_import_hook(hooks.patch_loaders, "torch.utils.data.dataloader")
     wrapt.register_post_import_hook(hooks.patch_optimizers, "torch.optim.optimizer")
 
@@ -42,8 +47,27 @@ class TrainHooks:
         self.options = options
         self.pid = os.getpid()
         self.num_steps = 0
+        self.origins: weakref.WeakKeyDictionary[Any, Origin] = weakref.WeakKeyDictionary()
+        """Who made each loader, as far as `patch_making` was called before."""
         self._script: TrainedScript | None = None
         self._undo: list[Callable[[], None]] = []
+
+    def patch_making(self, module: ModuleType) -> None:
+        """Remember who makes each loader. `remove` leaves this patch, which does nothing then: a class cannot lose its `__new__` again."""
+        loader_class = module.DataLoader
+        signature = inspect.signature(loader_class.__init__)
+
+        def __new__(cls: type, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+            loader: Any = object.__new__(cls)
+            if os.getpid() == self.pid:
+                try:
+                    self.origins[loader] = Origin.of_caller(cls)
+                except Exception:
+                    self._give_up()
+            return loader
+
+        __new__.__signature__ = signature  # type: ignore[attr-defined]
+        loader_class.__new__ = staticmethod(__new__)
 
     def patch_loaders(self, module: ModuleType) -> None:
         """Let every iteration of torch's own pass by, also that of classes whose `__iter__` calls it."""

@@ -16,6 +16,7 @@ from feedrate.analysis.run_folder import RunFolder, write_atomic
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.deciding.budget import Budget
 from feedrate.trainables.deciding.policy import Policy
+from feedrate.trainables.diagnose.origin import Origin
 from feedrate.trainables.loader.baseline import read_baseline
 from feedrate.trainables.machine.accelerator import device_name
 from feedrate.trainables.machine.host import cpu_budget, cpu_model
@@ -30,22 +31,23 @@ CLAIM = "claim"
 SAVE_PERIOD_S = 30.0
 
 
-class Counting(Protocol):
-    """What counts the optimizer's steps."""
+class Watching(Protocol):
+    """What counts the optimizer's steps, and knows who made which loader."""
 
     num_steps: int
+    origins: weakref.WeakKeyDictionary[Any, Origin]
 
 
 class TrainedScript:
     """The part of `feedrate train` in the script's process: it tunes the training loader, or observes it, and writes the report at exit.
 
     Args:
-        counting: counts the optimizer's steps.
+        watching: counts the optimizer's steps, and knows who made which loader.
         options: folder, observe, and the fields of the budget.
     """
 
-    def __init__(self, counting: Counting, options: dict[str, Any]) -> None:
-        self.counting = counting
+    def __init__(self, watching: Watching, options: dict[str, Any]) -> None:
+        self.watching = watching
         self.folder, self.observes = Path(options["folder"]), bool(options["observe"])
         self.budget = Budget(**options["budget"])
         self.policy: Policy | None = None
@@ -57,6 +59,7 @@ class TrainedScript:
         self._facts: dict[str, Any] = {}
         self._own: LoaderConfig | None = None
         self._name = ""
+        self._origin: dict[str, Any] | None = None
         self._saved_s = 0.0
         atexit.register(self._at_exit, os.getpid())
 
@@ -79,6 +82,8 @@ class TrainedScript:
                 self._may_train = False
                 return False
             self.policy, self._shape = tuned.policy, shape
+            made = self.watching.origins.get(loader)
+            self._origin = None if made is None else {"where": made.where, "function": made.function, "framework": made.framework}
             self._own, self._name = read_baseline(loader), f"{type(loader).__name__}({type(loader.dataset).__name__})"
         elif self._shape != shape or (self.trained is not None and self.trained.loader is not None):
             return False
@@ -96,6 +101,7 @@ class TrainedScript:
             fields |= {"prefetch_factor": None, "persistent_workers": False}
         report = TrainingReport(
             loader=self._name,
+            origin=self._origin,
             dataloader=own.to_kwargs(),
             best=LoaderConfig.from_dict(fields).to_kwargs(),
             summary=self.trained.summary(),
@@ -163,12 +169,12 @@ class _ScriptLoader(TunedLoader):
         self._num_decisions = 0
 
     def is_training(self) -> bool:
-        if self._trains is None and self._script.counting.num_steps > self._steps_before:
+        if self._trains is None and self._script.watching.num_steps > self._steps_before:
             self._trains = self._script.trains_on(self)
         return self._trains is True
 
     def handed(self) -> None:
-        self._steps_before = self._script.counting.num_steps
+        self._steps_before = self._script.watching.num_steps
         if self._trains:
             if len(self.policy.decisions) != self._num_decisions:
                 self._num_decisions = len(self.policy.decisions)

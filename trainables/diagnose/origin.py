@@ -39,6 +39,12 @@ class Origin:
         """File and line."""
         return self.path, self.line
 
+    @property
+    def where(self) -> str:
+        """The place as `train.py:41`, relative to the working directory if it is inside."""
+        inside = os.path.relpath(self.path)
+        return f"{self.path if inside.startswith('..') else inside}:{self.line}"
+
     @classmethod
     def of_caller(cls, loader_class: type) -> Origin:
         """Return who makes a loader of this class now."""

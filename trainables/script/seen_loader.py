@@ -64,9 +64,7 @@ class SeenLoader:
     @property
     def where(self) -> str:
         """The place as `train.py:41`, relative to the working directory if it is inside."""
-        path, line = self.origin.place
-        inside = os.path.relpath(path)
-        return f"{path if inside.startswith('..') else inside}:{line}"
+        return self.origin.where
 
     def is_named(self, name: str) -> bool:
         """Return whether the user's `--loader` means this one: its number, or the end of its place."""

@@ -1,5 +1,7 @@
 """The last words of a training: what waiting cost, and what a better loader would save or has saved, over the whole run."""
 
+from dataclasses import replace
+
 from feedrate.search.answers.training_answer import best_of, closing_lines, cost
 from feedrate.trainables.tuning.training_report import OBSERVES, TrainingReport
 
@@ -49,6 +51,13 @@ def test_a_tuned_training_says_what_it_saved():
     assert lines[1] == "yours (b64 w1 p2): 320 samples/s; best (b64 w3 p2): 512 samples/s"
     assert lines[2] == "1.60x [1.55-1.65], confirmed in turn with yours; it saved 1.75 h, worth 4.38"
     assert lines[3].startswith("paste: DataLoader(")
+
+
+def test_what_to_paste_is_in_the_words_of_the_framework():
+    found = report(best=rate(3, 8.0, 0.01), speedup=1.6, speedup_ci95=[1.55, 1.65], confirmed=True)
+    found = replace(found, origin={"where": "train.py:27", "function": "main", "framework": "timm"})
+    (line,) = said(found)[3:]
+    assert line == "paste into your call of timm.data.create_loader: create_loader(..., batch_size=64, num_workers=3, pin_memory=False, persistent_workers=False)"
 
 
 def test_a_sum_that_is_not_nothing_is_not_called_nothing():

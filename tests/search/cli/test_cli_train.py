@@ -99,6 +99,8 @@ def test_a_training_that_waits_is_tuned_and_leaves_what_it_found(script):
     assert "; waiting cost " in found.stderr and "feedrate: saved" in found.stderr
     best = load_best(folder)
     assert best["batch_size"] == 4 and best.baseline["dataloader"]["num_workers"] == 0
+    (made,) = best.raw["workload"]["script"]["loaders"]
+    assert script.read_text().splitlines()[int(made["where"].rpartition(":")[2]) - 1].strip().startswith("training = DataLoader(")
     assert not (folder / "claim").exists()
     assert "Timeline of the training" in (folder / "report.html").read_text()
     (folder / "report.html").unlink()

@@ -552,7 +552,7 @@ def test_a_script_that_ends_is_begun_again(script):
         for number, batch in enumerate(DataLoader(Rows(), batch_size=16, num_workers=1)):
             train(batch)
             time.sleep(0.02)
-            if number == 40:
+            if number == 120:
                 break
         """
     )
@@ -563,7 +563,7 @@ def test_a_script_that_ends_is_begun_again(script):
     assert len(notes()) == 2
     failure = refused(template, num_workers=1, max_trial_s=20.0).failure
     assert failure.kind == "script-ended"
-    assert "train.py ended after 40 batches" in failure.message
+    assert "train.py ended after 120 batches" in failure.message
 
 
 FAILURES = {
