@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -29,6 +30,10 @@ from feedrate.search.terminal.ending import at_the_latest
 
 OBJECT_STORE_BYTES = 100 * 1024**2
 PROBE_S = 5.0
+NODE_S = 3.0
+"""Longest wait for this machine's node to appear, in case `ray start` is still running."""
+NODE_ANSWER_S = 60
+"""Longest wait for the cluster's list of nodes, as in Ray."""
 AUTHENTICATE = (
     "Start the cluster with a token: ray get-auth-token --generate creates it, and RAY_AUTH_MODE=token, set on every node and where feedrate "
     "runs, requires it"
@@ -277,9 +282,10 @@ def _join(address: str, notes: list[str], folder: str | None, *, require_token: 
         if require_token and _lets_anyone_in(f"{host}:{port}"):
             text = without_token(f"the Ray cluster at --address {address}")
             raise UsageError(f"{text} (--require-token). {AUTHENTICATE}")
-        GcsClient(address=f"{host}:{port}")  # tries once; ray.init would try for 20 s and not report the cause
+        control_store = GcsClient(address=f"{host}:{port}")  # tries once; ray.init would try for 20 s and not report the cause
+        _check_own_node(control_store, address, f"{host}:{port}")
         with shipment(folder) if JOB not in os.environ else nullcontext(Shipment({}, None)) as sent, quiet_ray_init():
-            context = _init_on_a_node(address, {"env_vars": _WORKERS, **sent.runtime_env})
+            context = ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, runtime_env={"env_vars": _WORKERS, **sent.runtime_env})
         if context.dashboard_url and JOB not in os.environ:  # `feedrate submit` has printed both notes for a Job
             notes.append(f"Ray's dashboard: http://{context.dashboard_url}")
         if not with_token and JOB not in os.environ:
@@ -296,21 +302,29 @@ def _join(address: str, notes: list[str], folder: str | None, *, require_token: 
         ) from None
 
 
-def _init_on_a_node(address: str, runtime_env: dict[str, Any]) -> Any:
-    """Join the cluster at an address that answers, and return Ray's context.
+def _check_own_node(control_store: Any, address: str, resolved: str) -> None:
+    """Check within NODE_S seconds that this machine is a node of the cluster that answers at `address`, HOST:PORT in `resolved`.
+
+    Ray looks for the node in the same way, for a raylet among the processes of this machine, but Ray 2.60 goes on for a minute.
 
     Raises:
-        UsageError: this machine is not a node of that cluster. Ray 2.60 looks for its node for a minute before that.
+        UsageError: it is none.
     """
-    import ray
+    from ray._private.services import find_node_ids
+    from ray.core.generated.gcs_pb2 import GcsNodeInfo  # type: ignore[attr-defined]
 
-    try:
-        return ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, runtime_env=runtime_env)
-    except ConnectionError:
-        raise UsageError(
-            f"a Ray cluster answers at --address {address}, but this machine is not a node of it: make it one with "
-            f"`ray start --address={address}`, or start the search on a node. `feedrate submit` needs no node here"
-        ) from None
+    end_s = time.monotonic() + NODE_S
+    while True:
+        if here := find_node_ids():  # type: ignore[no-untyped-call]
+            nodes = control_store.get_all_node_info(timeout=NODE_ANSWER_S, state_filter=GcsNodeInfo.GcsNodeState.ALIVE)
+            if any(node.hex() in here for node in nodes):
+                return
+        if time.monotonic() > end_s:
+            raise UsageError(
+                f"a Ray cluster answers at --address {address}, but this machine is not a node of it: make it one with "
+                f"`ray start --address={resolved}`, or start the search on a node. `feedrate submit` needs no node here"
+            )
+        time.sleep(0.5)
 
 
 def without_token(what: str) -> str:
