@@ -78,7 +78,8 @@ def test_progress_in_words():
         "num_complete": 3, "num_pruned": 1, "num_failed": 0, "max_trials": None, "elapsed_s": 61.6, "time_budget_s": 600.0,
         "round": None, "unit": "rows", "best": None,
     }  # fmt: skip
-    assert in_words(progress) == "4 settings tried, 62 s of at most 600 s; nothing measured yet"
+    assert in_words(progress) == "4 settings tried, 62 s of at most 600 s; no rate was measured so far"
+    assert in_words(progress | {"num_complete": 1, "num_pruned": 0, "num_failed": 0}).startswith("1 setting tried, ")
     best = {"config": "b16 w4 p2", "samples_per_second": 1234.5, "is_answer": False}
     more = {"num_failed": 1, "max_trials": 9, "round": 2, "best": best}
     said = "5 of 9 settings tried, 1 failed, round 2, 62 s of at most 600 s; best so far b16 w4 p2 with 1,234 rows/s"
