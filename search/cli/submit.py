@@ -157,6 +157,7 @@ def send(
         command=metadata["command"],
         submission_id=submission_id,
         way_on=jobs.command("resume", metadata["run"], *(word for name in sorted(env) for word in ("--env", name))),
+        fetch=jobs.command("fetch", metadata["run"]),
         env=tuple(sorted(env)),
         pip=tuple(pip),
     )

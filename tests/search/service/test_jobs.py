@@ -84,6 +84,7 @@ def test_a_search_goes_on_when_the_client_is_gone(there, head, project, tmp_path
     log = followed(there, "mine")
     assert "sees helper.py train.py of-nobodys-business\n" in log
     assert "3 settings were tried (--max-trials)" in log
+    assert f"Both are on the cluster's head. To copy them: RAY_AUTH_MODE=token feedrate fetch mine --address {head.url}\n" in log
     state = there("status", "mine")
     assert state.stdout.startswith("mine: SUCCEEDED, ")
     assert "  | Saved: " in state.stdout
