@@ -55,6 +55,8 @@ def resume_search(
     console = console or Console(stderr=True)
     folder = RunFolder(bring(run))
     record = SearchRecord.read(folder)
+    if record.submission is not None and Submission.from_environment() is None:
+        raise UsageError(f"{folder.path} is the run folder of a submitted search, which can only be continued on its cluster: {record.submission.way_on}")
     options = record.options
     if storage is not None:
         options = replace(options, storage=storage)
