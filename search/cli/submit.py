@@ -231,6 +231,8 @@ def resume_there(args: argparse.Namespace, argv: Sequence[str]) -> int | None:
     if not began(jobs, before):
         again = shlex.join(extended(["feedrate", "submit", *shlex.split(before.metadata["command"])[2:]], "--address", jobs.address))
         raise UsageError(f"{args.run} ended before it had a run folder, so there is nothing to continue ({jobs.command('logs', args.run)} shows why). Submit it again: {again}")
+    if (sentence := jobs.nothing_left(before, max_trials=args.max_trials, confirm=args.confirm)) is not None:
+        raise UsageError(sentence)
     env, pip = job_environment.kept(before, args.env, args.pip)
     words = [word for word in arguments.without(argv[1:], *OF_SUBMIT) if word != args.run]
     submission_id = f"{args.run}-again-{os.urandom(2).hex()}"

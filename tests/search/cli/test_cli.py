@@ -329,7 +329,7 @@ def test_resume_refuses_a_run_of_another_version(refused, copied):
 
 
 def test_resume_says_that_there_is_nothing_to_do(refused, copied):
-    """A finished run whose settings were all tried is not begun again; the way out is a larger number."""
+    """A finished run whose settings were all tried is not begun again; the ways out are a larger number and rounds."""
     said = refused("resume", copied, "--max-trials", "3")
     assert said.startswith(f"{copied} is finished: 4 settings were tried, and --max-trials counts these, too. Resume it with --max-trials 5 or more")
 

@@ -116,6 +116,11 @@ def test_a_search_goes_on_when_the_client_is_gone(there, head, project, tmp_path
     assert there("fetch", "mine", "--force").code == 0
     assert (project / "feedrate-runs" / "mine" / "report.html").read_text() != "old"
     assert not list((project / "feedrate-runs").glob(".mine*"))
+    for more in ([], ["--max-trials", "3", "--confirm"]):
+        finished = there("resume", "mine", *more)
+        assert finished.code == 2
+        assert finished.stderr.startswith("feedrate: mine is finished: 3 settings were tried, and --max-trials counts these, too. Resume it with --max-trials 4 or more")
+    assert "mine-again" not in there("runs").stdout, "no job was submitted"
     taken = there("submit", "table", "--submission-id", "mine")
     assert taken.code == 2
     assert "refused: " in taken.stderr
