@@ -260,7 +260,6 @@ def _small() -> Iterator[None]:
 
 def _join(address: str, notes: list[str], folder: str | None, *, require_token: bool) -> None:
     import ray
-    from ray._private.services import canonicalize_bootstrap_address_or_die
     from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, GcsClient, get_authentication_mode  # type: ignore[attr-defined]
 
     if address == "local":
@@ -270,7 +269,7 @@ def _join(address: str, notes: list[str], folder: str | None, *, require_token: 
             f"--address {address}: Ray Client would run the search on another machine. Run feedrate on a node of the cluster, with --address auto"
         )
     try:
-        host, _, port = canonicalize_bootstrap_address_or_die(address).rpartition(":")
+        host, _, port = _resolved(address).rpartition(":")
         if not port.isdecimal() or not 0 < int(port) < 65536:
             raise ValueError(f"{port!r} is not a port")
         _probe(host.strip("[]"), int(port))
@@ -299,6 +298,26 @@ def _join(address: str, notes: list[str], folder: str | None, *, require_token: 
         reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(
             f"no Ray cluster answers at --address {address} ({reason}): start one there with `ray start --head`, or search on this machine only with --address local"
+        ) from None
+
+
+def _resolved(address: str) -> str:
+    """Return the HOST:PORT that an address names; `auto` is the cluster to which this machine belongs.
+
+    Raises:
+        UsageError: this machine belongs to no cluster.
+        OSError, ValueError: it is no address.
+    """
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+
+    try:
+        return canonicalize_bootstrap_address_or_die(address)
+    except ConnectionError:
+        if address != "auto":
+            raise
+        raise UsageError(
+            "--address auto: this machine is a node of no Ray cluster. Make it one with `ray start --address=FIRST:6379`, or start the search on "
+            "a node. `feedrate submit` needs no node here, and a search of this machine alone needs no --address"
         ) from None
 
 

@@ -217,6 +217,9 @@ def test_a_process_that_sees_no_node_is_told_so_within_seconds(local, start):
         f"refused: a Ray cluster answers at --address {address}, but this machine is not a node of it: make it one with `ray start "
         f"--address={address}`, or start the search on a node. `feedrate submit` needs no node here\n"
     )
+    joiner = start("-c", JOINER, "auto", program=[*other[:-1], "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /tmp && exec "$0" "$@"', sys.executable], **environment)
+    assert joiner.wait(50) == 0, joiner.stderr
+    assert joiner.stdout.startswith("refused: --address auto: this machine is a node of no Ray cluster. Make it one with `ray start")
 
 
 def test_the_users_folder_is_sent_to_a_joined_cluster(local, start, tmp_path):
