@@ -235,11 +235,12 @@ def resume_there(args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         raise UsageError(sentence)
     env, pip = job_environment.kept(before, args.env, args.pip)
     words = [word for word in arguments.without(argv[1:], *OF_SUBMIT) if word != args.run]
-    submission_id = f"{args.run}-again-{os.urandom(2).hex()}"
-    command = shlex.join(["feedrate", "resume", before.metadata["run"], *words])
+    run = before.metadata["run"]
+    submission_id = f"{run}-again-{os.urandom(2).hex()}"
+    command = shlex.join(["feedrate", "resume", run, *words])
     metadata = before.metadata | {"feedrate": version("feedrate"), "command": command, "owner": owner_here()}
     folder = None if before.metadata["workload"] in BUNDLED else os.getcwd()
-    return send(args, jobs, ["resume", before.metadata["run"], *words], submission_id, folder, metadata, env, pip)
+    return send(args, jobs, ["resume", run, *words], submission_id, folder, metadata, env, pip)
 
 
 class Status:

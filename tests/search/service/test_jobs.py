@@ -238,6 +238,9 @@ def test_a_search_is_stopped_and_carried_on(there, start, head, project):
     assert len(numbers) == len(set(numbers)) == kept + 2  # the number of the trial that was interrupted is left out
     assert there("fetch", again.stdout.strip(), "-o", project / "whole").code == 0
     assert len(load_run(project / "whole").trials) == kept + 2
+    once_more = there("resume", again.stdout.strip(), "--max-trials", str(kept + 3))
+    assert re.fullmatch(r"long-again-[0-9a-f]{4}\n", once_more.stdout)
+    there("stop", "long")
 
 
 def planted(number):
