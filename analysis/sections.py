@@ -281,6 +281,9 @@ def read_more(best: Mapping[str, Any], ranked: pd.DataFrame) -> str | None:
     if low < best_low:
         why = f"its interval begins at {low:,.0f}, that of the best setting at {best_low:,.0f}"
         return f"{what}, but is less certain: {why}. The answer is the setting with the highest lower end of its interval, so that no lucky measurement wins."
+    if not other_size:  # the setting with the highest lower end ties with the answer, which is cheaper
+        why = f"its interval begins at {low:,.0f}, and the answer reached {rate['samples_per_second']:,.0f}"
+        return f"{what}, but the two may be equally fast: {why}. Of such settings, the answer is the cheapest (fewest workers, then prefetch, then memory)."
     return f"{what}. The answer is the best at its own batch size only. To search at this one, use --batch-size {first['batch_size']}."
 
 

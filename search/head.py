@@ -1,6 +1,6 @@
 """The program that the cluster commands (`submit`, `status`, `logs`, `stop`, `fetch`) run on a cluster's head as Ray Jobs.
 
-It is called as `python -m feedrate.search.head search|resume|pack|log|hardware ID ...`, or with `list` alone. If the run folder
+It is called as `python -m feedrate.search.head search|resume|pack|log|left|hardware ID ...`, or with `list` alone. If the run folder
 of a search exists and was begun by the same command, the search continues there.
 
 The run folder is FOLDER/ID on the head. FOLDER comes from FEEDRATE_RUNS_DIR there, else it is ~/feedrate-runs. The run folder
@@ -15,8 +15,9 @@ import os
 import signal
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from feedrate.analysis.command_line import extended
 from feedrate.analysis.run_folder import RunError, RunFolder
@@ -76,8 +77,8 @@ def hardware_classes() -> list[str]:
 def main(argv: Sequence[str]) -> int:
     """Do what the arguments ask for and return the exit code."""
     what, submission_id, *words = [*argv, ""] if len(argv) == 1 else argv
-    if what in ("pack", "log", "list"):
-        print(_told(what, submission_id), flush=True)
+    if what in ("pack", "log", "list", "left"):
+        print(_told(what, submission_id, *words), flush=True)
         return 0
     if what == "hardware":
         print(CLASSES + json.dumps(hardware_classes()), flush=True)
@@ -105,8 +106,22 @@ def _runs_in(folder: Path) -> list[Path]:
     return [folder] if (folder / "search.json").exists() or not found else unfinished or found
 
 
-def _told(what: str, submission_id: str) -> str:
-    """Return what the client asked for (`pack`, `list` or `log`) as lines of a log.
+def _nothing_left(folder: Path, asked: Mapping[str, Any]) -> str | None:
+    """Return `resume.nothing_left` for a search here, with the arguments in `asked`; None also if its folder cannot be read.
+
+    If the search has several hardware classes, it has something left to do as long as one of them has.
+    """
+    from feedrate.search.resume import nothing_left
+
+    try:
+        sentences = [nothing_left(RunFolder(run), **asked) for run in _runs_in(folder)]
+    except RunError:
+        return None
+    return sentences[0] if all(sentences) else None
+
+
+def _told(what: str, submission_id: str, asked: str = "{}") -> str:
+    """Return what the client asked for (`pack`, `list`, `log` or `left`) as lines of a log.
 
     Raises:
         SystemExit: `pack` found no run folder; the message says so.
@@ -115,6 +130,8 @@ def _told(what: str, submission_id: str) -> str:
         return pack(folder_of(submission_id))
     if what == "list":
         return packed(json.dumps(list(described(parent_here()))).encode())
+    if what == "left":
+        return packed(json.dumps(_nothing_left(folder_of(submission_id), json.loads(asked))).encode())
     log = log_of(folder_of(submission_id))
     return packed(log.read_bytes() if log.is_file() else b"")
 

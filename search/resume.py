@@ -55,6 +55,8 @@ def resume_search(
     console = console or Console(stderr=True)
     folder = RunFolder(bring(run))
     record = SearchRecord.read(folder)
+    if record.submission is not None and Submission.from_environment() is None:
+        raise UsageError(f"{folder.path} is the run folder of a submitted search, which can only be continued on its cluster: {record.submission.way_on}")
     options = record.options
     if storage is not None:
         options = replace(options, storage=storage)
@@ -69,12 +71,8 @@ def resume_search(
         keep_going=options.keep_going or max_trials is not None,  # the caller asked for this number of settings
         confirm=options.confirm or confirm,
     )
-    tried = len({trial["number"] for trial in folder.records()[0] if trial["kind"] != "confirm"})
-    has_rounds = options.confirm and max_trials is None  # a finished search without further settings has rounds to add
-    if record.finished and not has_rounds and options.max_trials is not None and tried >= options.max_trials:
-        raise UsageError(
-            f"{tried} settings were already tried in {folder.path}, and --max-trials counts them too: ask for more than {tried}"
-        )
+    if (sentence := nothing_left(folder, str(folder.path), max_trials=max_trials, confirm=confirm)) is not None:
+        raise UsageError(sentence)
     ref = record.workload.ref
     if JOB in os.environ and ref.cwd is not None:
         ref = moved(ref, ref.cwd, os.getcwd())  # Ray removed the folder of the job that began this search
@@ -91,3 +89,29 @@ def resume_search(
         with mirrored(folder.path, record.mirror, lambda text: say(console, quiet, text)):
             notes += [*described.notes, *changed(record.versions)]
             return find_answer(folder, record, ref, options, placement, console, quiet, notes)
+
+
+def nothing_left(folder: RunFolder, name: str, *, max_trials: int | None, confirm: bool) -> str | None:
+    """Return in one sentence that a finished search has nothing left to do, and what would extend it; None if it has something to do.
+
+    Args:
+        folder: the run folder.
+        name: of the search, for the sentence.
+        max_trials, confirm: as for `resume_search`.
+
+    Raises:
+        RunError: the folder is no run.
+    """
+    record = SearchRecord.read(folder)
+    limit = max_trials or record.options.max_trials
+    has_rounds = (record.options.confirm or confirm) and max_trials is None  # without further settings, it has rounds to add
+    if not record.finished or has_rounds or limit is None:
+        return None
+    tried = len({trial["number"] for trial in folder.records()[0] if trial["kind"] != "confirm"})
+    if tried < limit:
+        return None
+    were = "1 setting was" if tried == 1 else f"{tried} settings were"
+    return (
+        f"{name} is finished: {were} tried, and --max-trials counts these, too. Resume it with --max-trials {tried + 1} or more to try "
+        "others, or with --confirm and without --max-trials to measure the best ones again in rounds"
+    )

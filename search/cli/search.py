@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from feedrate.search.options import SAMPLERS, SHARES, NothingFound, SearchOptions, UsageError
+from feedrate.search.shipping.submission import Submission
 from feedrate.search.terminal import arguments
 from feedrate.search.terminal.machine_output import answer, records
 
@@ -281,6 +282,8 @@ def finish(search: Any, command: str, as_json: bool) -> int | None:
     print_result(result, console, run.unit)
     console.print(f"Report: {result.folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"Saved: {result.best_path}", markup=False, highlight=False, soft_wrap=True)
+    if (submission := Submission.from_environment()) is not None and submission.fetch:
+        console.print(f"Both are on the cluster's head. To copy them: {submission.fetch}", markup=False, highlight=False, soft_wrap=True)
     return code
 
 

@@ -157,6 +157,7 @@ def send(
         command=metadata["command"],
         submission_id=submission_id,
         way_on=jobs.command("resume", metadata["run"], *(word for name in sorted(env) for word in ("--env", name))),
+        fetch=jobs.command("fetch", metadata["run"]),
         env=tuple(sorted(env)),
         pip=tuple(pip),
     )
@@ -230,13 +231,16 @@ def resume_there(args: argparse.Namespace, argv: Sequence[str]) -> int | None:
     if not began(jobs, before):
         again = shlex.join(extended(["feedrate", "submit", *shlex.split(before.metadata["command"])[2:]], "--address", jobs.address))
         raise UsageError(f"{args.run} ended before it had a run folder, so there is nothing to continue ({jobs.command('logs', args.run)} shows why). Submit it again: {again}")
+    if (sentence := jobs.nothing_left(before, max_trials=args.max_trials, confirm=args.confirm)) is not None:
+        raise UsageError(sentence)
     env, pip = job_environment.kept(before, args.env, args.pip)
     words = [word for word in arguments.without(argv[1:], *OF_SUBMIT) if word != args.run]
-    submission_id = f"{args.run}-again-{os.urandom(2).hex()}"
-    command = shlex.join(["feedrate", "resume", before.metadata["run"], *words])
+    run = before.metadata["run"]
+    submission_id = f"{run}-again-{os.urandom(2).hex()}"
+    command = shlex.join(["feedrate", "resume", run, *words])
     metadata = before.metadata | {"feedrate": version("feedrate"), "command": command, "owner": owner_here()}
     folder = None if before.metadata["workload"] in BUNDLED else os.getcwd()
-    return send(args, jobs, ["resume", before.metadata["run"], *words], submission_id, folder, metadata, env, pip)
+    return send(args, jobs, ["resume", run, *words], submission_id, folder, metadata, env, pip)
 
 
 class Status:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -29,6 +30,10 @@ from feedrate.search.terminal.ending import at_the_latest
 
 OBJECT_STORE_BYTES = 100 * 1024**2
 PROBE_S = 5.0
+NODE_S = 3.0
+"""Longest wait for this machine's node to appear, in case `ray start` is still running."""
+NODE_ANSWER_S = 60
+"""Longest wait for the cluster's list of nodes, as in Ray."""
 AUTHENTICATE = (
     "Start the cluster with a token: ray get-auth-token --generate creates it, and RAY_AUTH_MODE=token, set on every node and where feedrate "
     "runs, requires it"
@@ -255,7 +260,6 @@ def _small() -> Iterator[None]:
 
 def _join(address: str, notes: list[str], folder: str | None, *, require_token: bool) -> None:
     import ray
-    from ray._private.services import canonicalize_bootstrap_address_or_die
     from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, GcsClient, get_authentication_mode  # type: ignore[attr-defined]
 
     if address == "local":
@@ -265,7 +269,7 @@ def _join(address: str, notes: list[str], folder: str | None, *, require_token: 
             f"--address {address}: Ray Client would run the search on another machine. Run feedrate on a node of the cluster, with --address auto"
         )
     try:
-        host, _, port = canonicalize_bootstrap_address_or_die(address).rpartition(":")
+        host, _, port = _resolved(address).rpartition(":")
         if not port.isdecimal() or not 0 < int(port) < 65536:
             raise ValueError(f"{port!r} is not a port")
         _probe(host.strip("[]"), int(port))
@@ -277,9 +281,10 @@ def _join(address: str, notes: list[str], folder: str | None, *, require_token: 
         if require_token and _lets_anyone_in(f"{host}:{port}"):
             text = without_token(f"the Ray cluster at --address {address}")
             raise UsageError(f"{text} (--require-token). {AUTHENTICATE}")
-        GcsClient(address=f"{host}:{port}")  # tries once; ray.init would try for 20 s and not report the cause
+        control_store = GcsClient(address=f"{host}:{port}")  # tries once; ray.init would try for 20 s and not report the cause
+        _check_own_node(control_store, address, f"{host}:{port}")
         with shipment(folder) if JOB not in os.environ else nullcontext(Shipment({}, None)) as sent, quiet_ray_init():
-            context = _init_on_a_node(address, {"env_vars": _WORKERS, **sent.runtime_env})
+            context = ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, runtime_env={"env_vars": _WORKERS, **sent.runtime_env})
         if context.dashboard_url and JOB not in os.environ:  # `feedrate submit` has printed both notes for a Job
             notes.append(f"Ray's dashboard: http://{context.dashboard_url}")
         if not with_token and JOB not in os.environ:
@@ -296,21 +301,49 @@ def _join(address: str, notes: list[str], folder: str | None, *, require_token: 
         ) from None
 
 
-def _init_on_a_node(address: str, runtime_env: dict[str, Any]) -> Any:
-    """Join the cluster at an address that answers, and return Ray's context.
+def _resolved(address: str) -> str:
+    """Return the HOST:PORT that an address names; `auto` is the cluster to which this machine belongs.
 
     Raises:
-        UsageError: this machine is not a node of that cluster. Ray 2.60 looks for its node for a minute before that.
+        UsageError: this machine belongs to no cluster.
+        OSError, ValueError: it is no address.
     """
-    import ray
+    from ray._private.services import canonicalize_bootstrap_address_or_die
 
     try:
-        return ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, runtime_env=runtime_env)
+        return canonicalize_bootstrap_address_or_die(address)
     except ConnectionError:
+        if address != "auto":
+            raise
         raise UsageError(
-            f"a Ray cluster answers at --address {address}, but this machine is not a node of it: make it one with "
-            f"`ray start --address={address}`, or start the search on a node. `feedrate submit` needs no node here"
+            "--address auto: this machine is a node of no Ray cluster. Make it one with `ray start --address=FIRST:6379`, or start the search on "
+            "a node. `feedrate submit` needs no node here, and a search of this machine alone needs no --address"
         ) from None
+
+
+def _check_own_node(control_store: Any, address: str, resolved: str) -> None:
+    """Check within NODE_S seconds that this machine is a node of the cluster that answers at `address`, HOST:PORT in `resolved`.
+
+    Ray looks for the node in the same way, for a raylet among the processes of this machine, but Ray 2.60 goes on for a minute.
+
+    Raises:
+        UsageError: it is none.
+    """
+    from ray._private.services import find_node_ids
+    from ray.core.generated.gcs_pb2 import GcsNodeInfo  # type: ignore[attr-defined]
+
+    end_s = time.monotonic() + NODE_S
+    while True:
+        if here := find_node_ids():  # type: ignore[no-untyped-call]
+            nodes = control_store.get_all_node_info(timeout=NODE_ANSWER_S, state_filter=GcsNodeInfo.GcsNodeState.ALIVE)
+            if any(node.hex() in here for node in nodes):
+                return
+        if time.monotonic() > end_s:
+            raise UsageError(
+                f"a Ray cluster answers at --address {address}, but this machine is not a node of it: make it one with "
+                f"`ray start --address={resolved}`, or start the search on a node. `feedrate submit` needs no node here"
+            )
+        time.sleep(0.5)
 
 
 def without_token(what: str) -> str:

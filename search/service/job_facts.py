@@ -71,10 +71,11 @@ def in_words(progress: Mapping[str, Any]) -> str:
     of = f" of {progress['max_trials']}" if progress["max_trials"] is not None else ""
     failed = f", {progress['num_failed']} failed" if progress["num_failed"] else ""
     rounds = f", round {progress['round']}" if progress["round"] else ""
-    text = f"{done}{of} settings tried{failed}{rounds}, {progress['elapsed_s']:.0f} s of at most {progress['time_budget_s']:.0f} s"
+    settings = "setting" if done == 1 and not of else "settings"
+    text = f"{done}{of} {settings} tried{failed}{rounds}, {progress['elapsed_s']:.0f} s of at most {progress['time_budget_s']:.0f} s"
     best = progress["best"]
     if best is None:
-        return f"{text}; nothing measured yet"
+        return f"{text}; no rate was measured so far"
     which = "answer" if best.get("is_answer") else "best so far"
     return f"{text}; {which} {best['config']} with {best['samples_per_second']:,.0f} {progress['unit']}/s"
 

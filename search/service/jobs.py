@@ -190,6 +190,16 @@ class Jobs:
         facts = json.loads(self._ask("list", "", "the list of run folders on the cluster's head"))
         return {job.submission_id: job for each in facts for job in FolderJob.jobs_of(each)}
 
+    def nothing_left(self, job: Any, *, max_trials: int | None, confirm: bool) -> str | None:
+        """Return in one sentence that a finished search has nothing left to do, as its run folder on the head says; else None.
+
+        The arguments are those with which `resume` is to continue it (resume.py). Asking the head takes seconds.
+        """
+        run, name = job.metadata["run"], job.submission_id
+        asked = json.dumps({"name": name, "max_trials": max_trials, "confirm": confirm})
+        sentence: str | None = json.loads(self._ask("left", run, f"the state of {name}", asked))
+        return sentence
+
     def continued(self, job: Any) -> list[Any]:
         """Return the later jobs that continued this one, the oldest first."""
         if isinstance(job, FolderJob):
@@ -205,19 +215,20 @@ class Jobs:
             run = self.job(submission_id).metadata["run"]
             return self._ask("log", run, f"the log of {submission_id}").decode(errors="replace")
 
-    def _ask(self, what: str, submission_id: str, name: str) -> bytes:
+    def _ask(self, what: str, submission_id: str, name: str, *more: str) -> bytes:
         """Return bytes that a job of its own prints, packed, on the head, so that a client needs no access but the Jobs API.
 
         Args:
-            what: pack, log or list (head.py).
+            what: pack, log, list or left (head.py).
             submission_id: id of the search.
             name: what is asked for, in words for error messages.
+            more: further arguments of that program.
 
         Raises:
             UsageError: the head does not have it, or does not answer in time.
         """
         asking = f"feedrate-{what}-{os.urandom(4).hex()}"
-        self.submit([what, submission_id], submission_id=asking, folder=None, metadata={OURS: "", "kind": what})
+        self.submit([what, submission_id, *more], submission_id=asking, folder=None, metadata={OURS: "", "kind": what})
         deadline = time.monotonic() + PACK_S
         while not self._call(self.client.get_job_status, asking).is_terminal():
             if time.monotonic() > deadline:

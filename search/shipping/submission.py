@@ -29,6 +29,8 @@ class Submission:
     """The command line of the search, without the values of --env."""
     way_on: str
     """The command that continues the search from where it was submitted."""
+    fetch: str = ""
+    """The command that copies the run folder to where it was submitted; empty if an older version submitted it."""
     submission_id: str = ""
     """Ray's id of the job; a search that was resumed has had several jobs."""
     env: tuple[str, ...] = ()
@@ -44,8 +46,8 @@ class Submission:
     def from_json(cls, fields: Mapping[str, Any]) -> Submission:
         """Return the submission in an object that `to_json` of this or a newer version made."""
         words = {name: str(fields[name]) for name in ("owner", "workload", "command", "way_on")}
-        named = str(fields.get("submission_id", ""))
-        return cls(**words, submission_id=named, env=tuple(fields.get("env", ())), pip=tuple(fields.get("pip", ())))
+        words |= {name: str(fields.get(name, "")) for name in ("fetch", "submission_id")}
+        return cls(**words, env=tuple(fields.get("env", ())), pip=tuple(fields.get("pip", ())))
 
     @classmethod
     def from_environment(cls) -> Submission | None:

@@ -173,7 +173,7 @@ def test_a_node_that_lacks_a_package_is_left_out(lan, cluster):
 
 
 def test_a_machine_that_is_no_node_is_told_so(lan, cluster):
-    """The cluster answers, but Ray runs a driver only on a node. Takes a minute, for which Ray looks for its node."""
+    """The cluster answers, but Ray runs a driver only on a node."""
     laptop = lan["laptop"]
     laptop.shell("mkdir -p ~/.ray")
     (laptop.home / ".ray" / "auth_token").write_bytes((lan["first"].home / ".ray" / "auth_token").read_bytes())

@@ -154,6 +154,19 @@ def test_a_lucky_value_with_a_wide_interval_is_not_the_fastest(concluded):
     assert not any("was measured faster" in line for line in explain(concluded(small_run())))
 
 
+def test_a_cheaper_setting_that_ties_with_the_surest_is_said_to_be_cheaper(concluded):
+    """Another one, less sure than that, was measured faster at the same batch size: no other --batch-size is advised."""
+    surest = record(1, num_workers=8, rate_sps=1010.0, noise_fraction=0.001)
+    cheaper = record(2, num_workers=4, rate_sps=1005.0, noise_fraction=0.1)
+    faster = record(3, num_workers=8, prefetch_factor=8, rate_sps=1100.0, noise_fraction=0.17)
+    result = concluded([baseline(), surest, cheaper, faster])
+    assert (result.dataloader["num_workers"], result.best["tied_with"][0]["num_workers"]) == (4, 8)
+    said = [line for line in explain(result) if "was measured faster" in line]
+    assert len(said) == 1
+    assert said[0].startswith("b64 w8 p8 was measured faster, at 1,1")
+    assert said[0].endswith("Of such settings, the answer is the cheapest (fewest workers, then prefetch, then memory).")
+
+
 def test_a_setting_that_was_stopped_early_is_never_the_answer(concluded):
     """Its windows say that it cannot win, not how fast it is."""
     pruned = record(1, num_workers=2, rate_sps=5000.0, status="pruned", num_windows=5)

@@ -329,9 +329,18 @@ def test_resume_refuses_a_run_of_another_version(refused, copied):
 
 
 def test_resume_says_that_there_is_nothing_to_do(refused, copied):
-    """A finished run whose settings were all tried is not begun again; the way out is a larger number."""
+    """A finished run whose settings were all tried is not begun again; the ways out are a larger number and rounds."""
     said = refused("resume", copied, "--max-trials", "3")
-    assert said.startswith(f"4 settings were already tried in {copied}, and --max-trials counts them too: ask for more than 4")
+    assert said.startswith(f"{copied} is finished: 4 settings were tried, and --max-trials counts these, too. Resume it with --max-trials 5 or more")
+
+
+def test_resume_refuses_a_copy_of_a_submitted_search(refused, copied):
+    """Its workload was in a folder of a job on the cluster; the way out is the command for there."""
+    search = json.loads((copied / "search.json").read_text())
+    search["submission"] = {"owner": "", "workload": "train.py:workload", "command": "", "way_on": "feedrate resume mine --address URL"}
+    (copied / "search.json").write_text(json.dumps(search))
+    said = refused("resume", copied, "--max-trials", "9")
+    assert said == f"{copied} is the run folder of a submitted search, which can only be continued on its cluster: feedrate resume mine --address URL"
 
 
 def test_resume_asks_for_a_password_that_was_not_stored(refused, copied):

@@ -4,6 +4,7 @@ import contextlib
 import ipaddress
 import json
 import os
+import shutil
 import socket
 import stat
 import struct
@@ -202,6 +203,23 @@ def test_a_cluster_is_joined_with_its_token_only(local, start, token):
             "and put the cluster's token into ~/.ray/auth_token, or name it with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH\n"
         )
     assert local.process.poll() is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make a namespace")
+def test_a_process_that_sees_no_node_is_told_so_within_seconds(local, start):
+    """Ray's processes are not among those of another machine, or of another container: Ray itself would look for a minute."""
+    other = [shutil.which("unshare"), "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable]
+    environment = LOOPBACK | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": local.facts["token"]}
+    joiner = start("-c", JOINER, local.facts["address"], program=other, **environment)
+    assert joiner.wait(50) == 0, joiner.stderr
+    address = local.facts["address"]
+    assert joiner.stdout == (
+        f"refused: a Ray cluster answers at --address {address}, but this machine is not a node of it: make it one with `ray start "
+        f"--address={address}`, or start the search on a node. `feedrate submit` needs no node here\n"
+    )
+    joiner = start("-c", JOINER, "auto", program=[*other[:-1], "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /tmp && exec "$0" "$@"', sys.executable], **environment)
+    assert joiner.wait(50) == 0, joiner.stderr
+    assert joiner.stdout.startswith("refused: --address auto: this machine is a node of no Ray cluster. Make it one with `ray start")
 
 
 def test_the_users_folder_is_sent_to_a_joined_cluster(local, start, tmp_path):

@@ -6,10 +6,10 @@ import os
 import sys
 
 import pytest
-from synthetic import search_json
+from synthetic import record, search_json, write_run
 
 from feedrate.analysis.run_folder import RunFolder
-from feedrate.search.head import _runs_in
+from feedrate.search.head import _nothing_left, _runs_in
 from feedrate.search.service.folder_job import LOST, RESUMED, FolderJob, described
 from feedrate.search.service.job_facts import ended_by, exit_code, in_words, summary
 from feedrate.search.service.job_log import copied, log_of
@@ -78,7 +78,8 @@ def test_progress_in_words():
         "num_complete": 3, "num_pruned": 1, "num_failed": 0, "max_trials": None, "elapsed_s": 61.6, "time_budget_s": 600.0,
         "round": None, "unit": "rows", "best": None,
     }  # fmt: skip
-    assert in_words(progress) == "4 settings tried, 62 s of at most 600 s; nothing measured yet"
+    assert in_words(progress) == "4 settings tried, 62 s of at most 600 s; no rate was measured so far"
+    assert in_words(progress | {"num_complete": 1, "num_pruned": 0, "num_failed": 0}).startswith("1 setting tried, ")
     best = {"config": "b16 w4 p2", "samples_per_second": 1234.5, "is_answer": False}
     more = {"num_failed": 1, "max_trials": 9, "round": 2, "best": best}
     said = "5 of 9 settings tried, 1 failed, round 2, 62 s of at most 600 s; best so far b16 w4 p2 with 1,234 rows/s"
@@ -95,6 +96,23 @@ def test_all_unfinished_runs_of_a_search_are_carried_on(tmp_path):
     (small / "search.json").write_text(json.dumps(SEARCH | {"finished": True}))
     assert _runs_in(tmp_path / "classes") == [large, small]
     assert _runs_in(tmp_path / "absent") == [tmp_path / "absent"]
+
+
+def test_a_finished_search_with_nothing_left_is_not_continued(tmp_path):
+    """It has something left if any of its hardware classes has; a larger number of settings, or rounds, are something."""
+    limited = {"finished": True, "options": {"max_trials": 2, "confirm": False}}
+    for name, more in (("spent", limited), ("open", {"finished": True, "options": {"confirm": False}}), ("stopped", limited | {"finished": False})):
+        write_run(tmp_path / name / "class", [record(0), record(1)], **more)
+    again = {"name": "mine", "max_trials": None, "confirm": False}
+
+    def said(name, **changed):
+        return _nothing_left(tmp_path / name, again | changed)
+
+    assert said("spent").startswith("mine is finished: 2 settings were tried, and --max-trials counts these, too. Resume it with --max-trials 3 or more")
+    assert said("spent", max_trials=2, confirm=True) == said("spent")
+    assert said("spent", max_trials=3) is said("spent", confirm=True) is said("open") is said("stopped") is said("absent") is None
+    write_run(tmp_path / "spent" / "other", [record(0)], **limited)
+    assert said("spent") is None
 
 
 def test_a_submission_travels_in_the_environment(monkeypatch):

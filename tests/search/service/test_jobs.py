@@ -84,6 +84,7 @@ def test_a_search_goes_on_when_the_client_is_gone(there, head, project, tmp_path
     log = followed(there, "mine")
     assert "sees helper.py train.py of-nobodys-business\n" in log
     assert "3 settings were tried (--max-trials)" in log
+    assert f"Both are on the cluster's head. To copy them: RAY_AUTH_MODE=token feedrate fetch mine --address {head.url}\n" in log
     state = there("status", "mine")
     assert state.stdout.startswith("mine: SUCCEEDED, ")
     assert "  | Saved: " in state.stdout
@@ -115,6 +116,11 @@ def test_a_search_goes_on_when_the_client_is_gone(there, head, project, tmp_path
     assert there("fetch", "mine", "--force").code == 0
     assert (project / "feedrate-runs" / "mine" / "report.html").read_text() != "old"
     assert not list((project / "feedrate-runs").glob(".mine*"))
+    for more in ([], ["--max-trials", "3", "--confirm"]):
+        finished = there("resume", "mine", *more)
+        assert finished.code == 2
+        assert finished.stderr.startswith("feedrate: mine is finished: 3 settings were tried, and --max-trials counts these, too. Resume it with --max-trials 4 or more")
+    assert "mine-again" not in there("runs").stdout, "no job was submitted"
     taken = there("submit", "table", "--submission-id", "mine")
     assert taken.code == 2
     assert "refused: " in taken.stderr
@@ -232,6 +238,9 @@ def test_a_search_is_stopped_and_carried_on(there, start, head, project):
     assert len(numbers) == len(set(numbers)) == kept + 2  # the number of the trial that was interrupted is left out
     assert there("fetch", again.stdout.strip(), "-o", project / "whole").code == 0
     assert len(load_run(project / "whole").trials) == kept + 2
+    once_more = there("resume", again.stdout.strip(), "--max-trials", str(kept + 3))
+    assert re.fullmatch(r"long-again-[0-9a-f]{4}\n", once_more.stdout)
+    there("stop", "long")
 
 
 def planted(number):
