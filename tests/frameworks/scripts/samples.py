@@ -16,6 +16,8 @@ from torch.utils.data import Dataset, get_worker_info
 SAMPLE_S = 0.001
 WIDTH = 16
 WARM_S = 3.0
+REFILLED_STEPS = 40
+"""More than the batches that 4 workers hold ready."""
 
 
 @functools.cache
@@ -56,23 +58,24 @@ class Tokens(Rows):
 
 
 def time_steps(seconds):
-    """After WARM_S, count the optimizer's steps for so long; print steps per second and end the process."""
-    began, counted_from, num_steps = time.perf_counter(), None, 0
+    """After WARM_S, time the optimizer's steps for so long; print steps per second and end the process.
+
+    What lies between two epochs (validation, new workers) is left out, as feedrate does, and so are the steps after it, whose batches
+    were loaded meanwhile.
+    """
+    times = []
 
     def stepped(*_):
-        nonlocal began, counted_from, num_steps
-        now = time.perf_counter()
-        if num_steps == 0 and counted_from is None:
-            counted_from = now + WARM_S
+        times.append(time.perf_counter())
+        if times[-1] < times[0] + WARM_S + seconds:
             return
-        if now < counted_from:
-            return
-        if num_steps == 0:
-            began = now
-        num_steps += 1
-        if now > began + seconds:
-            print(json.dumps({"steps_per_s": (num_steps - 1) / (now - began)}), flush=True)
-            os._exit(0)
+        first = next(number for number, at in enumerate(times) if at >= times[0] + WARM_S)
+        took = [end - begin for begin, end in zip(times[first:], times[first + 1 :], strict=False)]
+        longest_step = 10 * sorted(took)[int(0.9 * len(took))]
+        ends = [number for number, each in enumerate(took) if each > longest_step]
+        within = [each for number, each in enumerate(took) if not any(end <= number <= end + REFILLED_STEPS for end in ends)]
+        print(json.dumps({"steps_per_s": len(within) / sum(within), "num_epoch_ends": len(ends)}), flush=True)
+        os._exit(0)
 
     register_optimizer_step_post_hook(stepped)
 
