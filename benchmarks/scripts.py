@@ -3,10 +3,12 @@
     make test-frameworks ARGS=--collect-only   # makes the environment
     .venv-frameworks/bin/python benchmarks/scripts.py --rounds 2 lightning transformers
 
-For each script in tests/frameworks/scripts: one process of the script under feedrate measures the setting (10 s at most), and a copy
-of the script, in which the setting is edited by hand, runs alone and times its own steps for 8 s after 3 s, without what lies between
-two epochs (tests/frameworks/scripts/samples.py). Both sides alternate, and the order changes from round to round. Prints for each script the medians in samples per second, their ratio by hand / feedrate, the
-seconds until feedrate took over, and the seconds of a measurement beyond its windows; at the end the load of the machine.
+For each script in tests/frameworks/scripts: one process of the script under feedrate measures the setting (10 s at
+most), and a copy of the script, in which the setting is edited by hand, runs alone and times its own steps for 8 s
+after 3 s, without what lies between two epochs (tests/frameworks/scripts/samples.py). Both sides alternate, and the
+order changes from round to round. Prints for each script the medians in samples per second, their ratio by hand /
+feedrate, the seconds until feedrate took over, and the seconds of a measurement beyond its windows; at the end the
+load of the machine.
 """
 
 from __future__ import annotations

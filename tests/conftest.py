@@ -67,15 +67,21 @@ def shares_a_fixture(file):
     return 'scope="module"' in file.read_text()
 
 
+def group_of(item):
+    """The name of the group of tests that run in one process, or None."""
+    if "finished" in item.fixturenames:
+        return "finished"
+    return str(item.path) if "tag" in item.fixturenames or shares_a_fixture(item.path) else None
+
+
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items):
-    """Begin with the longest tests, and keep those that share a fixture of their file, or the finished search, in one process."""
-    items.sort(key=lambda item: "end_to_end" not in item.path.parts)
-    for item in items:
-        if "finished" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("finished"))
-        elif "tag" in item.fixturenames or shares_a_fixture(item.path):
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+    """Keep tests that share a fixture of their file, or the finished search, in one process; begin with these, then with the longest others."""
+    groups = {item: group_of(item) for item in items}
+    items.sort(key=lambda item: (groups[item] is None, "end_to_end" not in item.path.parts))
+    for item, group in groups.items():
+        if group is not None:
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 class Command:

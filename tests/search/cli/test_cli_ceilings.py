@@ -90,6 +90,7 @@ def test_a_dataset_of_files_has_a_cold_ceiling_too(ceilings, tmp_path):
     assert 0 <= facts["fetch_fraction"] < 1
 
 
+@pytest.mark.slow
 def test_ceilings_print_one_object(ceilings):
     """For programs; a workload that fails is a failure object and exit code 1."""
     facts = answer(ceilings("workload", "--batch-size", 8, "--json"), "ceilings")

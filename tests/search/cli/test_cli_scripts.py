@@ -67,6 +67,7 @@ def test_verify_names_a_command_that_is_another_workload(capfd):
     assert f"is the answer for the workload 'objects', and {sys.executable} train.py is 'train': name the same" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_search_and_its_continuation(feedrate, tmp_path):
     """Ray, one process of the script for many settings, the command in the run folder, and resume without naming it. It starts Ray twice."""
     command = [sys.executable, "train.py", "--data", "/data"]

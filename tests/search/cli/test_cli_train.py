@@ -111,6 +111,7 @@ def test_a_training_that_waits_is_tuned_and_leaves_what_it_found(script):
         assert refused.returncode == 2 and sentence in refused.stderr and len(refused.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_observing_changes_nothing_and_says_what_waiting_cost(script):
     found = train(script, 0, 1, 1500, 0.004, 0, flags=["--observe", "--json"])
     facts = json.loads(found.stdout)

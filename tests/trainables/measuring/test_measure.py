@@ -174,6 +174,7 @@ def test_short_epochs_are_measured(dataset, setting, fixed, epoch, boundary_from
     assert result.throughput().sps > 0
 
 
+@pytest.mark.slow
 def test_short_epochs_are_timed_whole():
     """Of epochs that are over in no time, what counts is seen: whole epochs, whose workers start again and again.
 
@@ -188,6 +189,7 @@ def test_short_epochs_are_timed_whole():
         assert record_rate(result.columns()).sps == pytest.approx(result.throughput("epoch").sps)
 
 
+@pytest.mark.slow
 def test_long_epochs_are_cut_short():
     """Of an epoch that takes longer than a trial only the boundary is measured, between two short ones.
 

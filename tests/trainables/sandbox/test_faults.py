@@ -221,7 +221,7 @@ def test_a_fault_is_told_and_over(template, monkeypatch, fault):
     assert isinstance(sound, Measured), sound
 
 
-@pytest.mark.parametrize("name", HARMLESS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name == "changes_start_method" else name for name in HARMLESS])
 def test_bad_manners_do_no_harm(template, name):
     """Printing, forking, handlers, another start method, threads, a NaN loss, an end that hangs: there is a number."""
     result = measured(template, name, options={"max_trial_s": 30.0 if name == "changes_start_method" else 3.0})
@@ -245,6 +245,7 @@ print(event_line(event).decode())
 """
 
 
+@pytest.mark.slow
 def test_a_full_shm_is_told(tag):
     """In a container whose /dev/shm holds 24 MB, batches that grow larger end as a failure with the way out."""
     mounted = "mount -t tmpfs -o size=24m tmpfs /dev/shm && "

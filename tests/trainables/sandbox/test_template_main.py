@@ -122,6 +122,7 @@ def test_a_module_that_ends_the_process_is_told(made, lines, said):
     assert ("bye" in failure.message) == ("bye" in lines)
 
 
+@pytest.mark.slow
 def test_an_import_without_end_is_a_hang(made, monkeypatch):
     """An import that takes longer than a set-up may is ended."""
     monkeypatch.setattr(template_module, "SETUP_TIMEOUT_S", 12.0)
