@@ -81,7 +81,7 @@ def in_words(progress: Mapping[str, Any]) -> str:
 
 
 def began(jobs: Jobs, job: Any) -> bool:
-    """Return whether a search has made its run folder: only then it can be continued."""
+    """Return whether a search has made its run folder: only then can it be continued."""
     from feedrate.search.session.job_display import split_log
 
     return isinstance(job, FolderJob) or bool(split_log(jobs.raw_log(job.submission_id))[1])

@@ -37,7 +37,7 @@ class Lead:
         self._last_allowed = 0.0, 0
         """When `ahead` allowed steps last, and how many rank 0 had begun then."""
         self._is_loading = False
-        """Whether the steps are those of the loader, after each of which the other ranks send a mark."""
+        """Whether the ranks train on batches of the loader now, and not on a cached one: after each such step, every other rank sends a mark."""
         self._marks: list[deque[Mark]] = [deque() for _ in self._links]
         """Of each other rank, from the beginning of the present window on."""
         self.pids = [self._answer(number, "pid") for number in range(len(self._links))]

@@ -25,7 +25,7 @@ class SeenLoader:
     name: str
     """Name of the class."""
     call: str
-    """The call in the script's words, with the settings that it gives."""
+    """The call as it stands in the script, with the arguments that the script gives; shown in the list of loaders."""
     data: tuple[str, int | None]
     """Class and length of the dataset."""
     num_made: int = 0

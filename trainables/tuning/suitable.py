@@ -38,14 +38,14 @@ def why_left_alone(loader: Any, *, reached_torch: bool = False) -> str | None:
         if hasattr(loader.dataset, "state_dict"):
             return "the iterable dataset saves its state, which would be in the worker, so the number of workers stays 0"
     if isinstance(loader.dataset, (IterDataPipe, MapDataPipe)):
-        return "the dataset is a data pipe, which torch shares out among workers, so their number stays"
+        return "the dataset is a data pipe, which torch shares out among workers, so the number of workers stays"
     if not getattr(loader, "in_order", True):
         return "in_order is False: which batches are in flight is not known, so the number of workers stays"
     samplers = (loader.batch_sampler, loader.sampler, getattr(loader.batch_sampler, "sampler", None))
     for each in (loader, *samplers):
         if hasattr(each, "state_dict"):
             name = type(each).__name__
-            return f"{name} saves its state, which depends on how many batches workers load ahead, so their number stays"
+            return f"{name} saves its state, which depends on how many batches workers load ahead, so the number of workers stays"
     if (num := _world_size()) > 1:
         return f"{num} ranks train together, and each has a loader of its own, so the number of workers stays"
     return None

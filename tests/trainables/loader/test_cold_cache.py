@@ -91,8 +91,9 @@ print(cache.num_dropped(), cache.stayed_fraction(), cache.why_not_cold())
 """
     lines = in_child(code, files[0].parent)
     assert int(lines[0]) > 0.9 * SIZE / os.sysconf("SC_PAGE_SIZE")
-    assert lines[-2] == "0"
-    assert lines[-1] == "1 0.0 None"
+    assert int(lines[-2]) <= 0.01 * int(lines[0])  # the kernel keeps single pages that a CPU has not put on its lists yet
+    num_dropped, stayed, why_not = lines[-1].split(" ", 2)
+    assert (num_dropped, why_not) == ("1", "None") and float(stayed) <= 0.01
 
 
 def test_files_for_writing_and_pythons_own_are_left_alone(files):
