@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from feedrate.analysis.clean import printable
-from feedrate.analysis.paste import loader_call
+from feedrate.analysis.paste import loader_call, paste_heading
 from feedrate.analysis.remote import is_url, read_url
 from feedrate.analysis.run_folder import RunError, RunFolder, parse_object, read_object, write_atomic
 
@@ -161,6 +161,11 @@ def check_best(best: Mapping[str, Any]) -> None:
         for name, value in process.items():
             if name in _PROCESS and not _fits_process(name, value):
                 raise ValueError(f"{path}.{name} must be {_PROCESS[name]}, not {str(value)[:40]!r}")
+
+
+def to_paste(best: Mapping[str, Any] | None) -> tuple[str, str] | None:
+    """Return the words that say where to paste, and the code, usually one line; None without a best.json."""
+    return None if best is None else (paste_heading(best), python_snippet(best))
 
 
 def python_snippet(best: Mapping[str, Any]) -> str:

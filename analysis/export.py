@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet
 
 from feedrate.analysis import sections
+from feedrate.analysis.best import to_paste
 from feedrate.analysis.run import Run
 from feedrate.analysis.run_folder import RunError, write_atomic
 from feedrate.analysis.summary import ranking
@@ -52,7 +53,7 @@ def markdown(run: Run) -> str:
     if run.unfinished:
         parts.append("The search is not finished; this is what was measured so far.")
     parts.append(_table(sections.answer(run, ranked)))
-    if pasted := sections.paste(run):
+    if pasted := to_paste(run.best):
         parts += [_escape(pasted[0]), _fenced(pasted[1], "python")]
     parts += ["## Ranking", _table(sections.ranking_section(run, ranked)) if len(ranked) else "No setting has a rate."]
     failures = sections.failures_section(run)

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pandas as pd
 
 from feedrate.analysis import html_parts, sections
+from feedrate.analysis.best import to_paste
 from feedrate.analysis.figures import batch_size_figure, heat_figure, pareto_figure, throughput_figure, timeline_figure
 from feedrate.analysis.html_parts import code, document, heading, left_out, paste, plot, table, write_html
 from feedrate.analysis.question_sections import effects_section, noise_section, time_section
@@ -48,7 +49,7 @@ def render_page(run: Run) -> str:
 
 def _answer(run: Run, ranked: pd.DataFrame) -> list[str]:
     parts = ["<section>", heading("answer", "Answer"), table(sections.answer(run, ranked), row_headers=True)]
-    if pasted := sections.paste(run):
+    if pasted := to_paste(run.best):
         parts += paste(*pasted)
     return [*parts, "</section>"]
 

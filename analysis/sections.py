@@ -13,11 +13,9 @@ from typing import Any
 
 import pandas as pd
 
-from feedrate.analysis.best import python_snippet
 from feedrate.analysis.disqualified import Disqualified
 from feedrate.analysis.doubts import settle_command
 from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION
-from feedrate.analysis.paste import paste_heading
 from feedrate.analysis.rounds import DISTURBED_FRACTION, MIN_ROUNDS, TIED_FRACTION
 from feedrate.analysis.run import Run
 from feedrate.analysis.setting import setting_text
@@ -103,11 +101,6 @@ def answer(run: Run, ranked: pd.DataFrame) -> Section:
     if (ranked["num_hosts"] > 1).any():
         rows.append(("Hosts", "a rate may be the average over several machines; the column Hosts of the ranking says over how many"))
     return Section(caption="The answer", headers=("", "Value"), rows=rows)
-
-
-def paste(run: Run) -> tuple[str, str] | None:
-    """Return the words that say where to paste, and the code, usually one line; None while there is no best.json."""
-    return None if run.best is None else (paste_heading(run.best), python_snippet(run.best))
 
 
 def ranking_section(run: Run, ranked: pd.DataFrame) -> Section:

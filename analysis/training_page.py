@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from feedrate.analysis import html_parts, training_sections
+from feedrate.analysis.best import to_paste
 from feedrate.analysis.html_parts import document, heading, left_out, paste, plot, table, write_html
 from feedrate.analysis.training import Training
 from feedrate.analysis.training_figure import training_figure
@@ -25,7 +26,7 @@ def render_training_page(training: Training) -> str:
     if not training.is_over:
         note = f"The training goes on, or was ended from outside. This page reloads itself every {html_parts.REFRESH_S} s; feedrate report writes it again."
     parts = ["<section>", heading("answer", "Answer"), table(training_sections.answer(training), row_headers=True)]
-    if pasted := training_sections.paste(training):
+    if pasted := to_paste(training.best):
         parts += paste(*pasted)
     parts += ["</section>", *_timeline(training)]
     for name, title, section in (

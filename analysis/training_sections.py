@@ -7,8 +7,6 @@ from typing import Any
 
 import pandas as pd
 
-from feedrate.analysis.best import python_snippet
-from feedrate.analysis.paste import paste_heading
 from feedrate.analysis.sections import Section, duration, fact_rows, number
 from feedrate.analysis.setting import config_text
 from feedrate.analysis.training import Training, by_setting, value_of
@@ -87,11 +85,6 @@ def machine(training: Training) -> Section:
     held = dict(facts) if isinstance(facts, Mapping) else {}
     versions = held.pop("versions", None)
     return Section(caption="Machine and versions", headers=("", "Value"), rows=[*fact_rows(held), *fact_rows(versions)])
-
-
-def paste(training: Training) -> tuple[str, str] | None:
-    """Return the words that say where to paste, and the code; None while there is no best.json."""
-    return None if training.best is None else (paste_heading(training.best), python_snippet(training.best))
 
 
 def _summary(training: Training) -> Mapping[str, Any]:
