@@ -35,11 +35,6 @@ class Origin:
     code itself called the class."""
 
     @property
-    def place(self) -> tuple[str, int]:
-        """File and line."""
-        return self.path, self.line
-
-    @property
     def where(self) -> str:
         """The place as `train.py:41`, relative to the working directory if it is inside."""
         inside = os.path.relpath(self.path)
