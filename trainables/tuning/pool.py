@@ -47,7 +47,7 @@ class Pool:
         self._iterator: Any = None
         self._segment: Segment | None = None
         self._is_taking = False
-        self._has_died = False
+        self._has_died = self._is_closing = False
 
     def start(self, stream: IndexStream, generator: torch.Generator | None) -> None:
         """Begin to load the next batches of an epoch, and go on until `end`.
@@ -125,9 +125,9 @@ class Pool:
         return pending
 
     def close(self) -> None:
-        """End the workers."""
-        iterator, self._iterator, self._segment = self._iterator, None, None
-        vars(self._loader)["_iterator"] = None
+        """End the workers. That others of them die meanwhile is not an error."""
+        self._is_closing = True
+        iterator = self._iterator
         if iterator is not None and self.num_workers:
             with contextlib.suppress(Exception):  # a worker that is dead already, or another torch version
                 if iterator._worker_pids_set:  # otherwise SIGCHLD of a worker that has died would still raise torch's error, anywhere
@@ -136,6 +136,8 @@ class Pool:
             with contextlib.suppress(Exception):
                 iterator._shutdown_workers()
         _guarded.discard(self)
+        self._iterator = self._segment = None
+        vars(self._loader)["_iterator"] = None
 
     def num_ready(self) -> int:
         """Return how many batches are finished and not yet taken."""
@@ -161,7 +163,7 @@ class Pool:
     def survives(self) -> bool:
         """Return whether the death of a worker is survived now."""
         may_die = self._may_die()
-        return may_die is not None and may_die()
+        return self._is_closing or (may_die is not None and may_die())
 
 
 def _copy(loader: DataLoader[Any], num_workers: int) -> DataLoader[Any]:

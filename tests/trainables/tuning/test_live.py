@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch.utils.data import (
@@ -22,13 +23,16 @@ from torch.utils.data import (
     RandomSampler,
     Sampler,
 )
+from torch.utils.data._utils import signal_handling
 
 from feedrate.trainables import live
 from feedrate.trainables.deciding.policy import Policy
 from feedrate.trainables.machine import memory_guard
 from feedrate.trainables.machine.process import tree_pids
 from feedrate.trainables.tuning.decision_log import DecisionLog
+from feedrate.trainables.tuning.index_stream import IndexStream
 from feedrate.trainables.tuning.live import Live
+from feedrate.trainables.tuning.pool import Pool
 from feedrate.trainables.tuning.tuned_loader import TunedLoader
 
 NUM_SAMPLES, BATCH_SIZE = 400, 4
@@ -232,6 +236,37 @@ def kill_workers_during_a_step():
 
 def test_a_worker_that_is_killed_while_the_training_does_something_else_costs_no_sample():
     ended = apart(kill_workers_during_a_step)
+    assert ended.returncode == 0, ended.stderr
+
+
+def kill_the_second_worker_while_the_workers_are_ended():
+    class Policy:
+        def survives(self):
+            return False
+
+    policy, pool_loader = Policy(), loader_of(num_workers=2)
+    pool = Pool(pool_loader, 2, may_die=policy.survives)
+    pool.start(IndexStream(pool_loader._index_sampler, num_begins=1, check_draws=False), None)
+    pool.take()
+    first, second = pool.pids()
+    remove, raised = signal_handling._remove_worker_pids, []
+
+    def die_first(key):
+        try:
+            os.kill(second, signal.SIGKILL)
+            time.sleep(0.5)  # SIGCHLD arrives here
+        except RuntimeError as error:
+            raised.append(error)
+        remove(key)
+
+    signal_handling._remove_worker_pids = die_first
+    pool.close()
+    assert not raised
+    assert not psutil.pid_exists(first) and not psutil.pid_exists(second)
+
+
+def test_a_worker_that_dies_while_the_others_are_ended_is_no_error():
+    ended = apart(kill_the_second_worker_while_the_workers_are_ended)
     assert ended.returncode == 0, ended.stderr
 
 
