@@ -21,12 +21,14 @@ FAST := tests/test_fences.py tests/test_architecture.py tests/analysis tests/sea
 JOBS ?= $(shell unshare --mount true 2>/dev/null && echo 3 || echo 0)
 SHARED := -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help venv search test test-fast test-slow test-oldest test-frameworks test-versions lint types soak wheel clean
+.PHONY: help venv environments search test test-fast test-slow test-oldest test-frameworks test-versions lint types soak wheel clean
 
 help:             ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 15
 
 venv: $(INSTALLED)        ## make .venv as constraints.txt says (PYTHON=python3.12 picks another Python)
+
+environments: $(INSTALLED) .venv-oldest/installed .venv-frameworks/installed  ## make all three environments (-j3 makes them at once)
 
 search: $(INSTALLED)      ## search settings for the bundled image workload (ARGS="--time-budget 5m" adds options)
 	$(BIN)/feedrate search images $(ARGS)

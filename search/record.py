@@ -24,7 +24,7 @@ from feedrate.trainables.resolve import WorkloadRef
 _WHEN_OVER = ("stop_reason", "unconfirmed_because")
 """Fields that are written when the search is finished, null or not."""
 _WHEN_KNOWN = ("warm_start", "set_aside", "resumed_as", *_WHEN_OVER)
-"""Fields that a new record does not have."""
+"""Fields that the search.json of a search that has just begun does not have yet."""
 
 
 class OtherSchema(RunError):

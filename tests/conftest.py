@@ -44,7 +44,7 @@ def workload(**changed):
         "optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.01),
     } | changed)
 '''
-CONFIRMED = ["--batch-size", "16", "--num-workers", "0..8", "--max-trial-s", "2", "--keep-going"]
+CONFIRMED = ["--batch-size", "16", "--num-workers", "0..4", "--max-trial-s", "1", "--keep-going"]
 QUICK = [*CONFIRMED, "--no-confirm"]
 
 

@@ -115,7 +115,7 @@ def explain(result: SearchResult) -> list[str]:
         lines.append(f"Measured with up to {sharing_host(at_once)}.")
     step = [name for name, on in (("bfloat16 autocast", best["search"]["amp"]), ("torch.compile", best["search"]["compile"])) if on]
     if step:
-        lines.append(f"The training step ran with {' and '.join(step)}; without, the ceiling and these rates would be different.")
+        lines.append(f"The training step ran with {' and '.join(step)}; without that, the ceiling and these rates would be different.")
     if result.stop_reason:
         lines.append(f"Ended because {result.stop_reason}.")
     lines.append(_confirmed(best))

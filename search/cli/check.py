@@ -98,8 +98,8 @@ def _summary(report: dict[str, Any]) -> str:
     names = [finding["name"] for finding in report["findings"] if finding["level"] == "error"]
     if report["changes_data"] is None:
         if "batches" in names:
-            return "The loader's batches hold nothing: batches. Whether another setting would change the data is not known."
-        return "The loader does not work with workers: loading. The data that it would deliver is not known."
+            return "The loader delivers only empty batches (see `batches` above), so whether another setting would change the data is not known."
+        return "The loader does not work with workers (see `loading` above), so what data they would deliver is not known."
     if names:
         return f"Changing the loader changes the data: {', '.join(names)}. docs/check.md explains each."
     return "Changing the loader does not change the data, as far as these samples tell."

@@ -265,7 +265,7 @@ def finish(search: Any, command: str, as_json: bool) -> int | None:
         if left_out and not result.ranking.empty:
             why = "; ".join(f"{which}: {reason}" for which, reason in left_out)
             raise NothingFound(
-                f"only settings that repeat data were measured in {result.folder} ({why}). "
+                f"there is no answer in {result.folder}: every setting that was measured delivers the same data more than once ({why}). "
                 "Fix the dataset (feedrate check shows how), or pass --allow-duplicates",
                 result.folder.absolute(),
             )

@@ -347,7 +347,7 @@ def _check_own_node(control_store: Any, address: str, resolved: str) -> None:
 
 
 def without_token(what: str) -> str:
-    """Return the warning about a cluster without token authentication."""
+    """Return the text of the warning that a Ray cluster lets everybody in without a token. `what` names the cluster."""
     return f"{what} does not ask for a token: anyone who can reach it can run code on the cluster"
 
 

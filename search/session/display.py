@@ -175,7 +175,7 @@ class Display:
         self.say(f"ceiling{where} (no loading): {sps:,.0f} {self.unit}/s{gain}")
 
     def learn(self, record: dict[str, Any], rate: Rate | None) -> None:
-        """Count a trial, also one from before a resume. Measurements in rounds, and trials that another host retries, do not count."""
+        """Count a trial, also one from before a resume. Not counted are measurements in confirmation rounds, and failed trials that another host repeats."""
         if record["kind"] != "search" or record.get("retried"):
             return
         outcome = status(record)

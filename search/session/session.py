@@ -284,7 +284,11 @@ class Session:
     def learn_host(
         self, config: LoaderConfig, columns: dict[str, Any], failure: dict[str, Any] | None, *, is_baseline: bool
     ) -> frozenset[str] | None:
-        """Remember that a host measured a setting or failed with it. Return the hosts that should not try the setting again; None if nothing is to be tried again."""
+        """Remember that a host measured a setting, or failed to.
+
+        Returns:
+            None if the setting needs no further attempt; otherwise the ids of the hosts that must not make it, because they have failed.
+        """
         host = columns.get("host_id")
         if host is None:
             self.health.forget(config)

@@ -34,5 +34,5 @@ class TrialRequest:
 
     @property
     def config(self) -> LoaderConfig:
-        """The setting, or the first setting of a round."""
+        """The setting that is to be measured; in a confirmation round, which measures several, the first of them."""
         return self.configs[0]

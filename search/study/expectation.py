@@ -26,7 +26,7 @@ from feedrate.trainables.config import LoaderConfig
 LEAST_OBSERVED = 2
 """Least number of measured rates for an expectation."""
 LEAST_TO_DRAW = 3
-"""Least number of measured rates for a draw by expected gain; with fewer, settings are drawn at random."""
+"""Settings are chosen by their expected gain as soon as this many rates were measured, and at random before."""
 MAX_ROWS = 2000
 """Largest number of settings that one draw considers. From a larger space it takes this many at random, and the neighbours of the best."""
 MAX_OBSERVED = 60

@@ -116,7 +116,7 @@ def test_search_json_says_what_was_asked_on_what(finished):
     assert search["command"].startswith("feedrate search toy.py:workload --batch-size 16")
     assert search["workload"]["target"].endswith("toy.py:workload")
     assert search["workload"]["epoch_samples"] == 4000
-    assert search["space"]["num_workers"] == {"range": [0, 8]}
+    assert search["space"]["num_workers"] == {"range": [0, 4]}
     assert search["baseline"]["num_workers"] == 0
     assert search["options"]["max_trials"] == 4
     assert {"torch", "ray", "optuna", "numpy", "pandas", "feedrate", "python", "platform"} <= search["versions"].keys()

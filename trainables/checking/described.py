@@ -31,7 +31,7 @@ class Described:
     notes: tuple[str, ...]
     """Sentences for the user."""
     data: QuickLook
-    """Which settings repeat data, according to a few samples."""
+    """Which settings deliver the same data more than once, as far as a few samples tell."""
     facts: HostFacts
     num_gpus: int
     """Accelerators of the host that the workload can see."""

@@ -1,4 +1,4 @@
-"""`QuickLook`: which settings repeat data, according to a few samples."""
+"""`QuickLook`: which settings deliver the same data more than once, as far as a few samples tell."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuickLook:
-    """Which settings repeat data, according to a few samples."""
+    """Which settings deliver the same samples, or the same random numbers, more than once. Only a few samples were read to find out."""
 
     max_num_workers: int | None = None
     """Settings with more workers than this repeat data; None if no repetition was seen."""
     reason: str | None = None
     persistent_workers: bool | None = None
-    """The only value with which later epochs do not repeat the first one; None if both values may be used."""
+    """The only value of `persistent_workers` with which later epochs do not deliver the random numbers of the first one again; None if both values may be used."""
     epochs_reason: str | None = None
     notes: tuple[str, ...] = ()
     """Further sentences for the user."""

@@ -101,7 +101,7 @@ class Candidates:
         return fewer, f"there are more workers than the {self.cpus} CPUs, which may slow each other"
 
     def _cheaper(self, now: int) -> tuple[int, str] | None:
-        """Return a number between the best one and the largest that is known to be slower."""
+        """Return fewer workers than the best number has, and more than any smaller number that was slower; None if there is none to try."""
         if now <= self.own or self._num_cheaper >= MAX_CHEAPER:
             return None
         middle = round(math.sqrt(max(self._too_few, 1) * now))

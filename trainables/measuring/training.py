@@ -336,7 +336,7 @@ class Training:
         self.watch.set_epoch_batches(num_batches)
 
     def _all_items(self) -> int:
-        """Return the items that all ranks have trained."""
+        """Return how many items were trained by now, summed over all ranks."""
         return self.items + (0 if self.lead is None else self.lead.items(self.consumed))
 
     def _train_to_boundary(self, until: float) -> bool:

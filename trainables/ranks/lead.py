@@ -98,7 +98,7 @@ class Lead:
         return self._allowed > self._taken
 
     def marks(self, step: int) -> list[Mark]:
-        """Wait until all other ranks have finished a step of the present window, and return their marks."""
+        """Wait until all other ranks have finished a step of the window that is being timed, and return what each recorded at it."""
         found = []
         for number, marks in enumerate(self._marks):
             while self._latest(number) < step:

@@ -113,7 +113,7 @@ class Takeover:
         between.record(result)
 
     def next_batch(self, tap: Tap) -> Any:
-        """Return the next batch for the script: the measurement's, or of another loader one of its own.
+        """Return the next batch of a loader of the script. For the measured loader it comes from the measurement, for any other from that loader itself.
 
         Raises:
             StopIteration: the other loader has given its batch.

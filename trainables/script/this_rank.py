@@ -38,7 +38,7 @@ class ThisRank:
         return self.rank.number > 0
 
     def why_not(self, script_name: str) -> str | None:
-        """Return a sentence if these ranks cannot be measured; call it while the script waits for a batch."""
+        """Return why these ranks cannot be measured, as a sentence; None if they can. Call it while the script waits for a batch."""
         if not _is_dispatching():
             return None
         return (

@@ -124,7 +124,7 @@ def test_batches_that_hold_nothing_end_with_1(capfd):
     assert check("mine.py:nothing", "--time-budget", "10s") == 1
     lines = capfd.readouterr().out.splitlines()
     assert any(line.startswith("ERROR    batches              the first ") for line in lines)
-    assert lines[-1].startswith("The loader's batches hold nothing: batches.")
+    assert lines[-1].startswith("The loader delivers only empty batches (see `batches` above)")
 
 
 def test_json_is_one_object(capfd):
