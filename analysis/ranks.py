@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 PERSISTENT_FRACTION = 0.8
-"""Share of the windows in which one rank must wait most to count as the slow one."""
+"""A rank counts as the slow one if it waits longest for its batches in at least this share of the windows."""
 APART_FRACTION = 0.05
 """Ranks whose shares of time waiting differ by less wait equally long."""
 

@@ -24,7 +24,7 @@ END_WINDOWS = 3
 """Number of windows at either end whose medians are compared, so that one outlier is no change. Also the number of last windows
 that count if the rate still changes."""
 FIRST_EPOCH_S = 6.0
-"""A trial measures beyond a first epoch that ends within this time, because what a dataset or the page cache keeps shows only then."""
+"""If the first epoch ends within this time, a trial measures the next one too: what a dataset keeps, or the page cache, makes only later epochs faster."""
 _CRITICAL = {
     5: 0.9999, 6: 0.994, 7: 0.9702, 8: 0.9367, 9: 0.8993, 10: 0.8613, 12: 0.7894, 14: 0.7258, 17: 0.646, 20: 0.5815, 25: 0.4988,
     30: 0.4372, 40: 0.3519, 50: 0.2954, 60: 0.2552,

@@ -25,7 +25,7 @@ from feedrate.analysis.estimate import copy_only_sps, record_change, record_stea
 COMPUTE_BOUND_FRACTION = 0.95
 """Share of the rate of the step alone from which on the run-to-run spread hides the rest."""
 NEAR_FRACTION = 0.8
-"""Share of the rate of the step alone that is close enough if the step does not wait."""
+"""A rate of at least this share of the ceiling (the rate of the step without loading) counts as limited by the step, provided that the step does not wait for batches."""
 WAIT_FRACTION = 0.03
 """A step that waits for a smaller share of the time than this counts as not waiting."""
 MOSTLY_FRACTION = 0.5

@@ -204,7 +204,11 @@ def class_named(text: str, kinds: Sequence[str]) -> str:
 
 
 def _share(host: Host, gpus: int, *, whole: bool = False) -> int:
-    """Return the number of CPUs for a trial with `gpus` of the host's GPUs: its share, rounded down, per GPU if `whole`, else in all."""
+    """Return how many CPUs a trial gets that uses `gpus` of the host's GPUs: the same share of the CPUs as of the GPUs, rounded down.
+
+    Args:
+        whole: round down the number for one GPU, and multiply it; otherwise only the product is rounded.
+    """
     if not gpus:
         return host.num_cpus
     return host.num_cpus // host.num_gpus * gpus if whole else host.num_cpus * gpus // host.num_gpus

@@ -70,7 +70,7 @@ class Session:
         self.brain, self.folder, self.options, self.study = brain, folder, options, study
         self.epoch_samples, self.display, self.clock = epoch_samples, display, clock
         self.search_reason: str | None = None
-        """Why no further setting is tried, although rounds may still run; None while settings are tried."""
+        """Why no further setting is tried; None while settings are tried. Confirmation rounds may still measure the best ones again."""
         self.stop_reason: str | None = None
         """Why the search ended; None until everything, including rounds, is over."""
         self.unconfirmed_because = None if options.confirm else "rounds were turned off (--no-confirm)"

@@ -39,7 +39,7 @@ class Expectation:
 
     config: LoaderConfig
     gain_fraction: float
-    """Expected increase of the best rate, as a fraction."""
+    """By which fraction the best rate is expected to grow if this setting is measured."""
     surely_sps: float
     """The model's estimate of the best rate so far, less one standard deviation, because the highest measured rate may be luck."""
 

@@ -70,7 +70,7 @@ def one_each(names: Sequence[str], argv: Sequence[str], out: Path, objects: dict
 
 
 def _end_all(searches: Sequence[subprocess.Popen[str]]) -> None:
-    """Give the searches, which got the signal too, 2 s more than this process has, then kill them."""
+    """Wait 2 s for the searches (child processes, which got the same signal) to end by themselves, then kill them."""
     deadline = time.monotonic() + 2
     for process in searches:
         with contextlib.suppress(subprocess.TimeoutExpired):

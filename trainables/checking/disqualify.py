@@ -31,7 +31,7 @@ MOST_S = 20.0
 """Longest time for all looks together if samples are slow."""
 FIRST_SAMPLE_S = 5.0
 LEAST_LIMIT_S = 3.0
-"""Shortest time limit of a look, even if the look is expected to take less: starting workers takes a moment on a busy machine."""
+"""Each reading of a few samples may take at least this long before it is given up, because workers start slowly on a busy machine."""
 MOST_SAMPLES, LEAST_SAMPLES = 32, 8
 """Number of different samples to compare; each of two workers delivers half of them."""
 MOST_OF_STREAM = 128

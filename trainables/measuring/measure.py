@@ -39,7 +39,7 @@ from feedrate.trainables.step import Step, StepContext, loss_is_finite, to_devic
 from feedrate.trainables.workload import Workload
 
 BOUNDARY_MATTERS_FRACTION = 0.002
-"""An epoch boundary is not measured if its estimated cost is below this share of an epoch."""
+"""The time that a loader needs between two epochs is measured only if it is estimated to be at least this share of an epoch."""
 EPOCHS_FRACTION = 0.25
 """Share of a trial's time that epoch boundaries may take."""
 
@@ -147,7 +147,7 @@ def _measure(
 
 
 def watched_loader(workload: Workload, config: LoaderConfig, seed: int) -> LoaderWatch:
-    """Return the watch of a new loader with this setting, which may have started its workers already."""
+    """Make a loader with this setting, and return the `LoaderWatch` through which it is read. A loader may start its workers as soon as it is made."""
     with collecting() as begun:
         loader = build_loader(workload, config, seed=seed)
     return LoaderWatch(loader, begun)

@@ -118,7 +118,7 @@ class Training:
         self._train(batch)
 
     def settle(self) -> None:
-        """Discard two production cycles (one if it takes long) and a short time, and go on while the queue still fills.
+        """Train without timing until the rate is steady: for two production cycles (in one, each worker makes a batch), one if it takes long, for a short time more, and until the queue of ready batches grows no further.
 
         Workers that started together must drift apart first. And while workers fill the queue of ready batches, they use CPU
         time that the training step gets once the queue is full. A loader with an `__iter__` of its own may hold ready batches

@@ -216,5 +216,5 @@ def how_ended(code: int, when: str) -> str:
 
 
 def failed(kind: str, phase: str, message: str, stacks: str | None = None) -> Failed:
-    """Return the event of a failure that was found outside of the child."""
+    """Return the message about a failure that the child process could not report itself, because it hangs or has ended."""
     return Failed(failure=Failure(kind=kind, phase=phase, message=message, stacks=stacks))

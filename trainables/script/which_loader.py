@@ -39,7 +39,7 @@ class WhichLoader:
         self._entries: dict[int, SeenLoader] = {}
         """The same, with the entries of the list."""
         self._latest: list[weakref.ref[Tap]] = []
-        """Iterations in the order of the latest batch that each gave."""
+        """The iterators of all loaders; the one that gave a batch most recently is the last."""
 
     def made(self, loader: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Remember a new loader, before its constructor runs."""
