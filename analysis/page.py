@@ -12,7 +12,7 @@ from feedrate.analysis import html_parts, sections
 from feedrate.analysis.best import to_paste
 from feedrate.analysis.figures import batch_size_figure, heat_figure, pareto_figure, throughput_figure, timeline_figure
 from feedrate.analysis.html_parts import code, document, heading, left_out, paste, plot, table, write_html
-from feedrate.analysis.question_sections import effects_section, noise_section, time_section
+from feedrate.analysis.question_sections import effects_section, noise_section, time_section, what_if_section
 from feedrate.analysis.questions import pareto
 from feedrate.analysis.run import Run
 from feedrate.analysis.summary import best_by_batch_size, knee, ranking
@@ -112,6 +112,7 @@ def _tables(run: Run, ranked: pd.DataFrame, by_batch_size: pd.DataFrame) -> list
     for name, title, section in (
         ("effects", "How much each dimension matters", effects_section(run)),
         ("time", "Where the time goes", time_section(run)),
+        ("what-if", "What would make it faster", what_if_section(run)),
         ("noise", "How noisy the machine was", noise_section(run)),
     ):
         if section.rows:

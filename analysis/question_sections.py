@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from feedrate.analysis.outlook import outlook_of, what_if
 from feedrate.analysis.questions import NOISY, effects, failures_by_reason, noise, pareto, time_shares
 from feedrate.analysis.run import Run
 from feedrate.analysis.sections import Section, number, ranking_section, size
@@ -96,6 +97,33 @@ def noise_section(run: Run) -> Section:
     return Section(caption=caption, headers=("Host", *numeric), rows=rows, numeric=frozenset(numeric))
 
 
+def what_if_section(run: Run) -> Section:
+    """Return the table of predicted rates if one thing were different."""
+    found = outlook_of(run)
+    rows = [
+        (
+            each.change,
+            number(each.rate.sps),
+            f"{number(max(each.rate.low_sps, 0.0))}-{number(each.rate.high_sps)}",
+            f"{each.ratio:.2f}x",
+            str(each.num_workers),
+        )
+        for each in found.what_ifs
+    ]
+    numeric = (f"{run.unit}/s", "95 % interval", "vs the best", "Workers")
+    caption = (
+        "Predicted, not measured: the rate if one thing were different, by a model of loading that was fitted to the measured settings "
+        f"(within {found.sd_fraction or 0.0:.0%} of {found.num_settings} of them), and the number of workers that would be enough for it"
+    )
+    return Section(
+        caption=caption,
+        headers=("If there were", *numeric),
+        rows=rows,
+        numeric=frozenset(numeric),
+        why_empty=f"nothing is predicted: {found.why_none}",
+    )
+
+
 def reasons_section(run: Run) -> Section:
     """Return the table of failures and their reasons, the most frequent first."""
     rows = [
@@ -114,6 +142,7 @@ TABLES: dict[str, tuple[str, Callable[[Run], Section]]] = {
     "effects": ("how much each dimension matters", effects_section),
     "pareto": ("throughput against memory", pareto_section),
     "time": ("where the time goes", time_section),
+    "what-if": ("what would make it faster, as predicted", what_if_section),
     "failures": ("what failed, and why", reasons_section),
     "noise": ("how noisy the machine was", noise_section),
 }
@@ -126,6 +155,7 @@ FRAMES: dict[str, Callable[[Run], pd.DataFrame]] = {
     "effects": effects,
     "pareto": pareto,
     "time": time_shares,
+    "what-if": what_if,
     "failures": failures_by_reason,
     "noise": noise,
 }

@@ -96,6 +96,7 @@ COLUMNS: tuple[Column, ...] = (
     _C("step_returned", "str", "", "the type of step's return value, if it was not a number of items (feedrate then counted samples); otherwise null"),
     _C("step_only_num_items", "list[int]", "items", "items trained on a cached batch, no loading, in each block of steps"),
     _C("step_only_duration_s", "list[float]", "s", "time of each block of steps; null when the step alone was not measured"),
+    _C("step_only_cpus", "float", "CPUs", "CPU time of the training process while the step was timed alone, divided by the time that this took; null with several ranks"),
     _C("copy_only_num_items", "list[int]", "items", "items copied to the accelerator alone, in each block of copies"),
     _C("copy_only_duration_s", "list[float]", "s", "time of each block of copies; null if there is no accelerator"),
     # memory and machine

@@ -31,6 +31,8 @@ class Section:
     rows: Sequence[tuple[str, ...]]
     numeric: frozenset[str] = frozenset()
     """Headers whose cells are numbers."""
+    why_empty: str = "nothing to show"
+    """What is said instead of a table without rows."""
 
 
 def title(run: Run) -> str:

@@ -10,6 +10,7 @@ import pandas as pd
 from feedrate.analysis.best import BEST_SCHEMA
 from feedrate.analysis.compat import median
 from feedrate.analysis.doubts import Doubt, doubts, what_settles
+from feedrate.analysis.outlook import outlook_of
 from feedrate.analysis.rounds import DISTURBED_FRACTION, TIED_FRACTION, Standing
 from feedrate.analysis.run import Run
 from feedrate.analysis.summary import best_by_batch_size, counted, may_win, same
@@ -79,6 +80,7 @@ def best_content(run: Run, ranked: pd.DataFrame, chosen: pd.Series[Any], where: 
         },
         "scope": _scope(record, trial),
         "measured_on": _measured_on(record, trial),
+        "what_if": outlook_of(run, chosen).to_json(),
         "workload": record.workload.to_json() | {"epoch_samples": _whole(trial["epoch_samples"])},
         "search": _searched(run, record, where, is_open),
     }

@@ -97,6 +97,7 @@ class Measurement:
     step_returned: str | None = None
     step_only_num_items: list[int] | None = None
     step_only_duration_s: list[float] | None = None
+    step_only_cpus: float | None = None
     copy_only_num_items: list[int] | None = None
     copy_only_duration_s: list[float] | None = None
     loss_is_finite: bool | None = None

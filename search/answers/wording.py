@@ -13,6 +13,7 @@ from feedrate.analysis.disqualified import Disqualified
 from feedrate.analysis.doubts import QUIET, more_trials_command, settle_command
 from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION
 from feedrate.analysis.load import load_run
+from feedrate.analysis.outlook import helps
 from feedrate.analysis.paste import paste_heading
 from feedrate.analysis.rounds import DISTURBED_FRACTION, TIED_FRACTION
 from feedrate.analysis.run_folder import RunFolder
@@ -88,7 +89,7 @@ def explain(result: SearchResult) -> list[str]:
     lines += _conclusion(result)
     if (epoch := epoch_text(best, best["throughput"]["unit"])) is not None and yours is not None:
         lines.append(f"Epoch of {epoch}.")
-    lines += filter(None, [read_more(best, result.ranking)])
+    lines += filter(None, [helps(best["what_if"]), read_more(best, result.ranking)])
     by_size = best["best_by_batch_size"]
     if len(by_size) > 1:
         rates = " · ".join(f"b{size} {entry['samples_per_second']:,.0f}/s" for size, entry in by_size.items())

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from feedrate.analysis.sections import Section
 
 FORMATS = ("html", "csv", "parquet", "markdown")
-QUESTIONS = ("ranking", "batch-size", "effects", "pareto", "time", "failures", "noise")
+QUESTIONS = ("ranking", "batch-size", "effects", "pareto", "time", "what-if", "failures", "noise")
 RUN = "the run folder, or an address that pyarrow or fsspec can open (s3://bucket/run)"
 
 
@@ -38,7 +38,7 @@ def print_section(console: Console, section: Section, heading: str, most_rows: i
 
     console.print(f"\n{heading[0].upper()}{heading[1:]}", style="bold", markup=False, highlight=False)
     if not section.rows:
-        console.print("nothing to show", markup=False, highlight=False)
+        console.print(section.why_empty, markup=False, highlight=False)
         return
     if section.caption.lower() != heading.lower():
         console.print(section.caption, style="dim", markup=False, highlight=False)

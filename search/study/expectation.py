@@ -17,9 +17,9 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from feedrate.analysis.disqualified import NOTHING, Disqualified
+from feedrate.analysis.rate_model import RateModel, fit_model
 from feedrate.search.space.search_space import NAMES, SearchSpace
 from feedrate.search.study.observed import Observed, Seen
-from feedrate.search.study.rate_model import RateModel, fit_model
 from feedrate.search.study.surrogate import Settings, Surrogate
 from feedrate.trainables.config import LoaderConfig
 

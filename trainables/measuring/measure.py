@@ -175,7 +175,10 @@ def _warm(
         batch = to_device(host_batch, device)
         result.first_step_s = warm(on_batch, batch, device)
         if options.measure_step:
+            began_s, began_cpu_s = time.perf_counter(), time.process_time()
             blocks = time_step(on_batch, batch, device, options.max_trial_s / 5)
+            if num_ranks == 1:
+                result.step_only_cpus = (time.process_time() - began_cpu_s) / (time.perf_counter() - began_s)
             result.step_only_num_items, result.step_only_duration_s = _of_all(blocks, num_ranks) or (None, None)
         if device.type != "cpu":
             copies = time_copy(host_batch, device, pinned=config.pin_memory)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from feedrate.search.study.rate_model import RateModel, fit_model
+from feedrate.analysis.rate_model import RateModel, fit_model
 from feedrate.search.study.surrogate import Settings, Surrogate
 
 CEILINGS = {32: 900.0, 64: 1000.0, 128: 1050.0}

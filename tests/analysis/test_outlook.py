@@ -1,0 +1,125 @@
+"""outlook.py on worlds that are known exactly: what a change of machine, data or model would bring."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from synthetic import record, write_run
+
+from feedrate.analysis import load_run
+from feedrate.analysis.outlook import Costs, helps, outlook_of, what_if
+from feedrate.analysis.rate_model import RateModel
+
+CPUS = 8
+STEP_S, STEP_CPU_S = 0.0005, 0.0005
+
+
+def world(workers, *, cpu_s, wait_s, num_cpus=CPUS, step_s=STEP_S):
+    """Items per second at each number of workers."""
+    model = RateModel(item_s=cpu_s + wait_s, cap_sps=num_cpus / (cpu_s + STEP_CPU_S), ceilings={64: 1 / step_s})
+    return np.exp(model.log_rate(np.array(workers, dtype=float), np.full(len(workers), 64.0)))
+
+
+def run_in(folder, workers=(0, 2, 4, 8, 16), *, noise=0.0, **costs):
+    rates = world(workers, **costs) * np.exp(noise * np.resize([1, -1], len(workers)))
+    busy = costs["cpu_s"] + STEP_CPU_S
+    records = [
+        record(
+            number, num_workers=each, rate_sps=float(sps), own_cpu_fraction=float(sps) * busy / CPUS, num_cpus=CPUS,
+            step_only_sps=1 / STEP_S if number == 0 else None, step_only_cpus=1.0 if number == 0 else None,
+            persistent_workers=each > 0,
+        )
+        for number, (each, sps) in enumerate(zip(workers, rates, strict=True))
+    ]  # fmt: skip
+    return load_run(write_run(folder, records))
+
+
+def ratios(run):
+    return {each.name: each.ratio for each in outlook_of(run).what_ifs}
+
+
+def test_loading_that_waits(tmp_path):
+    """2 ms of CPU time and 38 ms of waiting: storage decides, and CPUs and the step do not."""
+    found = ratios(run_in(tmp_path / "run", cpu_s=0.002, wait_s=0.038))
+    now = world([16], cpu_s=0.002, wait_s=0.038)[0]
+    assert found["storage_twice_as_fast"] == pytest.approx(world([16], cpu_s=0.002, wait_s=0.019)[0] / now, rel=0.05)
+    assert found["storage_half_as_fast"] == pytest.approx(world([16], cpu_s=0.002, wait_s=0.076)[0] / now, rel=0.05)
+    assert found["data_in_memory"] > 3
+    assert found["cpus_twice"] == pytest.approx(1.0, abs=0.03)
+    assert found["step_fifth"] == pytest.approx(1.0, abs=0.03)
+    assert found["decoding_half"] < 1.1
+
+
+def test_loading_that_computes(tmp_path):
+    """12 ms of CPU time on 8 CPUs: more CPUs and cheaper decoding help, faster storage does not."""
+    found = ratios(run_in(tmp_path / "run", (0, 2, 4, 8, 16, 32), cpu_s=0.012, wait_s=0.0001))
+    assert found["cpus_twice"] == pytest.approx(2.0, rel=0.15)
+    assert found["cpus_half"] == pytest.approx(0.5, rel=0.05)
+    assert found["decoding_half"] == pytest.approx(2.0, rel=0.15)
+    assert found["data_in_memory"] == pytest.approx(1.0, abs=0.05)
+    assert found["step_fifth"] == pytest.approx(1.0, abs=0.03)
+
+
+def test_a_step_that_is_the_limit(tmp_path):
+    found = ratios(run_in(tmp_path / "run", cpu_s=0.0005, wait_s=0.0))
+    assert found["step_fifth"] == pytest.approx(1.25, rel=0.05)
+    assert all(ratio < 1.05 for name, ratio in found.items() if name != "step_fifth")
+
+
+def test_the_interval_has_the_error_of_the_model(tmp_path):
+    quiet, noisy = (outlook_of(run_in(tmp_path / f"run-{noise}", cpu_s=0.002, wait_s=0.038, noise=noise)) for noise in (0.0, 0.12))
+    assert quiet.sd_fraction == 0.05
+    assert 0.08 < noisy.sd_fraction < 0.2
+    widths = [each.what_ifs[0].rate.half_width_fraction for each in (quiet, noisy)]
+    assert widths[1] > widths[0] > 0.09
+
+
+def test_a_setting_that_ran_out_of_memory_is_left_out(tmp_path):
+    """32 workers at a tenth of the rate say nothing about the CPUs."""
+    run = run_in(tmp_path / "run", cpu_s=0.002, wait_s=0.038)
+    records = run.trials.iloc[-1]
+    rate = float(records["steady_sps"]) / 10
+    thrash = record(9, num_workers=32, rate_sps=rate, own_cpu_fraction=0.9, num_cpus=CPUS, persistent_workers=True)
+    lines = (run.path / "trials.jsonl").read_text()
+    (run.path / "trials.jsonl").write_text(lines + json.dumps(thrash) + "\n")
+    with_cliff = load_run(run.path)
+    assert len(with_cliff.trials) == len(run.trials) + 1
+    assert outlook_of(with_cliff).sd_fraction == 0.05
+
+
+@pytest.mark.parametrize(
+    ("workers", "options", "why"),
+    [
+        ((0, 2), {}, "fewer than 3 settings were measured to their end"),
+        ((0, 2, 4, 8, 16), {"noise": 0.5}, "the model of loading is"),
+    ],
+)
+def test_why_nothing_is_predicted(tmp_path, workers, options, why):
+    run = run_in(tmp_path / "run", workers, cpu_s=0.002, wait_s=0.038, **options)
+    found = outlook_of(run)
+    assert not found.what_ifs
+    assert found.why_none.startswith(why)
+    assert what_if(run).empty
+    assert helps(found.to_json()) is None
+
+
+def test_without_a_ceiling_nothing_is_predicted(tmp_path):
+    records = [record(number, num_workers=number + 1, rate_sps=100.0 * (number + 1)) for number in range(4)]
+    found = outlook_of(load_run(write_run(tmp_path / "run", records)))
+    assert found.why_none == "the ceiling is not known: no trial timed the training step alone"
+
+
+def test_the_sentence_names_what_helps_most_first(tmp_path):
+    found = outlook_of(run_in(tmp_path / "run", cpu_s=0.002, wait_s=0.038)).to_json()
+    said = helps(found)
+    assert said.startswith("Predicted to help: loading that never waits, such as data in memory (")
+    assert said.index("data in memory") < said.index("storage twice as fast")
+    assert "; not: twice the CPUs" in said
+    assert "half as fast" not in said and "half the CPUs" not in said
+
+
+def test_a_step_that_needs_all_cpus_is_slower_with_half_of_them(tmp_path):
+    """A training on the CPU: its step alone keeps 8 CPUs busy."""
+    costs = Costs(load_cpu_s=0.0001, load_wait_s=0.0, step_s=0.001, step_cpu_s=0.008, num_cpus=8.0, efficiency=1.0)
+    assert replace(costs, num_cpus=4.0).sps(16)[0] < 0.55 * costs.sps(16)[0]
