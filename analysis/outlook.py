@@ -32,7 +32,7 @@ ENOUGH_FRACTION = 0.98
 """Of numbers of workers that reach this share of the best predicted rate, the smallest one is named."""
 CLIFF_FRACTION = 0.5
 """A setting with more workers that is slower than this share of one with fewer does not say how workers scale."""
-SAME_FRACTION = 0.03
+SAME_FRACTION = 0.05
 """A smaller predicted change is no change."""
 SLOWER = ("cpus_half", "storage_half_as_fast")
 """Changes for the worse: nobody asks whether they help."""

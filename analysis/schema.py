@@ -29,7 +29,7 @@ class Column:
     """Unit of the value; empty for names, counts and flags."""
     meaning: str
     required: bool = False
-    """Whether every record has a value, even a failed one."""
+    """Whether this column is never empty, not even in the record of a failed trial."""
 
 
 _C = Column

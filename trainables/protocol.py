@@ -156,7 +156,7 @@ class Phase(Message):
     """A phase of the request begins."""
 
     name: str
-    """setup, warm, loader, measure, between epochs (of a script) or teardown; rerun while a batch is loaded again."""
+    """The name of the phase: setup, warm, loader, measure, between epochs (only of a training script), teardown, or rerun, in which the batch at which a trial failed is loaded again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

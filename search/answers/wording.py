@@ -177,7 +177,7 @@ def _conclusion(result: SearchResult) -> list[str]:
 
 
 def _only_yours(result: SearchResult, resume: str) -> str:
-    """Return a sentence for an answer that was compared with nothing, and how to compare it."""
+    """Return a sentence for an answer that is your own setting because nothing else was measured, and how to measure others."""
     assert result.best is not None
     run = load_run(result.folder)
     tried = set(run.trials["config"])

@@ -78,7 +78,7 @@ class Supervisor(tune.Trainable):
                 return self._ended(end)
 
     def _is_reported(self, news: News) -> bool:
-        """Whether Tune gets a result for an event before the last one."""
+        """Return whether Tune is told of this piece of news at once. It is always told of the end of a trial."""
         if isinstance(news, Waiting):
             self._waits = True
             return True

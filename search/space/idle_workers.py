@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class IdleWorkers:
-    """What a trial says about settings with more workers than can deliver anything."""
+    """A trial in which some workers delivered nothing, for example because the dataset has fewer shards than workers: what it says about settings with more workers."""
 
     working: int
     """Number of workers that delivered something."""

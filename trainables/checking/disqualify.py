@@ -26,9 +26,9 @@ from feedrate.trainables.workload import Workload
 T = TypeVar("T")
 
 QUICK_S = 2.0
-"""About how long all looks at the loader (see `Look`) take together if samples are fast."""
+"""About how long all readings of a few samples (see `Look`) take together if samples are fast."""
 MOST_S = 20.0
-"""Longest time for all looks together if samples are slow."""
+"""Longest time for all of these readings together if samples are slow."""
 FIRST_SAMPLE_S = 5.0
 LEAST_LIMIT_S = 3.0
 """Each reading of a few samples may take at least this long before it is given up, because workers start slowly on a busy machine."""
@@ -39,7 +39,7 @@ MOST_OF_STREAM = 128
 FEW_ITEMS = 4
 """Number of samples to follow through three epochs if samples are slow."""
 NUM_NEEDED = 4
-"""Number of looks whose time is always allowed for, even if each has to make the loader again, which may take long."""
+"""So many readings of a few samples are made in any case, however long each takes because the loader has to be made again."""
 NUM_DRAWS, LEAST_DRAWS = 16, 12
 """Number of times that one index is loaded, so that the random numbers of two workers can be compared; the smaller one if samples are slow."""
 

@@ -25,7 +25,7 @@ class RatePoint:
     step_s: float
     """Time in which it trained on them."""
     aside_s: float
-    """Time in which it did something else between two of them, such as a validation."""
+    """Time in which the training did something else between two of these batches, such as a validation."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the point as a line of live.jsonl."""

@@ -24,7 +24,7 @@ class Tap:
         self._own_iter = own_iter
         self._real: Any = None
         self._stays_out = False
-        """Whether one worker reads the first batch, whatever the loader's own number is."""
+        """Whether the first batch is read with one worker, even if the loader asks for more."""
         self.is_over = False
         """Whether the loader's own iteration has ended."""
         self.num_batches = 0

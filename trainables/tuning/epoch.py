@@ -249,7 +249,7 @@ class Epoch(Observed):
         if not policy.own:
             why = why_not_forked(loader.dataset)
             if live.left_open:
-                why = f"the dataset keeps {live.left_open[0]} open in this process, which workers must not share. Start with num_workers=1"
+                why = f"the dataset keeps {live.left_open[0]} open in this process, which workers must not share. With num_workers=1 in your script, a worker opens it, and feedrate can change their number"
             if why is not None:
                 return policy.leave_alone(why)
         method = start_method(loader) if policy.own else "fork"

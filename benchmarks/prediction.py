@@ -1,0 +1,72 @@
+"""How well does the model of loading know settings that were not measured?
+
+    python benchmarks/prediction.py
+
+For each recorded landscape (benchmarks/landscapes), the model (analysis/rate_model.py) is fitted to the baseline alone, then
+to three settings (no workers, as many workers as CPUs, four times as many; all at the baseline's batch size), then to six. It then
+predicts every setting of the grid. Prints the median error, the share of the settings within 15 %, and by how much the
+setting that it expects to be the fastest is slower than the fastest one. Replays only: takes seconds, measures nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from landscape import Landscape, Point, read
+
+from feedrate.analysis.rate_model import fit_model
+
+LANDSCAPES = Path(__file__).with_name("landscapes")
+NAMES = ("table", "objects", "images", "images-noisy")
+WITHIN = 0.15
+
+
+def known(landscape: Landscape, workers: tuple[int, ...]) -> list[Point]:
+    """The points of the grid at the baseline's batch size, with a prefetch factor of 2, that are nearest to these numbers of workers."""
+    of_size = [each for each in landscape.points if each.config.batch_size == landscape.baseline.batch_size]
+    near = [min(of_size, key=lambda each: (abs(each.config.num_workers - number), each.config.prefetch_factor not in (None, 2))) for number in workers]
+    return list(dict.fromkeys(near))
+
+
+def cpu_item_s(path: Path, points: list[Point]) -> float:
+    """Median CPU seconds per item of the recorded trials of these settings."""
+    rows = pd.read_parquet(path)
+    of_points = [
+        (rows["num_workers"] == each.config.num_workers) & (rows["batch_size"] == each.config.batch_size) for each in points
+    ]
+    return float(np.median([rows.loc[each, "cpu_item_s"].median() for each in of_points]))
+
+
+def main() -> None:
+    """Print a line for each landscape and number of measured settings."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    print(f"{'landscape':14}{'settings':>9}{'measured':>10}{'median error':>14}{'within 15 %':>13}{'slower than best':>18}")
+    for name in NAMES:
+        path = LANDSCAPES / f"{name}.parquet"
+        landscape = read(path)
+        cpus = landscape.num_cpus
+        workers = np.array([each.config.num_workers for each in landscape.points], dtype=float)
+        sizes = np.array([each.config.batch_size or 0 for each in landscape.points], dtype=float)
+        measured = np.array([each.sps for each in landscape.points])
+        for numbers in ((0,), (0, cpus, 4 * cpus), (0, 1, cpus, 2 * cpus, 4 * cpus, 8 * cpus)):
+            points = known(landscape, numbers)
+            model = fit_model(
+                [each.config.num_workers for each in points],
+                [each.config.batch_size or 0 for each in points],
+                [math.log(each.sps) for each in points],
+                landscape.ceilings,
+                cpu_item_s(path, points),
+                cpus,
+            )
+            predicted = np.exp(model.log_rate(workers, sizes))
+            error = np.abs(predicted / measured - 1)
+            behind = 1 - measured[predicted.argmax()] / measured.max()
+            print(f"{name:14}{len(measured):9}{len(points):10}{np.median(error):14.1%}{(error < WITHIN).mean():13.0%}{behind:18.1%}")
+
+
+if __name__ == "__main__":
+    main()
