@@ -34,6 +34,9 @@ CLIFF_FRACTION = 0.5
 """A setting with more workers that is slower than this share of one with fewer does not say how workers scale."""
 SAME_FRACTION = 0.05
 """A smaller predicted change is no change."""
+MOST_STEP_CPUS = 1.5
+"""If the step alone keeps more CPUs busy than this, its threads wait for each other actively while workers take their CPUs, and nobody can tell
+what it would need with other CPUs: the number of CPUs is no change then."""
 SLOWER = ("cpus_half", "storage_half_as_fast")
 """Changes for the worse: nobody asks whether they help."""
 MAD_TO_SD = 1.4826
@@ -234,8 +237,10 @@ def _predicted(costs: Costs, measured: Rate, most: int, sd: float) -> list[WhatI
 
 def _changes(costs: Costs) -> list[tuple[str, str, Costs]]:
     """Return the changes: the name, the words, and what an item costs then."""
-    changes = [("cpus_twice", "twice the CPUs", replace(costs, num_cpus=2 * costs.num_cpus))]
-    if costs.num_cpus >= 2:
+    changes = []
+    if costs.step_cpu_s <= MOST_STEP_CPUS * costs.step_s:
+        changes.append(("cpus_twice", "twice the CPUs", replace(costs, num_cpus=2 * costs.num_cpus)))
+    if changes and costs.num_cpus >= 2:
         changes.append(("cpus_half", "half the CPUs", replace(costs, num_cpus=costs.num_cpus / 2)))
     return [
         *changes,

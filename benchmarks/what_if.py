@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from feedrate.trainables import Workload
+from feedrate.trainables.bundled.objects import objects
 
-CPU_S, WAIT_S = "WHAT_IF_CPU_S", "WHAT_IF_WAIT_S"
-MIXED = {CPU_S: "0.002", WAIT_S: "0.02"}
+CPU_S, WAIT_S, LATENCY_S = "WHAT_IF_CPU_S", "WHAT_IF_WAIT_S", "WHAT_IF_LATENCY_S"
 
 
 class Mixed(Dataset[Any]):
@@ -61,51 +61,52 @@ def mixed() -> Workload:
     )
 
 
+def distant() -> Workload:
+    """The bundled workload `objects` with the latency of the environment."""
+    return objects(latency_s=float(os.environ[LATENCY_S]))
+
+
 @dataclass(frozen=True)
 class Case:
-    """A workload, and how each change is made: other words of the command, other variables, or fewer CPUs."""
+    """A workload, the variables that it reads, and for each change the variables that make it; None is half of the CPUs."""
 
     target: str
-    arguments: tuple[str, ...] = ()
-    changes: tuple[tuple[str, tuple[str, ...], dict[str, str], bool], ...] = ()
-    """Name of the change, further arguments, variables, whether on half of the CPUs."""
-    environment: tuple[tuple[str, str], ...] = ()
+    changes: dict[str, dict[str, str] | None]
+    now: dict[str, str] = field(default_factory=dict)
 
 
+HERE = Path(__file__).resolve()
 CASES = {
-    "images": Case("images", changes=(("cpus_half", (), {}, True),)),
+    "images": Case("images", {"cpus_half": None}),
     "objects": Case(
-        "objects",
-        changes=(
-            ("storage_twice_as_fast", ("--latency-s", "0.02"), {}, False),
-            ("storage_half_as_fast", ("--latency-s", "0.08"), {}, False),
-            ("cpus_half", (), {}, True),
-        ),
+        f"{HERE}:distant",
+        {"storage_twice_as_fast": {LATENCY_S: "0.02"}, "storage_half_as_fast": {LATENCY_S: "0.08"}, "cpus_half": None},
+        {LATENCY_S: "0.04"},
     ),
     "mixed": Case(
-        f"{Path(__file__).resolve()}:mixed",
-        environment=tuple(MIXED.items()),
-        changes=(
-            ("storage_twice_as_fast", (), {WAIT_S: "0.01"}, False),
-            ("storage_half_as_fast", (), {WAIT_S: "0.04"}, False),
-            ("data_in_memory", (), {WAIT_S: "0"}, False),
-            ("decoding_half", (), {CPU_S: "0.001"}, False),
-            ("cpus_half", (), {}, True),
-        ),
+        f"{HERE}:mixed",
+        {
+            "storage_twice_as_fast": {WAIT_S: "0.01"},
+            "storage_half_as_fast": {WAIT_S: "0.04"},
+            "data_in_memory": {WAIT_S: "0"},
+            "decoding_half": {CPU_S: "0.001"},
+            "cpus_half": None,
+        },
+        {CPU_S: "0.002", WAIT_S: "0.02"},
     ),
 }
 
 
-def searched(case: Case, folder: Path, budget: str, arguments: tuple[str, ...] = (), changed: dict[str, str] | None = None, *, half: bool = False) -> dict[str, Any]:
-    """The best.json of a search."""
-    cpus = sorted(os.sched_getaffinity(0))
+def searched(case: Case, folder: Path, budget: str, changed: dict[str, str] | None) -> dict[str, Any]:
+    """The best.json of a search with these variables; None is a search on half of the CPUs."""
     command = [
-        str(Path(sys.executable).parent / "feedrate"), "search", case.target, *case.arguments, *arguments, "--batch-size", "32",
-        "--num-workers", "0..16", "--max-trial-s", "6", "--time-budget", budget, "--no-confirm", "--out", str(folder),
+        str(Path(sys.executable).parent / "feedrate"), "search", case.target, "--batch-size", "32", "--num-workers", "0..16",
+        "--max-trial-s", "6", "--time-budget", budget, "--no-confirm", "--out", str(folder),
     ]  # fmt: skip
-    if half:
+    cpus = sorted(os.sched_getaffinity(0))
+    if changed is None:
         command = ["taskset", "-c", ",".join(map(str, cpus[: len(cpus) // 2])), *command]
-    environment = os.environ | dict(case.environment) | (changed or {})
+    environment = os.environ | case.now | (changed or {})
     finished = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
     if finished.returncode:
         raise SystemExit(f"{' '.join(command)} ended with exit status {finished.returncode}:\n{finished.stderr[-2000:]}")
@@ -124,14 +125,17 @@ def main() -> None:
     for name in args.names or CASES:
         case = CASES[name]
         with tempfile.TemporaryDirectory() as temporary:
-            before = searched(case, Path(temporary) / "now", args.time_budget)
+            before = searched(case, Path(temporary) / "now", args.time_budget, {})
             predicted = {each["name"]: each for each in before["what_if"]["predicted"]}
             now_sps = before["throughput"]["samples_per_second"]
             if not predicted:
                 print(f"{name:10}{now_sps:33,.0f}  nothing is predicted: {before['what_if']['why_none']}")
                 continue
-            for change, arguments, changed, half in case.changes:
-                after = searched(case, Path(temporary) / change, args.time_budget, arguments, changed, half=half)
+            for change, changed in case.changes.items():
+                after = searched(case, Path(temporary) / change, args.time_budget, changed)
+                if change not in predicted:
+                    print(f"{name:10}{change:24}{now_sps:9,.0f}{'not predicted':>22}{after['throughput']['samples_per_second']:12,.0f}", flush=True)
+                    continue
                 expected, sps = predicted[change], after["throughput"]["samples_per_second"]
                 low, high = expected["ci95"]
                 errors.append(abs(expected["samples_per_second"] / sps - 1))

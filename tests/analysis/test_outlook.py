@@ -35,6 +35,15 @@ def run_in(folder, workers=(0, 2, 4, 8, 16), *, noise=0.0, **costs):
     return load_run(write_run(folder, records))
 
 
+def test_a_step_of_many_threads_leaves_the_number_of_cpus_open(tmp_path):
+    """Its threads burn CPU time while they wait for each other, so that half of the CPUs may be nearly as fast."""
+    run = run_in(tmp_path / "run", cpu_s=0.012, wait_s=0.0001)
+    lines = (run.path / "trials.jsonl").read_text()
+    (run.path / "trials.jsonl").write_text(lines.replace('"step_only_cpus": 1.0', '"step_only_cpus": 2.0'))
+    assert not {"cpus_twice", "cpus_half"} & set(ratios(load_run(run.path)))
+    assert {"cpus_twice", "cpus_half"} <= set(ratios(run))
+
+
 def ratios(run):
     return {each.name: each.ratio for each in outlook_of(run).what_ifs}
 
