@@ -179,6 +179,8 @@ def _costs(run: Run, rows: pd.DataFrame, answer: pd.Series[Any], size: int | Non
     ceilings = run.ceilings
     if size not in ceilings:
         return f"the ceiling is not known: {run.ceilings_found.why_not(size)}"
+    if rows["slowest_rank"].notna().any():
+        return "the model of loading does not know several ranks, which share the CPUs"
     with_workers = rows[rows["num_workers"] > 0]
     # without workers, threads of the step that spin while a batch is loaded count as CPU time of loading
     busy = with_workers["own_cpu_fraction"] * with_workers["num_cpus"] / with_workers["steady_sps"]
@@ -207,7 +209,7 @@ def _costs(run: Run, rows: pd.DataFrame, answer: pd.Series[Any], size: int | Non
         step_s=step_s,
         step_cpu_s=step_cpu_s,
         num_cpus=float(num_cpus),
-        efficiency=model.cap_sps * float(cpu_s) / float(num_cpus),
+        efficiency=model.cap_sps * (load_cpu_s + step_cpu_s) / float(num_cpus),
     )
     return costs, sd
 
@@ -215,12 +217,10 @@ def _costs(run: Run, rows: pd.DataFrame, answer: pd.Series[Any], size: int | Non
 def _without_cliffs(settings: pd.DataFrame) -> pd.DataFrame:
     """Return the settings without those that are slower than CLIFF_FRACTION of one with fewer workers: they ran out of memory or files, which the model does not know."""
     with_workers = settings[settings["num_workers"] > 0]
-    fell = [
-        name
-        for name, row in with_workers.iterrows()
-        if row["steady_sps"] < CLIFF_FRACTION * with_workers.loc[with_workers["num_workers"] < row["num_workers"], "steady_sps"].max()
-    ]
-    return settings.drop(index=fell)
+    best = with_workers.groupby("num_workers")["steady_sps"].max().sort_index()
+    best_with_fewer = best.cummax().shift()
+    fell = with_workers["steady_sps"] < CLIFF_FRACTION * with_workers["num_workers"].map(best_with_fewer)
+    return settings.drop(index=with_workers.index[fell.fillna(False).astype(bool)])
 
 
 def _predicted(costs: Costs, measured: Rate, most: int, sd: float) -> list[WhatIf]:

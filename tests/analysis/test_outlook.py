@@ -132,3 +132,12 @@ def test_a_step_that_needs_all_cpus_is_slower_with_half_of_them(tmp_path):
     """A training on the CPU: its step alone keeps 8 CPUs busy."""
     costs = Costs(load_cpu_s=0.0001, load_wait_s=0.0, step_s=0.001, step_cpu_s=0.008, num_cpus=8.0, efficiency=1.0)
     assert replace(costs, num_cpus=4.0).sps(16)[0] < 0.55 * costs.sps(16)[0]
+
+
+def test_a_training_with_several_ranks_is_not_predicted(tmp_path):
+    run = run_in(tmp_path / "run", cpu_s=0.002, wait_s=0.038)
+    records = [json.loads(line) for line in (run.path / "trials.jsonl").read_text().splitlines()]
+    for each in records:
+        each["ranks"] = [{"window_wait_s": [0.1] * len(each["window_duration_s"])} for _ in range(2)]
+    (run.path / "trials.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+    assert outlook_of(load_run(run.path)).why_none == "the model of loading does not know several ranks, which share the CPUs"
