@@ -76,7 +76,7 @@ def record(
         "stopped_early": status == "pruned",
         "setup_s": 1.0, "iter_s": 0.05, "first_batch_s": 0.1, "settle_s": 1.0, "boundary_s": 0.0,
         "epoch_samples": 50_000, "unit": "samples",
-        "own_cpu_fraction": 0.25, "tree_pss_bytes": 500_000_000 + 200_000_000 * num_workers, "device": "cpu", "device_name": "Test CPU",
+        "tree_pss_bytes": 500_000_000 + 200_000_000 * num_workers, "device": "cpu", "device_name": "Test CPU",
         "host_id": "host-1", "hostname": "node-1", "num_cpus": 8, "torch_num_threads": 4,
         "started_unix_s": START_UNIX_S + 20.0 * number, "finished_unix_s": START_UNIX_S + 20.0 * number + 15.0,
         "versions": {"python": "3.11.7", "torch": "2.13.0"},

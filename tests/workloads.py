@@ -265,6 +265,15 @@ def spawned():
     )
 
 
+class NotWithSeven(Rows):
+    """Cannot be read by 7 workers."""
+
+    def __getitem__(self, index):
+        if (worker := torch.utils.data.get_worker_info()) is not None and worker.num_workers == 7:
+            raise RuntimeError("seven are too many")
+        return super().__getitem__(index)
+
+
 def slow_to_set_up():
     """Its model takes 1.5 s to make."""
 
@@ -273,5 +282,5 @@ def slow_to_set_up():
         return lambda batch: None
 
     return Workload.from_loader(
-        name="slow", make_loader=lambda **overrides: DataLoader(Rows(1000, 0.001), **overrides), make_step=make_step
+        name="slow", make_loader=lambda **overrides: DataLoader(NotWithSeven(1000, 0.001), **overrides), make_step=make_step
     )

@@ -148,6 +148,7 @@ def test_the_command_that_settles_an_unconfirmed_answer_works(feedrate, tmp_path
     assert len([record for record in records(tmp_path / "run") if record["kind"] == "search"]) == 2
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_measured_and_resume_carries_on(start, feedrate, tmp_path):
     """Exit code 130, the resume command as the last line, nothing left running; resume completes the search."""
     run = tmp_path / "feedrate-runs" / "toy-1"

@@ -393,6 +393,7 @@ cluster.shutdown()
 """
 
 
+@pytest.mark.slow
 def test_what_a_trial_reserves(start):
     """GPUs as asked, one where there is any; its share of the node's CPUs; only nodes with a trial_slot, where there are some."""
     environment = LOOPBACK | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}

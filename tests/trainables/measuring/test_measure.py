@@ -152,10 +152,10 @@ SAMPLED, BATCHED = {"sampler": [1, 2, 3, 4, 5]}, {"batch_sampler": [[0, 1, 2], [
     ("dataset", "setting", "fixed", "epoch", "boundary_from"),
     [
         (Rows(3), LoaderConfig(batch_size=4, num_workers=2), {}, 3, "measured"),
-        (Rows(3), LoaderConfig(batch_size=4, num_workers=1), {"drop_last": True}, 3, "measured"),
+        pytest.param(Rows(3), LoaderConfig(batch_size=4, num_workers=1), {"drop_last": True}, 3, "measured", marks=pytest.mark.slow),
         (Rows(64), LoaderConfig(batch_size=2, num_workers=2), SAMPLED, 5, "measured"),
         (Rows(64), LoaderConfig(batch_size=2, num_workers=2, persistent_workers=True), SAMPLED, 5, "measured"),
-        (Rows(64), LoaderConfig(batch_size=None, num_workers=1), BATCHED, 6, "measured"),
+        pytest.param(Rows(64), LoaderConfig(batch_size=None, num_workers=1), BATCHED, 6, "measured", marks=pytest.mark.slow),
         (Stream(7), LoaderConfig(batch_size=4, num_workers=2), {}, None, "inside"),
         (Stream(200), LoaderConfig(batch_size=4, num_workers=0), {}, None, "inside"),
     ],

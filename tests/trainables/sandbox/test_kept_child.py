@@ -95,8 +95,8 @@ def test_a_kept_child_that_was_killed_is_replaced(template, tag):
 def test_a_failed_setting_ends_its_child(template, tag):
     """After any fault the next setting gets a fresh process."""
     assert run(template)[1] is not None
-    *_, event = template.run(request(options=OPTIONS | {"max_trial_s": -1.0}))
-    assert isinstance(event, Failed)
+    *_, event = template.run(request(SETTING | {"num_workers": 7}))
+    assert isinstance(event, Failed) and "seven are too many" in event.failure.message
     assert template._kept is None
     assert not tagged(tag) - template._channel.spare
 

@@ -544,6 +544,7 @@ def test_what_a_script_prints_is_kept(script, tmp_path):
     assert Path("script.log").read_text() == "lost\n"
 
 
+@pytest.mark.slow
 def test_a_script_that_ends_is_begun_again(script):
     """The steps of a process are used up some time; a script that is too short for one measurement is refused.
 
