@@ -19,6 +19,7 @@ from feedrate.analysis.compat import median
 from feedrate.analysis.estimate import Rate
 from feedrate.analysis.rate_model import RateModel, fit_model
 from feedrate.analysis.run import Run
+from feedrate.analysis.setting import setting_text
 from feedrate.analysis.summary import counted, may_win, ranking, same
 from feedrate.analysis.tables import frame
 
@@ -126,7 +127,7 @@ class Costs:
 def what_if(run: Run) -> pd.DataFrame:
     """Return how fast training is predicted to be if one thing were different, one row per change; no rows if nothing is predicted.
 
-    `ratio` is the predicted rate divided by the measured rate of the fastest setting; `sd_fraction` says how far the model is off on the
+    `ratio` is the predicted rate divided by the measured rate of the answer (best.json; the fastest setting while there is none); `sd_fraction` says how far the model is off on the
     measured settings. `outlook_of(run).why_none` says why there are no rows.
 
     Example:
@@ -152,13 +153,15 @@ def outlook_of(run: Run, answer: pd.Series[Any] | None = None) -> Outlook:
 
     Args:
         run: of a search.
-        answer: the row of `ranking(run)` that is the answer; None is the fastest complete setting.
+        answer: the row of `ranking(run)` that is the answer; None is that of best.json, or the fastest complete setting while there is none.
     """
     ranked = ranking(run)
     able = ranked[(ranked["status"] == "complete") & may_win(run, ranked)]
     if able.empty:
         return Outlook(why_none="no setting was measured to its end")
-    answer = able.iloc[0] if answer is None else answer
+    if answer is None:
+        named = able[able["config"] == ("" if run.best is None else setting_text(run.best))]
+        answer = (able if named.empty else named).iloc[0]
     size = None if pd.isna(answer["batch_size"]) else int(answer["batch_size"])
     rows = counted(run)
     rows = rows[rows["config"].isin(able["config"])]

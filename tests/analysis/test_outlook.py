@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from synthetic import record, write_run
+from synthetic import example_best, record, write_run
 
-from feedrate.analysis import load_run
+from feedrate.analysis import load_run, ranking
+from feedrate.analysis.best import write_best
 from feedrate.analysis.outlook import Costs, helps, outlook_of, what_if
 from feedrate.analysis.rate_model import RateModel
+from feedrate.analysis.setting import setting_text
 
 CPUS = 8
 STEP_S, STEP_CPU_S = 0.0005, 0.0005
@@ -141,3 +143,14 @@ def test_a_training_with_several_ranks_is_not_predicted(tmp_path):
         each["ranks"] = [{"window_wait_s": [0.1] * len(each["window_duration_s"])} for _ in range(2)]
     (run.path / "trials.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
     assert outlook_of(load_run(run.path)).why_none == "the model of loading does not know several ranks, which share the CPUs"
+
+
+def test_the_prediction_starts_from_the_answer(tmp_path):
+    """Which may be slower than the fastest setting: it is cheaper, or the difference is not significant."""
+    run = run_in(tmp_path / "run", cpu_s=0.012, wait_s=0.0001)
+    fastest, cheaper = ranking(run).iloc[0], ranking(run).iloc[1]
+    best = example_best() | {"dataloader": {"batch_size": 64, "num_workers": int(cheaper["num_workers"]), "prefetch_factor": 2, "persistent_workers": True, "pin_memory": False}}
+    write_best(run.path / "best.json", best)
+    found = {each.name: each for each in outlook_of(load_run(run.path)).what_ifs}["decoding_half"]
+    assert setting_text(best) == cheaper["config"] != fastest["config"]
+    assert found.rate.sps == pytest.approx(found.ratio * cheaper["throughput_sps"])
