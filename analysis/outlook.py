@@ -81,7 +81,7 @@ class Outlook:
     sd_fraction: float | None = None
     """How far the model is off on the measured settings: a standard deviation, as a fraction of the rate; None if it is not known."""
     num_settings: int = 0
-    """Number of measured settings to which the model was fitted."""
+    """Number of measured settings to which the model was fitted; 0 if it was not."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object `what_if` of best.json."""
@@ -167,9 +167,8 @@ def outlook_of(run: Run, answer: pd.Series[Any] | None = None) -> Outlook:
     rows = rows[rows["config"].isin(able["config"])]
     found = _costs(run, rows, answer, size)
     if isinstance(found, str):
-        return Outlook(why_none=found, num_settings=rows["config"].nunique())
-    costs, sd = found
-    num = int(rows["config"].nunique())
+        return Outlook(why_none=found)
+    costs, sd, num = found
     if sd > MOST_SD_FRACTION:
         return Outlook(why_none=f"the model of loading is {sd:.0%} off on the {num} measured settings", sd_fraction=sd, num_settings=num)
     measured = Rate(sps=float(answer["throughput_sps"]), low_sps=float(answer["throughput_low_sps"]), high_sps=float(answer["throughput_high_sps"]))
@@ -177,8 +176,8 @@ def outlook_of(run: Run, answer: pd.Series[Any] | None = None) -> Outlook:
     return Outlook(what_ifs=tuple(_predicted(costs, measured, most, sd)), sd_fraction=sd, num_settings=num)
 
 
-def _costs(run: Run, rows: pd.DataFrame, answer: pd.Series[Any], size: int | None) -> tuple[Costs, float] | str:
-    """Return what an item costs, and the error of the model; or why that is not known."""
+def _costs(run: Run, rows: pd.DataFrame, answer: pd.Series[Any], size: int | None) -> tuple[Costs, float, int] | str:
+    """Return what an item costs, the error of the model, and the number of settings to which it was fitted; or why that is not known."""
     ceilings = run.ceilings
     if size not in ceilings:
         return f"the ceiling is not known: {run.ceilings_found.why_not(size)}"
@@ -214,7 +213,7 @@ def _costs(run: Run, rows: pd.DataFrame, answer: pd.Series[Any], size: int | Non
         num_cpus=float(num_cpus),
         efficiency=model.cap_sps * (load_cpu_s + step_cpu_s) / float(num_cpus),
     )
-    return costs, sd
+    return costs, sd, len(pooled)
 
 
 def _without_cliffs(settings: pd.DataFrame) -> pd.DataFrame:

@@ -97,6 +97,7 @@ def test_a_setting_that_ran_out_of_memory_is_left_out(tmp_path):
     with_cliff = load_run(run.path)
     assert len(with_cliff.trials) == len(run.trials) + 1
     assert outlook_of(with_cliff).sd_fraction == 0.05
+    assert outlook_of(with_cliff).num_settings == outlook_of(run).num_settings == 5
 
 
 @pytest.mark.parametrize(
