@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import socket
 import tempfile
 import time
 import uuid
-from typing import Any
 
 from feedrate.trainables.isolation.sweeping import marked
+from feedrate.trainables.sandbox.template_protocol import Answer, answer_in
 
 
 class Channel:
@@ -34,7 +33,7 @@ class Channel:
         """File into which the processes write their stacks on request."""
         self.control, self.theirs = socket.socketpair()
         self._show_output = show_output
-        self._messages = b""
+        self._answers = b""
 
     def close(self) -> None:
         """Discard the output. Close `control` first: the template ends when it closes."""
@@ -49,13 +48,13 @@ class Channel:
             os.ftruncate(self.log.fileno(), 0)
         os.ftruncate(self._stacks.fileno(), 0)
 
-    def message(self, deadline: float) -> dict[str, Any]:
-        """Return the template's next message.
+    def answer(self, deadline: float) -> Answer:
+        """Return the template's next answer.
 
         Raises:
-            EOFError: the template died. TimeoutError (an OSError): no message came before the deadline.
+            EOFError: the template died. TimeoutError (an OSError): no answer came before the deadline.
         """
-        while b"\n" not in self._messages:
+        while b"\n" not in self._answers:
             self.control.settimeout(max(deadline - time.monotonic(), 0.001))
             try:
                 data = self.control.recv(4096)
@@ -63,10 +62,9 @@ class Channel:
                 raise EOFError from error
             if not data:
                 raise EOFError
-            self._messages += data
-        line, _, self._messages = self._messages.partition(b"\n")
-        message: dict[str, Any] = json.loads(line)
-        return message
+            self._answers += data
+        line, _, self._answers = self._answers.partition(b"\n")
+        return answer_in(line)
 
     def pids(self) -> set[int]:
         """Return the processes of the current trial, without those that live as long as the template."""

@@ -26,6 +26,7 @@ from feedrate.trainables.machine.memory_guard import PERIOD_S, MemoryGuard
 from feedrate.trainables.protocol import ChildTask, End, Event, Events, Failed, Measured, Progress, Stopped, event_of
 from feedrate.trainables.sandbox.channel import Channel
 from feedrate.trainables.sandbox.hang_detector import HangDetector
+from feedrate.trainables.sandbox.template_protocol import Ended, Started
 
 ANSWER_TIMEOUT_S = 5.0
 """Time for a kept child to send its first event, which it sends at once; it takes about a second if the host is busy."""
@@ -133,16 +134,16 @@ class Child:
                         return
                 continue  # read events first: the template may report the end of the child before we have read its last events
             try:
-                message = self.channel.message(time.monotonic() + 5)
+                answer = self.channel.answer(time.monotonic() + 5)
             except (OSError, EOFError):
                 text = f"the trial's template process was killed{self.channel.tail()}"
                 yield self._or_result(failed("trainer-killed", self.hangs.phase, text))
                 return
-            if "started" in message:
-                self.pid = message["started"]
-            elif "ended" in message:
+            if isinstance(answer, Started):
+                self.pid = answer.pid
+            elif isinstance(answer, Ended):
                 self.ended = True
-                text = how_ended(os.waitstatus_to_exitcode(message["ended"]), f"in phase {self.hangs.phase}")
+                text = how_ended(os.waitstatus_to_exitcode(answer.status), f"in phase {self.hangs.phase}")
                 yield self._or_result(failed("trainer-killed", self.hangs.phase, text + self.channel.tail()))
                 return
 
@@ -184,13 +185,14 @@ class Child:
         self.socket.close()
         try:
             while self.pid is None:
-                self.pid = self.channel.message(time.monotonic() + 10).get("started")
+                if isinstance(answer := self.channel.answer(time.monotonic() + 10), Started):
+                    self.pid = answer.pid
             members = self.channel.pids()
             self._let_leave(self.pid)
             sweep(self.channel.marker, group=self.pid, spare=self.channel.spare)
             remove_batches(members)  # batches of workers that ended with the child while they were writing one
             while not self.ended:
-                self.ended = "ended" in self.channel.message(time.monotonic() + 10)
+                self.ended = isinstance(self.channel.answer(time.monotonic() + 10), Ended)
         except (OSError, EOFError):
             if self.pid is not None:
                 kill_group(self.pid)
@@ -205,7 +207,7 @@ class Child:
         until = time.monotonic() + EXIT_S
         with contextlib.suppress(TimeoutError):
             while not self.ended:
-                self.ended = "ended" in self.channel.message(until)
+                self.ended = isinstance(self.channel.answer(until), Ended)
 
 
 def how_ended(code: int, when: str) -> str:

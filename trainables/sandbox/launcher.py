@@ -16,7 +16,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -46,6 +46,7 @@ from feedrate.trainables.sandbox.launcher_protocol import (
     WithoutFeedrate,
     said_in,
 )
+from feedrate.trainables.sandbox.template_protocol import Ended, Started
 
 ADDRESS = "FEEDRATE_LAUNCHER"
 """Environment variable with the path of the launcher's socket."""
@@ -66,20 +67,20 @@ ORPHANS_S = 30.0
 """How long processes that the command left running may take to import torch."""
 _CREDENTIALS = struct.Struct("3i")
 
-Tell = Callable[[dict[str, Any]], None]
-"""Sends a message to the supervisor."""
+Tell = Callable[[Started | Ended], None]
+"""Sends an answer to the supervisor."""
 
 
 class Launcher:
     """Starts the command once for each request that needs a new process.
 
     Args:
-        workload: a `WorkloadRef` with a command, as JSON.
+        ref: a workload with a command.
         folder: the template's temporary folder, which only this user can enter.
     """
 
-    def __init__(self, workload: Mapping[str, Any], folder: str) -> None:
-        self.ref = WorkloadRef.from_json(workload)
+    def __init__(self, ref: WorkloadRef, folder: str) -> None:
+        self.ref = ref
         self.folder = folder
         self.address = os.path.join(folder, SOCKET)
         self.listener = socket.socket(socket.AF_UNIX)
@@ -96,7 +97,7 @@ class Launcher:
             request: a line for the process that trains.
             pipe: descriptor of the socket for that process's events; the caller closes it.
             threads: torch's intra-op threads for that process; None leaves the script's own.
-            tell: sends {"started": pid}, perhaps a second time with the pid of the process that trains, and at last {"ended": status}.
+            tell: sends `Started`, perhaps a second time with the pid of the process that trains, and at last `Ended`.
             orphaned: ends everything when the supervisor is gone, given a pid and a pidfd; it does not return.
         """
         launch = _Launch(self, control, request, pipe, threads, tell, orphaned)
@@ -199,12 +200,12 @@ class _Launch:
                 self.status = os.waitpid(self._pid(), 0)[1]
                 until_s = time.monotonic() + ORPHANS_S
             if self.trainer_watch in ready:
-                self.tell({"ended": self._trainers_status()})
+                self.tell(Ended(status=self._trainers_status()))
                 return
         self._listen_to_the_last()
         self._report_ranks(is_last=True)
         _send(self.pipe, self._failure())
-        self.tell({"ended": self.status or 0})
+        self.tell(Ended(status=self.status or 0))
 
     def close(self) -> None:
         for interpreter in self.interpreters.values():
@@ -235,12 +236,12 @@ class _Launch:
         except OSError as error:
             message = f"the command {ref.command[0]!r} cannot be started: {error.strerror}"
             _send(self.pipe, _failed(message, usage=True))
-            self.tell({"started": os.getpid()})
-            self.tell({"ended": 0})
+            self.tell(Started(pid=os.getpid()))
+            self.tell(Ended(status=0))
             return False
         self.command.returncode = 0  # because this class waits for the process by its pid
         self.command_watch = os.pidfd_open(self._pid())
-        self.tell({"started": self._pid()})
+        self.tell(Started(pid=self._pid()))
         return True
 
     def _is_over(self, until_s: float) -> bool:
@@ -342,7 +343,7 @@ class _Launch:
         self.trainer = pid
         self.trainer_watch = os.pidfd_open(self.trainer)
         self.poll.register(self.trainer_watch, select.POLLIN)
-        self.tell({"started": self.trainer})
+        self.tell(Started(pid=self.trainer))
 
     def _listen_to_the_last(self) -> None:
         """Read what interpreters said before they ended."""

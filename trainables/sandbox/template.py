@@ -6,7 +6,6 @@ its socket, the child dies with the template, and processes that escaped are fou
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -47,6 +46,7 @@ from feedrate.trainables.resolve import WorkloadRef
 from feedrate.trainables.sandbox.channel import Channel
 from feedrate.trainables.sandbox.child import Child, failed, how_ended
 from feedrate.trainables.sandbox.hang_detector import SETUP_TIMEOUT_S
+from feedrate.trainables.sandbox.template_protocol import Hello, Ready
 
 RERUN_S = 20.0
 """Time for loading failed batches again, counted from when their dataset has been made."""
@@ -80,7 +80,7 @@ class Template:
         log_path: str | None = None,
     ) -> None:
         self.ref = ref
-        self._hello = {"workload": ref.to_json(), "cpus": sorted(cpus) if cpus else None, "threads": threads}
+        self._cpus, self._threads = sorted(cpus) if cpus else None, threads
         self._environment = dict(environment or {})
         self._show_output, self._log_path = show_output, log_path
         self._process: subprocess.Popen[bytes] | None = None
@@ -263,9 +263,10 @@ class Template:
                 start_new_session=True,  # so that Ctrl-C in the terminal reaches only the driver
             )
         self._temp = os.path.join(_short_folder() if self.ref.command else tempfile.gettempdir(), f"feedrate-{channel.marker[:12]}")
-        channel.control.sendall(json.dumps(self._hello | {"temp": self._temp}).encode() + b"\n")
-        ready = channel.message(time.monotonic() + SETUP_TIMEOUT_S)
-        channel.spare, self.clean = {os.getpid(), *ready["spare"]}, ready["clean"]
+        channel.control.sendall(Hello(workload=self.ref, cpus=self._cpus, threads=self._threads, temp=self._temp).line())
+        ready = channel.answer(time.monotonic() + SETUP_TIMEOUT_S)
+        assert isinstance(ready, Ready)  # it is the first answer
+        channel.spare, self.clean = {os.getpid(), *ready.spare}, ready.clean
 
     def _not_started(self, error: Exception) -> Failed:
         """Return the failure of a template that did not start. Starting it imports torch and the workload's module."""

@@ -2,8 +2,8 @@
 
 A forked child runs user code 30 ms after the request; a new interpreter would first spend seconds on `import torch`.
 `feedrate.trainables.sandbox.template` starts it as `python -P -m feedrate.trainables.sandbox.template_main FD`. FD is one end
-of a socket pair. The template receives requests, each with a socket for their events, and sends {"started": pid} and
-{"ended": wait status}. When the other end closes, however its owner died, the template ends every child and then itself.
+of a socket pair, on which template_protocol.py is spoken. When the other end closes, however its owner died, the template ends
+every child and then itself.
 
 Top-level imports are few and fast, because a spawned loader worker imports this module again as its `__main__`.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import multiprocessing
 import os
 import select
@@ -36,6 +35,7 @@ from feedrate.trainables.isolation.leaving import (
 )
 from feedrate.trainables.isolation.sweeping import MARKER, marked, sweep
 from feedrate.trainables.sandbox.compat import torch_folder_in
+from feedrate.trainables.sandbox.template_protocol import Answer, Ended, Hello, Ready, Started, answer_line
 
 TERMINATING = (signal.SIGTERM, signal.SIGHUP)
 """Signals that the template ignores, because it ends with its owner. systemd and Slurm send SIGTERM to every process; if it
@@ -46,26 +46,25 @@ def main(argv: list[str]) -> None:
     """Serve requests until the control socket closes; with `--once`, serve one request without forking."""
     stacks.install()
     control = socket.socket(fileno=int(argv[0]))
-    hello = json.loads(_receive_line(control))
+    hello = Hello.from_line(_receive_line(control))
     once = "--once" in argv
-    if hello.get("cpus"):
-        os.sched_setaffinity(0, hello["cpus"])
+    if hello.cpus:
+        os.sched_setaffinity(0, hello.cpus)
     if once:
         _run_once(control, hello)
         return
     resource_tracker.ensure_running()  # started here, so that it outlives killed children and unlinks their semaphores
-    runs_script = bool(hello["workload"].get("command"))
+    runs_script = hello.workload.command is not None
     before = _Before(_num_threads(), positioned_files()) if runs_script else _end_with_owner(control, hello)
     clean = _num_threads() <= before.num_threads and not _accelerator_touched() and not positioned_files() - before.files
     for number in TERMINATING:
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, signal.SIG_IGN)
-    os.makedirs(hello["temp"], 0o700, exist_ok=True)  # the owner chose the name, so it can remove the folder whenever it is interrupted
-    _use_folder(hello["temp"])
+    os.makedirs(hello.temp, 0o700, exist_ok=True)  # the owner chose the name, so it can remove the folder whenever it is interrupted
+    _use_folder(hello.temp)
     launcher = _launcher(hello) if runs_script else None
     spare = {os.getpid(), *marked(os.environ[MARKER])}
-    ready = {"ready": True, "clean": clean, "spare": sorted(spare)}
-    control.sendall(json.dumps(ready).encode() + b"\n")
+    control.sendall(answer_line(Ready(clean=clean, spare=sorted(spare))))
     while True:
         line, descriptors = _receive_request(control)
         if not line:
@@ -77,21 +76,21 @@ def main(argv: list[str]) -> None:
             _launch(launcher, control, line, descriptors[0], hello)
 
 
-def _launcher(hello: dict[str, Any]) -> Any:
+def _launcher(hello: Hello) -> Any:
     from feedrate.trainables.sandbox.launcher import Launcher
 
-    return Launcher(hello["workload"], hello["temp"])
+    return Launcher(hello.workload, hello.temp)
 
 
-def _launch(launcher: Any, control: socket.socket, request: bytes, pipe: int, hello: dict[str, Any]) -> None:
+def _launch(launcher: Any, control: socket.socket, request: bytes, pipe: int, hello: Hello) -> None:
     """Start the training command for a request, and wait until it has ended."""
     try:
         launcher.serve(
             control,
             request,
             pipe,
-            hello.get("threads"),
-            lambda message: control.sendall(json.dumps(message).encode() + b"\n"),
+            hello.threads,
+            lambda answer: control.sendall(answer_line(answer)),
             lambda pid, watch: _end_without_owner(hello, pid, watch),
         )
     except (BrokenPipeError, ConnectionResetError):
@@ -101,15 +100,15 @@ def _launch(launcher: Any, control: socket.socket, request: bytes, pipe: int, he
         os.close(pipe)
 
 
-def _run_once(control: socket.socket, hello: dict[str, Any]) -> None:
+def _run_once(control: socket.socket, hello: Hello) -> None:
     """Serve one request in this process, which was started for it as a new interpreter."""
-    _use_folder(hello["temp"])
+    _use_folder(hello.temp)
     control.sendall(b"{}\n")
     line, descriptors = _receive_request(control)
     if not line:
         return
     resource_tracker.ensure_running()  # while this process is still in the template's process group, which is not killed
-    with torch_folder_in(hello["temp"]):
+    with torch_folder_in(hello.temp):
         _become_child(os.getppid(), hello)
         control.sendall(b"{}\n")
         from feedrate.trainables.sandbox.child_main import run_request
@@ -123,19 +122,19 @@ def _use_folder(path: str) -> None:
     multiprocessing.current_process()._config["tempdir"] = path  # type: ignore[attr-defined]
 
 
-def _last_sweep(hello: dict[str, Any], group: int | None = None) -> None:
+def _last_sweep(hello: Hello, group: int | None = None) -> None:
     """End every process with the marker except this one, and remove the folder: the owner, which normally does this, is gone."""
     sweep(os.environ[MARKER], group=group, spare={os.getpid()}, helpers_s=0)
-    shutil.rmtree(hello["temp"], ignore_errors=True)
+    shutil.rmtree(hello.temp, ignore_errors=True)
 
 
-def _serve(control: socket.socket, request: bytes, pipe: int, hello: dict[str, Any], clean: bool) -> None:
+def _serve(control: socket.socket, request: bytes, pipe: int, hello: Hello, clean: bool) -> None:
     """Start a child, wait until it ends or the supervisor is gone, and report how the child ended."""
     pid = _fork(control, request, pipe, hello) if clean else _spawn(request, pipe, hello)
     os.close(pipe)
     watch = os.pidfd_open(pid)
     try:
-        _tell(control, {"started": pid}, hello, pid, watch)
+        _tell(control, Started(pid=pid), hello, pid, watch)
         poll = select.poll()
         poll.register(watch, select.POLLIN)
         poll.register(control, select.POLLRDHUP)
@@ -145,21 +144,21 @@ def _serve(control: socket.socket, request: bytes, pipe: int, hello: dict[str, A
                 _end_without_owner(hello, pid, watch)
             if watch in ready:
                 _, status = os.waitpid(pid, 0)
-                _tell(control, {"ended": status}, hello, pid, watch)
+                _tell(control, Ended(status=status), hello, pid, watch)
                 return
     finally:
         os.close(watch)
 
 
-def _tell(control: socket.socket, message: dict[str, Any], hello: dict[str, Any], pid: int, watch: int) -> None:
-    """Send a message; if the owner has died, end everything."""
+def _tell(control: socket.socket, answer: Answer, hello: Hello, pid: int, watch: int) -> None:
+    """Send an answer; if the owner has died, end everything."""
     try:
-        control.sendall(json.dumps(message).encode() + b"\n")
+        control.sendall(answer_line(answer))
     except (BrokenPipeError, ConnectionResetError):
         _end_without_owner(hello, pid, watch)
 
 
-def _end_without_owner(hello: dict[str, Any], pid: int, watch: int) -> NoReturn:
+def _end_without_owner(hello: Hello, pid: int, watch: int) -> NoReturn:
     """Let the child run its exit functions, end every process that came from this one, then end this process."""
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(watch, signal.SIGTERM)
@@ -170,7 +169,7 @@ def _end_without_owner(hello: dict[str, Any], pid: int, watch: int) -> NoReturn:
     leave()
 
 
-def _fork(control: socket.socket, request: bytes, pipe: int, hello: dict[str, Any]) -> int:
+def _fork(control: socket.socket, request: bytes, pipe: int, hello: Hello) -> int:
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
@@ -187,7 +186,7 @@ def _fork(control: socket.socket, request: bytes, pipe: int, hello: dict[str, An
     return pid
 
 
-def _spawn(request: bytes, pipe: int, hello: dict[str, Any]) -> int:
+def _spawn(request: bytes, pipe: int, hello: Hello) -> int:
     """Start a new interpreter for one request, because importing the user's module left threads, CUDA state or open files behind."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -196,7 +195,7 @@ def _spawn(request: bytes, pipe: int, hello: dict[str, Any]) -> int:
             pass_fds=[theirs.fileno()],
         )
         theirs.close()
-        ours.sendall(json.dumps(hello).encode() + b"\n")
+        ours.sendall(hello.line())
         _receive_line(ours)  # the new interpreter has started
         socket.send_fds(ours, [request], [pipe])
         _receive_line(ours)  # it now leads its own process group
@@ -204,7 +203,7 @@ def _spawn(request: bytes, pipe: int, hello: dict[str, Any]) -> int:
     return child.pid
 
 
-def _become_child(parent: int, hello: dict[str, Any]) -> None:
+def _become_child(parent: int, hello: Hello) -> None:
     """Give this process its own process group, let it die with its template, reset its signal handlers and set torch's number of threads."""
     if os.getpgrp() != os.getpid():
         os.setpgid(0, 0)
@@ -215,10 +214,10 @@ def _become_child(parent: int, hello: dict[str, Any]) -> None:
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
     leave_on_sigterm()
-    if hello.get("threads"):
+    if hello.threads:
         import torch
 
-        torch.set_num_threads(hello["threads"])
+        torch.set_num_threads(hello.threads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +228,7 @@ class _Before:
     files: set[str]
 
 
-def _end_with_owner(control: socket.socket, hello: dict[str, Any]) -> _Before:
+def _end_with_owner(control: socket.socket, hello: Hello) -> _Before:
     """Import everything; SIGIO ends this process if the owner dies meanwhile, because an import may take minutes, or forever.
 
     The owner sends nothing to the template before it is ready, so the only event on the socket is that the owner has closed it.
@@ -247,17 +246,17 @@ def _end_with_owner(control: socket.socket, hello: dict[str, Any]) -> _Before:
         fcntl.fcntl(control, fcntl.F_SETFL, flags)
 
 
-def _import_everything(hello: dict[str, Any]) -> _Before:
+def _import_everything(hello: Hello) -> _Before:
     """Import torch, child_main and the user's module; return the state of the process before the user's module."""
-    with torch_folder_in(hello["temp"]):
+    with torch_folder_in(hello.temp):
         import torch._dynamo  # the first optimizer in a process imports it, which takes a second  # noqa: F401
 
     import feedrate.trainables.sandbox.child_main  # noqa: F401
-    from feedrate.trainables.resolve import WorkloadRef, preload
+    from feedrate.trainables.resolve import preload
 
     before = _Before(_num_threads(), positioned_files())
     with contextlib.suppress(BaseException):  # the child imports the module again and reports the error with the user's traceback
-        preload(WorkloadRef(**hello["workload"]))
+        preload(hello.workload)
     return before
 
 
