@@ -47,7 +47,7 @@ test-oldest: .venv-oldest/installed  ## run the commands and the fast tests with
 	$(OLDEST_BIN)/pytest -m "not soak and not slow" $(SHARED) $(call test_files,$(OLDEST_TESTS)) $(ARGS)
 
 test-frameworks: .venv-frameworks/installed  ## run training scripts of Lightning, Hugging Face, ... with the real packages, in .venv-frameworks
-	$(FRAMEWORKS_BIN)/pytest -m frameworks tests/frameworks $(ARGS)
+	$(FRAMEWORKS_BIN)/pytest -m frameworks -n $(JOBS) tests/frameworks $(ARGS)
 
 test-versions:    ## run these and the tests of trials with VERSIONS="torch==2.6.0" and PYTHON=python3.12, in .venv-versions (docs/versions.md)
 	@$(call check_python)
