@@ -1,6 +1,7 @@
 """Each message between a template and its owner arrives as it was sent."""
 
 import pytest
+
 from feedrate.trainables.resolve import WorkloadRef
 from feedrate.trainables.sandbox.template_protocol import Ended, Hello, Ready, Started, answer_in, answer_line
 
