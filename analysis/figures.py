@@ -26,14 +26,14 @@ def throughput_figure(run: Run, ranked: pd.DataFrame) -> go.Figure | None:
     """Plot throughput against num_workers, with one colour per batch size; `ranked` is `summary.ranking(run)`."""
     if ranked.empty:
         return None
-    figure = _figure("num_workers", f"{run.unit}/s", key="setting")
+    figure = axes_figure("num_workers", f"{run.unit}/s", key="setting")
     for index, (batch_size, settings) in enumerate(ranked.groupby("batch_size", dropna=False, sort=True)):
         colour = COLOURS[index % len(COLOURS)]
         name = "own batches" if pd.isna(batch_size) else f"batch {int(str(batch_size))}"
         complete = settings[settings["status"] == "complete"]
         best = complete.drop_duplicates("num_workers").sort_values("num_workers")  # the ranking lists the fastest first
         figure.add_scatter(
-            x=_list(best["num_workers"]), y=_list(best["throughput_sps"]), mode="lines", line={"color": colour},
+            x=plain(best["num_workers"]), y=plain(best["throughput_sps"]), mode="lines", line={"color": colour},
             opacity=0.6, hoverinfo="skip", showlegend=False, legendgroup=name,
         )  # fmt: skip
         for status, symbol, width in (("complete", "circle", 1.5), ("pruned", "diamond-open", 0.6)):
@@ -41,9 +41,9 @@ def throughput_figure(run: Run, ranked: pd.DataFrame) -> go.Figure | None:
             if shown.empty:
                 continue
             figure.add_scatter(
-                x=_list(shown["num_workers"]),
-                y=_list(shown["throughput_sps"]),
-                error_y={**_intervals(shown), "thickness": width},
+                x=plain(shown["num_workers"]),
+                y=plain(shown["throughput_sps"]),
+                error_y={**intervals(shown), "thickness": width},
                 mode="markers",
                 marker={"color": colour, "symbol": symbol, "size": 8},
                 name=name if status == "complete" else f"{name}, stopped early",
@@ -65,7 +65,7 @@ def batch_size_figure(run: Run, by_batch_size: pd.DataFrame) -> go.Figure | None
     known = by_batch_size.dropna(subset=["batch_size"])
     if len(known) < 2:
         return None
-    figure = _figure("batch_size", f"{run.unit}/s", key="batch size")
+    figure = axes_figure("batch_size", f"{run.unit}/s", key="batch size")
     sizes = sorted(size for size in run.ceilings if size is not None)
     if len(sizes) > 1:
         figure.add_scatter(
@@ -73,9 +73,9 @@ def batch_size_figure(run: Run, by_batch_size: pd.DataFrame) -> go.Figure | None
             line={"color": COLOURS[3], "dash": "dot"}, marker={"size": 6},
         )  # fmt: skip
     figure.add_scatter(
-        x=_list(known["batch_size"]),
-        y=_list(known["throughput_sps"]),
-        error_y=_intervals(known),
+        x=plain(known["batch_size"]),
+        y=plain(known["throughput_sps"]),
+        error_y=intervals(known),
         mode="lines+markers",
         line={"color": COLOURS[0]},
         marker={"size": 8},
@@ -83,7 +83,7 @@ def batch_size_figure(run: Run, by_batch_size: pd.DataFrame) -> go.Figure | None
         text=[_setting_text(row, run.unit) for row in known.to_dict("records")],
         hoverinfo="text",
     )  # fmt: skip
-    figure.update_xaxes(type="log", tickvals=_list(known["batch_size"]), ticktext=[str(size) for size in known["batch_size"]])
+    figure.update_xaxes(type="log", tickvals=plain(known["batch_size"]), ticktext=[str(size) for size in known["batch_size"]])
     figure.update_yaxes(rangemode="tozero")
     return figure
 
@@ -104,7 +104,7 @@ def heat_figure(run: Run, ranked: pd.DataFrame) -> go.Figure | None:
     if min(cells.shape) < 2:
         return None
     values = [[None if pd.isna(value) else float(value) for value in row] for row in cells.to_numpy(dtype=float)]
-    figure = _figure("num_workers", "prefetch_factor", key="setting")
+    figure = axes_figure("num_workers", "prefetch_factor", key="setting")
     figure.add_heatmap(
         z=values,
         x=[str(value) for value in cells.columns],
@@ -126,13 +126,13 @@ def pareto_figure(run: Run, ranked: pd.DataFrame, front: pd.DataFrame) -> go.Fig
     known = ranked[ranked["status"] == "complete"].dropna(subset=["tree_pss_bytes"])
     if len(known) < 2:
         return None
-    figure = _figure("memory of trainer and workers, GB", f"{run.unit}/s", key="setting")
+    figure = axes_figure("memory of trainer and workers, GB", f"{run.unit}/s", key="setting")
     inside = known[~known["config"].isin(front["config"])]
     for shown, name, symbol, mode in ((inside, "another setting is better in both", "circle-open", "markers"), (front, "no setting is better in both", "circle", "lines+markers")):
         if shown.empty:
             continue
         figure.add_scatter(
-            x=_list(shown["tree_pss_bytes"] / 1e9), y=_list(shown["throughput_sps"]), mode=mode, name=name,
+            x=plain(shown["tree_pss_bytes"] / 1e9), y=plain(shown["throughput_sps"]), mode=mode, name=name,
             line={"shape": "hv", "color": COLOURS[0]}, marker={"size": 8, "symbol": symbol, "color": COLOURS[0]},
             text=[_setting_text(row, run.unit) for row in shown.to_dict("records")], hoverinfo="text",
         )  # fmt: skip
@@ -152,10 +152,10 @@ def timeline_figure(run: Run) -> go.Figure | None:
     start = trials["started_unix_s"].min() if timed and trials["started_unix_s"].notna().any() else order.min()
     trials = trials.assign(x=(order - start) / 60 if timed else order).sort_values("x", kind="stable")
     axis = "minutes since the first trial" if timed else "trials in the order of recording"
-    figure = _figure(axis, f"{run.unit}/s", key="trial")
+    figure = axes_figure(axis, f"{run.unit}/s", key="trial")
     complete = trials[trials["status"] == "complete"]
     figure.add_scatter(
-        x=_list(complete["x"]), y=_list(complete["throughput_sps"].cummax()), mode="lines", name="best so far",
+        x=plain(complete["x"]), y=plain(complete["throughput_sps"].cummax()), mode="lines", name="best so far",
         line={"shape": "hv", "color": "#888888"}, hoverinfo="skip",
     )  # fmt: skip
     for status, symbol, colour in (
@@ -165,8 +165,8 @@ def timeline_figure(run: Run) -> go.Figure | None:
         if shown.empty:
             continue
         figure.add_scatter(
-            x=_list(shown["x"]),
-            y=[0.0] * len(shown) if status == "failed" else _list(shown["throughput_sps"]),
+            x=plain(shown["x"]),
+            y=[0.0] * len(shown) if status == "failed" else plain(shown["throughput_sps"]),
             mode="markers",
             marker={"symbol": symbol, "color": colour, "size": 8},
             cliponaxis=False,
@@ -188,7 +188,8 @@ def empty_figure(**layout: Any) -> go.Figure:
     return go.Figure(layout=usual | layout)
 
 
-def _figure(x: str, y: str, *, key: str) -> go.Figure:
+def axes_figure(x: str, y: str, *, key: str) -> go.Figure:
+    """Return a figure with these titles of its axes, whose legend says that each point is a `key`."""
     layout = {
         "legend": {"title": {"text": f"each point is a {key}"}},
         "xaxis": {"title": {"text": html.escape(x)}, "gridcolor": "rgba(128,128,128,0.3)"},
@@ -197,11 +198,11 @@ def _figure(x: str, y: str, *, key: str) -> go.Figure:
     return empty_figure(**layout)
 
 
-def _intervals(rows: pd.DataFrame) -> dict[str, Any]:
+def intervals(rows: pd.DataFrame) -> dict[str, Any]:
     """Return the 95 % intervals of a ranking's rows as error bars."""
     sps = rows["throughput_sps"]
     above, below = rows["throughput_high_sps"] - sps, sps - rows["throughput_low_sps"]
-    return {"type": "data", "symmetric": False, "width": 3, "array": _list(above), "arrayminus": _list(below)}
+    return {"type": "data", "symmetric": False, "width": 3, "array": plain(above), "arrayminus": plain(below)}
 
 
 def _setting_text(row: Mapping[Any, Any], unit: str) -> str:
@@ -223,6 +224,6 @@ def _lines(lines: Sequence[str]) -> str:
     return "<br>".join(html.escape(line) for line in lines if line)
 
 
-def _list(values: pd.Series[Any]) -> list[Any]:
+def plain(values: pd.Series[Any]) -> list[Any]:
     """Return plain Python numbers: plotly would write numbers of an Arrow dtype into the page as encoded data."""
     return [None if pd.isna(value) else round(float(value), 6) for value in values]

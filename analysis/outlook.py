@@ -1,4 +1,4 @@
-"""`Outlook`: how fast training would be with more CPUs, faster storage, cheaper decoding or a faster step, predicted from a run.
+"""`Outlook`: how fast training would be with other numbers of workers, more CPUs, faster storage or a faster step, predicted from a run.
 
 The prediction comes from the model of loading (rate_model.py), fitted to the settings that the run measured. The time of a
 worker for an item is split into CPU time and the rest, in which it waits (for storage, a network, a lock). A change makes one of
@@ -7,15 +7,16 @@ these parts larger or smaller; the model then gives the rate of the best number 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from feedrate.analysis.change import Change, changes_asked_for, usual_changes
 from feedrate.analysis.compat import median
+from feedrate.analysis.costs import Costs
 from feedrate.analysis.estimate import Rate
 from feedrate.analysis.rate_model import RateModel, fit_model
 from feedrate.analysis.run import Run
@@ -29,15 +30,10 @@ LEAST_SD_FRACTION = 0.05
 """The model is never taken to be better than this (docs/predicting.md has its errors on workloads whose every setting was measured)."""
 MOST_SD_FRACTION = 0.2
 """With a larger error on the measured settings, the model does not describe the workload, and nothing is predicted."""
-ENOUGH_FRACTION = 0.98
-"""Of numbers of workers that reach this share of the best predicted rate, the smallest one is named."""
 CLIFF_FRACTION = 0.5
 """A setting with more workers that is slower than this share of one with fewer does not say how workers scale."""
 SAME_FRACTION = 0.05
 """A smaller predicted change is no change."""
-MOST_STEP_CPUS = 1.5
-"""If the step alone keeps more CPUs busy than this, its threads wait for each other actively while workers take their CPUs, and nobody can tell
-what it would need with other CPUs: the number of CPUs is no change then."""
 SLOWER = ("cpus_half", "storage_half_as_fast")
 """Changes for the worse: nobody asks whether they help."""
 MAD_TO_SD = 1.4826
@@ -57,7 +53,9 @@ class WhatIf:
     ratio: float
     """The predicted rate divided by the measured rate of the answer."""
     num_workers: int
-    """The smallest number of workers that is expected to reach this rate."""
+    """The smallest number of workers, of each rank, that is expected to reach this rate."""
+    epoch_s: float | None
+    """Seconds of an epoch at this rate; None if the length of an epoch is not known."""
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object as in best.json."""
@@ -68,7 +66,21 @@ class WhatIf:
             "ci95": [max(self.rate.low_sps, 0.0), self.rate.high_sps],
             "ratio": self.ratio,
             "num_workers": self.num_workers,
+            "epoch_s": self.epoch_s,
         }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """The rate that the model expects at each number of workers, at the batch size of the answer."""
+
+    batch_size: int | None
+    num_workers: tuple[int, ...]
+    """From 0 to the largest number that was measured."""
+    sps: tuple[float, ...]
+    """Items per second at each of them."""
+    ceiling_sps: float
+    """Items per second of the training step alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +94,10 @@ class Outlook:
     """How far the model is off on the measured settings: a standard deviation, as a fraction of the rate; None if it is not known."""
     num_settings: int = 0
     """Number of measured settings to which the model was fitted; 0 if it was not."""
+    curve: Curve | None = None
+    """None if nothing is predicted."""
+    answer: pd.Series[Any] | None = None
+    """The row of `ranking(run)` with which the predictions are compared; None if nothing is predicted."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object `what_if` of best.json."""
@@ -93,42 +109,16 @@ class Outlook:
         }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Costs:
-    """What an item costs at one batch size.
-
-    Attributes:
-        load_cpu_s: CPU seconds of loading it in a worker.
-        load_wait_s: seconds in which the worker waits meanwhile.
-        step_s: seconds of the training step alone.
-        step_cpu_s: CPU seconds of the training process for it.
-        num_cpus: CPUs that training and workers share.
-        efficiency: share of the CPUs' time that they can use, as fitted; it may exceed 1, because CPU time per item differs between settings.
-    """
-
-    load_cpu_s: float
-    load_wait_s: float
-    step_s: float
-    step_cpu_s: float
-    num_cpus: float
-    efficiency: float
-
-    def sps(self, most: int) -> tuple[float, int]:
-        """Return the highest rate with 0 to `most` workers, and the smallest number of workers that is close to it."""
-        step_s = max(self.step_s, self.step_cpu_s / self.num_cpus)
-        cpu_s = self.load_cpu_s + self.step_cpu_s
-        cap_sps = self.efficiency * self.num_cpus / cpu_s if cpu_s > 0 else math.inf
-        model = RateModel(item_s=max(self.load_cpu_s + self.load_wait_s, 1e-9), cap_sps=cap_sps, ceilings={0: 1 / step_s})
-        rates = np.exp(model.log_rate(np.arange(most + 1.0), np.zeros(most + 1)))
-        enough = int(np.flatnonzero(rates >= ENOUGH_FRACTION * rates.max())[0])
-        return float(rates.max()), enough
-
-
-def what_if(run: Run) -> pd.DataFrame:
+def what_if(run: Run, *, ceiling_sps: float | None = None, num_ranks: int | None = None) -> pd.DataFrame:
     """Return how fast training is predicted to be if one thing were different, one row per change; no rows if nothing is predicted.
 
-    `ratio` is the predicted rate divided by the measured rate of the answer (best.json; the fastest setting while there is none); `sd_fraction` says how far the model is off on the
-    measured settings. `outlook_of(run).why_none` says why there are no rows.
+    `ratio` is the predicted rate divided by the measured rate of the answer (best.json; the fastest setting while there is none); `epoch_s` is how
+    long an epoch would take; `sd_fraction` says how far the model is off on the measured settings. `outlook_of(run).why_none` says why there are no rows.
+
+    Args:
+        run: of a search.
+        ceiling_sps: items per second that another accelerator trains alone; adds a row for it.
+        num_ranks: ranks on this host that share its CPUs, each with an accelerator of its own; adds a row with the rate of all of them.
 
     Example:
         >>> from feedrate.analysis import load_run, what_if
@@ -136,24 +126,28 @@ def what_if(run: Run) -> pd.DataFrame:
         >>> list(table.loc[table["ratio"] > 1.1, "name"])
         ['cpus_twice', 'decoding_half']
     """
-    found = outlook_of(run)
+    found = outlook_of(run, ceiling_sps=ceiling_sps, num_ranks=num_ranks)
     rows = [
         {
             "name": each.name, "change": each.change, "throughput_sps": each.rate.sps, "throughput_low_sps": max(each.rate.low_sps, 0.0),
-            "throughput_high_sps": each.rate.high_sps, "ratio": each.ratio, "num_workers": each.num_workers, "sd_fraction": found.sd_fraction,
+            "throughput_high_sps": each.rate.high_sps, "ratio": each.ratio, "num_workers": each.num_workers, "epoch_s": each.epoch_s,
+            "sd_fraction": found.sd_fraction,
         }
         for each in found.what_ifs
     ]  # fmt: skip
-    rates = ("throughput_sps", "throughput_low_sps", "throughput_high_sps", "ratio")
-    return frame(rows, {"name": "str", "change": "str", **dict.fromkeys(rates, "float64"), "num_workers": "Int64", "sd_fraction": "float64"})
+    numbers = dict.fromkeys(("throughput_sps", "throughput_low_sps", "throughput_high_sps", "ratio"), "float64")
+    return frame(rows, {"name": "str", "change": "str", **numbers, "num_workers": "Int64", "epoch_s": "float64", "sd_fraction": "float64"})
 
 
-def outlook_of(run: Run, answer: pd.Series[Any] | None = None) -> Outlook:
+def outlook_of(
+    run: Run, answer: pd.Series[Any] | None = None, *, ceiling_sps: float | None = None, num_ranks: int | None = None
+) -> Outlook:
     """Return what the run predicts for a change of machine, data or model, or why it predicts nothing.
 
     Args:
         run: of a search.
         answer: the row of `ranking(run)` that is the answer; None is that of best.json, or the fastest complete setting while there is none.
+        ceiling_sps, num_ranks: as in `what_if`.
     """
     ranked = ranking(run)
     able = ranked[(ranked["status"] == "complete") & may_win(run, ranked)]
@@ -165,55 +159,83 @@ def outlook_of(run: Run, answer: pd.Series[Any] | None = None) -> Outlook:
     size = None if pd.isna(answer["batch_size"]) else int(answer["batch_size"])
     rows = counted(run)
     rows = rows[rows["config"].isin(able["config"])]
-    found = _costs(run, rows, answer, size)
-    if isinstance(found, str):
-        return Outlook(why_none=found)
-    costs, sd, num = found
+    if size not in run.ceilings:
+        return Outlook(why_none=f"the ceiling is not known: {run.ceilings_found.why_not(size)}")
+    if rows["slowest_rank"].notna().any():
+        return Outlook(why_none="the model of loading does not know several ranks, which share the CPUs")
+    cpu_s = _cpu_item_s(rows, answer)
+    if cpu_s is None:
+        return Outlook(why_none="no setting with workers says how much CPU time it took")
+    fitted = _fitted(rows, run.ceilings, cpu_s)
+    if fitted is None:
+        return Outlook(why_none=f"fewer than {LEAST_SETTINGS} settings were measured to their end")
+    sd, num = fitted.sd_fraction, fitted.num_settings
     if sd > MOST_SD_FRACTION:
         return Outlook(why_none=f"the model of loading is {sd:.0%} off on the {num} measured settings", sd_fraction=sd, num_settings=num)
-    measured = Rate(sps=float(answer["throughput_sps"]), low_sps=float(answer["throughput_low_sps"]), high_sps=float(answer["throughput_high_sps"]))
     most = max(int(rows["num_workers"].max()), 1)
-    return Outlook(what_ifs=tuple(_predicted(costs, measured, most, sd)), sd_fraction=sd, num_settings=num)
+    costs = _costs(run, fitted, answer, cpu_s, run.ceilings[size])
+    changes = [*usual_changes(costs), *changes_asked_for(costs, ceiling_sps, num_ranks)]
+    num_items = rows.loc[rows["config"] == answer["config"], "epoch_samples"].max()
+    what_ifs = tuple(_predicted(costs, each, answer, most, sd, None if pd.isna(num_items) else int(num_items)) for each in changes)
+    return Outlook(what_ifs=what_ifs, sd_fraction=sd, num_settings=num, curve=_curve(fitted.model, size, most, run.ceilings[size]), answer=answer)
 
 
-def _costs(run: Run, rows: pd.DataFrame, answer: pd.Series[Any], size: int | None) -> tuple[Costs, float, int] | str:
-    """Return what an item costs, the error of the model, and the number of settings to which it was fitted; or why that is not known."""
-    ceilings = run.ceilings
-    if size not in ceilings:
-        return f"the ceiling is not known: {run.ceilings_found.why_not(size)}"
-    if rows["slowest_rank"].notna().any():
-        return "the model of loading does not know several ranks, which share the CPUs"
+def _cpu_item_s(rows: pd.DataFrame, answer: pd.Series[Any]) -> float | None:
+    """Return the CPU seconds of training process and workers per item, with the answer if that has workers; None if it is not known."""
     with_workers = rows[rows["num_workers"] > 0]
     # without workers, threads of the step that spin while a batch is loaded count as CPU time of loading
     busy = with_workers["own_cpu_fraction"] * with_workers["num_cpus"] / with_workers["steady_sps"]
     mine = busy[with_workers["config"] == answer["config"]]
     cpu_s = median(mine if mine.notna().any() else busy)
-    num_cpus = median(rows["num_cpus"])
-    if pd.isna(cpu_s) or pd.isna(num_cpus):
-        return "no setting with workers says how much CPU time it took"
+    return None if pd.isna(cpu_s) else float(cpu_s)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Fitted:
+    """The model of loading, fitted to the measured settings."""
+
+    model: RateModel
+    sd_fraction: float
+    num_settings: int
+    num_cpus: float
+
+
+def _fitted(rows: pd.DataFrame, ceilings: Mapping[int | None, float], cpu_s: float) -> _Fitted | None:
+    """Return the model for the measured settings; None if these are too few."""
     pooled = _without_cliffs(rows.groupby("config", sort=False).agg({"num_workers": "first", "batch_size": "first", "steady_sps": "median"}))
     if len(pooled) < LEAST_SETTINGS:
-        return f"fewer than {LEAST_SETTINGS} settings were measured to their end"
+        return None
+    num_cpus = float(median(rows["num_cpus"]))
     sizes = [0 if pd.isna(each) else int(each) for each in pooled["batch_size"]]
     workers = [int(each) for each in pooled["num_workers"]]
     logs = np.log(pooled["steady_sps"].to_numpy(dtype=float))
-    model = fit_model(workers, sizes, logs.tolist(), {each or 0: sps for each, sps in ceilings.items()}, float(cpu_s), round(num_cpus))
+    model = fit_model(workers, sizes, logs.tolist(), {each or 0: sps for each, sps in ceilings.items()}, cpu_s, round(num_cpus))
     errors = np.abs(model.log_rate(np.array(workers, dtype=float), np.array(sizes, dtype=float)) - logs)
     sd = max(MAD_TO_SD * float(np.median(errors)), LEAST_SD_FRACTION)
-    step_s = 1 / ceilings[size]
+    return _Fitted(model=model, sd_fraction=sd, num_settings=len(pooled), num_cpus=num_cpus)
+
+
+def _costs(run: Run, fitted: _Fitted, answer: pd.Series[Any], cpu_s: float, ceiling_sps: float) -> Costs:
+    """Return what an item costs: its CPU time is divided between step and loading, and a worker waits for the rest of its time."""
+    model, step_s = fitted.model, 1 / ceiling_sps
     timed = run.latest[same(run.latest["batch_size"], answer["batch_size"])]["step_only_cpus"]
     busy_cpus = 1.0 if timed.isna().all() else float(median(timed))  # records of before this column: one CPU works on the step
-    step_cpu_s = min(busy_cpus * step_s, float(cpu_s))
-    load_cpu_s = min(float(cpu_s) - step_cpu_s, model.item_s)
-    costs = Costs(
+    step_cpu_s = min(busy_cpus * step_s, cpu_s)
+    load_cpu_s = min(cpu_s - step_cpu_s, model.item_s)
+    return Costs(
         load_cpu_s=load_cpu_s,
         load_wait_s=model.item_s - load_cpu_s,
         step_s=step_s,
         step_cpu_s=step_cpu_s,
-        num_cpus=float(num_cpus),
-        efficiency=model.cap_sps * (load_cpu_s + step_cpu_s) / float(num_cpus),
+        num_cpus=fitted.num_cpus,
+        efficiency=model.cap_sps * (load_cpu_s + step_cpu_s) / fitted.num_cpus,
     )
-    return costs, sd, len(pooled)
+
+
+def _curve(model: RateModel, size: int | None, most: int, ceiling_sps: float) -> Curve:
+    numbers = np.arange(most + 1.0)
+    rates = np.exp(model.log_rate(numbers, np.full(most + 1, float(size or 0))))
+    return Curve(batch_size=size, num_workers=tuple(range(most + 1)), sps=tuple(map(float, rates)), ceiling_sps=ceiling_sps)
 
 
 def _without_cliffs(settings: pd.DataFrame) -> pd.DataFrame:
@@ -225,33 +247,14 @@ def _without_cliffs(settings: pd.DataFrame) -> pd.DataFrame:
     return settings.drop(index=with_workers.index[fell.fillna(False).astype(bool)])
 
 
-def _predicted(costs: Costs, measured: Rate, most: int, sd: float) -> list[WhatIf]:
-    now, _ = costs.sps(most)
-    found = []
-    for name, change, changed in _changes(costs):
-        then, num_workers = changed.sps(most)
-        ratio = then / now
-        found.append(
-            WhatIf(name=name, change=change, rate=measured.scaled(ratio).widened(sd), ratio=ratio, num_workers=num_workers)
-        )
-    return found
-
-
-def _changes(costs: Costs) -> list[tuple[str, str, Costs]]:
-    """Return the changes: the name, the words, and what an item costs then."""
-    changes = []
-    if costs.step_cpu_s <= MOST_STEP_CPUS * costs.step_s:
-        changes.append(("cpus_twice", "twice the CPUs", replace(costs, num_cpus=2 * costs.num_cpus)))
-    if changes and costs.num_cpus >= 2:
-        changes.append(("cpus_half", "half the CPUs", replace(costs, num_cpus=costs.num_cpus / 2)))
-    return [
-        *changes,
-        ("data_in_memory", "loading that never waits, such as data in memory", replace(costs, load_wait_s=0.0)),
-        ("storage_twice_as_fast", "storage twice as fast", replace(costs, load_wait_s=costs.load_wait_s / 2)),
-        ("storage_half_as_fast", "storage half as fast", replace(costs, load_wait_s=costs.load_wait_s * 2)),
-        ("decoding_half", "decoding at half the cost", replace(costs, load_cpu_s=costs.load_cpu_s / 2)),
-        ("step_fifth", "a step that takes a fifth less time", replace(costs, step_s=0.8 * costs.step_s, step_cpu_s=0.8 * costs.step_cpu_s)),
-    ]
+def _predicted(now: Costs, change: Change, answer: pd.Series[Any], most: int, sd: float, epoch_samples: int | None) -> WhatIf:
+    """Return the prediction for a change, from the measured rate of the answer."""
+    measured = Rate(sps=float(answer["throughput_sps"]), low_sps=float(answer["throughput_low_sps"]), high_sps=float(answer["throughput_high_sps"]))
+    then, num_workers = change.costs.sps(most)
+    ratio = change.num_ranks * then / now.sps(most)[0]
+    rate = measured.scaled(ratio).widened(sd)
+    epoch_s = None if epoch_samples is None else epoch_samples / rate.sps
+    return WhatIf(name=change.name, change=change.change, rate=rate, ratio=ratio, num_workers=num_workers, epoch_s=epoch_s)
 
 
 def helps(found: Mapping[str, Any]) -> str | None:

@@ -10,8 +10,11 @@ import pandas as pd
 
 from feedrate.analysis import html_parts, sections
 from feedrate.analysis.best import to_paste
+from feedrate.analysis.costs import ENOUGH_FRACTION
 from feedrate.analysis.figures import batch_size_figure, heat_figure, pareto_figure, throughput_figure, timeline_figure
 from feedrate.analysis.html_parts import code, document, heading, left_out, paste, plot, table, write_html
+from feedrate.analysis.outlook import outlook_of
+from feedrate.analysis.outlook_figures import curve_figure, what_if_figure
 from feedrate.analysis.question_sections import effects_section, noise_section, time_section, what_if_section
 from feedrate.analysis.questions import pareto
 from feedrate.analysis.run import Run
@@ -102,6 +105,26 @@ def _plots(run: Run, ranked: pd.DataFrame, by_batch_size: pd.DataFrame) -> list[
     return parts
 
 
+def _outlook(run: Run, ranked: pd.DataFrame) -> list[str]:
+    """Return what the model of loading expects; nothing if it does not describe the run."""
+    found = outlook_of(run)
+    curve, bars = curve_figure(run, ranked, found), what_if_figure(run, found)
+    if curve is None or bars is None or found.curve is None:
+        return []
+    best = max(found.curve.sps)
+    enough = next(workers for workers, sps in zip(found.curve.num_workers, found.curve.sps, strict=True) if sps >= ENOUGH_FRACTION * best)
+    alt = f"The rate that the model expects at each number of workers: at most {sections.number(best)} {run.unit}/s, reached with {sections.plural(enough, 'worker')}."
+    caption = (
+        "The line is a model of loading that was fitted to the measured settings; points are measured, at the answer's batch size. Points outside "
+        "the band have another reason, such as prefetching or memory."
+    )
+    parts = plot("expected", "What the model of loading expects", curve, alt, caption, with_script=False)
+    alt = "Predicted rates if one thing were different: " + "; ".join(f"{each.change}: {each.ratio:.2f}x" for each in found.what_ifs) + "."
+    caption = "Predicted, not measured. Bars that do not reach past the dotted line would gain nothing; the thin lines are 95 % intervals."
+    parts += plot("changes", "What would make it faster", bars, alt, caption, with_script=False)
+    return [*parts, "<section>", heading("what-if", "The same as a table"), table(what_if_section(run)), "</section>"]
+
+
 def _tables(run: Run, ranked: pd.DataFrame, by_batch_size: pd.DataFrame) -> list[str]:
     parts = ["<section>", heading("ranking", "Ranking")]
     parts.append(table(sections.ranking_section(run, ranked)) if len(ranked) else "<p>No setting has a rate.</p>")
@@ -112,13 +135,12 @@ def _tables(run: Run, ranked: pd.DataFrame, by_batch_size: pd.DataFrame) -> list
     for name, title, section in (
         ("effects", "How much each dimension matters", effects_section(run)),
         ("time", "Where the time goes", time_section(run)),
-        ("what-if", "What would make it faster", what_if_section(run)),
         ("noise", "How noisy the machine was", noise_section(run)),
     ):
         if section.rows:
             parts += ["</section>", "<section>", heading(name, title), table(section)]
+    parts += ["</section>", *_outlook(run, ranked), "<section>", heading("failures", "Failures")]
     failures = sections.failures_section(run)
-    parts += ["</section>", "<section>", heading("failures", "Failures")]
     parts.append(table(failures) if failures.rows else "<p>No trial failed.</p>")
     for column, what in (("failure_traceback", "Traceback"), ("failure_stacks", "Where the processes were")):
         for text, count in run.failures[column].dropna().value_counts().head(_TRACEBACKS).items():

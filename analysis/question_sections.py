@@ -10,7 +10,7 @@ import pandas as pd
 from feedrate.analysis.outlook import outlook_of, what_if
 from feedrate.analysis.questions import NOISY, effects, failures_by_reason, noise, pareto, time_shares
 from feedrate.analysis.run import Run
-from feedrate.analysis.sections import Section, number, ranking_section, size
+from feedrate.analysis.sections import Section, duration, number, ranking_section, size
 from feedrate.analysis.summary import best_by_batch_size, ranking
 from feedrate.analysis.two_runs import Compared
 
@@ -97,9 +97,9 @@ def noise_section(run: Run) -> Section:
     return Section(caption=caption, headers=("Host", *numeric), rows=rows, numeric=frozenset(numeric))
 
 
-def what_if_section(run: Run) -> Section:
-    """Return the table of predicted rates if one thing were different."""
-    found = outlook_of(run)
+def what_if_section(run: Run, *, ceiling_sps: float | None = None, num_ranks: int | None = None) -> Section:
+    """Return the table of predicted rates if one thing were different; the arguments as in `what_if`."""
+    found = outlook_of(run, ceiling_sps=ceiling_sps, num_ranks=num_ranks)
     rows = [
         (
             each.change,
@@ -107,10 +107,11 @@ def what_if_section(run: Run) -> Section:
             f"{number(max(each.rate.low_sps, 0.0))}-{number(each.rate.high_sps)}",
             f"{each.ratio:.2f}x",
             str(each.num_workers),
+            "" if each.epoch_s is None else duration(each.epoch_s),
         )
         for each in found.what_ifs
     ]
-    numeric = (f"{run.unit}/s", "95 % interval", "vs the best", "Workers")
+    numeric = (f"{run.unit}/s", "95 % interval", "vs the best", "Workers", "An epoch")
     caption = (
         "Predicted, not measured: the rate if one thing were different, by a model of loading that was fitted to the measured settings "
         f"(within {found.sd_fraction or 0.0:.0%} of {found.num_settings} of them), and the number of workers that would be enough for it"

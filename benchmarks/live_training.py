@@ -30,7 +30,7 @@ FIXED = {"table": (0, 2), "images": (1, 2, 3, 4), "objects": (8, 16, 32), "chang
 BATCH_SIZE = 32
 PROBE_S = 15.0
 """How long each fixed setting is timed to find the best one, or a third of --seconds if that is less."""
-MOST_TIMES = 10
+MOST_TIMES = 2
 """A side that needs more than this many times --seconds is ended, and its time is extrapolated from the batches that it has trained."""
 OVERHEAD = "overhead"
 STEP_S = 5e-3

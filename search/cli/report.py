@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("html", "csv", "parquet", "markdown")
 QUESTIONS = ("ranking", "batch-size", "effects", "pareto", "time", "what-if", "failures", "noise")
+WHAT_IF = "what-if"
 RUN = "the run folder, or an address that pyarrow or fsspec can open (s3://bucket/run)"
 
 
@@ -137,6 +139,7 @@ class Show:
 
     feedrate show feedrate-runs/images-1
     feedrate show feedrate-runs/images-1 --table time,noise
+    feedrate show feedrate-runs/images-1 --table what-if --ceiling 4000
     """
 
     def prepare(self, parser: argparse.ArgumentParser) -> None:
@@ -146,6 +149,14 @@ class Show:
             help=f"any of {', '.join(QUESTIONS)} (default all); see docs/analyse.md",
         )  # fmt: skip
         parser.add_argument("--rows", type=int, default=20, metavar="N", help="maximum number of rows per table (default 20); --json has all of them")
+        parser.add_argument(
+            "--ceiling", type=float, metavar="RATE",
+            help="in the table what-if, also predict the rate with an accelerator that alone trains RATE items per second",
+        )  # fmt: skip
+        parser.add_argument(
+            "--ranks", type=int, metavar="N",
+            help="in the table what-if, also predict the rate of N ranks that share this host's CPUs, each with an accelerator of its own",
+        )  # fmt: skip
         arguments.add_json(parser)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
@@ -155,14 +166,16 @@ class Show:
             raise UsageError(f"--table takes any of {', '.join(QUESTIONS)}, not {', '.join(unknown) or 'nothing'!r}")
         if args.rows < 1:
             raise UsageError(f"--rows must be 1 or more, not {args.rows}")
+        asked = _asked(args, names)
         from feedrate.analysis.load import load_run
-        from feedrate.analysis.question_sections import FRAMES, TABLES
+        from feedrate.analysis.outlook import what_if
+        from feedrate.analysis.question_sections import FRAMES, TABLES, what_if_section
         from feedrate.analysis.sections import headline, title
         from feedrate.analysis.summary import ranking
 
         run = load_run(args.run)
         if args.json:
-            tables = {name: records(FRAMES[name](run)) for name in names}
+            tables = {name: records(what_if(run, **asked) if name == WHAT_IF else FRAMES[name](run)) for name in names}
             facts = {"run": run.path, "title": title(run), "headline": headline(run, ranking(run)), "finished": not run.unfinished}
             answer("show", facts | {"unit": run.unit, "tables": tables, "problems": run.problems})
             return None
@@ -170,10 +183,22 @@ class Show:
         console.print(f"{title(run)}\n{headline(run, ranking(run))}", markup=False, highlight=False)
         for name in names:
             question, build = TABLES[name]
-            print_section(console, build(run), question, args.rows)
+            print_section(console, what_if_section(run, **asked) if name == WHAT_IF else build(run), question, args.rows)
         for problem in run.problems:
             console.print(f"note: {problem}", markup=False, highlight=False)
         return None
+
+
+def _asked(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """Return the changes that the user names, as arguments of `what_if`."""
+    given = [name for name, value in (("--ceiling", args.ceiling), ("--ranks", args.ranks)) if value is not None]
+    if given and WHAT_IF not in names:
+        raise UsageError(f"{' and '.join(given)} would have no effect: add {WHAT_IF} to --table")
+    if args.ceiling is not None and not 0 < args.ceiling < math.inf:
+        raise UsageError(f"--ceiling must be above 0, not {args.ceiling:g}")
+    if args.ranks is not None and args.ranks < 1:
+        raise UsageError(f"--ranks must be 1 or more, not {args.ranks}")
+    return {"ceiling_sps": args.ceiling, "num_ranks": args.ranks}
 
 
 class Export:

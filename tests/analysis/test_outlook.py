@@ -9,7 +9,8 @@ from synthetic import example_best, record, write_run
 
 from feedrate.analysis import load_run, ranking
 from feedrate.analysis.best import write_best
-from feedrate.analysis.outlook import Costs, helps, outlook_of, what_if
+from feedrate.analysis.costs import Costs
+from feedrate.analysis.outlook import helps, outlook_of, what_if
 from feedrate.analysis.rate_model import RateModel
 from feedrate.analysis.setting import setting_text
 
@@ -46,8 +47,8 @@ def test_a_step_of_many_threads_leaves_the_number_of_cpus_open(tmp_path):
     assert {"cpus_twice", "cpus_half"} <= set(ratios(run))
 
 
-def ratios(run):
-    return {each.name: each.ratio for each in outlook_of(run).what_ifs}
+def ratios(run, **asked):
+    return {each.name: each.ratio for each in outlook_of(run, **asked).what_ifs}
 
 
 def test_loading_that_waits(tmp_path):
@@ -155,3 +156,33 @@ def test_the_prediction_starts_from_the_answer(tmp_path):
     found = {each.name: each for each in outlook_of(load_run(run.path)).what_ifs}["decoding_half"]
     assert setting_text(best) == cheaper["config"] != fastest["config"]
     assert found.rate.sps == pytest.approx(found.ratio * cheaper["throughput_sps"])
+
+
+def test_another_accelerator(tmp_path):
+    """A step of a tenth of the time gains ten times as much where it was the limit, and nothing where loading is."""
+    at_step = {each.name: each for each in outlook_of(run_in(tmp_path / "step", cpu_s=0.00005, wait_s=0.0), ceiling_sps=4 / STEP_S).what_ifs}
+    at_storage = {each.name: each for each in outlook_of(run_in(tmp_path / "storage", cpu_s=0.002, wait_s=0.038), ceiling_sps=4 / STEP_S).what_ifs}
+    assert at_step["ceiling"].ratio == pytest.approx(4.0, rel=0.1)
+    assert at_storage["ceiling"].ratio == pytest.approx(1.0, abs=0.03)
+    assert at_step["ceiling"].change == "an accelerator that alone trains 8,000/s"
+
+
+def test_ranks_that_share_the_cpus(tmp_path):
+    """Where the CPUs are the limit, four ranks are no faster than one; where the step is, they are four times as fast."""
+    at_cpus = ratios(run_in(tmp_path / "cpus", (0, 2, 4, 8, 16, 32), cpu_s=0.012, wait_s=0.0001), num_ranks=4)
+    at_step = ratios(run_in(tmp_path / "step", cpu_s=0.0001, wait_s=0.0), num_ranks=4)
+    assert at_cpus["ranks"] == pytest.approx(1.0, abs=0.1)
+    assert at_step["ranks"] == pytest.approx(4.0, rel=0.1)
+    assert "ranks" not in ratios(run_in(tmp_path / "unasked", cpu_s=0.0001, wait_s=0.0))
+
+
+def test_an_epoch_takes_as_long_as_its_items(tmp_path):
+    run = run_in(tmp_path / "run", cpu_s=0.002, wait_s=0.038)
+    lines = [json.loads(line) for line in (run.path / "trials.jsonl").read_text().splitlines()]
+    without = [json.dumps(each | {"epoch_samples": None}) for each in lines]
+    known = [json.dumps(each | {"epoch_samples": 5000}) for each in lines]
+    (run.path / "trials.jsonl").write_text("\n".join(known) + "\n")
+    table = what_if(load_run(run.path))
+    assert (table["epoch_s"] * table["throughput_sps"]).tolist() == pytest.approx([5000] * len(table))
+    (run.path / "trials.jsonl").write_text("\n".join(without) + "\n")
+    assert what_if(load_run(run.path))["epoch_s"].isna().all()

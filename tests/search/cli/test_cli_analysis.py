@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from answers import answer
@@ -43,12 +44,25 @@ def test_show_answers_every_question(run, capfd):
     [
         (["--table", "nonsense"], "--table takes any of ranking, batch-size"),
         (["--rows", "0"], "--rows must be 1 or more"),
+        (["--table", "time", "--ceiling", "4000"], "--ceiling would have no effect: add what-if to --table"),
+        (["--ceiling", "0"], "--ceiling must be above 0, not 0"),
+        (["--ranks", "0"], "--ranks must be 1 or more, not 0"),
     ],
 )
 def test_show_refuses(run, capfd, arguments, words):
     code, _, err = said(capfd, "show", run, *arguments)
     assert code == 2
     assert words in err
+
+
+def test_show_predicts_what_is_asked_for(capfd):
+    """A row for each change that the user names, as text and as JSON."""
+    example, asked = Path(__file__).parents[3] / "docs" / "example-run", ["--table", "what-if", "--ceiling", "4000", "--ranks", "2"]
+    code, out, _ = said(capfd, "show", example, *asked)
+    assert code == 0
+    assert "an accelerator that alone trains 4,000/s" in out and "2 ranks on these CPUs" in out
+    code, out, _ = said(capfd, "show", example, *asked, "--json")
+    assert [each["name"] for each in json.loads(out)["tables"]["what-if"]][-2:] == ["ceiling", "ranks"]
 
 
 def test_compare_divides_setting_by_setting(run, tmp_path, capfd):

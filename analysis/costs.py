@@ -1,0 +1,44 @@
+"""`Costs`: what loading and training an item cost on a machine, and the rate that follows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from feedrate.analysis.rate_model import RateModel
+
+ENOUGH_FRACTION = 0.98
+"""Of numbers of workers that reach this share of the best predicted rate, the smallest one is named."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Costs:
+    """What an item costs at one batch size.
+
+    Attributes:
+        load_cpu_s: CPU seconds of loading it in a worker.
+        load_wait_s: seconds in which the worker waits meanwhile.
+        step_s: seconds of the training step alone.
+        step_cpu_s: CPU seconds of the training process for it.
+        num_cpus: CPUs that training and workers share.
+        efficiency: share of the CPUs' time that they can use, as fitted; it may exceed 1, because CPU time per item differs between settings.
+    """
+
+    load_cpu_s: float
+    load_wait_s: float
+    step_s: float
+    step_cpu_s: float
+    num_cpus: float
+    efficiency: float
+
+    def sps(self, most: int) -> tuple[float, int]:
+        """Return the highest rate with 0 to `most` workers, and the smallest number of workers that is close to it."""
+        step_s = max(self.step_s, self.step_cpu_s / self.num_cpus)
+        cpu_s = self.load_cpu_s + self.step_cpu_s
+        cap_sps = self.efficiency * self.num_cpus / cpu_s if cpu_s > 0 else math.inf
+        model = RateModel(item_s=max(self.load_cpu_s + self.load_wait_s, 1e-9), cap_sps=cap_sps, ceilings={0: 1 / step_s})
+        rates = np.exp(model.log_rate(np.arange(most + 1.0), np.zeros(most + 1)))
+        enough = int(np.flatnonzero(rates >= ENOUGH_FRACTION * rates.max())[0])
+        return float(rates.max()), enough
