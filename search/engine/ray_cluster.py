@@ -67,6 +67,9 @@ _LOCAL = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_memory_monitor_refresh_ms": "0",
+    # supervisors have an environment of their own, so the worker processes that Ray would start in advance serve nobody
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_enable_worker_prestart": "0",
     # Ray 2.60 serves three metrics pages that need no token. An invalid port keeps two of them closed
     "RAY_enable_metrics_collection": "0",
     "AUTOSCALER_METRIC_PORT": "-1",
