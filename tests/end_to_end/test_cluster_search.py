@@ -37,7 +37,7 @@ cluster.shutdown()
 """
 pytestmark = pytest.mark.timeout(900)
 TOKEN = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "beef" * 12}
-SEARCH = ["search", "toy.py:workload", "--batch-size", "16", "--num-workers", "0..8", "--max-trial-s", "3", "--keep-going", "--no-confirm", "--wait", "0"]
+SEARCH = ["search", "toy.py:workload", "--batch-size", "16", "--num-workers", "0..8", "--max-trial-s", "2", "--keep-going", "--no-confirm", "--wait", "0"]
 
 
 @pytest.fixture

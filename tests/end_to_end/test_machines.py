@@ -126,7 +126,7 @@ def test_a_submitted_search_survives_its_head(lan, cluster):
     def paste(command):
         return first.run(command, program=["bash", "-c"], timeout_s=280)
 
-    sent = cluster("submit", "train.py:workload", *SEARCH, "--max-trials", "8", "--keep-going", "--submission-id", "mine", "--address", URL)
+    sent = cluster("submit", "train.py:workload", *SEARCH, "--max-trials", "5", "--keep-going", "--submission-id", "mine", "--address", URL)
     assert sent.code == 0, sent.stderr
     run = first.home / "feedrate-runs" / "mine"
     assert eventually(lambda: len(records(run)) >= 2, within_s=200)
@@ -143,7 +143,7 @@ def test_a_submitted_search_survives_its_head(lan, cluster):
         assert paste(command).code == 0, command
     numbers = [record["number"] for record in records(run) if not record.get("retried")]
     assert sorted(set(numbers)) == sorted(numbers)
-    assert len(numbers) == 8
+    assert len(numbers) == 5
     assert "root@first" in cluster("runs", "--address", URL).stdout
 
 
