@@ -10,6 +10,7 @@ _PUBLIC = {
     "Run": "run", "load_run": "load", "load_runs": "runs", "runs_table": "runs", "load_best": "best",
     "ranking": "summary", "best_by_batch_size": "summary", "effects": "questions", "pareto": "questions",
     "time_shares": "questions", "noise": "questions", "failures_by_reason": "questions", "compare": "two_runs",
+    "load_costs": "questions",
     "what_if": "outlook",
 }  # fmt: skip
 __all__ = list(_PUBLIC)

@@ -33,7 +33,7 @@ def usual_changes(costs: Costs) -> list[Change]:
         ("step_fifth", "a step that takes a fifth less time"): {"step_s": 0.8 * costs.step_s, "step_cpu_s": 0.8 * costs.step_cpu_s},
     }
     found = [Change(name=name, change=change, costs=replace(costs, **values)) for (name, change), values in changed.items()]
-    if costs.step_cpu_s > MOST_STEP_CPUS * costs.step_s:
+    if costs.step_cpus > MOST_STEP_CPUS:
         return found
     twice = Change(name="cpus_twice", change="twice the CPUs", costs=replace(costs, num_cpus=2 * costs.num_cpus))
     half = Change(name="cpus_half", change="half the CPUs", costs=replace(costs, num_cpus=costs.num_cpus / 2))

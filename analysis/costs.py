@@ -21,7 +21,8 @@ class Costs:
         load_cpu_s: CPU seconds of loading it in a worker.
         load_wait_s: seconds in which the worker waits meanwhile.
         step_s: seconds of the training step alone.
-        step_cpu_s: CPU seconds of the training process for it.
+        step_cpu_s: CPU seconds of the training process for it, while workers load.
+        step_cpus: CPUs that the step alone keeps busy.
         num_cpus: CPUs that training and workers share.
         efficiency: share of the CPUs' time that they can use, as fitted; it may exceed 1, because CPU time per item differs between settings.
     """
@@ -30,6 +31,7 @@ class Costs:
     load_wait_s: float
     step_s: float
     step_cpu_s: float
+    step_cpus: float
     num_cpus: float
     efficiency: float
 

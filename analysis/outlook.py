@@ -173,7 +173,7 @@ def outlook_of(
     if sd > MOST_SD_FRACTION:
         return Outlook(why_none=f"the model of loading is {sd:.0%} off on the {num} measured settings", sd_fraction=sd, num_settings=num)
     most = max(int(rows["num_workers"].max()), 1)
-    costs = _costs(run, fitted, answer, cpu_s, run.ceilings[size])
+    costs = _costs(run, fitted, rows, answer, cpu_s)
     changes = [*usual_changes(costs), *changes_asked_for(costs, ceiling_sps, num_ranks)]
     num_items = rows.loc[rows["config"] == answer["config"], "epoch_samples"].max()
     what_ifs = tuple(_predicted(costs, each, answer, most, sd, None if pd.isna(num_items) else int(num_items)) for each in changes)
@@ -215,18 +215,28 @@ def _fitted(rows: pd.DataFrame, ceilings: Mapping[int | None, float], cpu_s: flo
     return _Fitted(model=model, sd_fraction=sd, num_settings=len(pooled), num_cpus=num_cpus)
 
 
-def _costs(run: Run, fitted: _Fitted, answer: pd.Series[Any], cpu_s: float, ceiling_sps: float) -> Costs:
+def _costs(run: Run, fitted: _Fitted, rows: pd.DataFrame, answer: pd.Series[Any], cpu_s: float) -> Costs:
     """Return what an item costs: its CPU time is divided between step and loading, and a worker waits for the rest of its time."""
-    model, step_s = fitted.model, 1 / ceiling_sps
-    timed = run.latest[same(run.latest["batch_size"], answer["batch_size"])]["step_only_cpus"]
+    model, size = fitted.model, answer["batch_size"]
+    step_s = 1 / run.ceilings[None if pd.isna(size) else int(size)]
+    timed = run.latest[same(run.latest["batch_size"], size)]["step_only_cpus"]
     busy_cpus = 1.0 if timed.isna().all() else float(median(timed))  # records of before this column: one CPU works on the step
     step_cpu_s = min(busy_cpus * step_s, cpu_s)
-    load_cpu_s = min(cpu_s - step_cpu_s, model.item_s)
+    loading = rows[rows["num_workers"] > 0].dropna(subset=["load_delay_item_s"])
+    if loading.empty:
+        load_cpu_s = min(cpu_s - step_cpu_s, model.item_s)
+        load_wait_s = model.item_s - load_cpu_s
+    else:  # timed in the workers: what they wait for without a CPU is no waiting for storage, and more CPUs would end it
+        load_cpu_s = float(median(loading["load_cpu_item_s"]))
+        waits = (loading["load_item_s"] - loading["load_cpu_item_s"] - loading["load_delay_item_s"]).clip(lower=0.0)
+        load_wait_s = float(median(waits))
+        step_cpu_s = max(cpu_s - load_cpu_s, 0.0)
     return Costs(
         load_cpu_s=load_cpu_s,
-        load_wait_s=model.item_s - load_cpu_s,
+        load_wait_s=load_wait_s,
         step_s=step_s,
         step_cpu_s=step_cpu_s,
+        step_cpus=busy_cpus,
         num_cpus=fitted.num_cpus,
         efficiency=model.cap_sps * (load_cpu_s + step_cpu_s) / fitted.num_cpus,
     )

@@ -15,7 +15,13 @@ from feedrate.analysis.figures import batch_size_figure, heat_figure, pareto_fig
 from feedrate.analysis.html_parts import code, document, heading, left_out, paste, plot, table, write_html
 from feedrate.analysis.outlook import outlook_of
 from feedrate.analysis.outlook_figures import curve_figure, what_if_figure
-from feedrate.analysis.question_sections import effects_section, noise_section, time_section, what_if_section
+from feedrate.analysis.question_sections import (
+    effects_section,
+    loading_section,
+    noise_section,
+    time_section,
+    what_if_section,
+)
 from feedrate.analysis.questions import pareto
 from feedrate.analysis.run import Run
 from feedrate.analysis.summary import best_by_batch_size, knee, ranking
@@ -135,6 +141,7 @@ def _tables(run: Run, ranked: pd.DataFrame, by_batch_size: pd.DataFrame) -> list
     for name, title, section in (
         ("effects", "How much each dimension matters", effects_section(run)),
         ("time", "Where the time goes", time_section(run)),
+        ("loading", "What loading costs", loading_section(run)),
         ("noise", "How noisy the machine was", noise_section(run)),
     ):
         if section.rows:

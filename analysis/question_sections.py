@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from feedrate.analysis.outlook import outlook_of, what_if
-from feedrate.analysis.questions import NOISY, effects, failures_by_reason, noise, pareto, time_shares
+from feedrate.analysis.questions import NOISY, effects, failures_by_reason, load_costs, noise, pareto, time_shares
 from feedrate.analysis.run import Run
 from feedrate.analysis.sections import Section, duration, number, ranking_section, size
 from feedrate.analysis.summary import best_by_batch_size, ranking
@@ -97,6 +97,19 @@ def noise_section(run: Run) -> Section:
     return Section(caption=caption, headers=("Host", *numeric), rows=rows, numeric=frozenset(numeric))
 
 
+def loading_section(run: Run) -> Section:
+    """Return the table that shows what loading costs in the processes that load."""
+    names = ("load_item_s", "load_cpu_item_s", "load_delay_item_s", "load_wait_item_s", "collate_item_s", "sample_p50_s", "sample_p99_s", "sample_max_s")
+    rows = [(str(row["config"]), *(_short_time(row[name]) for name in names)) for row in load_costs(run).to_dict("records")]
+    numeric = ("An item", "Computes", "No CPU", "Waits", "In collate_fn", "Median sample", "99 % within", "Longest")
+    caption = (
+        "The time that a process which loads needs for an item: computing, ready to compute but without a CPU, and waiting for anything else, such as "
+        "storage; of these, the time in collate_fn. Then how long the dataset takes for a sample: a few slow ones hold up whole batches"
+    )
+    why = "no process that loads could be timed: spawned workers, or a run of an earlier version"
+    return Section(caption=caption, headers=("Setting", *numeric), rows=rows, numeric=frozenset(numeric), why_empty=why)
+
+
 def what_if_section(run: Run, *, ceiling_sps: float | None = None, num_ranks: int | None = None) -> Section:
     """Return the table of predicted rates if one thing were different; the arguments as in `what_if`."""
     found = outlook_of(run, ceiling_sps=ceiling_sps, num_ranks=num_ranks)
@@ -143,6 +156,7 @@ TABLES: dict[str, tuple[str, Callable[[Run], Section]]] = {
     "effects": ("how much each dimension matters", effects_section),
     "pareto": ("throughput against memory", pareto_section),
     "time": ("where the time goes", time_section),
+    "loading": ("what loading costs", loading_section),
     "what-if": ("what would make it faster, as predicted", what_if_section),
     "failures": ("what failed, and why", reasons_section),
     "noise": ("how noisy the machine was", noise_section),
@@ -156,6 +170,7 @@ FRAMES: dict[str, Callable[[Run], pd.DataFrame]] = {
     "effects": effects,
     "pareto": pareto,
     "time": time_shares,
+    "loading": load_costs,
     "what-if": what_if,
     "failures": failures_by_reason,
     "noise": noise,
@@ -208,6 +223,12 @@ def _text(value: object) -> str:
 
 def _share(value: Any, digits: int = 0) -> str:
     return "" if pd.isna(value) else f"{value:.{digits}%}"
+
+
+def _short_time(seconds: Any) -> str:
+    if pd.isna(seconds):
+        return ""
+    return f"{1e6 * seconds:.3g} us" if seconds < 1e-3 else f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
 def _seconds(value: Any) -> str:

@@ -18,6 +18,8 @@ from feedrate.analysis.setting import setting_text
 from feedrate.analysis.summary import SETTING, counted, may_win, ranking, same
 from feedrate.analysis.tables import frame
 
+LOAD_COSTS = ("load_item_s", "load_cpu_item_s", "load_delay_item_s", "collate_item_s")
+SAMPLE_QUANTILES = ("sample_p50_s", "sample_p90_s", "sample_p99_s", "sample_max_s")
 NOISY = ("foreign_cpu_fraction", "throttled_fraction", "steal_fraction", "psi_io_fraction")
 
 
@@ -137,6 +139,32 @@ def time_shares(run: Run) -> pd.DataFrame:
         rows.append(row)
     rows.sort(key=lambda row: order[row["config"]])
     names = ("wait_fraction", "compute_fraction", "copy_fraction", "slowed_fraction", "boundary_fraction", "startup_s", "setup_s")
+    return frame(rows, {"config": "str", **dict.fromkeys(names, "float64"), "num_trials": "Int64"})
+
+
+def load_costs(run: Run) -> pd.DataFrame:
+    """Return what loading an item costs in the process that loads it, with each setting that ran to its end, the fastest setting first.
+
+    `load_item_s` is the time of fetching and collating: `load_cpu_item_s` in which the thread computes, `load_delay_item_s` in which it could compute and
+    has no CPU, and `load_wait_item_s` in which it waits for something else (storage, a network, a lock). `collate_item_s` of it is spent in collate_fn.
+    `sample_p50_s`, `sample_p90_s`, `sample_p99_s` and `sample_max_s` are the time of a sample in the dataset. Settings whose
+    processes could not be timed have no row: spawned workers, and runs that were recorded before these columns existed.
+
+    Example:
+        >>> from feedrate.analysis import load_costs, load_run
+        >>> list(load_costs(load_run("docs/example-run")).columns[:3])
+        ['config', 'load_item_s', 'load_cpu_item_s']
+    """
+    order = {config: place for place, config in enumerate(ranking(run)["config"])}
+    rows = []
+    for config, group in counted(run).dropna(subset=["load_item_s"]).groupby("config", sort=False):
+        row: dict[str, Any] = {"config": config, **{name: median(group[name]) for name in LOAD_COSTS}, "num_trials": len(group)}
+        waits_s = row["load_item_s"] - row["load_cpu_item_s"] - row["load_delay_item_s"]
+        row["load_wait_item_s"] = waits_s if pd.isna(waits_s) else max(waits_s, 0.0)
+        row |= {name: median(group[name]) for name in SAMPLE_QUANTILES}
+        rows.append(row)
+    rows.sort(key=lambda row: order[row["config"]])
+    names = ("load_item_s", "load_cpu_item_s", "load_delay_item_s", "load_wait_item_s", "collate_item_s", *SAMPLE_QUANTILES)
     return frame(rows, {"config": "str", **dict.fromkeys(names, "float64"), "num_trials": "Int64"})
 
 

@@ -8,8 +8,10 @@ batches. G is used only if it is known (ceilings.py), and no conclusion is drawn
                           step does not wait
   transfer-bound          step and copy in turn explain O (O is close to 1/(1/G + 1/C), which is below C), and the copy takes a
                           share worth naming, and more than waiting does
-  loader-bound (CPU)      neither, and the loading processes use most of the CPU time that they could use
-  loader-bound (waiting)  neither, and they use less: they wait for storage or a network
+  step slowed by loader   neither, and what is left of the time (the step takes longer than alone) is a share worth naming, and more than
+                          waiting is, while CPUs are short: the loading processes take them from the step
+  loader-bound (CPU)      none of these, and the loading processes use most of the CPU time that they could use
+  loader-bound (waiting)  none of these, and they use less: they wait for storage or a network
   too noisy to say        the rate was still changing; or G is not known, and the step waits less than half of the time; or the
                           CPU time is not known
 """
@@ -33,6 +35,8 @@ MOSTLY_FRACTION = 0.5
 BUSY_FRACTION = 0.85
 COPY_FRACTION = 0.1
 """The verdict names the copy to the accelerator only if it takes at least this share of a step."""
+SLOWED_FRACTION = 0.25
+"""The verdict names a step that takes longer than alone only if this costs at least this share of the time."""
 EXPLAINED_FRACTION = 0.9
 """Step and copy explain a rate that is at least this share of the rate that they allow together."""
 NOTABLE_FRACTION = 0.05
@@ -40,6 +44,7 @@ NOTABLE_FRACTION = 0.05
 SHARED_FRACTION = 0.05
 """Share of CPU time of other processes above which a host counts as shared; its rates are not those of a quiet host."""
 NOISY = "too noisy to say"
+SLOWED = "step slowed by loader"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ class Verdict:
     """Which resource limits the rate, and the evidence."""
 
     name: str
-    """compute-bound, transfer-bound, loader-bound (CPU), loader-bound (waiting), or too noisy to say."""
+    """compute-bound, transfer-bound, step slowed by loader, loader-bound (CPU), loader-bound (waiting), or too noisy to say."""
     evidence: tuple[str, ...] = ()
     """Clauses for people, the most important first."""
 
@@ -78,6 +83,8 @@ def judge(facts: Mapping[str, Any], ceiling_sps: float | None, why_not: str | No
         evidence.append(f"the ceiling is not known, because {why_not}")
     if waits is not None:
         evidence.append(f"the step waits {waits:.0%} of the time")
+    if name == SLOWED and fraction and waits is not None:
+        evidence.append(f"a step takes {(1 - waits - (copying or 0.0)) / fraction:.1f} times as long as without loading")
     if copying is not None and copying >= COPY_FRACTION:
         evidence.append(f"copying to the accelerator takes {copying:.0%} of the time ({copy_sps:,.0f}/s at most)")
     if busy is not None and num_cpus:
@@ -143,4 +150,7 @@ def _name(fraction: float | None, waits: float | None, busy: float | None, copyi
     # if the step does not mostly wait, the step may be the limit, or workers that take its CPUs: only a known ceiling can tell
     if busy is None or (fraction is None and (waits or 0.0) < MOSTLY_FRACTION):
         return NOISY
+    slowed = 0.0 if fraction is None or waits is None else 1 - fraction - waits - (copying or 0.0)
+    if busy >= BUSY_FRACTION and slowed >= max(SLOWED_FRACTION, waits or 0.0):
+        return SLOWED
     return "loader-bound (CPU)" if busy >= BUSY_FRACTION else "loader-bound (waiting)"

@@ -98,6 +98,14 @@ class Measurement:
     step_only_num_items: list[int] | None = None
     step_only_duration_s: list[float] | None = None
     step_only_cpus: float | None = None
+    load_item_s: float | None = None
+    load_cpu_item_s: float | None = None
+    load_delay_item_s: float | None = None
+    collate_item_s: float | None = None
+    sample_p50_s: float | None = None
+    sample_p90_s: float | None = None
+    sample_p99_s: float | None = None
+    sample_max_s: float | None = None
     copy_only_num_items: list[int] | None = None
     copy_only_duration_s: list[float] | None = None
     loss_is_finite: bool | None = None

@@ -134,7 +134,7 @@ def test_the_sentence_names_what_helps_most_first(tmp_path):
 
 def test_a_step_that_needs_all_cpus_is_slower_with_half_of_them(tmp_path):
     """A training on the CPU: its step alone keeps 8 CPUs busy."""
-    costs = Costs(load_cpu_s=0.0001, load_wait_s=0.0, step_s=0.001, step_cpu_s=0.008, num_cpus=8.0, efficiency=1.0)
+    costs = Costs(load_cpu_s=0.0001, load_wait_s=0.0, step_s=0.001, step_cpu_s=0.008, step_cpus=8.0, num_cpus=8.0, efficiency=1.0)
     assert replace(costs, num_cpus=4.0).sps(16)[0] < 0.55 * costs.sps(16)[0]
 
 

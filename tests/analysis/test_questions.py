@@ -2,10 +2,11 @@
 
 import math
 
+import pandas as pd
 import pytest
 from synthetic import example_best, record, small_run, write_run
 
-from feedrate.analysis import effects, failures_by_reason, load_run, noise, pareto, ranking, time_shares
+from feedrate.analysis import effects, failures_by_reason, load_costs, load_run, noise, pareto, ranking, time_shares
 from feedrate.analysis.question_sections import TABLES
 
 
@@ -116,6 +117,24 @@ def test_failures_of_one_reason_are_together(run_of):
     ]
 
 
+def test_what_loading_costs(run_of):
+    """The rest of an item's time is waiting; settings whose processes were not timed have no row."""
+    timed = {
+        "load_item_s": 0.010, "load_cpu_item_s": 0.004, "load_delay_item_s": 0.001, "collate_item_s": 0.002,
+        "sample_p50_s": 0.007, "sample_p90_s": 0.008, "sample_p99_s": 0.05, "sample_max_s": 2.0,
+    }  # fmt: skip
+    batches_only = {"load_item_s": 0.01, "load_cpu_item_s": 0.004}
+    run = run_of([record(0, num_workers=0), record(1, num_workers=2, rate_sps=2000.0, **timed), record(2, num_workers=4, **batches_only)])
+    first, second = load_costs(run).to_dict("records")
+    assert first["config"] == "b64 w2 p2"
+    assert first["load_wait_item_s"] == pytest.approx(0.005)
+    assert first["sample_max_s"] == 2.0
+    assert pd.isna(second["load_wait_item_s"]) and second["load_cpu_item_s"] == 0.004
+    shown = TABLES["loading"][1](run).rows
+    assert shown[0] == ("b64 w2 p2", "10 ms", "4 ms", "1 ms", "5 ms", "2 ms", "7 ms", "50 ms", "2 s")
+    assert shown[1][3:] == ("",) * 6
+
+
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("what", ["small", "empty", "only failures"])
 def test_every_table_of_every_run_has_a_text(run_of, name, what):
@@ -130,6 +149,8 @@ def test_every_table_of_every_run_has_a_text(run_of, name, what):
     assert set(section.numeric) <= set(section.headers)
     if name == "what-if":  # it has rows where the model of loading fits the run (test_outlook.py)
         assert section.why_empty.startswith("nothing is predicted: ")
+    elif name == "loading":  # only where the processes that load were timed (test_what_loading_costs)
+        assert section.why_empty.startswith("no process that loads could be timed")
     elif what == "small" or (what, name) == ("only failures", "failures"):
         assert section.rows
     else:

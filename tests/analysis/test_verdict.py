@@ -33,11 +33,15 @@ def facts(fraction, wait, busy, copy_sps=None, **more):
     [
         (0.97, 0.2, 0.5, "compute-bound"),
         (0.85, 0.01, 0.99, "compute-bound"),
-        (0.16, 0.01, 0.99, "loader-bound (CPU)"),  # workers starve a step on the CPU, which then never waits
+        (0.16, 0.01, 0.99, "step slowed by loader"),  # workers starve a step on the CPU, which then never waits
         (1.8, 0.01, 0.99, "too noisy to say"),
         (None, 0.01, None, "too noisy to say"),  # whether workers slow the step down, only its ceiling tells
         (None, 0.01, 0.99, "too noisy to say"),
         (0.6, 0.4, 0.95, "loader-bound (CPU)"),
+        (0.5, 0.2, 0.95, "step slowed by loader"),  # 30 % is lost because the step takes longer than alone
+        (0.6, 0.2, 0.95, "loader-bound (CPU)"),  # 20 % are not worth naming
+        (0.2, 0.45, 0.95, "loader-bound (CPU)"),  # waiting costs more
+        (0.5, 0.2, 0.30, "loader-bound (waiting)"),  # CPUs are free: something else slows it down
         (0.6, 0.4, 0.30, "loader-bound (waiting)"),
         (None, None, 0.30, "too noisy to say"),
         (None, 0.2, 0.30, "too noisy to say"),
@@ -158,3 +162,10 @@ def test_a_ceiling_below_what_was_trained_is_no_share():
         "the ceiling is not known, because the step alone was measured at 100/s, less than training with loading (3,300/s), so something slowed it down"
     )
     assert "%" not in verdict.evidence[0]
+
+
+def test_a_slowed_step_is_told_how_much():
+    """80 % of the time in steps, at half the rate of steps alone: each takes 1.6 times as long."""
+    verdict = judge(facts(0.5, 0.2, 0.95), 1000.0)
+    assert verdict.name == "step slowed by loader"
+    assert "a step takes 1.6 times as long as without loading" in verdict.evidence

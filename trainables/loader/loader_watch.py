@@ -19,6 +19,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from feedrate.trainables.loader.delivering_workers import DeliveringWorkers
 from feedrate.trainables.loader.epochs import WatchedSampler
+from feedrate.trainables.loader.load_probe import LoadProbe, probe_next
 
 MAX_DEPTH = 3
 """How many levels deep to look for a loader in the attributes of other loaders."""
@@ -71,6 +72,7 @@ class LoaderWatch:
         self.reads_num_workers: set[int] = set()
         """num_workers of the created iterators; not this loader's own number if it reads from another loader."""
         self.delivering = DeliveringWorkers()
+        self.probe = LoadProbe()
         self._iterator: weakref.ref[Any] | None = None
         self._num_batches: int | None = None
         for each in started or ():
@@ -169,6 +171,7 @@ def _install() -> None:
 
 
 def _init(self: Any, loader: DataLoader[Any]) -> None:
+    probe_next(next((watch.probe for watch in _watches if watch._is_mine(loader)), None))
     _torchs_init(self, loader)
     for watch in list(_watches):
         watch._begun(self, loader)

@@ -17,6 +17,7 @@ from feedrate.trainables.failure import Failure, TrialFailed
 from feedrate.trainables.loader.build_loader import no_batch
 from feedrate.trainables.loader.delivering_workers import num_shards
 from feedrate.trainables.loader.epoch_size import EpochSize
+from feedrate.trainables.loader.load_probe import LoadSums
 from feedrate.trainables.loader.loader_watch import LoaderWatch
 from feedrate.trainables.machine.accelerator import StepTimer, synchronize
 from feedrate.trainables.machine.process import shm_used_bytes
@@ -281,6 +282,14 @@ class Training:
         """Return the mean number of items per batch in the windows."""
         windows = self.result.windows
         return sum(windows.window_num_items) / sum(windows.window_num_batches)
+
+    def fill_loading(self, since: LoadSums) -> None:
+        """Write the columns for what loading cost since a moment before the windows; from the start if no batch was timed since then."""
+        sums = self.watch.probe.sums()
+        inside = sums.minus(since)
+        columns = (inside if inside.num_batches else sums).columns(self.items_per_batch() * self._per_loaded())
+        for name, value in columns.items():
+            setattr(self.result, name, value)
 
     def batch_s(self) -> float:
         """Return the seconds per batch at the rate of the windows."""

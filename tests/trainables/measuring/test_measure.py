@@ -114,6 +114,8 @@ def test_a_measurement_is_complete(num_workers):
     assert result.loss_is_finite is True
     assert 0 < result.first_step_s < result.setup_s
     assert step_only_sps(columns) > 0
+    assert result.load_item_s >= max(0.001, result.load_cpu_item_s, result.collate_item_s)  # each sample sleeps for 1 ms
+    assert 0.001 * 0.9 <= result.sample_p50_s <= result.sample_max_s
     rate = result.throughput()
     assert 0 <= rate.low_sps <= rate.sps <= rate.high_sps
     assert rate.sps == pytest.approx(record_rate(columns).sps)
