@@ -41,14 +41,14 @@ def usual_changes(costs: Costs) -> list[Change]:
 
 
 def changes_asked_for(costs: Costs, ceiling_sps: float | None, num_ranks: int | None) -> list[Change]:
-    """Return the changes that the user names. Another accelerator leaves the CPU time of the step as it is, as far as its shorter time allows."""
+    """Return the changes that the user asks for. With another accelerator, a step keeps its CPU time, but no more than its new duration."""
     found = []
     if ceiling_sps is not None:
         step_s = 1 / ceiling_sps
         other = replace(costs, step_s=step_s, step_cpu_s=min(costs.step_cpu_s, step_s))
-        found.append(Change(name="ceiling", change=f"an accelerator that alone trains {ceiling_sps:,.6g}/s", costs=other))
+        found.append(Change(name="ceiling", change=f"an accelerator that trains {ceiling_sps:,.6g}/s without loading", costs=other))
     if num_ranks is not None:
         each = replace(costs, num_cpus=costs.num_cpus / num_ranks)
-        change = f"{num_ranks} ranks on these CPUs, each with an accelerator of its own"
+        change = f"{num_ranks} ranks on these CPUs, each with its own accelerator (rate of all, workers of each)"
         found.append(Change(name="ranks", change=change, costs=each, num_ranks=num_ranks))
     return found

@@ -121,12 +121,12 @@ def _outlook(run: Run, ranked: pd.DataFrame) -> list[str]:
     enough = next(workers for workers, sps in zip(found.curve.num_workers, found.curve.sps, strict=True) if sps >= ENOUGH_FRACTION * best)
     alt = f"The rate that the model expects at each number of workers: at most {sections.number(best)} {run.unit}/s, reached with {sections.plural(enough, 'worker')}."
     caption = (
-        "The line is a model of loading that was fitted to the measured settings; points are measured, at the answer's batch size. Points outside "
-        "the band have another reason, such as prefetching or memory."
+        "The line is the rate that a model of loading expects, fitted to the measured settings, and the band its 95 % interval. Points are measured, all "
+        "at the batch size of the answer. A point outside the band is fast or slow for a reason that the model does not know, such as prefetching or memory."
     )
     parts = plot("expected", "What the model of loading expects", curve, alt, caption, with_script=False)
     alt = "Predicted rates if one thing were different: " + "; ".join(f"{each.change}: {each.ratio:.2f}x" for each in found.what_ifs) + "."
-    caption = "Predicted, not measured. Bars that do not reach past the dotted line would gain nothing; the thin lines are 95 % intervals."
+    caption = "Predicted, not measured. The dotted line is the measured rate of the answer: a change whose bar ends there gains nothing. Thin lines are 95 % intervals."
     parts += plot("changes", "What would make it faster", bars, alt, caption, with_script=False)
     return [*parts, "<section>", heading("what-if", "The same as a table"), table(what_if_section(run)), "</section>"]
 

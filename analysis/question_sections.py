@@ -103,10 +103,11 @@ def loading_section(run: Run) -> Section:
     rows = [(str(row["config"]), *(_short_time(row[name]) for name in names)) for row in load_costs(run).to_dict("records")]
     numeric = ("An item", "Computes", "No CPU", "Waits", "In collate_fn", "Median sample", "99 % within", "Longest")
     caption = (
-        "The time that a process which loads needs for an item: computing, ready to compute but without a CPU, and waiting for anything else, such as "
-        "storage; of these, the time in collate_fn. Then how long the dataset takes for a sample: a few slow ones hold up whole batches"
+        "The time that an item takes in the process that loads it (a worker, or the trainer without workers): computing, ready to compute but without a "
+        "CPU, and waiting for anything else, such as storage. The time in collate_fn is a part of these. Then how long the dataset takes for single "
+        "samples: a few slow ones hold up whole batches"
     )
-    why = "no process that loads could be timed: spawned workers, or a run of an earlier version"
+    why = "no process that loads could be timed: spawned workers, or a run of an earlier feedrate"
     return Section(caption=caption, headers=("Setting", *numeric), rows=rows, numeric=frozenset(numeric), why_empty=why)
 
 

@@ -151,11 +151,11 @@ class Show:
         parser.add_argument("--rows", type=int, default=20, metavar="N", help="maximum number of rows per table (default 20); --json has all of them")
         parser.add_argument(
             "--ceiling", type=float, metavar="RATE",
-            help="in the table what-if, also predict the rate with an accelerator that alone trains RATE items per second",
+            help="in the table what-if, also predict the rate with an accelerator that trains RATE items per second while no data is loaded",
         )  # fmt: skip
         parser.add_argument(
             "--ranks", type=int, metavar="N",
-            help="in the table what-if, also predict the rate of N ranks that share this host's CPUs, each with an accelerator of its own",
+            help="in the table what-if, also predict the rate of N ranks together that share this host's CPUs, each with its own accelerator",
         )  # fmt: skip
         arguments.add_json(parser)
 

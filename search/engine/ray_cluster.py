@@ -67,7 +67,7 @@ _LOCAL = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_memory_monitor_refresh_ms": "0",
-    # supervisors have an environment of their own, so the worker processes that Ray would start in advance serve nobody
+    # supervisors run with their own environment variables, so none of the worker processes that Ray starts in advance would be used
     "RAY_prestart_worker_first_driver": "0",
     "RAY_enable_worker_prestart": "0",
     # Ray 2.60 serves three metrics pages that need no token. An invalid port keeps two of them closed

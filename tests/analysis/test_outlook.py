@@ -164,7 +164,7 @@ def test_another_accelerator(tmp_path):
     at_storage = {each.name: each for each in outlook_of(run_in(tmp_path / "storage", cpu_s=0.002, wait_s=0.038), ceiling_sps=4 / STEP_S).what_ifs}
     assert at_step["ceiling"].ratio == pytest.approx(4.0, rel=0.1)
     assert at_storage["ceiling"].ratio == pytest.approx(1.0, abs=0.03)
-    assert at_step["ceiling"].change == "an accelerator that alone trains 8,000/s"
+    assert at_step["ceiling"].change == "an accelerator that trains 8,000/s without loading"
 
 
 def test_ranks_that_share_the_cpus(tmp_path):

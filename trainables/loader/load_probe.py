@@ -92,7 +92,7 @@ class LoadSums:
         return found
 
     def _quantile(self, share: float) -> float:
-        """Return the time within which this share of the samples was loaded: the middle of its bin, which is off by 9 % at most."""
+        """Return the time within which this share of the samples was loaded: the middle of a bin of the histogram, which is off by 9 % at most."""
         sums = np.cumsum(self.counts)
         number = int(np.searchsorted(sums, share * sums[-1]))
         return float(min(LEAST_S * 2 ** ((number - 0.5) / BINS_PER_OCTAVE), self.max_s))
@@ -134,7 +134,7 @@ class LoadProbe:
 
 
 def probe_next(probe: LoadProbe | None) -> None:
-    """Time the loading of the iterator that is created next in this process; None times nothing.
+    """Let `probe` time the loading of the iterator that this process creates next; None times nothing.
 
     Torch calls the constructor of its base class first, from where this is called, and then makes the fetcher, or starts the workers.
     """

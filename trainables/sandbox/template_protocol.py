@@ -49,10 +49,10 @@ class Hello(Message):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ready(Message):
-    """The workload's module is imported, and requests can come."""
+    """The template has imported the workload's module, and waits for requests."""
 
     clean: bool
-    """Whether requests are served by forked children; otherwise each starts a new interpreter."""
+    """Whether the import left nothing that forked children must not share, such as threads: requests are then served by forks, otherwise by new interpreters."""
     spare: Sequence[int]
     """Processes with the template's marker that live as long as the template."""
 

@@ -60,7 +60,7 @@ def test_show_predicts_what_is_asked_for(capfd):
     example, asked = Path(__file__).parents[3] / "docs" / "example-run", ["--table", "what-if", "--ceiling", "4000", "--ranks", "2"]
     code, out, _ = said(capfd, "show", example, *asked)
     assert code == 0
-    assert "an accelerator that alone trains 4,000/s" in out and "2 ranks on these CPUs" in out
+    assert "an accelerator that trains 4,000/s without loading" in out and "2 ranks on these CPUs" in out
     code, out, _ = said(capfd, "show", example, *asked, "--json")
     assert [each["name"] for each in json.loads(out)["tables"]["what-if"]][-2:] == ["ceiling", "ranks"]
 

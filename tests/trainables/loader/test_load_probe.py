@@ -28,14 +28,14 @@ def busy(seconds):
 
 
 class Mixed(Dataset):
-    """2 ms of CPU time and 6 ms of waiting for each sample; each tenth sample waits for 60 ms."""
+    """2 ms of CPU time and 6 ms of waiting for each sample; each seventh sample waits for 60 ms."""
 
     def __len__(self):
         return 400
 
     def __getitem__(self, index):
         busy(0.002)
-        time.sleep(0.06 if index % 10 == 9 else 0.006)
+        time.sleep(0.06 if index % 7 == 6 else 0.006)
         return torch.tensor([index])
 
 
@@ -58,7 +58,7 @@ def test_time_cpu_time_and_collation_are_told_apart(num_workers):
     assert torch.cat(batches).flatten().tolist() == list(range(160))
     found = sums.columns(items_per_batch=4)
     assert found["load_cpu_item_s"] == pytest.approx(0.004, rel=0.25)
-    waits_s = 0.9 * 0.006 + 0.1 * 0.06
+    waits_s = 6 / 7 * 0.006 + 1 / 7 * 0.06
     assert found["load_item_s"] - found["load_cpu_item_s"] - found["load_delay_item_s"] == pytest.approx(waits_s, rel=0.3)
     assert 0.0019 < found["collate_item_s"] < found["load_item_s"]  # its wall time, on a machine that is shared
     median, ninety, most, longest = (found[name] for name in SAMPLE_QUANTILES)
