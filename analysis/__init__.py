@@ -10,7 +10,7 @@ _PUBLIC = {
     "Run": "run", "load_run": "load", "load_runs": "runs", "runs_table": "runs", "load_best": "best",
     "ranking": "summary", "best_by_batch_size": "summary", "effects": "questions", "pareto": "questions",
     "time_shares": "questions", "noise": "questions", "failures_by_reason": "questions", "compare": "two_runs",
-    "load_costs": "questions",
+    "load_costs": "questions", "rank_shares": "rank_table",
     "what_if": "outlook",
 }  # fmt: skip
 __all__ = list(_PUBLIC)

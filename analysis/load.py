@@ -34,7 +34,7 @@ from feedrate.analysis.run_folder import RunError, RunFolder
 from feedrate.analysis.schema import status
 from feedrate.analysis.setting import config_text
 from feedrate.analysis.summary import ranking
-from feedrate.analysis.tables import OF_A_WINDOW, TRIAL_DTYPES, WINDOW_DTYPES, WINDOW_KEY, frame
+from feedrate.analysis.tables import OF_A_WINDOW, RANK_WINDOW_DTYPES, TRIAL_DTYPES, WINDOW_DTYPES, WINDOW_KEY, frame
 
 SEARCH_SCHEMA = "feedrate/search/1"
 OBJECTIVES = ("epoch", "steady")
@@ -84,6 +84,7 @@ def _load(folder: RunFolder) -> Run:
         search=search,
         trials=frame(rows, TRIAL_DTYPES),
         windows=frame((window for row in rows for window in _windows(row)), WINDOW_DTYPES),
+        rank_windows=frame((window for row in rows for window in _rank_windows(row)), RANK_WINDOW_DTYPES),
         best=best_if_usable(folder, problems),
         problems=problems,
         rank=ranking,
@@ -146,3 +147,15 @@ def _windows(row: dict[str, Any]) -> Iterable[dict[str, Any]]:
     for window in range(len(row["window_duration_s"] or ())):
         values = {name: row[f"window_{name}"] for name in OF_A_WINDOW}
         yield key | {"window": window} | {name: value[window] if value else None for name, value in values.items()}
+
+
+def _rank_windows(row: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    if rank_waits(row) is None:
+        return
+    key = {name: row[name] for name in WINDOW_KEY}
+    for number, each in enumerate(row["ranks"]):
+        waits = each["window_wait_s"]
+        steps, items = (each.get(name) or [None] * len(waits) for name in ("window_step_s", "window_num_items"))
+        for window, (wait_s, step_s, num_items) in enumerate(zip(waits, steps, items, strict=False)):
+            told = {"wait_s": wait_s, "step_s": step_s, "num_items": num_items, "duration_s": row["window_duration_s"][window]}
+            yield key | {"window": window, "rank": number} | told

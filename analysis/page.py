@@ -19,10 +19,13 @@ from feedrate.analysis.question_sections import (
     effects_section,
     loading_section,
     noise_section,
+    ranks_section,
     time_section,
     what_if_section,
 )
 from feedrate.analysis.questions import pareto
+from feedrate.analysis.rank_table import rank_shares
+from feedrate.analysis.ranks_figure import ranks_figure
 from feedrate.analysis.run import Run
 from feedrate.analysis.summary import best_by_batch_size, knee, ranking
 
@@ -101,6 +104,14 @@ def _plots(run: Run, ranked: pd.DataFrame, by_batch_size: pd.DataFrame) -> list[
         alt = "Trials in the order of time: " + ", ".join(f"{count} {status}" for status, count in counts.items()) + "."
         caption = "Filled points ran to their end, open diamonds were stopped early, crosses on the axis failed."
         parts += plot("timeline", "Timeline of trials", timeline, alt, caption, with_script=throughput is None)
+    ranks = ranks_figure(run, ranked)
+    if ranks is not None:
+        shares = rank_shares(run)
+        best = shares[shares["config"] == shares.iloc[0]["config"]]
+        told = ", ".join(f"rank {row['rank']} {row['wait_fraction']:.0%}" for row in best.to_dict("records"))
+        alt = f"The share of each window in which each rank waits for its loader. With the fastest setting, on average: {told}."
+        caption = "The answer's last trial. One bright row is a rank that is always slow; bright cells in all rows are ranks that take turns."
+        parts += plot("ranks", "Which rank waits", ranks, alt, caption, with_script=False)
     if memory is not None:
         alt = "Throughput against memory. On the front: " + "; ".join(
             f"{row['config']}, {sections.size(row['tree_pss_bytes'])}, {sections.number(row['throughput_sps'])} {run.unit}/s"
@@ -142,6 +153,7 @@ def _tables(run: Run, ranked: pd.DataFrame, by_batch_size: pd.DataFrame) -> list
         ("effects", "How much each dimension matters", effects_section(run)),
         ("time", "Where the time goes", time_section(run)),
         ("loading", "What loading costs", loading_section(run)),
+        ("rank-shares", "How long each rank waits", ranks_section(run)),
         ("noise", "How noisy the machine was", noise_section(run)),
     ):
         if section.rows:

@@ -9,13 +9,14 @@ import pandas as pd
 
 from feedrate.analysis.outlook import outlook_of, what_if
 from feedrate.analysis.questions import NOISY, effects, failures_by_reason, load_costs, noise, pareto, time_shares
+from feedrate.analysis.rank_table import rank_shares
 from feedrate.analysis.run import Run
 from feedrate.analysis.sections import Section, duration, number, ranking_section, size
 from feedrate.analysis.summary import best_by_batch_size, ranking
 from feedrate.analysis.two_runs import Compared
 
 CLOCK_OFF_S = 1.0
-"""A smaller difference between two clocks is not shown."""
+"""A smaller difference between the times that two hosts show is not told."""
 _SAID = {
     "foreign_cpu_fraction": "Others",
     "throttled_fraction": "Throttled",
@@ -111,6 +112,27 @@ def loading_section(run: Run) -> Section:
     return Section(caption=caption, headers=("Setting", *numeric), rows=rows, numeric=frozenset(numeric), why_empty=why)
 
 
+def ranks_section(run: Run) -> Section:
+    """Return the table that shows how long each rank waits."""
+    rows = [
+        (
+            str(row["config"]),
+            f"rank {row['rank']}",
+            _share(row["wait_fraction"]),
+            _share(row["slowest_fraction"]) + (" (persistent)" if row["is_slowest"] else ""),
+            str(row["num_windows"]),
+        )
+        for row in rank_shares(run).to_dict("records")
+    ]
+    numeric = ("Waits", "Waits longest in", "Windows")
+    caption = (
+        "The share of time in which each rank waits for its loader, and the share of the windows in which it waits longest of all. The rank that waits "
+        "longest sets the pace; if it is persistently the same one, look at its part of the data, and at its CPUs"
+    )
+    why = "the training has one process"
+    return Section(caption=caption, headers=("Setting", "Rank", *numeric), rows=rows, numeric=frozenset(numeric), why_empty=why)
+
+
 def what_if_section(run: Run, *, ceiling_sps: float | None = None, num_ranks: int | None = None) -> Section:
     """Return the table of predicted rates if one thing were different; the arguments as in `what_if`."""
     found = outlook_of(run, ceiling_sps=ceiling_sps, num_ranks=num_ranks)
@@ -158,6 +180,7 @@ TABLES: dict[str, tuple[str, Callable[[Run], Section]]] = {
     "pareto": ("throughput against memory", pareto_section),
     "time": ("where the time goes", time_section),
     "loading": ("what loading costs", loading_section),
+    "ranks": ("which rank waits", ranks_section),
     "what-if": ("what would make it faster, as predicted", what_if_section),
     "failures": ("what failed, and why", reasons_section),
     "noise": ("how noisy the machine was", noise_section),
@@ -172,6 +195,7 @@ FRAMES: dict[str, Callable[[Run], pd.DataFrame]] = {
     "pareto": pareto,
     "time": time_shares,
     "loading": load_costs,
+    "ranks": rank_shares,
     "what-if": what_if,
     "failures": failures_by_reason,
     "noise": noise,

@@ -24,6 +24,8 @@ class Run:
     """One row per record: the scalar columns of analysis/schema.py, and columns that are computed from its windows."""
     windows: pd.DataFrame
     """One row per timed window."""
+    rank_windows: pd.DataFrame
+    """One row per timed window and rank of trainings with several: the time that the rank waited for its loader, its other time, and its items."""
     best: dict[str, Any] | None
     """The content of best.json; None while there is no such file."""
     problems: list[str]

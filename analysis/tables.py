@@ -22,6 +22,9 @@ _DERIVED = {
 TRIAL_DTYPES = {column.name: _DTYPES[column.dtype] for column in COLUMNS if column.dtype in _DTYPES} | _DERIVED
 OF_A_WINDOW = {name.removeprefix("window_"): _DTYPES[COLUMN[name].dtype[5:-1]] for name in WINDOW_COLUMNS}
 WINDOW_KEY = ("study", "kind", "number", "attempt", "position", "config")
+RANK_WINDOW_DTYPES = {name: TRIAL_DTYPES[name] for name in WINDOW_KEY} | {
+    "window": "Int64", "rank": "Int64", "duration_s": "float64", "wait_s": "float64", "step_s": "float64", "num_items": "Int64",
+}  # fmt: skip
 WINDOW_DTYPES = {name: TRIAL_DTYPES[name] for name in WINDOW_KEY} | {"window": "Int64"} | OF_A_WINDOW
 
 

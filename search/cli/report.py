@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from feedrate.analysis.sections import Section
 
 FORMATS = ("html", "csv", "parquet", "markdown")
-QUESTIONS = ("ranking", "batch-size", "effects", "pareto", "time", "loading", "what-if", "failures", "noise")
+QUESTIONS = ("ranking", "batch-size", "effects", "pareto", "time", "loading", "ranks", "what-if", "failures", "noise")
 WHAT_IF = "what-if"
 RUN = "the run folder, or an address that pyarrow or fsspec can open (s3://bucket/run)"
 

@@ -35,7 +35,7 @@ class Placement:
     selector: dict[str, str] = field(default_factory=dict)
     """Labels that a node must have; empty if any node with the resources will do."""
     reserved: tuple[int, int] | None = None
-    """CPUs and GPUs that Ray reserves for a trial; None if they are those that the trial may use."""
+    """CPUs and GPUs that Ray reserves for a trial; None if Ray reserves exactly those that the trial is allowed to use."""
     num_promised: int = 0
     """Number of trials that can run at once on the nodes that the cluster starts on demand."""
     num_shares: int = 1

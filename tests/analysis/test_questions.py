@@ -151,6 +151,8 @@ def test_every_table_of_every_run_has_a_text(run_of, name, what):
         assert section.why_empty.startswith("nothing is predicted: ")
     elif name == "loading":  # only where the processes that load were timed (test_what_loading_costs)
         assert section.why_empty.startswith("no process that loads could be timed")
+    elif name == "ranks":
+        assert section.why_empty == "the training has one process"
     elif what == "small" or (what, name) == ("only failures", "failures"):
         assert section.rows
     else:

@@ -248,7 +248,7 @@ class _Checking:
         )
 
     def _num_empty(self, loader: FreshLoader) -> int | Failure | None:
-        """Read batches until one holds something; return None if there is no time."""
+        """Read batches until one holds something; return None if the time runs out first."""
         if not self._has_time(loader, Look(num_workers=0, num_samples=self.num_samples, epochs=1), "whether the batches hold anything"):
             return None
         limit_s = max(self.until_s - time.monotonic(), LEAST_LOOK_S["fork"])
@@ -324,7 +324,7 @@ class _Checking:
         ]
 
     def _epochs(self, loader: FreshLoader, alone: _Alone) -> EpochState | None:
-        """Find out whether workers follow changes from epoch to epoch; return None if there is no time."""
+        """Find out whether workers follow changes from epoch to epoch; return None if the time runs out first."""
         what = "samples from epoch to epoch"
         num_samples = min(self.num_samples, MAX_EPOCH_SAMPLES)
         items = None if self.survey.is_iterable else alone.pace.items[:num_samples]
