@@ -287,7 +287,8 @@ class Training:
         """Write the columns for what loading cost since a moment before the windows; from the start if no batch was timed since then."""
         sums = self.watch.probe.sums()
         inside = sums.minus(since)
-        columns = (inside if inside.num_batches else sums).columns(self.items_per_batch() * self._per_loaded())
+        num_ranks = 1 if self.lead is None else self.lead.world_size  # the items are those of all ranks, and the probe is in this one
+        columns = (inside if inside.num_batches else sums).columns(self.items_per_batch() * self._per_loaded() / num_ranks)
         for name, value in columns.items():
             setattr(self.result, name, value)
 

@@ -142,7 +142,8 @@ def test_one_set_of_processes_serves_many_settings(ranks):
 
 
 def test_a_rank_whose_loader_is_slow_is_recorded_as_the_slow_one(ranks):
-    columns = measured(ranks(PLAIN.replace("Rows()", "Rows(wait_s=0.002 * rank)")), 1)
+    columns = measured(ranks(PLAIN.replace("Rows()", "Rows(wait_s=0.002 + 0.003 * rank)")), 1)
+    assert columns["load_item_s"] >= 0.002  # of an item of rank 0, which its own worker loads
     waits = rank_waits(columns)
     assert waits.slowest == 1
     assert waits.is_persistent
