@@ -60,7 +60,7 @@ def components(logs: list[list[float]], within: float) -> dict[str, float]:
     neighbours = statistics.mean((second - first) ** 2 for first, second in itertools.pairwise(means)) / 2
     parts = {
         "windows": within,
-        "starts": max(between_starts - within, 0.0),
+        "starts": max(between_starts - (0.0 if math.isnan(within) else within), 0.0),
         "processes": max(between_processes - between_starts / num_starts, 0.0),
         "drift": max(between_processes - neighbours, 0.0),
         "total": between_processes + between_starts * (1 - 1 / num_starts),
@@ -78,10 +78,13 @@ def compare(name: str, num_processes: int, num_starts: int, max_trial_s: float) 
         logs.append([math.log(each["sps"]) for each in found])
         for each in found:
             windows = [math.log(rate) for rate in each["rates"] if rate > 0]
-            variances.append(statistics.variance(windows) / len(windows))
+            if len(windows) > 1:
+                variances.append(statistics.variance(windows) / len(windows))
             loads.append(each["foreign"] + each["steal"])
         print(f"{name} process {number + 1}: " + ", ".join(f"{each['sps']:,.1f}/s" for each in found), flush=True)
-    parts = components(logs, statistics.mean(variances))
+    parts = components(logs, statistics.mean(variances) if variances else math.nan)
+    means = [math.exp(statistics.mean(each[number] for each in logs)) for number in range(num_starts)]
+    print(f"{name}: mean of the first, second, ... start of a process: " + ", ".join(f"{each:,.1f}/s" for each in means), flush=True)
     shown = ", ".join(f"{part} {sd:.1%}" for part, sd in parts.items())
     print(f"{name} w{SETTINGS[name]}: {shown}; other processes and the hypervisor took {max(loads):.1%} of the CPUs at most", flush=True)
 
