@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from feedrate.analysis.rate_model import RateModel
+from feedrate.analysis.rate_model import Array, RateModel
 
 ENOUGH_FRACTION = 0.98
 """Of numbers of workers that reach this share of the best predicted rate, the smallest one is named."""
@@ -42,5 +43,10 @@ class Costs:
         cap_sps = self.efficiency * self.num_cpus / cpu_s if cpu_s > 0 else math.inf
         model = RateModel(item_s=max(self.load_cpu_s + self.load_wait_s, 1e-9), cap_sps=cap_sps, ceilings={0: 1 / step_s})
         rates = np.exp(model.log_rate(np.arange(most + 1.0), np.zeros(most + 1)))
-        enough = int(np.flatnonzero(rates >= ENOUGH_FRACTION * rates.max())[0])
-        return float(rates.max()), enough
+        return best_rate(rates)
+
+
+def best_rate(sps: Sequence[float] | Array) -> tuple[float, int]:
+    """Return the highest of the rates with 0, 1, ... workers, and the smallest number of workers that is close to it."""
+    rates = np.asarray(sps)
+    return float(rates.max()), int(np.flatnonzero(rates >= ENOUGH_FRACTION * rates.max())[0])

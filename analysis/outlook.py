@@ -16,7 +16,7 @@ import pandas as pd
 
 from feedrate.analysis.change import Change, changes_asked_for, usual_changes
 from feedrate.analysis.compat import median
-from feedrate.analysis.costs import Costs
+from feedrate.analysis.costs import Costs, best_rate
 from feedrate.analysis.estimate import Rate
 from feedrate.analysis.rate_model import RateModel, fit_model
 from feedrate.analysis.run import Run
@@ -81,6 +81,10 @@ class Curve:
     """Items per second at each of them."""
     ceiling_sps: float
     """Items per second of the training step alone."""
+
+    def best(self) -> tuple[float, int]:
+        """Return the highest rate, and the smallest number of workers that is close to it."""
+        return best_rate(self.sps)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,14 +8,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from feedrate.analysis.estimate import Z95
 from feedrate.analysis.figures import COLOURS, axes_figure, intervals, plain
 from feedrate.analysis.outlook import Outlook
 from feedrate.analysis.run import Run
 from feedrate.analysis.sections import number
 from feedrate.analysis.summary import same
-
-NORMAL_95 = 1.96
-"""A 95 % interval of a normal distribution reaches this many standard deviations to each side."""
 
 
 def curve_figure(run: Run, ranked: pd.DataFrame, found: Outlook) -> go.Figure | None:
@@ -27,7 +25,7 @@ def curve_figure(run: Run, ranked: pd.DataFrame, found: Outlook) -> go.Figure | 
     if curve is None or found.sd_fraction is None or found.answer is None:
         return None
     figure = axes_figure("num_workers", f"{run.unit}/s", key="setting")
-    expected, factor = np.array(curve.sps), np.exp(NORMAL_95 * found.sd_fraction)
+    expected, factor = np.array(curve.sps), np.exp(Z95 * found.sd_fraction)
     band = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
     figure.add_scatter(x=curve.num_workers, y=(expected / factor).tolist(), showlegend=False, **band)
     figure.add_scatter(

@@ -10,7 +10,6 @@ import pandas as pd
 
 from feedrate.analysis import html_parts, sections
 from feedrate.analysis.best import to_paste
-from feedrate.analysis.costs import ENOUGH_FRACTION
 from feedrate.analysis.figures import batch_size_figure, heat_figure, pareto_figure, throughput_figure, timeline_figure
 from feedrate.analysis.html_parts import code, document, heading, left_out, paste, plot, table, write_html
 from feedrate.analysis.outlook import outlook_of
@@ -128,8 +127,7 @@ def _outlook(run: Run, ranked: pd.DataFrame) -> list[str]:
     curve, bars = curve_figure(run, ranked, found), what_if_figure(run, found)
     if curve is None or bars is None or found.curve is None:
         return []
-    best = max(found.curve.sps)
-    enough = next(workers for workers, sps in zip(found.curve.num_workers, found.curve.sps, strict=True) if sps >= ENOUGH_FRACTION * best)
+    best, enough = found.curve.best()
     alt = f"The rate that the model expects at each number of workers: at most {sections.number(best)} {run.unit}/s, reached with {sections.plural(enough, 'worker')}."
     caption = (
         "The line is the rate that a model of loading expects, fitted to the measured settings, and the band its 95 % interval. Points are measured, all "
@@ -139,7 +137,7 @@ def _outlook(run: Run, ranked: pd.DataFrame) -> list[str]:
     alt = "Predicted rates if one thing were different: " + "; ".join(f"{each.change}: {each.ratio:.2f}x" for each in found.what_ifs) + "."
     caption = "Predicted, not measured. The dotted line is the measured rate of the answer: a change whose bar ends there gains nothing. Thin lines are 95 % intervals."
     parts += plot("changes", "What would make it faster", bars, alt, caption, with_script=False)
-    return [*parts, "<section>", heading("what-if", "The same as a table"), table(what_if_section(run)), "</section>"]
+    return [*parts, "<section>", heading("what-if", "The same as a table"), table(what_if_section(run, found)), "</section>"]
 
 
 def _tables(run: Run, ranked: pd.DataFrame, by_batch_size: pd.DataFrame) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from feedrate.analysis.outlook import outlook_of, what_if
+from feedrate.analysis.outlook import Outlook, outlook_of, what_if
 from feedrate.analysis.questions import NOISY, effects, failures_by_reason, load_costs, noise, pareto, time_shares
 from feedrate.analysis.rank_table import rank_shares
 from feedrate.analysis.run import Run
@@ -133,9 +133,9 @@ def ranks_section(run: Run) -> Section:
     return Section(caption=caption, headers=("Setting", "Rank", *numeric), rows=rows, numeric=frozenset(numeric), why_empty=why)
 
 
-def what_if_section(run: Run, *, ceiling_sps: float | None = None, num_ranks: int | None = None) -> Section:
-    """Return the table of predicted rates if one thing were different; the arguments as in `what_if`."""
-    found = outlook_of(run, ceiling_sps=ceiling_sps, num_ranks=num_ranks)
+def what_if_section(run: Run, found: Outlook | None = None) -> Section:
+    """Return the table of predicted rates if one thing were different; `found` is `outlook_of(run)`, which is made if it is None."""
+    found = found or outlook_of(run)
     rows = [
         (
             each.change,

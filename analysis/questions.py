@@ -14,12 +14,11 @@ import pandas as pd
 from feedrate.analysis.compat import median
 from feedrate.analysis.rounds import DISTURBED_FRACTION
 from feedrate.analysis.run import Run
+from feedrate.analysis.schema import LOAD_COSTS, SAMPLE_QUANTILES
 from feedrate.analysis.setting import setting_text
 from feedrate.analysis.summary import SETTING, counted, may_win, ranking, same
 from feedrate.analysis.tables import frame
 
-LOAD_COSTS = ("load_item_s", "load_cpu_item_s", "load_delay_item_s", "collate_item_s")
-SAMPLE_QUANTILES = ("sample_p50_s", "sample_p90_s", "sample_p99_s", "sample_max_s")
 NOISY = ("foreign_cpu_fraction", "throttled_fraction", "steal_fraction", "psi_io_fraction")
 
 
@@ -164,7 +163,7 @@ def load_costs(run: Run) -> pd.DataFrame:
         row |= {name: median(group[name]) for name in SAMPLE_QUANTILES}
         rows.append(row)
     rows.sort(key=lambda row: order[row["config"]])
-    names = ("load_item_s", "load_cpu_item_s", "load_delay_item_s", "load_wait_item_s", "collate_item_s", *SAMPLE_QUANTILES)
+    names = (*LOAD_COSTS[:3], "load_wait_item_s", *LOAD_COSTS[3:], *SAMPLE_QUANTILES)
     return frame(rows, {"config": "str", **dict.fromkeys(names, "float64"), "num_trials": "Int64"})
 
 

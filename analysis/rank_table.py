@@ -7,7 +7,7 @@ import pandas as pd
 from feedrate.analysis.ranks import PERSISTENT_FRACTION
 from feedrate.analysis.run import Run
 from feedrate.analysis.summary import counted, ranking
-from feedrate.analysis.tables import frame
+from feedrate.analysis.tables import WINDOW_KEY, frame
 
 
 def rank_shares(run: Run) -> pd.DataFrame:
@@ -22,12 +22,10 @@ def rank_shares(run: Run) -> pd.DataFrame:
         True
     """
     order = {config: place for place, config in enumerate(ranking(run)["config"])}
-    counts = counted(run)[["study", "kind", "number", "attempt", "position"]]
-    windows = run.rank_windows.merge(counts, how="inner")
+    windows = run.rank_windows.merge(counted(run)[[*WINDOW_KEY]], how="inner")
     rows = []
     for config, group in windows.groupby("config", sort=False):
-        trial = ["study", "kind", "number", "attempt", "position", "window"]
-        longest = group.groupby(trial, dropna=False)["wait_s"].transform("max")
+        longest = group.groupby([*WINDOW_KEY, "window"], dropna=False)["wait_s"].transform("max")
         group = group.assign(is_longest=group["wait_s"] >= longest)
         for rank, mine in group.groupby("rank"):
             slowest = float(mine["is_longest"].mean())

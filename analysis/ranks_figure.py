@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from feedrate.analysis.figures import axes_figure
 from feedrate.analysis.run import Run
 from feedrate.analysis.setting import setting_text
+from feedrate.analysis.tables import WINDOW_KEY
 
 
 def ranks_figure(run: Run, ranked: pd.DataFrame) -> go.Figure | None:
@@ -19,8 +20,7 @@ def ranks_figure(run: Run, ranked: pd.DataFrame) -> go.Figure | None:
         return None
     named = ranked.iloc[0]["config"] if run.best is None else setting_text(run.best)
     complete = run.latest[(run.latest["status"] == "complete") & (run.latest["config"] == named)]
-    keys = ["study", "kind", "number", "attempt", "position"]
-    windows = run.rank_windows.merge(complete[keys].tail(1), how="inner")
+    windows = run.rank_windows.merge(complete[[*WINDOW_KEY]].tail(1), how="inner")
     if windows.empty:
         return None
     cells = windows.assign(share=windows["wait_s"] / windows["duration_s"]).pivot(index="rank", columns="window", values="share")

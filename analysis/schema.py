@@ -16,6 +16,10 @@ from typing import Any
 SCHEMA = "feedrate/trials/1"
 KINDS = ("probe", "search", "confirm")
 STATUSES = ("complete", "pruned", "failed")
+LOAD_COSTS = ("load_item_s", "load_cpu_item_s", "load_delay_item_s", "collate_item_s")
+"""The columns for the mean cost of an item in the process that loads it."""
+SAMPLE_QUANTILES = ("sample_p50_s", "sample_p90_s", "sample_p99_s", "sample_max_s")
+"""The columns for how long samples take."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,7 +168,7 @@ class Show:
             raise UsageError(f"--rows must be 1 or more, not {args.rows}")
         asked = _asked(args, names)
         from feedrate.analysis.load import load_run
-        from feedrate.analysis.outlook import what_if
+        from feedrate.analysis.outlook import outlook_of, what_if
         from feedrate.analysis.question_sections import FRAMES, TABLES, what_if_section
         from feedrate.analysis.sections import headline, title
         from feedrate.analysis.summary import ranking
@@ -183,7 +183,7 @@ class Show:
         console.print(f"{title(run)}\n{headline(run, ranking(run))}", markup=False, highlight=False)
         for name in names:
             question, build = TABLES[name]
-            print_section(console, what_if_section(run, **asked) if name == WHAT_IF else build(run), question, args.rows)
+            print_section(console, what_if_section(run, outlook_of(run, **asked)) if name == WHAT_IF else build(run), question, args.rows)
         for problem in run.problems:
             console.print(f"note: {problem}", markup=False, highlight=False)
         return None

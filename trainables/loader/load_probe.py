@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import _DatasetKind, get_worker_info
 
+from feedrate.analysis.schema import LOAD_COSTS, SAMPLE_QUANTILES
+
 COST_FRACTION = 0.003
 """Largest share of loading that timing may take, for batches and again for samples."""
 BATCH_COST_S = 1e-5
@@ -31,11 +33,7 @@ LEAST_S = 1e-7
 BINS_PER_OCTAVE = 4
 NUM_BINS = 30 * BINS_PER_OCTAVE
 """The last bin has samples of over 100 s."""
-LOAD_COSTS = ("load_item_s", "load_cpu_item_s", "load_delay_item_s", "collate_item_s")
-"""The columns of a measurement for the mean cost of an item."""
-SAMPLE_QUANTILES = ("sample_p50_s", "sample_p90_s", "sample_p99_s", "sample_max_s")
-"""The columns of a measurement for how long samples take."""
-_NUM_BATCHES, _WALL_S, _CPU_S, _TIMED_WALL_S, _DELAY_S, _COLLATE_S, _SAMPLES_S, _MAX_S, _BINS = range(9)
+_NUM_BATCHES, _WALL_S, _CPU_S, _TIMED_WALL_S, _DELAY_S, _COLLATE_S, _MAX_S, _BINS = range(8)
 """Where a process's sums are in its part of the memory; the histogram comes last."""
 _LENGTH = _BINS + NUM_BINS
 _torchs_create = _DatasetKind.create_fetcher
@@ -53,7 +51,6 @@ class LoadSums:
         detailed_s: of wall_s, that of the batches whose samples were timed too.
         delay_s: seconds of detailed_s in which the thread was ready and had no CPU.
         collate_s: seconds of detailed_s in collate_fn.
-        samples_s: seconds of detailed_s in the dataset.
         counts: number of timed samples in each bin, shape (NUM_BINS,).
         max_s: longest time of a sample since the probe was made.
     """
@@ -64,13 +61,12 @@ class LoadSums:
     detailed_s: float
     delay_s: float
     collate_s: float
-    samples_s: float
     counts: Any
     max_s: float
 
     def minus(self, earlier: LoadSums) -> LoadSums:
         """Return what loading cost since an earlier moment."""
-        sums = ("num_batches", "wall_s", "cpu_s", "detailed_s", "delay_s", "collate_s", "samples_s", "counts")
+        sums = ("num_batches", "wall_s", "cpu_s", "detailed_s", "delay_s", "collate_s", "counts")
         return LoadSums(**{name: getattr(self, name) - getattr(earlier, name) for name in sums}, max_s=self.max_s)
 
     def columns(self, items_per_batch: float) -> dict[str, Any]:
@@ -116,7 +112,6 @@ class LoadProbe:
             detailed_s=float(total[_TIMED_WALL_S]),
             delay_s=float(total[_DELAY_S]),
             collate_s=float(total[_COLLATE_S]),
-            samples_s=float(total[_SAMPLES_S]),
             counts=total[_BINS:],
             max_s=float(table[:, _MAX_S].max()),
         )
@@ -209,7 +204,6 @@ class _TimedFetch:
             fetcher.dataset, fetcher.collate_fn = dataset, collate
             place[_DELAY_S] += _delay_s() - begin_delay_s
             for each in samples.durations_s:
-                place[_SAMPLES_S] += each
                 place[_BINS + bin_of(each)] += 1
             place[_MAX_S] = max(place[_MAX_S], *samples.durations_s, 0.0)
 

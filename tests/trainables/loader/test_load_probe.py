@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from feedrate.analysis.schema import SAMPLE_QUANTILES
 from feedrate.trainables.loader.load_probe import (
     BINS_PER_OCTAVE,
     COST_FRACTION,
     NUM_BINS,
-    SAMPLE_QUANTILES,
     LoadProbe,
     bin_of,
 )
