@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from feedrate.analysis.best import BEST_SCHEMA, python_snippet
@@ -14,6 +15,14 @@ from feedrate.trainables.tuning.training_report import OBSERVES, TrainingReport
 
 COMPUTE_BOUND_WAIT = 0.05
 """Share of waiting below which a training counts as compute-bound, as 95 % of the ceiling do in a search."""
+
+
+def name_of(command: Sequence[str]) -> str:
+    """Return a name for a training: the script's file without its suffix, or the module of `python -m`."""
+    words = list(command)
+    if "-m" in words[:-1]:
+        return words[words.index("-m") + 1].rpartition(".")[2]
+    return Path(next((word for word in words if word.endswith((".py", ".sh"))), words[0])).stem
 
 
 def best_of(report: TrainingReport, command: Sequence[str], name: str) -> dict[str, Any] | None:

@@ -56,7 +56,7 @@ def print_section(console: Console, section: Section, heading: str, most_rows: i
 
 
 class Report:
-    """Write the report page and tables of a run, even while it is still running. Of a training (feedrate train): the page.
+    """Write the report page and tables of a run, even while it is still running. Of a training (feedrate train, LiveCallback): the page, and best.json if there is none yet.
 
     feedrate report feedrate-runs/images-1
     feedrate report feedrate-runs/images-1 --format csv,parquet,markdown
@@ -106,8 +106,31 @@ def _report_training(args: argparse.Namespace, formats: Sequence[str]) -> None:
         raise UsageError(f"{args.run} is a training: its report is html only, not {others[0]}; its numbers are lines of live.jsonl")
     training = load_training(args.run)
     path = _folder_for(args, training.path) / "report.html"
+    written = [path]
+    if training.best is None and training.report and training.is_over and (best := _best_of_training(training.path)) is not None:
+        written.append(best)
+        training = load_training(args.run)
     write_training_page(training, path)
-    _say([path], training.problems)
+    _say(written, training.problems)
+
+
+def _best_of_training(path: Path) -> Path | None:
+    """Write best.json for a training that nobody started with `feedrate train`, and return its path; None if nothing was measured."""
+    from feedrate.analysis.best import write_best
+    from feedrate.analysis.run_folder import RunFolder, read_object
+    from feedrate.search.answers.training_answer import best_of, name_of
+    from feedrate.trainables.tuning.training_report import TrainingReport
+
+    folder = RunFolder(path)
+    report = TrainingReport.from_json(read_object(folder.training))
+    best = best_of(report, report.command, name_of(report.command)) if report.command else None
+    if best is None or folder.best.exists():
+        return None
+    try:
+        write_best(folder.best, best)
+    except OSError as error:
+        raise UsageError(f"best.json cannot be written to {path}: {error.strerror}") from None
+    return folder.best
 
 
 def _folder_for(args: argparse.Namespace, own: Path) -> Path:

@@ -54,8 +54,10 @@ class Train:
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         if not args.script:
             raise UsageError("there is no training command: write it after --, as in feedrate train -- python train.py")
-        name = name_of(args.script)
+        from feedrate.search.answers.training_answer import name_of
         from feedrate.search.setup.prepare import choose_folder
+
+        name = name_of(args.script)
 
         folder = choose_folder(args.out, name, args.force)
         if folder.search.exists():
@@ -84,14 +86,6 @@ def parse_budget(text: str) -> dict[str, float]:
         return {"fraction": share / 100, "most_s": MOST_S, "least_s": LEAST_S if share else 0.0}
     most_s = parse_duration_s(text)
     return {"fraction": 1.0 if most_s else 0.0, "most_s": most_s, "least_s": min(LEAST_S, most_s)}
-
-
-def name_of(command: Sequence[str]) -> str:
-    """Return a name for the run folder: the script's file without its suffix, or the module of `python -m`."""
-    words = list(command)
-    if "-m" in words[:-1]:
-        return words[words.index("-m") + 1].rpartition(".")[2]
-    return Path(next((word for word in words if word.endswith((".py", ".sh"))), words[0])).stem
 
 
 def _price(text: str) -> float:

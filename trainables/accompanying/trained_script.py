@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import platform
+import sys
 import time
 import weakref
 from pathlib import Path
@@ -108,6 +109,7 @@ class TrainedScript:
             num_decisions=len(self.policy.decisions),
             measured_on=self._machine(),
             is_over=is_over,
+            command=tuple(sys.orig_argv),
         )
         try:
             write_atomic(RunFolder(self.folder).training, report.to_json())

@@ -31,6 +31,8 @@ class TrainingReport:
     """Whether the interpreter ended by itself. If not, this is the state at the latest decision, or at most half a minute old."""
     origin: dict[str, Any] | None = None
     """Who made the loader: `where` (file:line), `function` and `framework`, as in best.json; None if it is not known, as in older files."""
+    command: tuple[str, ...] = ()
+    """The words with which the interpreter was started; empty in older files."""
 
     def to_json(self) -> str:
         """Return the content of the file."""
@@ -45,4 +47,5 @@ class TrainingReport:
         """
         if content.get("schema") != SCHEMA:
             raise ValueError(f"it has schema {content.get('schema')!r}, but this feedrate reads {SCHEMA!r}; use the feedrate that wrote it")
-        return cls(**{"origin": None} | {each.name: content[each.name] for each in fields(cls) if each.name in content})
+        found = {each.name: content[each.name] for each in fields(cls) if each.name in content}
+        return cls(**{"origin": None} | found | {"command": tuple(found.get("command", ()))})

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 from synthetic import search_json
+from training_folder import folder_of
 
 from feedrate.analysis.best import load_best
-from feedrate.search.cli.train import name_of, parse_budget
+from feedrate.search.answers.training_answer import name_of
+from feedrate.search.cli.train import parse_budget
 from feedrate.search.options import UsageError
 from feedrate.search.record import SearchRecord
 from feedrate.search.setup.warm_start import check_source, remembered
@@ -109,6 +111,18 @@ def test_a_training_that_waits_is_tuned_and_leaves_what_it_found(script):
     for command, sentence in (("report", "html only, not csv"), ("show", "is the folder of a training")):
         refused = subprocess.run([*FEEDRATE, command, str(folder), *(["--format", "csv"] if command == "report" else [])], capture_output=True, text=True, check=False)
         assert refused.returncode == 2 and sentence in refused.stderr and len(refused.stderr.splitlines()) == 1
+
+
+def test_the_report_of_a_callbacks_training_has_its_answer(tmp_path):
+    """Nobody started it with `feedrate train`, which would have written best.json. A search begins with that, if it is on this machine."""
+    machine = {"hostname": "node-1", "device": "cpu", "device_name": "CPU", "num_cpus": 8, "cpu_model": "C", "start_method": None, "versions": {"torch": "2.13.0"}}
+    folder = folder_of(tmp_path / "run", best=False, measured_on=machine, command=["python", "fit.py"])
+    report = [*FEEDRATE, "report", str(folder)]
+    first = subprocess.run(report, capture_output=True, text=True, check=True)
+    assert first.stdout == f"{folder / 'report.html'}\n{folder / 'best.json'}\n"
+    best = load_best(folder)
+    assert best["num_workers"] == 3 and best.raw["workload"]["name"] == "fit" and best.raw["confirmed"] is True
+    assert subprocess.run(report, capture_output=True, text=True, check=True).stdout == f"{folder / 'report.html'}\n"
 
 
 @pytest.mark.slow
