@@ -1,19 +1,20 @@
-"""How much time does a training take with live(), beside the same training untouched and with the best fixed setting?
+"""How fast does a training with live() go, beside the same training untouched and with the best fixed setting?
 
     python benchmarks/live_training.py overhead
-    python benchmarks/live_training.py table images objects changing --seconds 600 --rounds 2
+    python benchmarks/live_training.py table images objects changing --seconds 600
 
-For each bundled workload, a plain PyTorch loop trains equally many batches in fresh processes, in turn: untouched (the setting in OWN),
-with `live(loader)` around that loader, and with each fixed number of workers in FIXED. The number of batches is what the
-best fixed setting trains in --seconds. Prints the time of each, the ratios, when live settled and what it lost. "changing" is images whose samples
-wait 30 ms from the middle of the training on. "overhead" is the CPU time of the training's thread that live() adds to each batch,
-which other work on the machine hardly changes.
+For each bundled workload, one process trains with a plain PyTorch loop: with each fixed number of workers in FIXED for a moment, to
+find the best one; then in turn untouched (the setting in OWN) and with the best one; then --seconds with `live(loader)` around the untouched
+loader, from its first batch on; then again in turn. One process, because two processes with the same setting differ by more
+than what is to be seen here. Prints the rate of each over its whole time, the ratios with their 95 % interval, when live settled and what it lost.
+"changing" is images whose samples wait 30 ms from the middle of each part on. "overhead" is the CPU time of the training's
+thread that live() adds to each batch, which other work on the machine hardly changes.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import statistics
 import subprocess
 import sys
@@ -23,15 +24,16 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from feedrate.analysis.estimate import t_quantile
 from feedrate.trainables import live
 
 OWN = {"table": 0, "images": 1, "objects": 2, "changing": 1}
 FIXED = {"table": (0, 2), "images": (1, 2, 3, 4), "objects": (8, 16, 32), "changing": (2, 8, 16)}
 BATCH_SIZE = 32
-PROBE_S = 15.0
-"""How long each fixed setting is timed to find the best one, or a third of --seconds if that is less."""
-MOST_TIMES = 2
-"""A side that needs more than this many times --seconds is ended, and its time is extrapolated from the batches that it has trained."""
+PROBE_S, PART_S = 10.0, 30.0
+"""How long each fixed setting is timed to find the best one, and each of the parts beside live; less if --seconds is less than 300."""
+ORDER = ("untouched", "fixed", "fixed", "untouched")
+"""The parts before live, and again after it."""
 OVERHEAD = "overhead"
 STEP_S = 5e-3
 
@@ -51,39 +53,44 @@ class Slower:
         return self.dataset[index]
 
 
-def train(name: str, num_workers: int, is_live: bool, num_batches: int, most_s: float, changes_s: float) -> dict[str, Any]:
-    """Train until either limit, and return what it took; with "changing", samples wait from `changes_s` on."""
-    from feedrate.trainables.bundled.images import images
-    from feedrate.trainables.bundled.objects import objects
-    from feedrate.trainables.bundled.table import table
-    from feedrate.trainables.machine.accelerator import pick_device
-    from feedrate.trainables.step import StepContext
+class Training:
+    """A workload that is trained in this process, again and again.
 
-    workload = {"table": table, "images": images, "objects": objects, "changing": images}[name]()
-    step = workload.make_step(StepContext(device=pick_device(), batch_size=BATCH_SIZE))
-    dataset: Any = Slower(workload.dataset, time.time() + changes_s) if name == "changing" else workload.dataset
-    loader: Any = DataLoader(dataset, batch_size=BATCH_SIZE, shuffle=True, collate_fn=workload.collate_fn, num_workers=num_workers)
-    tuned = live(loader) if is_live else None
-    begin, done = time.perf_counter(), 0
-    while done < num_batches and time.perf_counter() - begin < most_s:
-        for batch in loader if tuned is None else tuned:
-            step(batch)
-            done += 1
-            if done >= num_batches or time.perf_counter() - begin >= most_s:
-                break
-    found: dict[str, Any] = {"num_batches": done, "seconds": time.perf_counter() - begin}
-    if tuned is not None:
-        settled = [each.time_s for each in tuned.decisions() if each.kind in ("settled", "enough")]
-        found |= {"settled_s": settled[0] if settled else None, "best": tuned.tuned.policy.best, "lost_s": tuned.summary()["lost_s"]}
-        tuned.close()
-    return found
+    Args:
+        name: the workload.
+    """
 
+    def __init__(self, name: str) -> None:
+        from feedrate.trainables.bundled.images import images
+        from feedrate.trainables.bundled.objects import objects
+        from feedrate.trainables.bundled.table import table
+        from feedrate.trainables.machine.accelerator import pick_device
+        from feedrate.trainables.step import StepContext
 
-def apart(*words: object) -> dict[str, Any]:
-    """Call `train` in a fresh process."""
-    advice = "ignore:This DataLoader will create:UserWarning"  # torch's, about more workers than CPUs
-    command = [sys.executable, "-W", advice, __file__, "--one", json.dumps(words)]
-    return dict(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]))
+        self.workload = {"table": table, "images": images, "objects": objects, "changing": images}[name]()
+        self.is_changing = name == "changing"
+        self.step = self.workload.make_step(StepContext(device=pick_device(), batch_size=BATCH_SIZE))
+
+    def loader(self, num_workers: int, seconds: float) -> Any:
+        """Return a new loader for a part that begins now."""
+        dataset = self.workload.dataset
+        if self.is_changing:
+            dataset = Slower(dataset, time.time() + seconds / 2)
+        return DataLoader(dataset, batch_size=BATCH_SIZE, shuffle=True, collate_fn=self.workload.collate_fn, num_workers=num_workers)
+
+    def batches_per_s(self, loader: Any, seconds: float) -> float:
+        """Train for a while, epoch after epoch, and return the batches per second of all of it."""
+        begin, done = time.perf_counter(), 0
+        while True:
+            for batch in loader:
+                self.step(batch)
+                done += 1
+                if (taken_s := time.perf_counter() - begin) >= seconds:
+                    return done / taken_s
+
+    def fixed(self, num_workers: int, seconds: float) -> float:
+        """Train a part with a fixed setting."""
+        return self.batches_per_s(self.loader(num_workers, seconds), seconds)
 
 
 class Ready(Dataset):  # type: ignore[type-arg]
@@ -125,24 +132,33 @@ def print_overhead(num_rounds: int = 11, num_batches: int = 2000) -> None:
         )
 
 
-def compare(name: str, seconds: float, rounds: int) -> None:
+def compare(name: str, seconds: float) -> None:
     """Print the comparison of one workload."""
-    probe_s = min(PROBE_S, seconds / 3)
-    probes = {number: apart(name, number, False, 10**9, probe_s, probe_s / 2) for number in FIXED[name]}
-    rates = {number: each["num_batches"] / each["seconds"] for number, each in probes.items()}
-    print(f"{name}: batches per second with fixed numbers of workers: {({number: round(rate, 2) for number, rate in rates.items()})}", flush=True)
-    best = max(rates, key=lambda number: rates[number])
-    num_batches = max(int(rates[best] * seconds), 10)
-    sides: dict[str, tuple[int, bool]] = {"untouched": (OWN[name], False), "live": (OWN[name], True), f"fixed w{best}": (best, False)}
-    taken: dict[str, list[float]] = {side: [] for side in sides}
-    for number in range(rounds):
-        for side in list(sides) if number % 2 == 0 else list(sides)[::-1]:
-            found = apart(name, *sides[side], num_batches, MOST_TIMES * seconds, seconds / 2)
-            taken[side].append(found["seconds"] * num_batches / found["num_batches"])
-            print(f"{name} round {number + 1} {side}: {found}", flush=True)
-    medians = {side: statistics.median(each) for side, each in taken.items()}
-    for side, each in medians.items():
-        print(f"{name:8} {side:12} {each:8.1f} s  {medians['live'] / each:6.3f} = live / {side}", flush=True)
+    training, part_s = Training(name), min(PART_S, seconds / 10)
+    probe_s = min(PROBE_S, part_s)
+    training.fixed(FIXED[name][0], probe_s)  # the first workers of a process are slower than later ones
+    probes = {number: training.fixed(number, probe_s) for number in FIXED[name]}
+    best = max(probes, key=lambda number: probes[number])
+    print(f"{name}: batches/s with fixed numbers of workers: {({number: round(rate, 2) for number, rate in probes.items()})}", flush=True)
+    numbers = {"untouched": OWN[name], "fixed": best}
+    rates: dict[str, list[float]] = {side: [] for side in numbers}
+    for side in ORDER:
+        rates[side].append(training.fixed(numbers[side], part_s))
+    tuned = live(training.loader(OWN[name], seconds))
+    found = training.batches_per_s(tuned, seconds)
+    for side in ORDER:
+        rates[side].append(training.fixed(numbers[side], part_s))
+    settled = [f"{each.kind} with {each.num_workers} after {each.time_s:.0f} s" for each in tuned.decisions() if each.kind in ("settled", "enough")]
+    summary = tuned.summary()
+    tuned.close()
+    print(f"{name}: live {found:.2f} batches/s, waited {summary['wait_fraction']:.1%}, lost {summary['lost_s']:.1f} s, {'; '.join(settled) or 'not settled'}")
+    for side, each in rates.items():
+        logs = [math.log(rate) for rate in each]
+        half = t_quantile(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+        ratio = math.log(found) - statistics.mean(logs)
+        low, middle, high = (math.exp(ratio + sign * half) for sign in (-1, 0, 1))
+        parts = " ".join(f"{rate:.2f}" for rate in each)
+        print(f"{name:8} live / {side + ' w' + str(numbers[side]):13} {middle:.3f} [{low:.3f}-{high:.3f}]   parts: {parts}", flush=True)
 
 
 def main() -> int:
@@ -150,17 +166,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workloads", nargs="*", choices=[OVERHEAD, *OWN, []], default=[])
     parser.add_argument("--seconds", type=float, default=600.0)
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.one is not None:
-        print(json.dumps(train(*args.one)))
-        return 0
     for name in args.workloads or [OVERHEAD, *OWN]:
         if name == OVERHEAD:
             print_overhead()
-        else:
-            compare(name, args.seconds, args.rounds)
+        elif args.one:
+            compare(name, args.seconds)
+        else:  # a process for each workload
+            advice = "ignore:This DataLoader will create:UserWarning"  # torch's, about more workers than CPUs
+            subprocess.run([sys.executable, "-W", advice, __file__, name, "--one", "--seconds", str(args.seconds)], check=True)
     return 0
 
 
