@@ -44,12 +44,15 @@ def marked(marker: str) -> dict[int, bool]:
 def sweep(marker: str, *, spare: set[int], group: int | None = None, helpers_s: float = 4.0) -> None:
     """Send SIGKILL to a process group and to every process with this marker, and wait until they are gone (5 s at most).
 
-    Helpers get `helpers_s` seconds to end by themselves; 0 does not wait for them at all. If a loader worker is killed while
+    Helpers get `helpers_s` seconds to end by themselves, also those in the process group; 0 does not wait for them at all. If a loader worker is killed while
     it makes a batch, the batch's file stays in /dev/shm; it is found by the worker's pid and removed.
     """
-    killed = set(marked(marker)) - spare if group is not None else set()
+    killed: set[int] = set()
     if group is not None:
-        kill_group(group)
+        members = marked(marker)
+        killed = set(members) - spare
+        if not any(_group_of(pid) == group for pid, is_helper in members.items() if is_helper):
+            kill_group(group)
     begin = time.monotonic()
     while time.monotonic() < begin + 5:
         found = {pid: helper for pid, helper in marked(marker).items() if pid not in spare}
@@ -64,6 +67,14 @@ def sweep(marker: str, *, spare: set[int], group: int | None = None, helpers_s: 
         killed |= found.keys()
         time.sleep(0.01)
     remove_batches(killed)
+
+
+def _group_of(pid: int) -> int | None:
+    """Return the process group of a process; None if it has ended."""
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
 
 
 def remove_batches(pids: Iterable[int]) -> None:
