@@ -17,7 +17,7 @@ from typing import Any
 from feedrate.trainables.doubt import Doubt
 
 _OURS = str(Path(__file__).parent) + os.sep
-_WRAPPERS = re.compile(rf'  File "{re.escape(_OURS)}loader/(?:epochs|load_probe|loader_watch|process_settings|cold_cache)\.py", line .*\n(?:    .*\n)*')
+_WRAPPERS = re.compile(rf'  File "{re.escape(_OURS)}(?:loader/(?:epochs|load_probe|loader_watch|process_settings|cold_cache)|script/measure_hooks)\.py", line .*\n(?:    .*\n)*')
 """Traceback frames of the wrappers that feedrate puts around the user's functions."""
 _SIGNALS = {signal.strsignal(number): number.name for number in signal.Signals}
 

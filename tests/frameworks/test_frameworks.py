@@ -4,6 +4,7 @@ Only `make test-frameworks` runs these tests, in an environment that has the pac
 some seconds, because it imports a framework.
 """
 
+import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -146,6 +147,35 @@ def test_a_rank_that_reads_for_all_ranks_is_refused(started):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--log-dir", "logs")
     failure = started("train_accelerate.py", "dispatch", launcher=launcher).refused()
     assert "reads the batches of all its processes (Accelerate's dispatch_batches)" in failure.message
+
+
+HOSTS = "--mpirun_hostfile", "hosts", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"
+"""How `accelerate launch` starts ranks without GPUs: with mpirun."""
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "launcher"),
+    [
+        ("train_lightning.py", ("ddp",), ()),
+        pytest.param(
+            "train_accelerate.py",
+            (),
+            ("-m", "accelerate.commands.launch", *HOSTS),
+            marks=pytest.mark.skipif(shutil.which("mpirun") is None, reason="needs Open MPI: apt-get install openmpi-bin"),
+        ),
+    ],
+    ids=["Lightning starts its other rank", "accelerate launch"],
+)
+def test_two_ranks(started, monkeypatch, name, arguments, launcher):
+    """The launchers of frameworks set other variables than torchrun."""
+    Path("hosts").write_text("localhost slots=2\n")
+    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT", "1")
+    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+    run = started(name, *arguments, launcher=launcher)
+    assert run.described().num_ranks == 2
+    columns, _ = run.measured(num_workers=1, batch_size=run.described().baseline.batch_size)
+    assert [each["rank"] for each in columns["ranks"]] == [0, 1]
+    assert columns["window_num_items"] == [32 * num for num in columns["window_num_batches"]]
 
 
 def test_a_search(started, feedrate):

@@ -17,7 +17,10 @@ _OURS = str(Path(__file__).parents[1]) + os.sep
 
 
 def ranks_of(pids: Iterable[int]) -> dict[int, int]:
-    """Return rank -> pid of the ranks among these processes: of the processes with one RANK, the outermost; empty for a world of one."""
+    """Return rank -> pid of the ranks that torchrun has started among these processes, also before they import torch.
+
+    Of the processes with the same RANK in their environment, the outermost one is the rank.
+    """
     ranks: dict[int, int] = {}
     numbers = {pid: number for pid in pids if (number := _rank(pid)) is not None}
     for pid, number in numbers.items():

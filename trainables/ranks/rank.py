@@ -1,11 +1,16 @@
-"""`Rank`: which of the processes of a distributed training this one is, according to its launcher."""
+"""`Rank`: which of the processes of a distributed training this one is, according to its launcher or to torch's process group."""
 
 from __future__ import annotations
 
 import os
+import re
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+_LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_TASKS_PER_NODE")
+"""Variables with the number of ranks on this host: torchrun's, Open MPI's, that of MPICH and Intel MPI, and srun's, such as "4(x2)" on two hosts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +37,23 @@ class Rank:
         if world_size < 2:
             return None
         return cls(number=number, local_number=local_number, world_size=world_size, local_world_size=local_world_size)
+
+    @classmethod
+    def of_process_group(cls, environment: Mapping[str, str] = os.environ) -> Rank | None:
+        """Return the rank in torch's process group; None if there is none, or if there is only one rank.
+
+        Launchers that do not set torchrun's variables (mpirun, srun, Lightning, `torch.multiprocessing.spawn`) leave it to the
+        script to say which rank it is. If none of them says how many ranks this host has, all of them are taken to be on it.
+        """
+        distributed: Any = sys.modules.get("torch.distributed")
+        if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+            return None
+        number, world_size = distributed.get_rank(), distributed.get_world_size()
+        if world_size < 2:
+            return None
+        sizes = (re.match(r"\d+", environment.get(name, "")) for name in _LOCAL_SIZES)
+        local_world_size = next((int(size[0]) for size in sizes if size is not None), world_size)
+        return cls(number=number, local_number=number % local_world_size, world_size=world_size, local_world_size=local_world_size)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object from which `from_json` makes an equal rank."""

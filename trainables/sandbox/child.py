@@ -26,7 +26,7 @@ from feedrate.trainables.machine.memory_guard import PERIOD_S, MemoryGuard
 from feedrate.trainables.protocol import ChildTask, End, Event, Events, Failed, Measured, Progress, Stopped, event_of
 from feedrate.trainables.sandbox.channel import Channel
 from feedrate.trainables.sandbox.hang_detector import HangDetector
-from feedrate.trainables.sandbox.template_protocol import Ended, Started
+from feedrate.trainables.sandbox.template_protocol import Ended, RankStarted, Started
 
 ANSWER_TIMEOUT_S = 5.0
 """Time for a kept child to send its first event, which it sends at once; it takes about a second if the host is busy."""
@@ -50,6 +50,8 @@ class Child:
     ) -> None:
         self.channel, self.socket = channel, events
         self.pid: int | None = None
+        self.ranks: dict[int, int] = {}
+        """Pid of each rank of a training with several."""
         self.ended = False
         self.buffer = b""
         self._begin(task, max_s, guard)
@@ -141,6 +143,8 @@ class Child:
                 return
             if isinstance(answer, Started):
                 self.pid = answer.pid
+            elif isinstance(answer, RankStarted):
+                self.ranks[answer.number] = answer.pid
             elif isinstance(answer, Ended):
                 self.ended = True
                 text = how_ended(os.waitstatus_to_exitcode(answer.status), f"in phase {self.hangs.phase}")
@@ -158,7 +162,7 @@ class Child:
         """Return a failure that names where the trial hangs, which we ask while it still hangs."""
         pids = self.channel.pids()
         found = stacks.read(pids, trainer=self.pid, path=self.channel.stacks_path)
-        what = which_rank_hangs(found, ranks_of(pids), self.hangs.phase) or what_hangs(found, self.hangs.phase)
+        what = which_rank_hangs(found, ranks_of(pids) | self.ranks, self.hangs.phase) or what_hangs(found, self.hangs.phase)
         if what == LOST and (why := dropped(self.channel.output(1 << 16))):
             kind, message = no_batch_because(why)
             return failed(kind, self.hangs.phase, message, stacks.text_of(found))

@@ -46,7 +46,7 @@ from feedrate.trainables.sandbox.launcher_protocol import (
     WithoutFeedrate,
     said_in,
 )
-from feedrate.trainables.sandbox.template_protocol import Ended, Started
+from feedrate.trainables.sandbox.template_protocol import Ended, RankStarted, Started
 
 ADDRESS = "FEEDRATE_LAUNCHER"
 """Environment variable with the path of the launcher's socket."""
@@ -61,13 +61,13 @@ OFFLINE = {
     "CLEARML_OFFLINE_MODE": "1", "SWANLAB_MODE": "offline",
 }  # fmt: skip
 """Switches with which the usual experiment loggers keep to this machine; one that is set to "disabled" stays."""
-TORCHRUN_LOGS = "PET_LOG_DIR"
-"""Environment variable with torchrun's folder for logs. A torchrun that is ended leaves the one that it makes in /tmp behind."""
+FOLDERS = ("PET_LOG_DIR", "OMPI_MCA_orte_tmpdir_base", "PRTE_MCA_prte_tmpdir_base")
+"""Environment variables with the folder for the files of torchrun and Open MPI 4 and 5. If they are ended, they leave these in /tmp otherwise."""
 ORPHANS_S = 30.0
 """How long processes that the command left running may take to import torch."""
 _CREDENTIALS = struct.Struct("3i")
 
-Tell = Callable[[Started | Ended], None]
+Tell = Callable[[Started | RankStarted | Ended], None]
 """Sends an answer to the supervisor."""
 
 
@@ -97,7 +97,7 @@ class Launcher:
             request: a line for the process that trains.
             pipe: descriptor of the socket for that process's events; the caller closes it.
             threads: torch's intra-op threads for that process; None leaves the script's own.
-            tell: sends `Started`, perhaps a second time with the pid of the process that trains, and at last `Ended`.
+            tell: sends `Started`, perhaps a second time with the pid of the process that trains, a `RankStarted` for each rank, and at last `Ended`.
             orphaned: ends everything when the supervisor is gone, given a pid and a pidfd; it does not return.
         """
         launch = _Launch(self, control, request, pipe, threads, tell, orphaned)
@@ -112,7 +112,7 @@ class Launcher:
         paths = [str(HOOK), *filter(None, [own.get("PYTHONPATH")])]
         offline = {name: value for name, value in OFFLINE.items() if own.get(name) != "disabled"}
         chosen = {} if self.ref.loader is None else {LOADER: self.ref.loader}
-        own = {TORCHRUN_LOGS: self.folder} | own
+        own = dict.fromkeys(FOLDERS, self.folder) | own
         return own | offline | MARKS | chosen | {"PYTHONPATH": os.pathsep.join(paths), ADDRESS: self.address, "WANDB_DIR": self.folder}
 
 
@@ -277,8 +277,8 @@ class _Launch:
                 self._hand_over(interpreter, message.rank)
             case ImportsTorch():
                 interpreter.rank = message.rank
-                if message.rank is not None and (watch := self.ranks.begins(message.rank, interpreter.pid)) is not None:
-                    self.poll.register(watch, select.POLLIN)
+                if message.rank is not None:
+                    self._begin_rank(message.rank, interpreter.pid)
                 self.has_imported_torch = True
             case Raised() if rank is not None:
                 self.ranks.raised(rank, message)
@@ -303,6 +303,12 @@ class _Launch:
             case WithoutFeedrate():
                 self.without_feedrate = message
 
+    def _begin_rank(self, rank: Rank, pid: int) -> None:
+        """Watch the process of a rank, unless another one is known to be that rank."""
+        if (watch := self.ranks.begins(rank, pid)) is not None:
+            self.poll.register(watch, select.POLLIN)
+            self.tell(RankStarted(number=rank.number, pid=pid))
+
     def _report_ranks(self, *, is_last: bool) -> None:
         """Let the trial end if a rank has failed."""
         cause = self.ranks.cause(is_last=is_last)
@@ -320,11 +326,12 @@ class _Launch:
         if self.trainer is not None or (rank is None and self.ranks.waiting):
             message = (
                 f"the command trains in several processes (pids {self.trainer} and {interpreter.pid}), and feedrate measures one. "
-                "Start the training with one process, or with torchrun"
+                "Start the training with one process, or let its processes make a process group (torch.distributed.init_process_group)"
             )
             _send(self.pipe, _failed(message, usage=True))
             return
         if rank is not None:
+            self._begin_rank(rank, interpreter.pid)  # what says so otherwise may come on another connection later than this
             if (why := self.ranks.joins(rank, interpreter.pid, interpreter.connection)) is not None:
                 _send(self.pipe, _failed(why, usage=True))
             elif not self.ranks.missing(rank):
@@ -369,7 +376,8 @@ class _Launch:
         if self.status is None:
             select.select([self.command_watch], [], [], 0.5)
             self._end_launchers()
-            for pid in tree_pids(self._pid()):
+            helpers = {pid for pid, is_helper in marked(os.environ[MARKER]).items() if is_helper}  # they clean up after the others
+            for pid in set(tree_pids(self._pid())) - helpers:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
             self.status = os.waitpid(self._pid(), 0)[1]
@@ -421,8 +429,8 @@ def _unguarded(target: str) -> Failed:
 
 def _own_ranks(target: str) -> Failed:
     message = (
-        f"the script of `{target}` trains in processes that it starts itself, as torch.multiprocessing.spawn does, and feedrate sees only "
-        "a training in a process that the command starts. Let the script train in one process (many scripts have an option for that)"
+        f"the script of `{target}` trains in processes that it forks, and feedrate sees only processes that start with an interpreter of "
+        "their own. Let the script start them with torch.multiprocessing.spawn, or train in one process (many scripts have an option for that)"
     )
     return _failed(message, usage=True)
 

@@ -43,7 +43,7 @@ class _OfRank(Message):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImportsTorch(_OfRank):
-    """The first message of an interpreter that imports torch; its connection lasts as long as the process."""
+    """The first message of an interpreter that imports torch, and a later one if it becomes a rank; the connection lasts as long as the process."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +53,7 @@ class Trains(_OfRank):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainsInStartedProcess(Message):
-    """A process trains that the script itself has started, as a rank of its training."""
+    """A process trains that the script itself has forked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

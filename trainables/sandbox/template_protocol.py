@@ -1,7 +1,7 @@
 """What a template process and its owner tell each other on the control socket, each a line of JSON.
 
 `Hello` is the owner's first line, and the answer is `Ready`. Further lines of the owner are requests, each with the descriptor of a socket for
-its events; the template answers `Started` and at last `Ended`. Both sides are always the same version of feedrate.
+its events; the template answers `Started`, a `RankStarted` for each rank of a training with several, and at last `Ended`. Both sides are always the same version of feedrate.
 Every spawned loader worker imports this file: it imports little, and never torch.
 """
 
@@ -65,6 +65,14 @@ class Started(Message):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RankStarted(Message):
+    """A process of the training command is one of the ranks of the training."""
+
+    number: int
+    pid: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Ended(Message):
     """That process has ended; no message about its request follows."""
 
@@ -72,8 +80,8 @@ class Ended(Message):
     """As from os.waitpid."""
 
 
-Answer = Ready | Started | Ended
-_ANSWERS: dict[str, type[Answer]] = {"ready": Ready, "started": Started, "ended": Ended}
+Answer = Ready | Started | RankStarted | Ended
+_ANSWERS: dict[str, type[Answer]] = {"ready": Ready, "started": Started, "rank started": RankStarted, "ended": Ended}
 
 
 def answer_line(answer: Answer) -> bytes:

@@ -26,7 +26,7 @@ class LauncherLink:
 
     def __init__(self, address: str, first: Said | None = None) -> None:
         self.address = address
-        self.rank = Rank.of_environment()
+        self.rank = Rank.of_environment() or Rank.of_process_group()
         self._owner = os.getpid()
         self._lifeline: socket.socket | None = None
         with contextlib.suppress(OSError):
@@ -35,6 +35,12 @@ class LauncherLink:
             # nothing is ever sent to this socket, so the only event on it is its end, for which the kernel sends SIGIO
             fcntl.fcntl(self._lifeline, fcntl.F_SETOWN, self._owner)
             fcntl.fcntl(self._lifeline, fcntl.F_SETFL, fcntl.fcntl(self._lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+
+    def join(self) -> None:
+        """Report which rank this interpreter is, if only torch's process group says so. Call it when the script has made that."""
+        if self.rank is None and (rank := Rank.of_process_group()) is not None:
+            self.rank = rank
+            self.say(ImportsTorch(rank=rank))
 
     def say(self, message: Said) -> None:
         """Send a message, unless this is a process that the connection's owner has forked."""

@@ -11,48 +11,56 @@ import inspect
 import multiprocessing
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from types import ModuleType
+from multiprocessing.process import BaseProcess
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import wrapt
 
 from feedrate.trainables.diagnose import stacks
-from feedrate.trainables.script.launcher_link import LauncherLink
 from feedrate.trainables.script.loader_recipe import bind
 from feedrate.trainables.script.measured_script import Control, MeasuredScript
 from feedrate.trainables.script.tap import Tap
 
 
-def install(address: str) -> None:
+def install(address: str, *, is_spawned: bool = False) -> None:
     """Wait for the modules to be imported.
 
     Args:
         address: path of the launcher's socket.
+        is_spawned: whether the script started this interpreter with multiprocessing: as a rank of its training, or for anything else.
     """
     # `feedrate` has no __init__.py: Python would add another folder of that name on sys.path, such as a clone, to the package
     package = sys.modules["feedrate"]
     package.__path__ = list(package.__path__)
     stacks.install()
-    hooks = MeasureHooks(address)
+    hooks = MeasureHooks(address, is_spawned=is_spawned)
     wrapt.register_post_import_hook(hooks.patch_loaders, "torch.utils.data.dataloader")
     wrapt.register_post_import_hook(hooks.patch_optimizers, "torch.optim.optimizer")
     wrapt.register_post_import_hook(hooks.patch_schedules, "torch.optim.lr_scheduler")
     wrapt.register_post_import_hook(hooks.patch_saving, "torch.serialization")
+    wrapt.register_post_import_hook(hooks.patch_groups, "torch.distributed.distributed_c10d")
+    wrapt.register_post_import_hook(hooks.patch_spawning, "torch.multiprocessing.spawn")
+    if is_spawned:
+        hooks.patch_process()
 
 
 class MeasureHooks:
     """The patches of one interpreter."""
 
-    def __init__(self, address: str) -> None:
-        self.address = address
+    def __init__(self, address: str, *, is_spawned: bool) -> None:
+        self.address, self._is_spawned = address, is_spawned
         self._script: MeasuredScript | None = None
 
     @property
     def script(self) -> MeasuredScript:
         if self._script is None:
-            self._script = MeasuredScript(LauncherLink(self.address), _take_over)
+            self._script = MeasuredScript(self.address, _take_over)
+            if not self._is_spawned:
+                self._script.connect()
         return self._script
 
     def patch_loaders(self, module: ModuleType) -> None:
@@ -104,6 +112,52 @@ class MeasureHooks:
                 self.script.saved(time.perf_counter() - begin)
 
         module.save = save  # type: ignore[attr-defined]
+
+
+    def patch_groups(self, module: ModuleType) -> None:
+        """Learn from torch's process group which rank this process is."""
+        own = module.init_process_group
+
+        @functools.wraps(own)
+        def init_process_group(*args: Any, **kwargs: Any) -> Any:
+            found = own(*args, **kwargs)
+            self.script.joined()
+            return found
+
+        module.init_process_group = init_process_group  # type: ignore[attr-defined]
+
+    def patch_process(self) -> None:
+        """Report an exception that ends this process, which multiprocessing catches before `sys.excepthook` sees it."""
+        own = BaseProcess.run
+
+        @functools.wraps(own)
+        def run(process: BaseProcess) -> None:
+            self._reporting(own)(process)
+
+        BaseProcess.run = run  # type: ignore[method-assign, assignment]
+
+    def patch_spawning(self, module: ModuleType) -> None:
+        """Do the same for `torch.multiprocessing.spawn`, which catches it even earlier, and let its files go where feedrate removes them: torch never does."""
+        own = module._wrap
+        temporary = functools.partial(tempfile.NamedTemporaryFile, dir=os.path.dirname(self.address))
+        module.tempfile = SimpleNamespace(NamedTemporaryFile=temporary)  # type: ignore[attr-defined]
+
+        @functools.wraps(own)
+        def _wrap(fn: Callable[..., Any], *args: Any) -> None:
+            own(self._reporting(fn), *args)
+
+        module._wrap = _wrap  # type: ignore[attr-defined]
+
+    def _reporting(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def reporting(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return function(*args, **kwargs)
+            except Exception as error:
+                self.script.raised(error)
+                raise
+
+        return reporting
 
 
 def _take_over(script: MeasuredScript, tap: Tap) -> Control:

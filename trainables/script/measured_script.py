@@ -12,6 +12,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol
 
+from feedrate.trainables.failure import user_traceback
 from feedrate.trainables.sandbox.launcher_protocol import EndedIdle, Raised, TrainsInStartedProcess
 from feedrate.trainables.script.launcher_link import LauncherLink
 from feedrate.trainables.script.tap import Tap
@@ -55,12 +56,13 @@ class MeasuredScript:
     """The state of one interpreter.
 
     Args:
-        link: the connection to the launcher.
+        address: path of the launcher's socket.
         control: makes what takes over, at the iteration whose loader is to be measured.
     """
 
-    def __init__(self, link: LauncherLink, control: Callable[[MeasuredScript, Tap], Control]) -> None:
-        self.link, self._control = link, control
+    def __init__(self, address: str, control: Callable[[MeasuredScript, Tap], Control]) -> None:
+        self._address, self._control = address, control
+        self._link: LauncherLink | None = None
         self.pid = os.getpid()
         self.loaders = WhichLoader()
         self.num_steps = 0
@@ -74,6 +76,22 @@ class MeasuredScript:
         self._excepthook = sys.excepthook
         sys.excepthook = self._on_exception
         atexit.register(self._at_exit)
+
+    @property
+    def link(self) -> LauncherLink:
+        """The connection to the launcher. A process that was spawned makes it when it becomes a rank or trains: most of them never do."""
+        return self.connect()
+
+    def connect(self) -> LauncherLink:
+        """Return the connection to the launcher; make it, unless there is one."""
+        if self._link is None:
+            self._link = LauncherLink(self._address)
+        return self._link
+
+    def joined(self) -> None:
+        """Note that the script has made torch's process group, which says which rank this process is."""
+        if os.getpid() == self.pid:
+            self.connect().join()
 
     @property
     def name(self) -> str:
@@ -96,7 +114,7 @@ class MeasuredScript:
         """Report that a process trains which the script has forked, unless the script itself trains, too."""
         if self.takeover is None and not self.has_reported_rank:
             self.has_reported_rank = True
-            LauncherLink(self.link.address, TrainsInStartedProcess())
+            LauncherLink(self._address, TrainsInStartedProcess())
 
     def outlives(self, schedule: Any, error: Exception) -> bool:
         """Return whether the training goes on although its learning-rate schedule raised.
@@ -169,17 +187,24 @@ class MeasuredScript:
             self.takeover.saved(seconds)
 
     def _on_exception(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        """Report an exception that ends the script, then let Python print it; one of a training step goes to the measurement."""
-        if os.getpid() == self.pid:
-            if self.takeover is not None:
-                self.takeover.raised(error)
-            self.has_raised = True
-            text = "".join(traceback.format_exception(error))
-            self.link.say(Raised(sentence=self._sentence(error), traceback=text))
+        """Report an exception that ends the script, then let Python print it."""
+        self.raised(error)
         self._excepthook(kind, error, trace)
+
+    def raised(self, error: BaseException) -> None:
+        """Report an exception that ends this process; one of a training step goes to the measurement."""
+        if os.getpid() != self.pid:
+            return
+        if self.takeover is not None:
+            self.takeover.raised(error)
+        if not self.has_raised and self._link is not None:  # if there is no link, the script reports what its process raised
+            self._link.say(Raised(sentence=self._sentence(error), traceback=user_traceback(error)))
+        self.has_raised = True
 
     def _sentence(self, error: BaseException) -> str:
         lines = str(error).strip().splitlines()
+        if type(error).__name__ == "ProcessRaisedException":  # of torch.multiprocessing.spawn: the traceback of the process
+            lines = lines[-1:]
         what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
         if isinstance(error, EOFError) and "reading a line" in str(error):
             return f"{self.name} asks for input, which it cannot get here ({what}): give its answers as arguments of the command"
@@ -190,8 +215,8 @@ class MeasuredScript:
             return
         if self.takeover is not None:
             self.takeover.at_exit()
-        elif not self.has_raised:
-            self.link.say(EndedIdle(sentence=self.loaders.why_none(self.name, self.num_steps)))
+        elif not self.has_raised and self._link is not None:
+            self._link.say(EndedIdle(sentence=self.loaders.why_none(self.name, self.num_steps)))
 
 def lacks_gpu(error: BaseException) -> bool:
     """Return whether an exception is about a GPU that torch does not have."""

@@ -1,7 +1,6 @@
-"""What feedrate adds to a process that was spawned: its stack can be read, and it refuses to be a second training.
+"""What feedrate adds to a process that was spawned: its stack can be read, and it refuses to train while it imports the script.
 
-A spawned loader worker imports the script. If the script trains when it is imported, every worker first trains an epoch. A process that
-trains later is no loader worker, but a rank that the script itself has started (torch.multiprocessing.spawn).
+A spawned loader worker imports the script. If the script trains when it is imported, every worker first trains an epoch.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 import wrapt
 
 from feedrate.trainables.diagnose import stacks
-from feedrate.trainables.sandbox.launcher_protocol import IsImported, TrainsInStartedProcess
+from feedrate.trainables.sandbox.launcher_protocol import IsImported
 from feedrate.trainables.script.launcher_link import LauncherLink
 
 
@@ -27,7 +26,6 @@ def install(address: str) -> None:
     """
     stacks.install()
     wrapt.register_post_import_hook(functools.partial(_refuse_training, address), "torch.utils.data.dataloader")
-    wrapt.register_post_import_hook(functools.partial(_report_rank, address), "torch.optim.optimizer")
 
 
 def _refuse_training(address: str, module: ModuleType) -> None:
@@ -41,12 +39,3 @@ def _refuse_training(address: str, module: ModuleType) -> None:
         return own(self)
 
     module.DataLoader.__iter__ = __iter__
-
-
-def _report_rank(address: str, module: ModuleType) -> None:
-    def stepped(optimizer: Any, args: Any, kwargs: Any) -> None:
-        if not getattr(multiprocessing.current_process(), "_inheriting", False):
-            LauncherLink(address, TrainsInStartedProcess())
-            os._exit(1)
-
-    module.register_optimizer_step_post_hook(stepped)

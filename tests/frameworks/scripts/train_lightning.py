@@ -1,4 +1,6 @@
-"""Lightning: a LightningModule, a LightningDataModule and a Trainer, with validation, its sanity check and limit_train_batches."""
+"""Lightning, with "ddp" in two ranks: a LightningModule, a LightningDataModule and a Trainer, with validation, its sanity check and limit_train_batches."""
+
+import sys
 
 import lightning as L
 import torch
@@ -35,5 +37,6 @@ class Data(L.LightningDataModule):
 
 
 if __name__ == "__main__":
-    trainer = L.Trainer(max_epochs=1000, accelerator="cpu", limit_train_batches=0.5, default_root_dir="lightning")
+    ranks = {"strategy": "ddp", "devices": 2} if "ddp" in sys.argv else {}
+    trainer = L.Trainer(max_epochs=1000, accelerator="cpu", limit_train_batches=0.5, default_root_dir="lightning", **ranks)
     trainer.fit(Classifier(), datamodule=Data())

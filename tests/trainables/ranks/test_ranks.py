@@ -2,8 +2,10 @@
 
 import os
 import re
+import shutil
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("tag")
 
 HEAD = """
 import os, sys, time
-rank = int(os.environ["RANK"])
+rank = int(os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", -1)))
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -66,6 +68,25 @@ if __name__ == "__main__":
         for batch in loader:
             train(model, optimizer, batch)
 """
+
+SPAWNED = """
+def main(number, rendezvous):
+    global rank
+    rank = number
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=number, world_size=2)
+    model = nn.parallel.DistributedDataParallel(nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    data = Rows()
+    loader = DataLoader(data, batch_size=16, sampler=DistributedSampler(data), num_workers=1)
+    while True:
+        for batch in loader:
+            note()
+            train(model, optimizer, batch)
+
+if __name__ == "__main__":
+    torch.multiprocessing.spawn(main, (os.path.abspath(f"rendezvous-{os.getpid()}"),), nprocs=2)
+"""
+"""A script that starts its ranks itself. No variable says which of them a process is: only torch's process group knows."""
 
 
 @pytest.fixture
@@ -257,11 +278,86 @@ def test_a_rank_that_hangs_in_a_step_is_named(ranks, monkeypatch, who):
 
 @pytest.mark.slow
 def test_a_rank_that_hangs_before_it_trains_is_named(ranks, monkeypatch):
-    monkeypatch.setattr(hang_detector, "SETUP_TIMEOUT_S", 9.0)
-    text = "import torch.utils.data\ndist.init_process_group('gloo')\nif rank == 1:\n    time.sleep(1000)\ndist.barrier()\n"
+    text = "import torch.utils.data\ndist.init_process_group('gloo')\nif rank == 1:\n    open('hangs', 'w')\n    time.sleep(1000)\ndist.barrier()\n"
+    own = hang_detector.HangDetector.silent
+
+    def silent(self):
+        if Path("hangs").exists():  # a fixed time would be over before torch is imported, if the host is busy
+            self.deadline_s = min(self.deadline_s, time.monotonic() + 2.0)
+        return own(self)
+
+    monkeypatch.setattr(hang_detector.HangDetector, "silent", silent)
     found = failure(ranks(text + PLAIN))
     assert found.kind == "hang"
     assert found.message.startswith("rank 1: set-up hangs in <module> (train.py:"), found.message
+
+
+def test_ranks_that_the_script_spawns_are_measured(ranks):
+    """It spawns two processes, which measure two settings."""
+    template = ranks(SPAWNED, command=("python", "train.py"))
+    assert described(template).num_ranks == 2
+    for num_workers in (1, 2):
+        columns = measured(template, num_workers)
+        assert columns["window_num_items"] == [32 * num for num in columns["window_num_batches"]]
+    template.close()
+    steps = [Path(f"steps-{number}.txt").read_text().splitlines() for number in (0, 1)]
+    assert len(set(steps[0])) == len(set(steps[1])) == 1
+    assert set(steps[0]) != set(steps[1])
+
+
+STEP = "            train(model"
+SPAWNED_FAILURES = {
+    "raises in a step": (STEP, "            if late(1): raise ValueError('no more')", "user-code", "rank 1: ValueError: no more"),
+    "first rank is killed in a step": (STEP, "            if late(0): os.kill(os.getpid(), 9)", "trainer-killed", f"rank 0 {KILLED}"),
+    "raises before it trains": ("    data = Rows()", "    if rank: raise ValueError('no data')", "user-code", "rank 1: train.py raised ValueError: no data, before"),
+    "is killed before it trains": ("    data = Rows()", "    if rank: os.kill(os.getpid(), 9)", "trainer-killed", f"rank 1 {KILLED}, before"),
+    "raises before it is a rank": (
+        "    dist.init",
+        "    if rank: raise ValueError('no port')",
+        "user-code",
+        "train.py raised ProcessRaisedException: ValueError: no port, before",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SPAWNED_FAILURES)
+def test_a_spawned_rank_that_fails_is_named(ranks, name):
+    """Before a process is a rank, only the script knows which one has failed."""
+    place, text, kind, message = SPAWNED_FAILURES[name]
+    assert SPAWNED.count(place) == 1
+    found = failure(ranks(SPAWNED.replace(place, f"{text}\n{place}"), command=("python", "train.py")), max_trial_s=20.0)
+    assert found.kind == kind
+    assert re.match(message, found.message), found.message
+    if found.kind == "user-code":
+        assert "measure_hooks" not in found.traceback
+        assert "ValueError" in found.traceback
+
+
+@pytest.mark.slow
+def test_a_spawned_rank_that_hangs_in_a_step_is_named(ranks, monkeypatch):
+    """It has to hang for 5 seconds."""
+    monkeypatch.setattr(hang_detector, "GRACE_S", 3.0)
+    text = SPAWNED.replace(STEP, f"            if late(1): time.sleep(1000)\n{STEP}")
+    found = failure(ranks(text, command=("python", "train.py")), max_s=2.0, max_trial_s=2.0)
+    assert found.kind == "hang"
+    assert re.match(r"rank 1: the training step hangs in main \(train.py:[0-9]+\), and the other ranks wait for it", found.message), found.message
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("mpirun") is None, reason="needs Open MPI: apt-get install openmpi-bin")
+def test_ranks_that_mpirun_starts_are_measured(ranks):
+    """With the real one. Its variables say how many of the ranks run on this host."""
+    text = PLAIN.replace(
+        "model, optimizer = begin()",
+        """dist.init_process_group("gloo", init_method=f"file://{os.path.abspath('rendezvous')}-{os.getppid()}", rank=rank, world_size=2)
+    model = nn.parallel.DistributedDataParallel(nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)""",
+    )
+    template = ranks(text, command=("mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "2", "python", "train.py"))
+    assert described(template).num_ranks == 2
+    columns = measured(template, 2)
+    assert columns["window_num_items"] == [32 * num for num in columns["window_num_batches"]]
 
 
 def test_ranks_of_several_hosts_are_refused(ranks):

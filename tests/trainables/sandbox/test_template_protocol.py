@@ -3,7 +3,15 @@
 import pytest
 
 from feedrate.trainables.resolve import WorkloadRef
-from feedrate.trainables.sandbox.template_protocol import Ended, Hello, Ready, Started, answer_in, answer_line
+from feedrate.trainables.sandbox.template_protocol import (
+    Ended,
+    Hello,
+    RankStarted,
+    Ready,
+    Started,
+    answer_in,
+    answer_line,
+)
 
 
 @pytest.mark.parametrize(
@@ -19,7 +27,7 @@ def test_what_a_template_serves(workload):
     assert Hello.from_line(hello.line()) == hello
 
 
-@pytest.mark.parametrize("answer", [Ready(clean=True, spare=[4, 5]), Started(pid=7), Ended(status=9)])
+@pytest.mark.parametrize("answer", [Ready(clean=True, spare=[4, 5]), Started(pid=7), RankStarted(number=1, pid=8), Ended(status=9)])
 def test_what_it_answers(answer):
     line = answer_line(answer)
     assert line.count(b"\n") == 1

@@ -460,13 +460,18 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_ranks_that_the_script_starts_itself_are_refused(script, method):
-    """As torch.multiprocessing.spawn does: feedrate would wait for the end of a training that it does not see."""
-    event = refused(script(RANKS.replace("METHOD", repr(method))))
-    assert "the script of `python train.py` trains in processes that it starts itself" in event.failure.message
+def test_a_training_in_a_process_that_the_script_forks_is_refused(script):
+    """feedrate would wait for the end of a training that it does not see."""
+    event = refused(script(RANKS.replace("METHOD", "'fork'")))
+    assert "the script of `python train.py` trains in processes that it forks" in event.failure.message
     assert event.usage
     assert not event.raised
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_training_in_a_process_that_the_script_spawns_is_measured(script, method):
+    """Without a process group it is an ordinary training."""
+    assert sum(measured(script(RANKS.replace("METHOD", repr(method))), num_workers=1)["window_num_batches"]) > 0
 
 
 def test_two_loaders_read_in_one_step(script):

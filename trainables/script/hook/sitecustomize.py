@@ -23,10 +23,11 @@ def _begin() -> None:
             from feedrate.trainables.script import measure_hooks
 
             measure_hooks.install(address)
-        elif "spawn_main" in helper or "forkserver" in helper:  # a loader worker
-            from feedrate.trainables.script import worker_hooks
+        elif "spawn_main" in helper or "forkserver" in helper:  # a loader worker, or a rank that the script starts
+            from feedrate.trainables.script import measure_hooks, worker_hooks
 
             worker_hooks.install(address)
+            measure_hooks.install(address, is_spawned=True)
     except ImportError as error:
         _report(address, f"{type(error).__name__}: {error}")
 
