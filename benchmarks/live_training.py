@@ -4,9 +4,9 @@
     python benchmarks/live_training.py table images objects changing --seconds 600
 
 For each bundled workload, one process trains with a plain PyTorch loop: with each fixed number of workers in FIXED for a moment, to
-find the best one; then in turn untouched (the setting in OWN) and with the best one; then --seconds with `live(loader)` around the untouched
-loader, from its first batch on; then again in turn. One process, because two processes with the same setting differ by more
-than what is to be seen here. Prints the rate of each over its whole time, the ratios with their 95 % interval, when live settled and what it lost.
+find the best one; then some parts of half a minute, untouched (the setting in OWN) and with the best number in turn; then, for --seconds, with
+`live(loader)` around a loader with the setting in OWN; then such parts again. All of it runs in one process, because two processes with the same setting differ by more
+than the few per cent that this benchmark looks for. Prints the rate of each over its whole time, the ratios with their 95 % interval, when live settled and what it lost.
 "changing" is images whose samples wait 30 ms from the middle of each part on. "overhead" is the CPU time of the training's
 thread that live() adds to each batch, which other work on the machine hardly changes.
 """

@@ -46,7 +46,7 @@ def forget_inherited_exits() -> None:
 def leave(status: int = 0) -> NoReturn:
     """Run this process's exit functions, flush its output, and end it. If that takes more than EXIT_S, the waiting process kills it."""
     with contextlib.suppress(ValueError):  # raised if this is not the main thread
-        for number in (signal.SIGTERM, signal.SIGINT):  # so that a second one, or one for the end of its parent, does not interrupt the exit functions
+        for number in (signal.SIGTERM, signal.SIGINT):  # neither a second signal nor one that the end of the parent causes may interrupt the exit functions
             signal.signal(number, signal.SIG_IGN)
         ignore_ended_workers()
     with contextlib.suppress(BaseException):

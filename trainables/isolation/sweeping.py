@@ -44,7 +44,7 @@ def marked(marker: str) -> dict[int, bool]:
 def sweep(marker: str, *, spare: set[int], group: int | None = None, helpers_s: float = 4.0) -> None:
     """Send SIGKILL to a process group and to every process with this marker, and wait until they are gone (5 s at most).
 
-    Helpers get `helpers_s` seconds to end by themselves, also those in the process group; 0 does not wait for them at all. If a loader worker is killed while
+    `HELPERS`, also those in the group, get `helpers_s` seconds to end by themselves; 0 does not wait for them at all. If a loader worker is killed while
     it makes a batch, the batch's file stays in /dev/shm; it is found by the worker's pid and removed.
     """
     killed: set[int] = set()

@@ -43,7 +43,7 @@ class Rank:
         """Return the rank in torch's process group; None if there is none, or if there is only one rank.
 
         Launchers that do not set torchrun's variables (mpirun, srun, Lightning, `torch.multiprocessing.spawn`) leave it to the
-        script to say which rank it is. If none of them says how many ranks this host has, all of them are taken to be on it.
+        script to tell torch which rank each process is. If no variable says how many ranks run on this host, all are assumed to.
         """
         distributed: Any = sys.modules.get("torch.distributed")
         if distributed is None or not distributed.is_available() or not distributed.is_initialized():

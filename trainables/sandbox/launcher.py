@@ -62,7 +62,7 @@ OFFLINE = {
 }  # fmt: skip
 """Switches with which the usual experiment loggers keep to this machine; one that is set to "disabled" stays."""
 FOLDERS = ("PET_LOG_DIR", "OMPI_MCA_orte_tmpdir_base", "PRTE_MCA_prte_tmpdir_base")
-"""Environment variables with the folder for the files of torchrun and Open MPI 4 and 5. If they are ended, they leave these in /tmp otherwise."""
+"""Environment variables that name the folder for temporary files of torchrun, Open MPI 4 and Open MPI 5. When these launchers are killed, their files stay."""
 ORPHANS_S = 30.0
 """How long processes that the command left running may take to import torch."""
 _CREDENTIALS = struct.Struct("3i")
@@ -325,13 +325,13 @@ class _Launch:
         """
         if self.trainer is not None or (rank is None and self.ranks.waiting):
             message = (
-                f"the command trains in several processes (pids {self.trainer} and {interpreter.pid}), and feedrate measures one. "
-                "Start the training with one process, or let its processes make a process group (torch.distributed.init_process_group)"
+                f"the command trains in several processes (pids {self.trainer} and {interpreter.pid}), and feedrate can measure only one. "
+                "Start the training with one process, or let its processes call torch.distributed.init_process_group"
             )
             _send(self.pipe, _failed(message, usage=True))
             return
         if rank is not None:
-            self._begin_rank(rank, interpreter.pid)  # what says so otherwise may come on another connection later than this
+            self._begin_rank(rank, interpreter.pid)  # the interpreter has said so on its other connection, too, but that may be read later
             if (why := self.ranks.joins(rank, interpreter.pid, interpreter.connection)) is not None:
                 _send(self.pipe, _failed(why, usage=True))
             elif not self.ranks.missing(rank):

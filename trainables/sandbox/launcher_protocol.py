@@ -43,7 +43,7 @@ class _OfRank(Message):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImportsTorch(_OfRank):
-    """The first message of an interpreter that imports torch, and a later one if it becomes a rank; the connection lasts as long as the process."""
+    """An interpreter imports torch: the first message of a connection that lasts as long as its process. If the interpreter becomes a rank, it says so again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -31,7 +31,7 @@ def install(address: str, *, is_spawned: bool = False) -> None:
 
     Args:
         address: path of the launcher's socket.
-        is_spawned: whether the script started this interpreter with multiprocessing: as a rank of its training, or for anything else.
+        is_spawned: whether the script started this interpreter with multiprocessing, be it as a loader worker, as a rank of its training or for anything else.
     """
     # `feedrate` has no __init__.py: Python would add another folder of that name on sys.path, such as a clone, to the package
     package = sys.modules["feedrate"]
@@ -137,7 +137,10 @@ class MeasureHooks:
         BaseProcess.run = run  # type: ignore[method-assign, assignment]
 
     def patch_spawning(self, module: ModuleType) -> None:
-        """Do the same for `torch.multiprocessing.spawn`, which catches it even earlier, and let its files go where feedrate removes them: torch never does."""
+        """Report an exception that ends a process of `torch.multiprocessing.spawn`, which catches it even before `BaseProcess.run` does.
+
+        The files in which torch passes on such exceptions go where feedrate removes them: torch never does.
+        """
         own = module._wrap
         temporary = functools.partial(tempfile.NamedTemporaryFile, dir=os.path.dirname(self.address))
         module.tempfile = SimpleNamespace(NamedTemporaryFile=temporary)  # type: ignore[attr-defined]

@@ -79,7 +79,7 @@ class MeasuredScript:
 
     @property
     def link(self) -> LauncherLink:
-        """The connection to the launcher. A process that was spawned makes it when it becomes a rank or trains: most of them never do."""
+        """The connection to feedrate's launcher. A spawned process connects only when it becomes a rank or trains: most spawned processes are loader workers."""
         return self.connect()
 
     def connect(self) -> LauncherLink:
