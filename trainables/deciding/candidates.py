@@ -12,6 +12,8 @@ ENOUGH_FRACTION = 0.02
 MARGIN = 1.1
 """Workers beyond those that the mean times ask for, because times vary."""
 MAX_CHEAPER = 2
+CHEAPER_FRACTION = 0.9
+"""Fewer workers are tried only if they are at most this share of the best number: a smaller saving is not worth a long comparison of near equals."""
 SCALES_FRACTION = 0.85
 
 
@@ -105,7 +107,7 @@ class Candidates:
         if now <= self.own or self._num_cheaper >= MAX_CHEAPER:
             return None
         middle = round(math.sqrt(max(self._too_few, 1) * now))
-        if not self._too_few < middle < now or middle in self._tried:
+        if not self._too_few < middle <= CHEAPER_FRACTION * now or middle in self._tried:
             return None
         self._num_cheaper += 1
         return middle, f"fewer workers than {now} may be as fast, and take less memory"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -16,20 +16,21 @@ WORTH = math.log(1.02)
 ERROR = 0.001
 """Probability, at each look, of a bound that does not hold. There are several looks and several candidates, and at 15 % noise fewer than
 5 % of whole trainings may change for the worse."""
-LOOKS = (3, 5, 8, 12, 16)
-"""Numbers of pairs at which a comparison may end: a rule that may end it at any time ends it too often by chance."""
+LOOKS = (1, 2, 3, 5, 8, 12, 16)
+"""Numbers of pairs at which a comparison may end: a rule that may end it at any time ends it too often by chance. One pair is enough only for
+large differences, where every further window of the slower setting would cost the training most."""
 
 
 class Comparison:
     """Pairs of windows, one of each setting, taken shortly after one another.
 
     Args:
-        before: windows of the first setting from before the comparison. How much neighbours among them differ shows how much
-            two windows differ by chance.
+        before: windows from before the comparison, of each setting that was measured. How much neighbours among those of one setting
+            differ shows how much two windows differ by chance.
     """
 
-    def __init__(self, before: Sequence[Window]) -> None:
-        steps = np.diff(np.log([each.rate for each in before]))
+    def __init__(self, before: Iterable[Sequence[Window]]) -> None:
+        steps = np.concatenate([np.diff(np.log([each.rate for each in windows])) for windows in before])
         # neighbouring differences share a window: they are worth two thirds as many independent ones
         self._degrees_before = 2 * steps.size // 3
         self._variance_before = float(np.mean(steps**2)) if steps.size else 0.0

@@ -24,6 +24,10 @@ from feedrate.trainables.deciding.window import Window, joined, wait_fraction
 MIN_WINDOWS, MAX_WINDOWS = 6, 12
 PRECISE_FRACTION = 0.03
 """Observing ends with MIN_WINDOWS windows if the interval of the rate is this narrow, else with MAX_WINDOWS."""
+STARVED_FRACTION, STARVED_WINDOWS = 0.5, 4
+"""If the training waits for more than this share of its time, this many windows are enough: every further one costs more than it tells."""
+SURE_LOG = math.log(1.5)
+"""If the comparisons so far show together that the best setting is faster than the user's own by more than this factor, no further one confirms it."""
 WARM_BATCHES = 4
 """The first steps of a training compile and warm up, and count for no window."""
 ASIDE_S, ASIDE_FACTOR, USUAL_BATCHES = 0.5, 10.0, 16
@@ -90,6 +94,8 @@ class Policy:
         self._clock = clock
         self._is_trying = False
         self._candidates = Candidates(own, cpus=cpus, most=most)
+        self._gains: list[tuple[float, float]] | None = []
+        """Of each change of this look: the logarithm of the gain, and half of its 95 % interval; None if the look did not begin with the user's own setting."""
         self._plan = self._course()
         self._sprint = self._sprint_for(next(self._plan))
 
@@ -218,6 +224,7 @@ class Policy:
         while True:
             waits = wait_fraction(self.windows[self.best])
             self._candidates = Candidates(self.own, cpus=self.cpus, most=self.most)  # of this look
+            self._gains = [] if self.best == self.own else None
             if waits < ENOUGH_FRACTION:
                 reason = f"the training waits only {waits:.1%} of its time, so no loader can make it noticeably faster"
                 self._decide("enough", self.best, reason, wait_fraction=waits)
@@ -242,6 +249,8 @@ class Policy:
             found = self.rate(self.best)
             assert found is not None
             low, high = found["ci95"]
+            if len(windows) >= STARVED_WINDOWS and found["wait_fraction"] > STARVED_FRACTION:
+                break
             if len(windows) >= MAX_WINDOWS or (len(windows) >= MIN_WINDOWS and high - low < 2 * PRECISE_FRACTION * found["batches_per_s"]):
                 break
         self.first = found if self.first is None else self.first
@@ -269,7 +278,7 @@ class Policy:
 
     def _compare(self, candidate: int, *, cheaper: bool) -> Plan:
         """Measure a candidate and the best setting in turn until one is better beyond doubt, and keep that."""
-        best, comparison = self.best, Comparison(self.windows[self.best])
+        best, comparison = self.best, Comparison(self.windows.values())
         turns = self._pairs(best, candidate, comparison)
         verdict = yield from self._judge(turns, comparison, cheaper=cheaper, share=TRYING_SHARE)
         adopted = verdict in ("faster", "as fast with fewer workers")
@@ -278,12 +287,19 @@ class Policy:
         reason = f"{workers(candidate)}: {ratio:.2f}x [{low:.2f}-{high:.2f}] of {workers(best)} in {len(comparison.differences)} pairs: {verdict}"
         if adopted:
             self.best = candidate
+            if self._gains is not None:
+                self._gains.append((math.log(ratio), math.log(high / ratio)))
         numbers = {"ratio": ratio, "ci95": [low, high], "num_pairs": len(comparison.differences), "candidate": candidate, "than": best}
         self._decide("adopt" if adopted else "reject", self.best, reason, **numbers, lost_s=self.budget.lost_s)
 
     def _confirm(self) -> Plan:
         """Measure the best setting against the user's own; go back to the latter unless the gain is beyond doubt."""
-        best, comparison = self.best, Comparison(self.windows[self.best])
+        best, comparison = self.best, Comparison(self.windows.values())
+        if (shown := self._shown()) is not None:
+            self.speedup = ratio, low, high = shown
+            reason = f"{workers(best)}: {ratio:.2f}x [{low:.2f}-{high:.2f}] of your own {self.own} by the comparisons above, so it is confirmed"
+            self._decide("confirm", best, reason, ratio=ratio, ci95=[low, high], num_pairs=0, candidate=best, than=self.own)
+            return
         self._decide("confirm", best, f"measuring {workers(best)} against your own {self.own} in turn")
         turns = self._pairs(self.own, best, comparison)
         verdict = yield from self._judge(turns, comparison, cheaper=False, share=1.0)
@@ -299,6 +315,11 @@ class Policy:
         self.best, self.speedup = self.own, None
         reason = f"{workers(best)}: {ratio:.2f}x [{low:.2f}-{high:.2f}] of your own {self.own}: {verdict}; back to yours"
         self._decide("back", self.own, reason, **numbers)
+
+    def _shown(self) -> tuple[float, float, float] | None:
+        """Return the gain of the best setting over the user's own, with its 95 % interval, if the comparisons of this look show together that it is large."""
+        gain, half = sum(mean for mean, _ in self._gains or ()), math.hypot(*(half for _, half in self._gains or ()))
+        return (math.exp(gain), math.exp(gain - half), math.exp(gain + half)) if gain - half > SURE_LOG else None
 
     def _pairs(self, first: int, second: int, comparison: Comparison) -> Plan:
         """Measure pairs of two settings endlessly: A, B B, A A, B B, ..., so that what drifts evenly cancels."""

@@ -76,6 +76,36 @@ def test_a_waiting_training_gets_as_many_workers_as_it_needs_and_the_gain_is_con
         assert decision.reason and decision.to_json()["step"] <= policy.num_batches
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_training_of_ten_minutes_that_waits_for_storage_loses_little(monkeypatch, seed):
+    """Its own two workers deliver a sixteenth of what the best number does, so every second with them counts: it settles within a minute."""
+    monkeypatch.setitem(globals(), "STEP_S", 0.025)
+    replay = Replay(lambda workers, now: max(workers, 0.5) / 0.8, 2, cpus=2, noise=0.05, seed=seed).run(600)
+    policy = replay.policy
+    assert policy.best == 32
+    assert next(each.time_s for each in policy.decisions if each.kind == "settled") < 60
+    assert policy.num_batches > 0.94 * 600 / 0.025
+
+
+def test_a_gain_that_the_comparisons_have_shown_together_is_not_measured_again():
+    """Your own setting would cost the training most. A smaller gain is measured against it."""
+    policy = Replay(lambda workers, now: 1.5 * max(workers, 0.8), 1).run(400).policy
+    confirmed = [each for each in policy.decisions if each.kind == "confirm"]
+    assert [each.numbers["num_pairs"] for each in confirmed] == [0]
+    low, high = confirmed[0].numbers["ci95"]
+    assert policy.speedup == (confirmed[0].numbers["ratio"], low, high) and low > 1.5
+    policy = Replay(lambda workers, now: {2: 7.0}.get(workers, 6.0), 8, cpus=2).run(400).policy
+    assert [each.numbers.get("num_pairs", 0) > 0 for each in policy.decisions if each.kind == "confirm"] == [False, True]
+    assert policy.best == 2 and 1.02 < policy.speedup[0] < 1.5
+
+
+def test_fewer_workers_that_save_less_than_a_tenth_are_not_tried(monkeypatch):
+    monkeypatch.setitem(globals(), "STEP_S", 0.025)
+    policy = Replay(lambda workers, now: max(workers, 0.5) / 0.8, 16, cpus=2).run(400).policy
+    assert policy.best == 32
+    assert [each.num_workers for each in policy.decisions if each.kind == "try"] == [32]
+
+
 def test_without_workers_the_waiting_itself_says_how_many_are_needed():
     replay = Replay(lambda workers, now: 1 / (0.3 + STEP_S) if not workers else workers / 0.3, 0).run(400)
     assert replay.policy.best in (3, 4)
