@@ -16,9 +16,11 @@ WORTH = math.log(1.02)
 ERROR = 0.001
 """Probability, at each look, of a bound that does not hold. There are several looks and several candidates, and at 15 % noise fewer than
 5 % of whole trainings may change for the worse."""
-LOOKS = (1, 2, 3, 5, 8, 12, 16)
+LOOKS = (1, 2, 3, 5, 8, 12, 16, 24, 32)
 """Numbers of pairs at which a comparison may end: a rule that may end it at any time ends it too often by chance. One pair is enough only for
 large differences, where every further window of the slower setting would cost the training most."""
+USUAL_PAIRS = 16
+"""A comparison goes on beyond this number only for a second setting that seems to be worth it, and which then costs the training nothing."""
 
 
 class Comparison:
@@ -50,6 +52,11 @@ class Comparison:
         """Return half of the interval around the mean that one of its bounds leaves with a probability of `error`."""
         num, degrees, variance = len(self.differences), *self._noise()
         return student_quantile(1 - error, degrees) * math.sqrt(variance / num) if degrees >= 1 else math.inf
+
+    def is_hopeful(self) -> bool:
+        """Return whether more pairs may yet show that the second setting is better."""
+        num = len(self.differences)
+        return num < USUAL_PAIRS or (num < LOOKS[-1] and self.mean >= WORTH)
 
     def is_better(self) -> bool:
         """Return whether the second setting is faster beyond doubt, and by enough."""

@@ -349,7 +349,7 @@ class Policy:
                 if window.is_cut or comparison.is_worse():
                     verdict = "slower"
                 elif num in LOOKS:
-                    verdict = _verdict(comparison, cheaper=cheaper, is_last=num == LOOKS[-1])
+                    verdict = _verdict(comparison, cheaper=cheaper, is_last=not comparison.is_hopeful())
             if verdict is None and num >= LOOKS[0] and self._is_spent(share):
                 verdict = SPENT
             if verdict is not None:
