@@ -105,32 +105,36 @@ def _report_training(args: argparse.Namespace, formats: Sequence[str]) -> None:
     if others := [word for word in formats if word != "html"]:
         raise UsageError(f"{args.run} is a training: its report is html only, not {others[0]}; its numbers are lines of live.jsonl")
     training = load_training(args.run)
-    path = _folder_for(args, training.path) / "report.html"
-    written = [path]
-    if training.best is None and training.report and training.is_over and (best := _best_of_training(training.path)) is not None:
+    folder = _folder_for(args, training.path)
+    written = [folder / "report.html"]
+    if training.best is None and training.report and training.is_over and (best := _best_of_training(training.path, folder)) is not None:
         written.append(best)
         training = load_training(args.run)
-    write_training_page(training, path)
+    write_training_page(training, folder / "report.html")
     _say(written, training.problems)
 
 
-def _best_of_training(path: Path) -> Path | None:
-    """Write best.json for a training that nobody started with `feedrate train`, and return its path; None if nothing was measured."""
+def _best_of_training(path: Path, folder: Path) -> Path | None:
+    """Write best.json for a training that nobody started with `feedrate train`, and return its path; None if nothing was measured.
+
+    Args:
+        path: folder of the training.
+        folder: where to write.
+    """
     from feedrate.analysis.best import write_best
     from feedrate.analysis.run_folder import RunFolder, read_object
     from feedrate.search.answers.training_answer import best_of, name_of
     from feedrate.trainables.tuning.training_report import TrainingReport
 
-    folder = RunFolder(path)
-    report = TrainingReport.from_json(read_object(folder.training))
+    report, best_path = TrainingReport.from_json(read_object(RunFolder(path).training)), RunFolder(folder).best
     best = best_of(report, report.command, name_of(report.command)) if report.command else None
-    if best is None or folder.best.exists():
+    if best is None or best_path.exists():
         return None
     try:
-        write_best(folder.best, best)
+        write_best(best_path, best)
     except OSError as error:
-        raise UsageError(f"best.json cannot be written to {path}: {error.strerror}") from None
-    return folder.best
+        raise UsageError(f"best.json cannot be written to {folder}: {error.strerror}") from None
+    return best_path
 
 
 def _folder_for(args: argparse.Namespace, own: Path) -> Path:

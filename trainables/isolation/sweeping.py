@@ -48,10 +48,12 @@ def sweep(marker: str, *, spare: set[int], group: int | None = None, helpers_s: 
     it makes a batch, the batch's file stays in /dev/shm; it is found by the worker's pid and removed.
     """
     killed: set[int] = set()
+    has_helper = False
     if group is not None:
         members = marked(marker)
         killed = set(members) - spare
-        if not any(_group_of(pid) == group for pid, is_helper in members.items() if is_helper):
+        has_helper = any(_group_of(pid) == group for pid, is_helper in members.items() if is_helper)
+        if not has_helper:
             kill_group(group)
     begin = time.monotonic()
     while time.monotonic() < begin + 5:
@@ -66,6 +68,8 @@ def sweep(marker: str, *, spare: set[int], group: int | None = None, helpers_s: 
                     os.kill(pid, signal.SIGKILL)
         killed |= found.keys()
         time.sleep(0.01)
+    if group is not None and has_helper:
+        kill_group(group)
     remove_batches(killed)
 
 

