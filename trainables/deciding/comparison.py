@@ -19,6 +19,8 @@ ERROR = 0.001
 LOOKS = (1, 2, 3, 5, 8, 12, 16, 24, 32)
 """Numbers of pairs at which a comparison may end: a rule that may end it at any time ends it too often by chance. One pair is enough only for
 large differences, where every further window of the slower setting would cost the training most."""
+MEAN_PAIRS = 3
+"""A comparison that ends for another reason than a bound has this many pairs at least, because their mean alone then decides."""
 USUAL_PAIRS = 16
 """A comparison goes on beyond this number only for a second setting that seems to be worth it, and which then costs the training nothing."""
 

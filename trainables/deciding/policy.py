@@ -14,7 +14,7 @@ from typing import Any
 from feedrate.analysis.estimate import steady_rate
 from feedrate.trainables.deciding.budget import Budget
 from feedrate.trainables.deciding.candidates import ENOUGH_FRACTION, Candidates
-from feedrate.trainables.deciding.comparison import LOOKS, WORTH, Comparison
+from feedrate.trainables.deciding.comparison import LOOKS, MEAN_PAIRS, WORTH, Comparison
 from feedrate.trainables.deciding.course import Course
 from feedrate.trainables.deciding.decision import Decision
 from feedrate.trainables.deciding.sprint import Sprint
@@ -350,7 +350,7 @@ class Policy:
                     verdict = "slower"
                 elif num in LOOKS:
                     verdict = _verdict(comparison, cheaper=cheaper, is_last=not comparison.is_hopeful())
-            if verdict is None and num >= LOOKS[0] and self._is_spent(share):
+            if verdict is None and num >= MEAN_PAIRS and self._is_spent(share):
                 verdict = SPENT
             if verdict is not None:
                 turns.close()
@@ -406,7 +406,8 @@ def _verdict(comparison: Comparison, *, cheaper: bool, is_last: bool) -> str | N
     if cheaper:
         if comparison.is_no_worse():
             return "as fast with fewer workers"
-        return "not shown to be as fast" if is_last or comparison.mean < -2 * WORTH else None
+        seems_slower = len(comparison.differences) >= MEAN_PAIRS and comparison.mean < -2 * WORTH
+        return "not shown to be as fast" if is_last or seems_slower else None
     if comparison.is_better():
         return "faster"
     if comparison.is_not_worth_it():
