@@ -293,8 +293,8 @@ def test_a_rank_that_hangs_before_it_trains_is_named(ranks, monkeypatch):
 
 
 def test_ranks_that_the_script_spawns_are_measured(ranks):
-    """It spawns two processes, which measure two settings."""
-    template = ranks(SPAWNED, command=("python", "train.py"))
+    """It spawns two processes, which measure two settings. Their loader workers would be spawned, too, which takes seconds."""
+    template = ranks(SPAWNED.replace("num_workers=1)", "num_workers=1, multiprocessing_context='fork')"), command=("python", "train.py"))
     assert described(template).num_ranks == 2
     for num_workers in (1, 2):
         columns = measured(template, num_workers)
