@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,34 +108,33 @@ def _report_training(args: argparse.Namespace, formats: Sequence[str]) -> None:
     training = load_training(args.run)
     folder = _folder_for(args, training.path)
     written = [folder / "report.html"]
-    if training.best is None and training.report and training.is_over and (best := _best_of_training(training.path, folder)) is not None:
-        written.append(best)
-        training = load_training(args.run)
+    if training.best is None and training.report and training.is_over and (best := _write_best_of(training.report, folder / "best.json")) is not None:
+        written.append(folder / "best.json")
+        training = dataclasses.replace(training, best=best)
     write_training_page(training, folder / "report.html")
     _say(written, training.problems)
 
 
-def _best_of_training(path: Path, folder: Path) -> Path | None:
-    """Write best.json for a training that nobody started with `feedrate train`, and return its path; None if nothing was measured.
+def _write_best_of(content: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
+    """Write best.json for a training that nobody started with `feedrate train`, and return its content; None if there is nothing to write.
 
     Args:
-        path: folder of the training.
-        folder: where to write.
+        content: that of train.json.
+        path: the file to write, which is left alone if it exists.
     """
     from feedrate.analysis.best import write_best
-    from feedrate.analysis.run_folder import RunFolder, read_object
     from feedrate.search.answers.training_answer import best_of, name_of
     from feedrate.trainables.tuning.training_report import TrainingReport
 
-    report, best_path = TrainingReport.from_json(read_object(RunFolder(path).training)), RunFolder(folder).best
+    report = TrainingReport.from_json(content)
     best = best_of(report, report.command, name_of(report.command)) if report.command else None
-    if best is None or best_path.exists():
+    if best is None or path.exists():
         return None
     try:
-        write_best(best_path, best)
+        write_best(path, best)
     except OSError as error:
-        raise UsageError(f"best.json cannot be written to {folder}: {error.strerror}") from None
-    return best_path
+        raise UsageError(f"best.json cannot be written to {path.parent}: {error.strerror}") from None
+    return best
 
 
 def _folder_for(args: argparse.Namespace, own: Path) -> Path:

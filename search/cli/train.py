@@ -58,7 +58,6 @@ class Train:
         from feedrate.search.setup.prepare import choose_folder
 
         name = name_of(args.script)
-
         folder = choose_folder(args.out, name, args.force)
         if folder.search.exists():
             raise UsageError(f"--out {folder.path} has a search in it: name another folder")

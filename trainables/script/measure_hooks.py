@@ -58,9 +58,7 @@ class MeasureHooks:
     @property
     def script(self) -> MeasuredScript:
         if self._script is None:
-            self._script = MeasuredScript(self.address, _take_over)
-            if not self._is_spawned:
-                self._script.connect()
+            self._script = MeasuredScript(self.address, _take_over, is_spawned=self._is_spawned)
         return self._script
 
     def patch_loaders(self, module: ModuleType) -> None:
@@ -113,7 +111,6 @@ class MeasureHooks:
 
         module.save = save  # type: ignore[attr-defined]
 
-
     def patch_groups(self, module: ModuleType) -> None:
         """Learn from torch's process group which rank this process is."""
         own = module.init_process_group
@@ -128,13 +125,7 @@ class MeasureHooks:
 
     def patch_process(self) -> None:
         """Report an exception that ends this process, which multiprocessing catches before `sys.excepthook` sees it."""
-        own = BaseProcess.run
-
-        @functools.wraps(own)
-        def run(process: BaseProcess) -> None:
-            self._reporting(own)(process)
-
-        BaseProcess.run = run  # type: ignore[method-assign, assignment]
+        BaseProcess.run = self._reporting(BaseProcess.run)  # type: ignore[method-assign]
 
     def patch_spawning(self, module: ModuleType) -> None:
         """Report an exception that ends a process of `torch.multiprocessing.spawn`, which catches it even before `BaseProcess.run` does.

@@ -58,11 +58,13 @@ class MeasuredScript:
     Args:
         address: path of the launcher's socket.
         control: makes what takes over, at the iteration whose loader is to be measured.
+        is_spawned: whether the script started this interpreter, which then connects only when it becomes a rank or trains: most
+            spawned processes are loader workers.
     """
 
-    def __init__(self, address: str, control: Callable[[MeasuredScript, Tap], Control]) -> None:
+    def __init__(self, address: str, control: Callable[[MeasuredScript, Tap], Control], *, is_spawned: bool) -> None:
         self._address, self._control = address, control
-        self._link: LauncherLink | None = None
+        self._link = None if is_spawned else LauncherLink(address)
         self.pid = os.getpid()
         self.loaders = WhichLoader()
         self.num_steps = 0
@@ -79,11 +81,7 @@ class MeasuredScript:
 
     @property
     def link(self) -> LauncherLink:
-        """The connection to feedrate's launcher. A spawned process connects only when it becomes a rank or trains: most spawned processes are loader workers."""
-        return self.connect()
-
-    def connect(self) -> LauncherLink:
-        """Return the connection to the launcher; make it, unless there is one."""
+        """The connection to feedrate's launcher, which is made unless there is one."""
         if self._link is None:
             self._link = LauncherLink(self._address)
         return self._link
@@ -91,7 +89,7 @@ class MeasuredScript:
     def joined(self) -> None:
         """Note that the script has made torch's process group, which says which rank this process is."""
         if os.getpid() == self.pid:
-            self.connect().join()
+            self.link.join()
 
     @property
     def name(self) -> str:
