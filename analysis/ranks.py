@@ -23,6 +23,8 @@ class RankWaits:
     slowest_in: int
     """Number of windows in which this rank waits longest."""
     num_windows: int
+    unit: str = "windows"
+    """What is counted: windows of a trial, or steps of a training that is tuned."""
 
     @property
     def is_persistent(self) -> bool:
@@ -35,7 +37,7 @@ class RankWaits:
         shares = ", ".join(f"rank {number} {fraction:.0%}" for number, fraction in enumerate(self.fractions))
         if max(self.fractions) - min(self.fractions) < APART_FRACTION:
             return f"{len(self.fractions)} ranks wait for data about equally long: {shares}"
-        where = f"in {self.slowest_in} of {self.num_windows} windows"
+        where = f"in {self.slowest_in} of {self.num_windows} {self.unit}"
         if self.is_persistent:
             return f"rank {self.slowest} waits most for data, {where}: {shares}. Look at its part of the data, and at its CPUs"
         return f"the ranks take turns in waiting for data (rank {self.slowest} most, {where}): {shares}. Loading is too slow on all of them"
@@ -58,6 +60,22 @@ def rank_waits(record: Mapping[str, Any]) -> RankWaits | None:
     slowest = max(range(len(waits)), key=fractions.__getitem__)
     slowest_in = sum(all(each[number] <= waits[slowest][number] for each in waits) for number in range(len(durations_s)))
     return RankWaits(fractions=fractions, slowest=slowest, slowest_in=slowest_in, num_windows=len(durations_s))
+
+
+def waits_of_training(summary: Mapping[str, Any]) -> RankWaits | None:
+    """Return which rank of a training with `feedrate train` waits most; None for a training in one process, or if it is not known.
+
+    Args:
+        summary: of train.json.
+    """
+    facts = summary.get("ranks")
+    if not isinstance(facts, Mapping):
+        return None
+    fractions, counts = facts.get("wait_fractions"), [facts.get(name) for name in ("slowest", "slowest_in", "num_steps")]
+    if not _are_times(fractions, len(fractions or ())) or not _are_times(counts, 3) or not fractions:
+        return None
+    slowest, slowest_in, num_steps = (int(each) for each in counts if each is not None)
+    return RankWaits(fractions=tuple(fractions), slowest=slowest, slowest_in=slowest_in, num_windows=num_steps, unit="steps")
 
 
 def _are_times(values: Any, num: int) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from feedrate.analysis.ranks import waits_of_training
 from feedrate.analysis.sections import Section, duration, fact_rows, number
 from feedrate.analysis.setting import config_text
 from feedrate.analysis.training import Training, by_setting, value_of
@@ -46,6 +47,8 @@ def answer(training: Training) -> Section:
     if num_batches:
         rows.append(("Trained", f"{num_batches:,} batches in {duration(wait_s + step_s)}"))
         rows.append(("Waited for batches", f"{duration(wait_s)}, {_share(wait_s, wait_s + step_s)} of this time"))
+    if (ranks := waits_of_training(summary)) is not None:
+        rows.append(("Ranks", ranks.sentence))
     if (aside_s := training.course["aside_s"].sum()) > 0:
         rows.append(("Did something else", f"{duration(aside_s)} between two batches, such as validation"))
     if (lost_s := value_of(summary, "lost_s")) is not None:

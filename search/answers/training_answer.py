@@ -9,6 +9,7 @@ from typing import Any
 
 from feedrate.analysis.best import BEST_SCHEMA, python_snippet
 from feedrate.analysis.paste import paste_heading
+from feedrate.analysis.ranks import waits_of_training
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.deciding.candidates import ENOUGH_FRACTION
 from feedrate.trainables.tuning.training_report import OBSERVES, TrainingReport
@@ -44,12 +45,15 @@ def best_of(report: TrainingReport, command: Sequence[str], name: str) -> dict[s
         speedup, ci95 = 1.0, [1.0, 1.0]
     rate = {"samples_per_second": best["batches_per_s"] * items, "ci95": [each * items for each in best["ci95"]]}
     ceiling_sps = best["batches_per_s"] * items / max(1 - best["wait_fraction"], 1e-9)
+    waits = waits_of_training(summary)
+    num_ranks = 1 if waits is None else len(waits.fractions)
+    num_cpus = report.measured_on["num_cpus"]
     made = {} if report.origin is None else {"script": {"loaders": [{"role": "measured", **report.origin}]}}
     return {
         "schema": BEST_SCHEMA,
         "dataloader": report.best,
         "process": {},
-        "throughput": {**rate, "unit": "samples", "per": "rank"},
+        "throughput": {**rate, "unit": "samples", "per": "rank" if waits is None else "world"},
         "baseline": {
             "dataloader": report.dataloader,
             "samples_per_second": own["batches_per_s"] * items,
@@ -61,7 +65,12 @@ def best_of(report: TrainingReport, command: Sequence[str], name: str) -> dict[s
         "confirmed": bool(summary["confirmed"]),
         "tied_with": [],
         "best_by_batch_size": {size: {"dataloader": report.best, **rate}},
-        "scope": {"ranks_per_host": 1, "world_size": 1, "cpus_per_rank": report.measured_on["num_cpus"]},
+        "scope": {
+            "ranks_per_host": num_ranks,
+            "world_size": num_ranks,
+            "cpus_per_rank": num_cpus if waits is None else num_cpus / num_ranks,
+            "slowest_rank": None if waits is None else waits.slowest,
+        },
         "measured_on": report.measured_on,
         "workload": {"target": " ".join(command), "name": name, "unit": "samples", "command": list(command), **made},
         "search": {"objective": "steady", "while_training": True, "num_decisions": report.num_decisions, "created_unix_s": time.time()},
@@ -93,6 +102,8 @@ def closing_lines(report: TrainingReport, facts: Mapping[str, Any], best: Mappin
     waited = f"{_time(facts['waited_s'])} of which ({facts['wait_fraction']:.1%}) the training waited for batches"
     cost = "" if facts["waited_cost"] is None else f"; waiting cost {_money(facts['waited_cost'])}"
     lines = [f"{report.loader}: {summary['num_batches']:,} batches in {_time(facts['trained_s'])}, {waited}{cost}"]
+    if (waits := waits_of_training(summary)) is not None:
+        lines.append(waits.sentence)
     if best is None:
         return [*lines, "the training was too short for a measurement"]
     own_sps, sps = best["baseline"]["samples_per_second"], best["throughput"]["samples_per_second"]

@@ -28,10 +28,11 @@ LEFT = ("train.json", "report.html", "live.jsonl", "claim", "best.json", "withou
 class Train:
     """Run a training command to its end, and tune its loader's workers while it trains.
 
-    The samples, their order and the batch size stay what they are; batch_size is never changed. The command has its own output
+    The samples, their order and the batch size stay what they are; batch_size is never changed. Ranks of one host are tuned together. The command has its own output
     and exit code. The run folder gets live.jsonl (every decision), best.json and report.html.
 
       feedrate train -- python train.py --data /data --epochs 90
+      feedrate train -- torchrun --nproc-per-node 4 train.py
       feedrate train --observe --price-per-hour 2.5 -- python train.py
     """
 
@@ -126,7 +127,8 @@ def _finish(args: argparse.Namespace, folder: RunFolder, name: str, code: int) -
     report = None
     with contextlib.suppress(FileNotFoundError):
         report = TrainingReport.from_json(read_object(folder.training))
-    (folder.path / "claim").unlink(missing_ok=True)
+    for each in (folder.path / "claim", *folder.path.glob("ranks-*")):
+        each.unlink(missing_ok=True)
     facts: dict[str, Any] | None = None
     best: dict[str, Any] | None = None
     if report is None:

@@ -21,8 +21,9 @@ from feedrate.trainables.diagnose.origin import Origin
 from feedrate.trainables.loader.baseline import read_baseline
 from feedrate.trainables.machine.accelerator import device_name
 from feedrate.trainables.machine.host import cpu_budget, cpu_model
+from feedrate.trainables.ranks.rank import Rank
 from feedrate.trainables.tuning.decision_log import DecisionLog
-from feedrate.trainables.tuning.live import Live, policy_of
+from feedrate.trainables.tuning.live import Live, log_of, policy_of
 from feedrate.trainables.tuning.suitable import why_left_alone
 from feedrate.trainables.tuning.training_report import OBSERVES, TrainingReport
 from feedrate.trainables.tuning.tuned_loader import TunedLoader
@@ -55,7 +56,7 @@ class TrainedScript:
         """Decides which setting the training loader has, also if the script makes a new loader for every epoch."""
         self.trained: TunedLoader | None = None
         self._shape: tuple[Any, ...] = ()
-        self._may_train = os.environ.get("RANK", "0") == "0"
+        self._may_train = True
         self._loaders: weakref.WeakKeyDictionary[Any, Live] = weakref.WeakKeyDictionary()
         self._facts: dict[str, Any] = {}
         self._own: LoaderConfig | None = None
@@ -70,8 +71,8 @@ class TrainedScript:
             return None
         if loader not in self._loaders:
             why = OBSERVES if self.observes else why_left_alone(loader, reached_torch=True)
-            policy = policy_of(loader, budget=self.budget, leave=why)
-            self._loaders[loader] = Live(_ScriptLoader(self, loader, policy, DecisionLog(self.folder)))
+            policy = policy_of(loader, budget=self.budget, leave=why, folder=self.folder)
+            self._loaders[loader] = Live(_ScriptLoader(self, loader, policy, log_of(policy, self.folder)))
         return self._loaders[loader]
 
     def trains_on(self, tuned: TunedLoader) -> bool:
@@ -79,7 +80,7 @@ class TrainedScript:
         loader = tuned.loader
         shape = (type(loader.dataset), loader.num_workers, loader.batch_size)
         if self.policy is None:
-            if not self._claims():
+            if not tuned.policy.follows and not self._claims():
                 self._may_train = False
                 return False
             self.policy, self._shape = tuned.policy, shape
@@ -92,8 +93,8 @@ class TrainedScript:
         return True
 
     def save(self, *, is_over: bool = False) -> None:
-        """Write train.json. A full disk must not end a training."""
-        if self.policy is None or self.trained is None or self._own is None:
+        """Write train.json, in rank 0 if there are several. A full disk must not end a training."""
+        if self.policy is None or self.policy.follows or self.trained is None or self._own is None:
             return
         self._saved_s = time.monotonic()
         own, best = self._own, self.policy.best
@@ -132,7 +133,9 @@ class TrainedScript:
             self.trained.close_pools()
 
     def _claims(self) -> bool:
-        """Return whether this is the first process of the command that trains."""
+        """Return whether this is the first process of the command that trains; of several ranks, only rank 0 can be."""
+        if (rank := Rank.here()) is not None and rank.number:
+            return False
         try:
             os.close(os.open(self.folder / CLAIM, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         except OSError:

@@ -49,6 +49,8 @@ Plan = Generator[int, Window, None]
 class Policy:
     """The decisions of one training.
 
+    With several ranks, rank 0 has a `LeadingPolicy` and the others a `FollowingPolicy`.
+
     Args:
         own: the user's own number of workers.
         cpus: CPUs that this process may use.
@@ -58,6 +60,10 @@ class Policy:
         leave: why the setting must not be changed, as a sentence; None if it may be.
         clock: returns seconds.
     """
+
+    num_ranks = 1
+    follows = False
+    """Whether rank 0 decides in the place of this policy."""
 
     def __init__(
         self,
@@ -168,6 +174,10 @@ class Policy:
     def elapsed(self) -> tuple[float, int]:
         """Return the seconds and the number of batches since the training took its first batch."""
         return self._clock() - self._began_s if self._began_s is not None else 0.0, self.num_batches
+
+    def rank_facts(self) -> dict[str, Any] | None:
+        """Return how long each of several ranks waited, as a JSON object; None for one process, and as long as nothing is known."""
+        return None
 
     def fraction_waited(self) -> float:
         """Return the share of the whole training's time in which it waited (0..1)."""

@@ -26,6 +26,11 @@ class Rank:
     """Number of ranks on this host."""
 
     @classmethod
+    def here(cls) -> Rank | None:
+        """Return the rank that this process is, as far as is known now: by torch's process group, or else by torchrun's variables."""
+        return cls.of_process_group() or cls.of_environment()
+
+    @classmethod
     def of_environment(cls, environment: Mapping[str, str] = os.environ) -> Rank | None:
         """Return the rank that torchrun's variables name; None if they are not set, or if there is only one rank."""
         try:

@@ -321,7 +321,7 @@ def why_not_fitting(live: TunedLoader, num_workers: int, method: str | None) -> 
             pin_memory=bool(loader.pin_memory),
             multiprocessing_context=method,
         )
-        check_limits(config, max(live.storage_sizes, key=sum, default=[]))
+        check_limits(config, max(live.storage_sizes, key=sum, default=[]), num_ranks=live.policy.num_ranks)
     except TrialFailed as failed:
         return failed.failure.message
     return None

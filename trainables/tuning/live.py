@@ -9,8 +9,12 @@ from typing import Any
 
 from feedrate.trainables.deciding.budget import Budget
 from feedrate.trainables.deciding.decision import Decision
+from feedrate.trainables.deciding.following_policy import FollowingPolicy
+from feedrate.trainables.deciding.leading_policy import LeadingPolicy
 from feedrate.trainables.deciding.policy import Policy
 from feedrate.trainables.machine.host import cpu_budget
+from feedrate.trainables.ranks.rank import Rank
+from feedrate.trainables.ranks.rank_meeting import RankMeeting
 from feedrate.trainables.tuning.decision_log import DecisionLog
 from feedrate.trainables.tuning.epoch import Epoch, Observed
 from feedrate.trainables.tuning.stream_epoch import StreamEpoch, is_stream
@@ -35,7 +39,9 @@ def live(
 
     Every sample comes once, in the order in which it would have come; `len`, `set_epoch` and all other attributes are the
     loader's own, and batch_size never changes. A loader whose workers cannot be changed without changing what it delivers (an iterable
-    dataset with workers, a class with an `__iter__` of its own, a sampler that saves its state, several ranks) is only observed.
+    dataset with workers, a class with an `__iter__` of its own, a sampler that saves its state, ranks on several hosts) is only observed.
+
+    In a training with several ranks, wrap the loader in each of them after `torch.distributed.init_process_group`; rank 0 decides for all.
 
     Args:
         loader: a torch DataLoader. Wrap it once, before the first epoch.
@@ -46,20 +52,30 @@ def live(
     """
     why = OBSERVES if observe else why_left_alone(loader)
     policy = policy_of(loader, budget=Budget.of(budget_fraction), leave=why)
-    return Live(TunedLoader(loader, policy, DecisionLog(folder, quiet=quiet)), loader)
+    return Live(TunedLoader(loader, policy, log_of(policy, folder, quiet=quiet)), loader)
 
 
-def policy_of(loader: Any, *, budget: Budget, leave: str | None) -> Policy:
-    """Return the policy of a loader that nothing is known about yet."""
-    own, cpus = int(getattr(loader, "num_workers", 0) or 0), cpu_budget()[0]
-    return Policy(
-        own,
-        cpus=cpus,
-        most=1 if is_stream(loader) else max(LEAST_RANGE, cpus, own),
-        prefetch_factor=getattr(loader, "prefetch_factor", None) or 2,
-        budget=budget,
-        leave=leave,
-    )
+def policy_of(loader: Any, *, budget: Budget, leave: str | None, folder: str | os.PathLike[str] | None = None) -> Policy:
+    """Return the policy of a loader that nothing is known about yet; `folder` is where ranks may put a file by which they agree."""
+    own, rank = int(getattr(loader, "num_workers", 0) or 0), Rank.here()
+    num_ranks = 1 if rank is None else rank.local_world_size
+    cpus = max(cpu_budget()[0] // num_ranks, 1)
+    options: dict[str, Any] = {
+        "cpus": cpus,
+        "most": 1 if is_stream(loader) else max(LEAST_RANGE // num_ranks, cpus, own),
+        "prefetch_factor": getattr(loader, "prefetch_factor", None) or 2,
+        "budget": budget,
+        "leave": leave,
+    }
+    if rank is None or rank.world_size != num_ranks:
+        return Policy(own, **options)
+    kind = FollowingPolicy if rank.number else LeadingPolicy
+    return kind(own, meeting=RankMeeting(rank, own, folder), **options)
+
+
+def log_of(policy: Policy, folder: str | os.PathLike[str] | None, *, quiet: bool = False) -> DecisionLog:
+    """Return where a policy's decisions are written: only rank 0 writes files."""
+    return DecisionLog(None if policy.follows else folder, quiet=quiet)
 
 
 class Live:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.datapipes.datapipe import IterDataPipe, MapDataPipe
 
 from feedrate.trainables.loader.no_loader import why_no_loader
 from feedrate.trainables.probing.static_check import fork_unsafe, owned_generators
+from feedrate.trainables.ranks.rank import Rank
 
 _SIMPLE = (bool, int, float, str, bytes, type(None))
 MAX_HELD = 8
@@ -46,9 +45,7 @@ def why_left_alone(loader: Any, *, reached_torch: bool = False) -> str | None:
         if hasattr(each, "state_dict"):
             name = type(each).__name__
             return f"{name} saves its state, which depends on how many batches workers load ahead, so the number of workers stays"
-    if (num := _world_size()) > 1:
-        return f"{num} ranks train together, and each has a loader of its own, so the number of workers stays"
-    return None
+    return _why_not_together(loader)
 
 
 def why_not_forked(dataset: Any) -> str | None:
@@ -113,8 +110,13 @@ class _Hashing:
         return size
 
 
-def _world_size() -> int:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_world_size()
-    text = os.environ.get("WORLD_SIZE", "1")
-    return int(text) if text.isdecimal() else 1
+def _why_not_together(loader: DataLoader[Any]) -> str | None:
+    """Return why the loaders of several ranks cannot be changed together, as a sentence; None if they can, or if there is one rank."""
+    rank = Rank.here()
+    if rank is None:
+        return None
+    if rank.world_size != rank.local_world_size:
+        return f"{rank.world_size} ranks train on several hosts, and feedrate tunes ranks of one host, so the number of workers stays"
+    if isinstance(loader.dataset, IterableDataset):
+        return f"the dataset is iterable, so it could change between two epochs only, which {rank.world_size} ranks may reach at different times; the number of workers stays"
+    return None

@@ -33,7 +33,8 @@ class TunedLoader:
         self.policy, self.log = policy, log
         self.own = policy.own
         self.is_persistent = bool(getattr(loader, "persistent_workers", False))
-        self.policy.items_per_batch = getattr(loader, "batch_size", None)
+        size = getattr(loader, "batch_size", None)
+        self.policy.items_per_batch = None if size is None else size * policy.num_ranks
         self.guard = MemoryGuard()
         self.has_fallen_back = False
         """Whether a failure under another setting was survived. The next one is the user's."""
@@ -157,6 +158,7 @@ class TunedLoader:
             "confirmed": speedup is not None,
             "lost_s": policy.budget.lost_s,
             "left_alone": policy.leave,
+            "ranks": policy.rank_facts(),
         }
 
 

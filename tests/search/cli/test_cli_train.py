@@ -204,3 +204,49 @@ def test_a_search_begins_with_what_a_training_found(tmp_path):
     assert [each.num_workers for each in found] == [6] and "in the training" in said
     found, said = remembered(tmp_path, other, space)
     assert found == [] and "another machine" in said
+
+
+RANKS = SCRIPT.replace("from torch.utils.data import", "import torch.distributed as dist\nfrom torch.utils.data import DistributedSampler,").replace(
+    "    torch.manual_seed(0)\n", '    torch.manual_seed(0)\n    dist.init_process_group("gloo")\n    data = Numbers(num, sleep_s)\n    sampler = DistributedSampler(data)\n'
+).replace("Numbers(num, sleep_s), batch_size=4, shuffle=True", "data, batch_size=4, sampler=sampler").replace(
+    "    for epoch in range(epochs):\n", "    model = torch.nn.parallel.DistributedDataParallel(model)\n    for epoch in range(epochs):\n        sampler.set_epoch(epoch)\n"
+).replace(
+    "            optimizer.step()\n", "            optimizer.step()\n            kill(training)\n"
+).replace(
+    'print("content"', 'open(f"content-{dist.get_rank()}.txt", "w").write(digest.hexdigest() + weights)\n    print("content"'
+).replace("if __name__", '''
+def kill(loader, since=[]):
+    # end a worker of rank 1 once it has another number of workers
+    children = [each for each in open(f"/proc/self/task/{os.getpid()}/children").read().split()] if os.environ.get("KILLS") else ()
+    if dist.get_rank() == 1 and len(children) > 1 and not since:
+        since.append(os.kill(int(children[-1]), 9))
+
+if __name__''')
+
+
+@pytest.mark.parametrize("kills", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_ranks_are_tuned_together(script, kills):
+    """The same samples and weights in each rank as untouched, whether or not a worker of one rank is killed. Over 10 s: two trainings with two ranks each."""
+    script.write_text(RANKS)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+
+    def contents():
+        return [(script.parent / f"content-{number}.txt").read_text() for number in range(2)]
+
+    subprocess.run([*launch, "1", "2", "2600", "0", "0"], check=True, capture_output=True, cwd=script.parent)
+    expected = contents()
+    environment = os.environ | ({"KILLS": "1"} if kills else {})
+    command = [*FEEDRATE, "train", "--out", "run", "--", *launch, "1", "2", "2600", "0.005", "0"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=script.parent, env=environment)
+    assert found.returncode == 0, found.stderr
+    assert contents() == expected and expected[0] != expected[1]
+    folder = script.parent / "run"
+    kinds = [kind for each in (folder / "live.jsonl").read_text().splitlines() if (kind := json.loads(each)["kind"]) != "rate"]
+    assert kinds[:2] == ["baseline", "try"] and ("failure" in kinds) == kills
+    assert "2 ranks wait for data about equally long: rank 0 " in found.stderr
+    best = load_best(folder)
+    assert best.raw["throughput"]["per"] == "world" and best.raw["scope"]["world_size"] == 2
+    assert best["num_workers"] == 1 if kills else best["num_workers"] > 1
+    if kills:
+        assert "rank 1: with " in found.stderr
+    assert not list(folder.glob("ranks-*"))
