@@ -28,7 +28,7 @@ MAX_LINES = 60
 FLOORS = {
     "trainables": [
         "message", "doubt", "no_arguments", "failure", "config", "step", "beside_loader", "workload", "ranks", "resolve", "measurement", "machine", "diagnose", "isolation", "deciding", "loader",
-        "measuring", "probing", "tuning", "accompanying", "checking", "protocol", "sandbox", "bundled", "script",
+        "measuring", "probing", "tuning", "accompanying", "checking", "protocol", "sandbox", "bundled", "script", "workload_main",
     ],
     "search": [
         "options", "versions", "terminal", "shipping", "space", "record", "study", "session", "engine", "best_json", "result", "setup", "answers", "service", "trials", "run", "resume", "cli",

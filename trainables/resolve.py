@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import json
 import os
 import shlex
 import shutil
@@ -114,6 +115,19 @@ def make_command_ref(command: Sequence[str], *, loader: str | None = None, cwd: 
     return WorkloadRef(
         target=shlex.join(command), folder=str(cwd), cwd=str(cwd), command=tuple(command), own_python=own, loader=loader
     )
+
+
+def ranks_command(workload: str, options: Mapping[str, Any], num_ranks: int) -> list[str]:
+    """Return the training command that trains a workload in several ranks of one host, which torchrun starts.
+
+    Args:
+        workload: a bundled name, module:function, or file.py:function.
+        options: keyword arguments of the function, which JSON can hold.
+        num_ranks: number of ranks.
+    """
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
+    words = [*launcher, "-m", "feedrate.trainables.workload_main", workload]
+    return [*words, "--options", json.dumps(dict(options))] if options else words
 
 
 def preload(ref: WorkloadRef) -> Callable[..., Any]:

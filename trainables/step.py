@@ -41,15 +41,18 @@ def short_step(
     loss: Callable[[Any, Any], torch.Tensor],
     optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer],
 ) -> Callable[[StepContext], Step]:
-    """Return `make_step` of the short form: copy to the device, forward, loss, backward, optimizer step."""
+    """Return `make_step` of the short form: copy to the device, forward, loss, backward, optimizer step; in several ranks with DistributedDataParallel."""
 
     def make_step(context: StepContext) -> Step:
         module = model().to(context.device).train()
         optim = optimizer(module.parameters())
         # a loss module may contain tensors (class weights), so it moves to the device too
         criterion = loss.to(context.device) if isinstance(loss, torch.nn.Module) else loss
+        forward: Any = module
+        if context.world_size > 1:
+            forward = torch.nn.parallel.DistributedDataParallel(module, device_ids=None if context.device.type == "cpu" else [context.device])
         # a pool of compiler processes would outlive compilation and use the CPUs that are being measured
-        forward = torch.compile(module, options={"compile_threads": 1}) if context.compile else module
+        forward = torch.compile(forward, options={"compile_threads": 1}) if context.compile else forward
 
         def objective(inputs: Any, target: Any) -> Any:
             if context.amp is None:

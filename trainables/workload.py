@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from feedrate.trainables.beside_loader import BesideLoader
 from feedrate.trainables.config import LoaderConfig
@@ -38,7 +38,7 @@ class Workload:
         optimizer: parameters -> torch optimizer.
         collate_fn: as for DataLoader; None is torch's default.
         loader_kwargs: fixed DataLoader arguments: shuffle (default True for map-style), sampler, drop_last,
-            worker_init_fn, generator, ...
+            worker_init_fn, generator, ... In several ranks (`--ranks N`), a map-style dataset without a sampler gets a `DistributedSampler`.
         check: called once before a search, not in trials. It inspects the data, returns sentences for the user, and
             raises `WorkloadError` if nothing can be loaded.
 
@@ -117,6 +117,14 @@ class Workload:
 
     def _short_loader(self, **overrides: Any) -> DataLoader[Any]:
         fixed = dict(self.loader_kwargs)
-        if not isinstance(self.dataset, IterableDataset) and not {"sampler", "batch_sampler", "shuffle"} & fixed.keys():
-            fixed["shuffle"] = True
+        if not isinstance(self.dataset, IterableDataset) and not {"sampler", "batch_sampler"} & fixed.keys():
+            shuffle = bool(fixed.pop("shuffle", True))
+            if _has_ranks():
+                fixed["sampler"] = DistributedSampler(self.dataset, shuffle=shuffle, drop_last=bool(fixed.get("drop_last", False)))
+            else:
+                fixed["shuffle"] = shuffle
         return DataLoader(self.dataset, collate_fn=self.collate_fn, **fixed, **overrides)
+
+
+def _has_ranks() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1

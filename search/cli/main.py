@@ -87,6 +87,8 @@ def _run(argv: Sequence[str]) -> int:
             raise UsageError(f"unknown argument {unknown[0]} (see feedrate {name} --help)")
         args.script = script
         arguments.check_command(args)
+        if not isinstance(args.command, Submit):  # the cluster does it there, where its Python is
+            arguments.start_ranks(args)
         with _naming_written_files(script is not None and not isinstance(args.command, (Submit, Train))):
             if getattr(args, "explain", False):
                 explain(args)

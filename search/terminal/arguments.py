@@ -163,9 +163,27 @@ def check_command(args: argparse.Namespace) -> None:
         raise UsageError(f"there are a WORKLOAD ({args.workload}) and a training command ({COMMAND} ...): leave out one of them")
     if args.script is None and (args.loader is not None or args.explain):
         raise UsageError(f"--{'loader' if args.loader else 'explain'} is for training commands ({COMMAND} ...): leave it out")
+    if args.script is not None and args.num_ranks is not None:
+        raise UsageError(f"--ranks is for a WORKLOAD: start the ranks of a training command with its own launcher, as in {COMMAND} torchrun --nproc-per-node {args.num_ranks} train.py")
+    if args.num_ranks is not None and (getattr(args, "amp", None) or getattr(args, "compile", False)):
+        raise UsageError(f"--{'amp' if args.amp else 'compile'} and --ranks do not go together: do it in the make_step of a Workload.from_loader, and leave the option out")
     if args.script is not None and (given := workload_options(args)):
         name = next(iter(given)).removesuffix("_s").replace("_", "-")
         raise UsageError(f"--{name} is an option of bundled workloads: write your training's own options after {COMMAND} and its command")
+
+
+def start_ranks(args: argparse.Namespace) -> None:
+    """Replace a WORKLOAD with --ranks by the training command that starts its ranks."""
+    if getattr(args, "num_ranks", None) is None:
+        return
+    from feedrate.trainables.resolve import ranks_command
+
+    args.script = ranks_command(args.workload, workload_options(args), args.num_ranks)
+    args.workload = None
+    vars(args).update(dict.fromkeys(_OPTIONS))
+
+
+_OPTIONS = ("data", "image_size", "model", "latency_s")
 
 
 def add_workload(parser: argparse.ArgumentParser) -> None:
@@ -178,6 +196,14 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
         help="which of the script's DataLoaders to measure, by its number in the list or its place (default: the one that training reads)",
     )
     group.add_argument("--explain", action="store_true", help="only print how feedrate sees the script: its loaders, and which one is measured")
+    group = parser.add_argument_group("workloads in several processes")
+    group.add_argument(
+        "--ranks",
+        dest="num_ranks",
+        type=whole(2),
+        metavar="N",
+        help="train WORKLOAD in N processes of this host that exchange gradients, started by torchrun (a training command starts its own ranks)",
+    )
     group = parser.add_argument_group("bundled workloads")
     group.add_argument(
         "--data",
@@ -198,8 +224,7 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
 
 def workload_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the given options of a bundled workload."""
-    names = ("data", "image_size", "model", "latency_s")
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return {name: getattr(args, name) for name in _OPTIONS if getattr(args, name) is not None}
 
 
 def add_trial(parser: argparse.ArgumentParser) -> None:

@@ -59,3 +59,45 @@ def test_a_search_measures_all_ranks_and_its_answer_is_theirs(feedrate, mine, tm
     assert best["workload"]["epoch_samples"] == 4000
     assert main(["verify", "run", "--", sys.executable, "train.py"]) == 2
     assert "run is the answer for 2 ranks, and this command trains in 1: start as many ranks as in the search" in capfd.readouterr().err
+
+WORKLOAD = """
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from feedrate.trainables import Workload
+
+class Rows(Dataset):
+    def __len__(self):
+        return 4000
+    def __getitem__(self, index):
+        return torch.full((8,), float(index)), index % 2
+
+def rows():
+    return Workload(
+        name="rows", dataset=Rows, model=lambda: nn.Linear(8, 2), loss=nn.CrossEntropyLoss(), optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.01)
+    )
+"""
+
+
+def test_a_workload_trains_in_ranks(tmp_path, monkeypatch, capfd):
+    """Started by torchrun, with gradients exchanged and the samples shared out. Over 10 s: torchrun imports torch, and so does each rank."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(WORKLOAD)
+    assert main(["measure", "mine.py:rows", "--ranks", "2", "--num-workers", "1", "--max-trial-s", "1", "--json"]) == 0
+    columns = json.loads(capfd.readouterr().out)["measurement"]
+    assert [each["rank"] for each in columns["ranks"]] == [0, 1]
+    assert columns["window_num_items"] == [2 * 32 * number for number in columns["window_num_batches"]]
+    assert columns["epoch_samples"] == 4000
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["table", "--ranks", "1"], "must be 2 or more, not 1"),
+        (["table", "--ranks", "2", "--amp", "bf16"], "--amp and --ranks do not go together"),
+        (["--ranks", "2", "--", "python", "train.py"], "--ranks is for a WORKLOAD: start the ranks of a training command with its own launcher"),
+    ],
+)
+def test_ranks_that_cannot_be_started_are_refused(words, sentence, capfd):
+    assert main(["measure", *words]) == 2
+    assert sentence in capfd.readouterr().err
