@@ -104,7 +104,7 @@ def load_best(path: str | os.PathLike[str]) -> BestConfig:
             best = read_object(file)
         check_best(best)
     except (FileNotFoundError, NotADirectoryError):
-        way_out = "A search writes best.json when it ends; feedrate resume continues an interrupted search"
+        way_out = "A search writes best.json once a setting has worked; feedrate resume continues an interrupted search"
         raise RunError(f"{file} does not exist. {way_out}") from None
     except ValueError as error:
         raise RunError(f"{file} cannot be used: {error}") from None
@@ -122,6 +122,18 @@ def best_if_usable(folder: RunFolder, problems: list[str]) -> dict[str, Any] | N
         problems.append(f"best.json was left out: {error}")
         return None
     return dict(printable(best))
+
+
+def final_best(folder: RunFolder, problems: list[str]) -> dict[str, Any] | None:
+    """Return the content of a run folder's best.json as `best_if_usable` does; None also while the search goes on, or if it was interrupted."""
+    best = best_if_usable(folder, problems)
+    return None if best is None or not is_final(best) else best
+
+
+def is_final(best: Mapping[str, Any]) -> bool:
+    """Return whether a best.json is the answer of a search that has ended; files of an earlier release are."""
+    searched = best.get("search")
+    return not isinstance(searched, Mapping) or searched.get("is_final") is not False
 
 
 def write_best(path: str | os.PathLike[str], best: Mapping[str, Any]) -> None:

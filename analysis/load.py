@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from feedrate.analysis.best import best_if_usable
+from feedrate.analysis.best import final_best
 from feedrate.analysis.clean import clean, label, printable
 from feedrate.analysis.estimate import (
     Rate,
@@ -85,7 +85,7 @@ def _load(folder: RunFolder) -> Run:
         trials=frame(rows, TRIAL_DTYPES),
         windows=frame((window for row in rows for window in _windows(row)), WINDOW_DTYPES),
         rank_windows=frame((window for row in rows for window in _rank_windows(row)), RANK_WINDOW_DTYPES),
-        best=best_if_usable(folder, problems),
+        best=final_best(folder, problems),
         problems=problems,
         rank=ranking,
     )

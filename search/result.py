@@ -73,8 +73,17 @@ def conclude(folder: RunFolder, stop_reason: str | None) -> SearchResult:
     where = standing_of(run, ranked)
     best = None if complete.empty else best_content(run, ranked, pick(complete, where), where)
     if best is not None and stop_reason is not None:
+        best["search"]["is_final"] = True
         write_best(folder.best, best)
     return SearchResult(folder=folder.path, best=best, ranking=ranked, failures=run.failures, stop_reason=stop_reason)
+
+
+def write_so_far(folder: RunFolder) -> None:
+    """Write best.json for a search that goes on, if a setting has worked; readers of the run folder compute it anew instead."""
+    best = conclude(folder, None).best
+    if best is not None:
+        best["search"]["is_final"] = False
+        write_best(folder.best, best)
 
 
 def pick(complete: pd.DataFrame, where: Standing | None = None) -> pd.Series[Any]:

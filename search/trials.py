@@ -1,6 +1,6 @@
 """What a new search and a resumed one share: from a run folder with search.json, through its trials, to a `SearchResult`.
 
-A crash at any moment leaves a run folder whose `trials.jsonl` contains every finished trial. The study may lack the last of them;
+A crash at any moment leaves a run folder whose `trials.jsonl` contains every finished trial, and after the first minute a best.json that is not final. The study may lack the last of them;
 it learns them when the search is resumed. No process outlives the driver by more than seconds.
 """
 
@@ -18,6 +18,7 @@ from feedrate.analysis.run_folder import RunFolder
 from feedrate.search.engine.look import look
 from feedrate.search.engine.nodes import Host, promised
 from feedrate.search.engine.reservation import Placement
+from feedrate.search.interim_answer import InterimAnswer
 from feedrate.search.options import SearchOptions, UsageError
 from feedrate.search.record import SearchRecord
 from feedrate.search.result import SearchResult, conclude
@@ -68,6 +69,7 @@ def find_answer(
     records, problems = folder.records()
     again = reconcile(brain, records, options.objective).requeued
     display = _display(folder, record, options, brain, console, quiet)
+    so_far = InterimAnswer(folder, display.note_once)
     display.begin()
     try:
         display.say(placement.where)
@@ -88,6 +90,7 @@ def find_answer(
             seeds=[*(record.warm_start or ()), *seed_configs(baseline, placement, space, record.workload.num_ranks)],
             epoch_samples=record.workload.epoch_samples,
             display=display,
+            on_measured=so_far.update,
         )
         session.replay(records)
         try:
@@ -99,6 +102,7 @@ def find_answer(
         display.end()
         brain.close()
     if not complete:
+        so_far.update(at_last=True)
         raise KeyboardInterrupt
     if len(session.records) == len(records):
         display.say(f"nothing new was measured: {session.stop_reason}")

@@ -31,7 +31,7 @@ FLOORS = {
         "measuring", "probing", "tuning", "accompanying", "checking", "protocol", "sandbox", "bundled", "script", "workload_main",
     ],
     "search": [
-        "options", "versions", "terminal", "shipping", "space", "record", "study", "session", "engine", "best_json", "result", "setup", "answers", "service", "trials", "run", "resume", "cli",
+        "options", "versions", "terminal", "shipping", "space", "record", "study", "session", "engine", "best_json", "result", "interim_answer", "setup", "answers", "service", "trials", "run", "resume", "cli",
         "head", "job",
     ],
 }  # fmt: skip

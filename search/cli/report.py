@@ -243,7 +243,7 @@ class Export:
         arguments.add_json(parser)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
-        from feedrate.analysis.best import load_best, python_snippet
+        from feedrate.analysis.best import is_final, load_best, python_snippet
         from feedrate.analysis.load import load_run
         from feedrate.analysis.remote import is_url
         from feedrate.analysis.run_folder import RunFolder, write_atomic
@@ -254,8 +254,8 @@ class Export:
             folder.read_search()  # refuses a folder that is no run, even if there is a best.json in it
         if is_url(args.run):
             best = load_best(args.run).raw
-        elif folder.best.exists():
-            best = _kept(folder)
+        elif folder.best.exists() and is_final(kept := _kept(folder)):
+            best = kept
         else:
             if load_run(folder.path).unfinished:
                 print("note: the search is not finished; this is its best setting so far, which is not confirmed", file=sys.stderr)

@@ -51,6 +51,7 @@ class Session:
         seeds: settings that are worth trying early.
         epoch_samples: items in an epoch; None if unknown.
         display: shows what happens.
+        on_measured: called when another setting has been measured.
         clock: returns seconds since 1970; tests pass their own.
     """
 
@@ -65,10 +66,12 @@ class Session:
         seeds: Sequence[LoaderConfig],
         epoch_samples: int | None,
         display: Display,
+        on_measured: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.brain, self.folder, self.options, self.study = brain, folder, options, study
         self.epoch_samples, self.display, self.clock = epoch_samples, display, clock
+        self._on_measured = on_measured
         self.search_reason: str | None = None
         """Why no further setting is tried; None while settings are tried. Confirmation rounds may still measure the best ones again."""
         self.stop_reason: str | None = None
@@ -245,6 +248,8 @@ class Session:
         if request.measure_step and failure is None:
             size, is_baseline = record["batch_size"], request.origin == "baseline" and not change
             self.display.ceiling(size, self.ceilings.at(size), rate if is_baseline else None, self.ceilings.why_not(size))
+        if failure is None and request.kind == "search":
+            self._on_measured()
 
     def write(
         self,

@@ -205,7 +205,7 @@ def test_an_interval_is_not_backwards() -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (None, "does not exist. A search writes best.json when it ends"),
+        (None, "does not exist. A search writes best.json once a setting has worked"),
         ("", "cannot be read"),
         ("[]", "does not contain a JSON object"),
         (json.dumps(EXAMPLE_BEST)[:200], "cannot be read"),
