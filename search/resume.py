@@ -80,7 +80,7 @@ def resume_search(
     with resumable(folder), held(folder), cluster(options, described.num_gpus, own_folder(ref)) as notes:
         hosts = ask_hosts(options, ref, notes)
         options = replace(options, hardware=options.hardware or (record.placement.hardware if hosts else None))
-        placement = replace(place(options, hosts), left_out=left_out_of(hosts))
+        placement = replace(place(options, hosts, record.workload.num_ranks), left_out=left_out_of(hosts))
         record = replace(record, options=options, finished=False)
         if (submission := Submission.from_environment()) is not None:
             resumed = ResumedAs(submission_id=submission.submission_id, unix_s=time.time())

@@ -115,7 +115,7 @@ def run_search(
     with resumable(folder), cluster(options, local_gpus, own_folder(ref)) as notes:
         hosts = ask_hosts(options, ref, notes)
         try:
-            placement = replace(place(options, hosts), left_out=left_out_of(hosts))
+            placement = replace(place(options, hosts, described.num_ranks), left_out=left_out_of(hosts))
         except SeveralClasses as several:
             several.out = folder.path
             raise

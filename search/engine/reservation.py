@@ -96,12 +96,13 @@ class SeveralClasses(UsageError):
         """The run folder that the search would have had."""
 
 
-def place(options: SearchOptions, hosts: Sequence[Host] | None = None) -> Placement:
+def place(options: SearchOptions, hosts: Sequence[Host] | None = None, num_ranks: int = 1) -> Placement:
     """Decide what a trial reserves on the connected cluster.
 
     Args:
         options: the options of the search.
         hosts: the nodes that may be used (`look`); None takes all living nodes as Ray knows them.
+        num_ranks: processes of a trial that train together, all on one host; if the hosts have GPUs, each takes one.
 
     Raises:
         UsageError: no node has the requested resources; the message says what there is.
@@ -116,7 +117,12 @@ def place(options: SearchOptions, hosts: Sequence[Host] | None = None) -> Placem
         named = class_named(options.hardware, kinds)
         hosts = [host for host in hosts if host.hardware == named]
     most_gpus = max(host.num_gpus for host in hosts)
-    gpus = options.gpus_per_trial if options.gpus_per_trial is not None else min(1, most_gpus)
+    if options.gpus_per_trial is None and num_ranks > most_gpus > 0:
+        raise UsageError(
+            f"the training has {num_ranks} ranks, and the largest node has {most_gpus} GPU{'s' * (most_gpus != 1)}: start fewer ranks, or say with "
+            "--gpus-per-trial how many GPUs they share (0 if they train on CPUs)"
+        )
+    gpus = options.gpus_per_trial if options.gpus_per_trial is not None else min(num_ranks, most_gpus)
     if gpus > most_gpus:
         raise UsageError(
             f"--gpus-per-trial {gpus}: the largest node has {most_gpus} GPU{'s' * (most_gpus != 1)}. Ask for fewer"

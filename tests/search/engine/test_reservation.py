@@ -101,6 +101,16 @@ def test_what_is_reserved_and_what_is_used():
         SearchOptions(exclusive=True)
 
 
+def test_each_rank_takes_a_gpu():
+    options = {"hardware": "h100", "address": "auto"}
+    four = place(SearchOptions(**options), LARGE, num_ranks=4)
+    assert (four.cpus, four.gpus, four.bundle) == (48, 4, {"CPU": 48.0, "GPU": 4.0})
+    with pytest.raises(UsageError, match="the training has 16 ranks, and the largest node has 8 GPUs: start fewer ranks, or say with --gpus-per-trial"):
+        place(SearchOptions(**options), LARGE, num_ranks=16)
+    assert place(SearchOptions(**options, gpus_per_trial=8), LARGE, num_ranks=16).gpus == 8
+    assert place(SearchOptions(**options, gpus_per_trial=0), LARGE, num_ranks=16).gpus == 0
+
+
 def test_a_host_that_trials_share():
     """As many at once as GPUs allow, each with the CPUs that belong to its own; a slot of the node is divided."""
     shared = place(SearchOptions(share="host"), LARGE)
