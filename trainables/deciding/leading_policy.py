@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from feedrate.trainables.deciding.decision import Decision
 from feedrate.trainables.deciding.policy import Policy
-from feedrate.trainables.ranks.rank_board import NUM_KEPT
+from feedrate.trainables.ranks.rank_board import NUM_KEPT, RankBoard
 from feedrate.trainables.ranks.rank_meeting import RankMeeting
 
 JOIN_S = 60.0
@@ -35,37 +37,39 @@ class LeadingPolicy(Policy):
         self._counted_s = 0.0
         """The time of these steps."""
         self._first_s: float | None = None
-        self._num_missing = 0
+        self._num_taken = 0
+        self._waiting: deque[_Step] = deque()
+        self._is_apart = False
         super().__init__(own, **options)
 
     def observe(self, num_workers: int, wait_s: float, step_s: float, num_ready: Callable[[], int]) -> list[Decision]:
-        """Count one batch that rank 0 has finished, with what the other ranks noted of theirs."""
+        """Count one batch that rank 0 has finished, as soon as the other ranks have noted theirs."""
         self._first_s = self._clock() if self._first_s is None else self._first_s
         before = len(self.decisions)
+        self._num_taken += 1
         board = self._meeting.board()
-        is_together = board is not None and board.are_all_here()
+        is_together = board is not None and board.are_all_here() and not self._is_apart
         if self.leave is None and (why := self._why_alone(is_together=is_together)) is not None:
             self.leave_alone(why)
-        if board is not None and is_together:
-            self._meeting.close()
-            step = self.num_batches + 1
-            board.note(step, wait_s, num_workers)
-            self._listen()
-            notes = [board.noted(number, step) for number in range(self.num_ranks)]
-            self._num_missing = self._num_missing + 1 if None in notes else 0
-            is_together = None not in notes
-            found = [each for each in notes if each is not None]
-            taken_s, wait_s = wait_s + step_s, max(each.wait_s for each in found)
-            wait_s = min(wait_s, taken_s)
-            step_s = taken_s - wait_s
-            num_workers = next((each.num_workers for each in found if each.num_workers != self.target), self.target)
-            if is_together:
-                self._count([each.wait_s for each in found], taken_s)
-        super().observe(num_workers, wait_s, step_s, num_ready)
-        if not is_together:
+        if board is None or not is_together:
+            super().observe(num_workers, wait_s, step_s, num_ready)
             self._sprint.interrupt()
-        self._publish()
+        else:
+            self._meeting.close()
+            board.note(self._num_taken, wait_s, num_workers)
+            self._waiting.append(_Step(number=self._num_taken, num_workers=num_workers, wait_s=wait_s, step_s=step_s))
+            self._listen(board)
+            self._count_noted(board, num_ready)
+        if board is not None:
+            board.ask(self.target, self.best)
         return self.decisions[before:]
+
+    def interrupted(self) -> None:
+        """Note that an epoch ended or the training did something else: that time belongs to no window."""
+        for each in self._waiting:
+            super().observe(each.num_workers, each.wait_s, each.step_s, lambda: 0)
+        self._waiting.clear()
+        super().interrupted()
 
     def rank_facts(self) -> dict[str, Any] | None:
         """Return each rank's share of time waiting, the rank that waits most, and in how many steps it was the one that waited longest."""
@@ -87,16 +91,33 @@ class LeadingPolicy(Policy):
             return self._meeting.why_none
         if not is_together and self._clock() - self._first_s > JOIN_S:
             return f"not all of the {self.num_ranks} ranks have begun to train on a loader that feedrate can tune, so the number of workers stays"
-        if self._num_missing > NUM_KEPT:
+        if self._is_apart:
             return f"the ranks are more than {NUM_KEPT} steps apart, so they do not wait for each other, and the number of workers stays"
         return None
 
-    def _listen(self) -> None:
+    def _listen(self, board: RankBoard) -> None:
         """Go back to the user's own setting if another rank asks for it."""
-        board = self._meeting.board()
-        if self.leave is None and board is not None and (complaint := board.complaint()) is not None:
+        if self.leave is None and (complaint := board.complaint()) is not None:
             number, kind, reason = complaint
             self._end(kind, f"rank {number}: {reason}", self.target)
+
+    def _count_noted(self, board: RankBoard, num_ready: Callable[[], int]) -> None:
+        """Count the steps that all ranks have noted, in their order."""
+        while self._waiting:
+            step = self._waiting[0]
+            notes = [board.noted(number, step.number) for number in range(self.num_ranks)]
+            found = [each for each in notes if each is not None]
+            if len(found) < self.num_ranks:
+                self._is_apart = len(self._waiting) > NUM_KEPT
+                if self._is_apart:
+                    self.interrupted()
+                return
+            self._waiting.popleft()
+            taken_s = step.wait_s + step.step_s
+            wait_s = min(max(each.wait_s for each in found), taken_s)
+            loaded_by = next((each.num_workers for each in found if each.num_workers != self.target), self.target)
+            self._count([each.wait_s for each in found], taken_s)
+            super().observe(loaded_by, wait_s, taken_s - wait_s, num_ready)
 
     def _count(self, waits_s: list[float], taken_s: float) -> None:
         for number, each in enumerate(waits_s):
@@ -104,6 +125,12 @@ class LeadingPolicy(Policy):
         self._num_slowest[waits_s.index(max(waits_s))] += 1
         self._counted_s += taken_s
 
-    def _publish(self) -> None:
-        if (board := self._meeting.board()) is not None:
-            board.ask(self.target, self.best)
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Step:
+    """A step of rank 0 that other ranks have not noted yet."""
+
+    number: int
+    num_workers: int
+    wait_s: float
+    step_s: float

@@ -68,7 +68,7 @@ from feedrate.trainables import Workload
 
 class Rows(Dataset):
     def __len__(self):
-        return 4000
+        return 4096
     def __getitem__(self, index):
         return torch.full((8,), float(index)), index % 2
 
@@ -87,7 +87,7 @@ def test_a_workload_trains_in_ranks(tmp_path, monkeypatch, capfd):
     columns = json.loads(capfd.readouterr().out)["measurement"]
     assert [each["rank"] for each in columns["ranks"]] == [0, 1]
     assert columns["window_num_items"] == [2 * 32 * number for number in columns["window_num_batches"]]
-    assert columns["epoch_samples"] == 4000
+    assert columns["epoch_samples"] == 4096
 
 
 @pytest.mark.parametrize(

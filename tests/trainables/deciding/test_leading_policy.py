@@ -20,7 +20,7 @@ class Replay:
     """
 
     def __init__(self, rates, *, own=1, late=None, **options):
-        self.now_s, self.rates, self.late = 0.0, rates, late or [0] * len(rates)
+        self.now_s, self.num_steps, self.rates, self.late = 0.0, 0, rates, late or [0] * len(rates)
         self.policies = []
         for number in range(len(rates)):
             meeting = RankMeeting(Rank(number=number, local_number=number, world_size=len(rates), local_world_size=len(rates)), own)
@@ -42,7 +42,8 @@ class Replay:
             waits = [max(1 / rate(number) - STEP_S, 0) for rate, number in zip(self.rates, now, strict=True)]
             taken_s = max(waits) + STEP_S
             self.now_s += taken_s
-            for number in reversed(range(len(self.policies))):  # rank 0 is the last one here, as it would be if it were the slowest
+            self.num_steps += 1
+            for number in range(len(self.policies))[:: 1 if self.num_steps % 3 else -1]:  # ranks end a step in any order
                 if number not in absent:
                     self.policies[number].observe(now[number], waits[number], taken_s - waits[number], lambda: 0)
         return self

@@ -510,7 +510,7 @@ def test_a_setting_that_needs_more_files_or_memory_than_there_are_is_not_started
     from feedrate.trainables.tuning import epoch
 
     own = epoch.check_limits
-    monkeypatch.setattr(epoch, "check_limits", lambda config, sizes: own(config, sizes, **limit))
+    monkeypatch.setattr(epoch, "check_limits", lambda *given, **named: own(*given, **(named | limit)))
     loader = scripted(loader_of(num_workers=0), {20: 3})
     assert len(list(loader)) == NUM_SAMPLES // BATCH_SIZE
     (rejected,) = loader.decisions()
