@@ -1,6 +1,8 @@
 """The import fences of the layout hold: search -> trainables -> analysis, each with its own libraries."""
 
 import ast
+import copy
+import functools
 import re
 import subprocess
 import sys
@@ -57,6 +59,7 @@ ONLY_BESIDES_STDLIB = {
 HEAVY = ("torch", "ray", "optuna", "pandas", "numpy")
 
 
+@functools.cache
 def sources() -> list[str]:
     """The Python files that git knows, or would add."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", "*.py"]
@@ -101,6 +104,7 @@ def own_modules() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def graph() -> dict[str, set[str]]:
     """Path -> paths of the files of ours that it imports, anywhere in it."""
     modules = own_modules()
@@ -188,7 +192,7 @@ def test_rooms_import_only_what_is_below_them():
 
 
 def test_a_circle_and_a_step_upward_would_be_noticed():
-    arrows = graph()
+    arrows = copy.deepcopy(graph())
     arrows["search/space/domains.py"] |= {"search/engine/nodes.py"}
     assert upward(arrows) == ["search/space/domains.py imports search/engine/nodes.py, which is above it"]
     arrows["search/engine/nodes.py"] |= {"search/space/domains.py"}
