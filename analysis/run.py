@@ -87,5 +87,5 @@ class Run:
 
     @property
     def unfinished(self) -> bool:
-        """Whether more may come: search.json does not say that the search is finished, and there is no best.json, or one that is not final."""
+        """Whether more measurements may come: search.json does not say that the search is finished, and there is no final best.json either."""
         return self.best is None and self.search.get("finished") is not True

@@ -10,13 +10,13 @@ from feedrate.search.result import write_so_far
 
 PERIOD_S = 10.0
 COST_FRACTION = 0.02
-"""At most this share of the time goes into computing the answer so far, which takes longer the more settings are measured."""
+"""At most this share of a search's time goes into computing the best setting so far, which takes longer the more settings are measured."""
 
 
 class InterimAnswer:
-    """Keeps best.json up to date, now and then.
+    """Writes the best setting so far to best.json, at most every PERIOD_S.
 
-    The file is replaced as a whole; its `search.is_final` is false, and `confirmed` too. The end of the search replaces it by the answer.
+    The file is replaced as a whole. In it, `search.is_final` and `confirmed` are false. At its end, the search replaces it by the answer.
 
     Args:
         folder: the run folder.

@@ -79,7 +79,7 @@ def conclude(folder: RunFolder, stop_reason: str | None) -> SearchResult:
 
 
 def write_so_far(folder: RunFolder) -> None:
-    """Write best.json for a search that goes on, if a setting has worked; readers of the run folder compute it anew instead."""
+    """Write best.json for a search that goes on, if a setting has worked. It is for other programs: feedrate's own commands read trials.jsonl until the search ends."""
     best = conclude(folder, None).best
     if best is not None:
         best["search"]["is_final"] = False

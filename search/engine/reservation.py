@@ -119,8 +119,8 @@ def place(options: SearchOptions, hosts: Sequence[Host] | None = None, num_ranks
     most_gpus = max(host.num_gpus for host in hosts)
     if options.gpus_per_trial is None and num_ranks > most_gpus > 0:
         raise UsageError(
-            f"the training has {num_ranks} ranks, and the largest node has {most_gpus} GPU{'s' * (most_gpus != 1)}: start fewer ranks, or say with "
-            "--gpus-per-trial how many GPUs they share (0 if they train on CPUs)"
+            f"the training has {num_ranks} ranks, all on one host, and the largest host has {most_gpus} GPU{'s' * (most_gpus != 1)}: start fewer ranks, or say with "
+            "--gpus-per-trial how many GPUs all of them share (0 if they train on CPUs)"
         )
     gpus = options.gpus_per_trial if options.gpus_per_trial is not None else min(num_ranks, most_gpus)
     if gpus > most_gpus:

@@ -166,7 +166,7 @@ def check_command(args: argparse.Namespace) -> None:
     if args.script is not None and args.num_ranks is not None:
         raise UsageError(f"--ranks is for a WORKLOAD: start the ranks of a training command with its own launcher, as in {COMMAND} torchrun --nproc-per-node {args.num_ranks} train.py")
     if args.num_ranks is not None and (getattr(args, "amp", None) or getattr(args, "compile", False)):
-        raise UsageError(f"--{'amp' if args.amp else 'compile'} and --ranks do not go together: do it in the make_step of a Workload.from_loader, and leave the option out")
+        raise UsageError(f"--{'amp' if args.amp else 'compile'} and --ranks do not go together: leave --{'amp' if args.amp else 'compile'} out, and let the make_step of a Workload.from_loader do it")
     if args.script is not None and (given := workload_options(args)):
         name = next(iter(given)).removesuffix("_s").replace("_", "-")
         raise UsageError(f"--{name} is an option of bundled workloads: write your training's own options after {COMMAND} and its command")

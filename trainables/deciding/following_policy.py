@@ -11,10 +11,10 @@ from feedrate.trainables.ranks.rank_meeting import RankMeeting
 
 
 class FollowingPolicy(Policy):
-    """Notes each step for rank 0, and asks for the number of workers that rank 0 has decided on.
+    """Notes each step for rank 0, and changes to the number of workers that rank 0 has decided on.
 
-    If that number fails here, or may not be changed here, this rank goes back to the user's own setting at once, and
-    lets rank 0 do the same for all.
+    If loading fails with that number here, or this rank's loader may not be changed, this rank goes back to the user's own number at once, and
+    makes rank 0 do the same for all ranks.
 
     Args:
         own: the user's own number of workers in each rank.

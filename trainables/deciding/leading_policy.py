@@ -17,7 +17,7 @@ JOIN_S = 60.0
 
 
 class LeadingPolicy(Policy):
-    """Decides as `Policy` does, on the time that the slowest rank waits.
+    """Decides as `Policy` does, by the rank that waits longest for its batch in each step.
 
     Ranks that exchange gradients end a step together, so a step takes as long as on the rank that waits longest for its batch, and the
     rest of that time is training. Batches count for a setting once every rank's batch was loaded with it. No rank waits for
@@ -90,9 +90,9 @@ class LeadingPolicy(Policy):
         if self._meeting.why_none is not None:
             return self._meeting.why_none
         if not is_together and self._clock() - self._first_s > JOIN_S:
-            return f"not all of the {self.num_ranks} ranks have begun to train on a loader that feedrate can tune, so the number of workers stays"
+            return f"not all of the {self.num_ranks} ranks have begun to train within a minute, so the number of workers stays for the whole training"
         if self._is_apart:
-            return f"the ranks are more than {NUM_KEPT} steps apart, so they do not wait for each other, and the number of workers stays"
+            return f"the ranks are more than {NUM_KEPT} steps apart, so they do not wait for each other; the number of workers stays for the whole training"
         return None
 
     def _listen(self, board: RankBoard) -> None:

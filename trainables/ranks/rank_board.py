@@ -106,7 +106,7 @@ class RankBoard:
         self._values[place] = step
 
     def noted(self, number: int, step: int) -> NotedStep | None:
-        """Return a step of a rank; None if the rank has not come to it, or has noted NUM_KEPT others since."""
+        """Return what a rank noted of a step; None if the rank has not come to it, or has noted NUM_KEPT later ones since."""
         place = self._step(number, step)
         if self._values[place] != step:
             return None

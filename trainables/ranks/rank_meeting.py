@@ -18,7 +18,10 @@ ASK_PERIOD_S = 0.1
 
 
 class RankMeeting:
-    """One rank's way to a board. The first meeting of a process has the same board as the first one of every other rank, and so on.
+    """Finds the `RankBoard` that this rank shares with the others, without waiting for them.
+
+    Each loader that is tuned has a meeting of its own: the first one that looks for a board in this process gets the same board as the first one in
+    every other rank, the second the same as the second.
 
     Args:
         rank: which one this process is.

@@ -118,5 +118,5 @@ def _why_not_together(loader: DataLoader[Any]) -> str | None:
     if rank.world_size != rank.local_world_size:
         return f"{rank.world_size} ranks train on several hosts, and feedrate tunes ranks of one host, so the number of workers stays"
     if isinstance(loader.dataset, IterableDataset):
-        return f"the dataset is iterable, so it could change between two epochs only, which {rank.world_size} ranks may reach at different times; the number of workers stays"
+        return f"the dataset is iterable, so its workers could change between two epochs only, and the {rank.world_size} ranks might then train on with different numbers; the number stays"
     return None

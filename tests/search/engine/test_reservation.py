@@ -105,7 +105,7 @@ def test_each_rank_takes_a_gpu():
     options = {"hardware": "h100", "address": "auto"}
     four = place(SearchOptions(**options), LARGE, num_ranks=4)
     assert (four.cpus, four.gpus, four.bundle) == (48, 4, {"CPU": 48.0, "GPU": 4.0})
-    with pytest.raises(UsageError, match="the training has 16 ranks, and the largest node has 8 GPUs: start fewer ranks, or say with --gpus-per-trial"):
+    with pytest.raises(UsageError, match="the training has 16 ranks, all on one host, and the largest host has 8 GPUs: start fewer ranks, or say with --gpus-per-trial"):
         place(SearchOptions(**options), LARGE, num_ranks=16)
     assert place(SearchOptions(**options, gpus_per_trial=8), LARGE, num_ranks=16).gpus == 8
     assert place(SearchOptions(**options, gpus_per_trial=0), LARGE, num_ranks=16).gpus == 0

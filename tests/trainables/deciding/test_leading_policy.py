@@ -122,7 +122,7 @@ def test_a_rank_whose_loader_is_only_observed_still_says_how_long_it_waits():
 
 def test_a_rank_that_does_not_train_is_not_waited_for():
     replay = Replay([needs_two, needs_two]).run(JOIN_S + 5, absent=[1])
-    assert replay.kinds() == ["leave"] and "not all of the 2 ranks have begun to train" in replay.leader.leave
+    assert replay.kinds() == ["leave"] and "not all of the 2 ranks have begun to train within a minute" in replay.leader.leave
 
 
 def test_ranks_that_drift_apart_are_left_alone():
