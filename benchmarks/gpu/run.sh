@@ -93,8 +93,7 @@ if [ -z "$rehearsal" ]; then
   fi
 fi
 
-has_script='' budget=60
-if "${feedrate[@]}" search --help | grep -qE -- '-- (COMMAND|python)'; then has_script=1 budget=45; fi
+budget=45
 if [ -n "$rehearsal" ]; then budget=20; fi
 train=("$python" benchmarks/gpu/train.py)
 
@@ -109,18 +108,10 @@ done
 measure pin 20 60 pin
 measure search $((budget + 20)) $((budget + 75)) search --budget "$budget" --folder "$work"
 cp "$work"/run/{best.json,search.json,trials.jsonl} "$out" 2>>"$log"
-if [ -n "$has_script" ]; then
-  step "search of a script" $((budget + 20)) $((budget + 75)) "${feedrate[@]}" search --time-budget "${budget}s" --out "$work/script" -- "${train[@]}"
-else
-  note "search of a script" '"skipped": "this feedrate has no search -- COMMAND yet"'
-fi
+step "search of a script" $((budget + 20)) $((budget + 75)) "${feedrate[@]}" search --time-budget "${budget}s" --out "$work/script" -- "${train[@]}"
 measure stock $((budget + 20)) $((budget + 60)) stock --budget "$budget" --folder "$work"
 measure judge 30 90 judge
-if "${feedrate[@]}" --help | grep -qE '^ +train '; then
-  step train 30 60 "${feedrate[@]}" train -- "${train[@]}"
-else
-  note train '"skipped": "this feedrate has no train command yet"'
-fi
+step train 30 60 "${feedrate[@]}" train -- "${train[@]}"
 measure "two at once" 20 60 two
 measure memory 10 40 memory
 measure "workload decoding" 40 90 workload decoding
