@@ -31,7 +31,11 @@ class FollowingPolicy(Policy):
 
     def observe(self, num_workers: int, wait_s: float, step_s: float, num_ready: Callable[[], int]) -> list[Decision]:
         """Note one batch that this rank has finished, and take over what rank 0 has decided."""
+        if self._began_s is None:
+            self._began_s = self._clock() - wait_s - step_s
         self.num_batches += 1
+        self.wait_s += wait_s
+        self.step_s += step_s
         if (board := self._meeting.board()) is not None:
             board.note(self.num_batches, wait_s, num_workers)
             if self._complaint is not None:

@@ -78,6 +78,7 @@ def test_rank_0_decides_for_all_on_the_waiting_of_the_slowest_rank(tmp_path):
     facts = replay.leader.rank_facts()
     assert facts["slowest"] == 1 and facts["wait_fractions"][0] == facts["wait_fractions"][2] == 0.0
     assert all(not each.decisions for each in replay.policies[1:])
+    assert [round(each.fraction_waited(), 2) for each in replay.policies] == [round(facts["wait_fractions"][1], 2)] * 2 + [0.0]
 
 
 def test_a_window_has_only_batches_that_all_ranks_loaded_with_its_setting():
