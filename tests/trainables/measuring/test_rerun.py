@@ -34,7 +34,14 @@ BATCH = [38, 39, BAD, 41]
 
 def children():
     """This process's children, except multiprocessing's own helper."""
-    return {child for child in psutil.Process().children() if "resource_tracker" not in " ".join(child.cmdline())}
+    return {child for child in psutil.Process().children() if "resource_tracker" not in _command(child)}
+
+
+def _command(process):
+    try:
+        return " ".join(process.cmdline())
+    except psutil.ZombieProcess:  # it has ended, and nobody has asked yet how
+        return ""
 
 
 @pytest.fixture(autouse=True)
