@@ -21,7 +21,7 @@ from feedrate.search.cli.submit import defines
 from feedrate.search.options import UsageError
 from feedrate.search.service.jobs import packed, unpacked
 
-SEES = "import os, sys\nprint('sees', *sorted(os.listdir('.')), os.environ.get('WHO'), file=sys.stderr)\nimport helper\n"
+SEES = "import os, sys\nprint('sees', *sorted(name for name in os.listdir('.') if name != '__pycache__'), os.environ.get('WHO'), file=sys.stderr)\nimport helper\n"
 DRIVE = Path(__file__).with_name("drive.sh")
 WITH_TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
 
