@@ -20,33 +20,34 @@ class Course:
         self._clear()
         self._points: list[RatePoint] = []
 
-    def add(self, num_workers: int, wait_s: float, step_s: float, aside_s: float, elapsed: Callable[[], tuple[float, int]]) -> None:
-        """Count one batch.
+    def add(self, num_workers: int, wait_s: float, step_s: float, aside_s: float, elapsed: Callable[[], tuple[float, int]], num: int = 1) -> None:
+        """Count batches, usually one.
 
         Args:
-            num_workers: the setting that loaded it.
-            wait_s: how long the training waited for it.
-            step_s: how long it trained on it.
+            num_workers: the setting that loaded them.
+            wait_s: how long the training waited for them.
+            step_s: how long it trained on them.
             aside_s: how long it did something else before the next batch; `step_s` is 0 then.
             elapsed: returns the seconds and the number of batches since the beginning of the training.
+            num: how many batches.
         """
         if num_workers != self._num_workers:
-            self.end(elapsed, without=wait_s + step_s + aside_s)
+            self.end(elapsed, without=wait_s + step_s + aside_s, num=num)
             self._num_workers = num_workers
-        self._num += 1
+        self._num += num
         self._wait_s += wait_s
         self._step_s += step_s
         self._aside_s += aside_s
         if self._wait_s + self._step_s + self._aside_s >= self._ends_s:
             self.end(elapsed)
 
-    def end(self, elapsed: Callable[[], tuple[float, int]], *, without: float = 0.0) -> None:
-        """Make a point of the batches since the last one, if there are any; `without` is time that belongs to the next."""
+    def end(self, elapsed: Callable[[], tuple[float, int]], *, without: float = 0.0, num: int = 0) -> None:
+        """Make a point of the batches since the last one, if there are any; `without` is time that belongs to the next, of `num` batches."""
         if self._num and self._num_workers is not None:
             time_s, step = elapsed()
             self._points.append(
                 RatePoint(
-                    num_workers=self._num_workers, time_s=max(time_s - without, 0.0), step=step - bool(without), num_batches=self._num,
+                    num_workers=self._num_workers, time_s=max(time_s - without, 0.0), step=step - num, num_batches=self._num,
                     wait_s=self._wait_s, step_s=self._step_s, aside_s=self._aside_s,
                 )
             )  # fmt: skip

@@ -23,13 +23,14 @@ class FollowingPolicy(Policy):
     """
 
     follows = True
+    counts_groups = False
 
     def __init__(self, own: int, *, meeting: RankMeeting, **options: Any) -> None:
         self._meeting, self.num_ranks = meeting, meeting.rank.world_size
         super().__init__(own, **options)
         self._complaint = None if self.leave is None else ("leave", self.leave)
 
-    def observe(self, num_workers: int, wait_s: float, step_s: float, num_ready: Callable[[], int]) -> list[Decision]:
+    def observe(self, num_workers: int, wait_s: float, step_s: float, num_ready: Callable[[], int], num: int = 1) -> list[Decision]:
         """Note one batch that this rank has finished, and take over what rank 0 has decided."""
         if self._began_s is None:
             self._began_s = self._clock() - wait_s - step_s

@@ -29,6 +29,9 @@ class LeadingPolicy(Policy):
         options: of `Policy`.
     """
 
+    counts_groups = False
+    """The steps of all ranks are compared one by one."""
+
     def __init__(self, own: int, *, meeting: RankMeeting, **options: Any) -> None:
         self._meeting = meeting
         self.num_ranks = meeting.rank.world_size
@@ -42,7 +45,7 @@ class LeadingPolicy(Policy):
         self._is_apart = False
         super().__init__(own, **options)
 
-    def observe(self, num_workers: int, wait_s: float, step_s: float, num_ready: Callable[[], int]) -> list[Decision]:
+    def observe(self, num_workers: int, wait_s: float, step_s: float, num_ready: Callable[[], int], num: int = 1) -> list[Decision]:
         """Count one batch that rank 0 has finished, as soon as the other ranks have noted theirs."""
         self._first_s = self._clock() if self._first_s is None else self._first_s
         before = len(self.decisions)

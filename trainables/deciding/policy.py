@@ -64,6 +64,8 @@ class Policy:
     num_ranks = 1
     follows = False
     """Whether rank 0 decides in the place of this policy."""
+    counts_groups = True
+    """Whether short batches may be counted together."""
 
     def __init__(
         self,
@@ -105,44 +107,49 @@ class Policy:
         self._plan = self._course()
         self._sprint = self._sprint_for(next(self._plan))
 
-    def observe(self, num_workers: int, wait_s: float, step_s: float, num_ready: Callable[[], int]) -> list[Decision]:
-        """Count one batch that the training has finished, and return the decisions that follow; usually none.
+    def observe(self, num_workers: int, wait_s: float, step_s: float, num_ready: Callable[[], int], num: int = 1) -> list[Decision]:
+        """Count batches that the training has finished, usually one, and return the decisions that follow; usually none.
 
         Args:
-            num_workers: the setting that loaded it.
-            wait_s: how long the training waited for it.
-            step_s: how long it trained on it.
+            num_workers: the setting that loaded them.
+            wait_s: how long the training waited for them.
+            step_s: how long it trained on them.
             num_ready: returns how many batches of the present setting are finished and not yet taken.
+            num: how many batches. If several, let them end a production cycle (`is_whole`), because windows are whole cycles.
         """
         if self._began_s is None:
             self._began_s = self._clock() - wait_s - step_s
-        self.num_batches += 1
+        self.num_batches += num
         if self.epoch_batches_left:
-            self.epoch_batches_left -= 1
+            self.epoch_batches_left = max(self.epoch_batches_left - num, 0)
         sprint = self._sprint
-        if self._is_aside(step_s):
+        if self._is_aside(step_s, num):
             self.aside_s += step_s
-            self.course.add(num_workers, 0.0, 0.0, step_s, self.elapsed)
+            self.course.add(num_workers, 0.0, 0.0, step_s, self.elapsed, num)
             sprint.interrupt()
             return []
         self.wait_s += wait_s
         self.step_s += step_s
-        self.course.add(num_workers, wait_s, step_s, 0.0, self.elapsed)
+        self.course.add(num_workers, wait_s, step_s, 0.0, self.elapsed, num)
         if num_workers != sprint.num_workers:
-            sprint.passed(wait_s, step_s)
+            sprint.passed(wait_s, step_s, num)
             return []
-        window = sprint.add(wait_s, step_s, num_ready)
+        window = sprint.add(wait_s, step_s, num_ready, num)
         if window is None:
             return []
         before = len(self.decisions)
         self._received(window)
         return self.decisions[before:]
 
-    def _is_aside(self, step_s: float) -> bool:
-        """Whether a step was one of the first, which compile and warm up, or included something else, such as a validation or a checkpoint."""
-        usual_s = self._usual_step_s
-        self._usual_step_s = step_s if usual_s is None else usual_s + (min(step_s, 2 * usual_s) - usual_s) / USUAL_BATCHES
-        return self.num_batches <= WARM_BATCHES or (step_s > ASIDE_S and usual_s is not None and step_s > ASIDE_FACTOR * usual_s)
+    def is_whole(self, num: int) -> bool:
+        """Return whether so many further batches end a production cycle of the present setting."""
+        return self._sprint.is_whole(num)
+
+    def _is_aside(self, step_s: float, num: int) -> bool:
+        """Whether steps were among the first, which compile and warm up, or included something else, such as a validation or a checkpoint."""
+        usual_s, each_s = self._usual_step_s, step_s / num
+        self._usual_step_s = each_s if usual_s is None else usual_s + (min(each_s, 2 * usual_s) - usual_s) / USUAL_BATCHES
+        return self.num_batches <= WARM_BATCHES or (step_s > ASIDE_S and usual_s is not None and step_s > ASIDE_FACTOR * num * usual_s)
 
     def interrupted(self) -> None:
         """Note that an epoch ended or the training did something else: that time belongs to no window."""

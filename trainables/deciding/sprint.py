@@ -41,25 +41,26 @@ class Sprint:
         self._settled = False
         self._clear()
 
-    def passed(self, wait_s: float, step_s: float) -> None:
-        """Count a batch that still came from the earlier setting."""
+    def passed(self, wait_s: float, step_s: float, num: int = 1) -> None:
+        """Count batches that still came from the earlier setting."""
         self.total_s += wait_s + step_s
-        self.num_batches += 1
+        self.num_batches += num
 
-    def add(self, wait_s: float, step_s: float, num_ready: Callable[[], int]) -> Window | None:
-        """Count one batch; return a window if it is complete.
+    def add(self, wait_s: float, step_s: float, num_ready: Callable[[], int], num: int = 1) -> Window | None:
+        """Count batches, usually one; return a window if it is complete.
 
         Args:
-            wait_s: how long the training waited for the batch.
-            step_s: how long it trained on it.
+            wait_s: how long the training waited for them.
+            step_s: how long it trained on them.
             num_ready: returns how many batches are finished and not yet taken.
+            num: their number.
         """
-        self.passed(wait_s, step_s)
-        self._num += 1
+        self.passed(wait_s, step_s, num)
+        self._num += num
         self._wait_s += wait_s
         self._step_s += step_s
         taken_s = self._wait_s + self._step_s
-        self._since_waited = 0 if wait_s * self._num > WAITED_FRACTION * taken_s else self._since_waited + 1
+        self._since_waited = 0 if wait_s / num * self._num > WAITED_FRACTION * taken_s else self._since_waited + num
         if self._is_far_too_slow():
             return self._window(is_cut=True)
         if not self._settled:
@@ -71,6 +72,10 @@ class Sprint:
         if taken_s >= MIN_WINDOW_S and is_long and self._num % self._cycle == 0:
             return self._window()
         return None
+
+    def is_whole(self, num: int) -> bool:
+        """Return whether so many further batches end a production cycle."""
+        return (self._num + num) % self._cycle == 0
 
     def _has_settled(self, taken_s: float, num_ready: Callable[[], int]) -> bool:
         """Whether workers that started together have drifted apart, and the queue of ready batches is either empty or full.

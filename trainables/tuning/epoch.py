@@ -13,7 +13,7 @@ import torch
 
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.deciding.decision import Decision
-from feedrate.trainables.deciding.policy import Policy, workers
+from feedrate.trainables.deciding.policy import WARM_BATCHES, Policy, workers
 from feedrate.trainables.failure import TrialFailed, sentence
 from feedrate.trainables.loader.build_loader import start_method
 from feedrate.trainables.measuring.limits import check_limits
@@ -24,6 +24,8 @@ from feedrate.trainables.tuning.suitable import changed, held_values, why_not_fo
 from feedrate.trainables.tuning.torchs import torchs_iterator
 from feedrate.trainables.tuning.tuned_loader import TunedLoader
 
+GROUP_S, MOST_GROUP_S = 5e-3, 0.1
+"""Counting takes 20 microseconds, so short batches are counted together: for GROUP_S, and then on to the end of a production cycle, but for MOST_GROUP_S at most."""
 WATCHED_FETCHES = (1, 2, 3, 5, 9)
 """Fetches inside the training process after which new open files are looked for."""
 
@@ -44,7 +46,9 @@ class Observed:
         self.is_begun = self.is_aside = False
         """Whether a batch was delivered, and whether another iteration of the loader is tuned instead of this one."""
         self._wait_s = 0.0
-        self._num_workers = self._policy.own
+        self._group_num, self._group_wait_s, self._group_step_s = 0, 0.0, 0.0
+        """Batches that the policy has not counted yet."""
+        self._num_workers = self._grouped_workers = self._policy.own
         self._num_left: int | None = None
         """Number of batches that are still to come; None if it is not known."""
         with contextlib.suppress(TypeError, NotImplementedError):
@@ -61,11 +65,12 @@ class Observed:
             return self._take()
         begin = time.perf_counter()
         if self._handed_s is not None and self._live.is_training():
-            self._decide(self._observed(begin - self._handed_s))
+            self._decide(self._grouped(begin - self._handed_s))
         try:
             batch = self._take()
         except BaseException:
             self._handed_s = None
+            self._count_rest()
             self._policy.interrupted()
             raise
         end = time.perf_counter()
@@ -91,9 +96,32 @@ class Observed:
     def _take(self) -> Any:
         return next(self._real)
 
-    def _observed(self, step_s: float) -> list[Decision]:
+    def _grouped(self, step_s: float) -> list[Decision]:
+        """Count a batch, perhaps together with some before it, and return the decisions that follow."""
+        policy, number = self._policy, self._num_workers
+        found = self._observed() if self._group_num and number != self._grouped_workers else []
+        self._grouped_workers = number
+        self._group_num += 1
+        self._group_wait_s += self._wait_s
+        self._group_step_s += step_s
+        taken_s = self._group_wait_s + self._group_step_s
+        is_due = taken_s >= GROUP_S and (self._group_num == 1 or policy.is_whole(self._group_num))
+        if is_due or taken_s >= MOST_GROUP_S or not policy.counts_groups or policy.num_batches < WARM_BATCHES:
+            found += self._observed()
+        return found
+
+    def _count_rest(self) -> None:
+        """Let the policy count the last batches of an epoch."""
+        if self._group_num:
+            for each in self._observed():
+                self._live.log.write(each)
+
+    def _observed(self) -> list[Decision]:
+        """Let the policy count the batches since the last time."""
+        num, wait_s, step_s = self._group_num, self._group_wait_s, self._group_step_s
+        self._group_num, self._group_wait_s, self._group_step_s = 0, 0.0, 0.0
         try:
-            found = self._policy.observe(self._num_workers, self._wait_s, step_s, self._num_ready)
+            found = self._policy.observe(self._grouped_workers, wait_s, step_s, self._num_ready, num)
             self._live.log.write_course(self._policy.course.take())
             return found
         except Exception as error:  # a defect of feedrate must not end a training
@@ -127,6 +155,7 @@ class Epoch(Observed):
 
     def begin_again(self) -> Epoch:
         """Begin the next epoch with the same iterator, as torch does where workers persist."""
+        self._count_rest()
         self._policy.interrupted()
         self._handed_s = None
         begin = time.perf_counter()

@@ -234,3 +234,21 @@ def test_a_setting_that_does_not_fit_is_not_tried_again_nor_a_larger_one():
     replay.run(300)
     assert all(each.num_workers < refused for each in policy.decisions if each.kind == "try" and each.time_s > 25)
     assert replay.kinds()[-1] == "settled"
+
+
+@pytest.mark.parametrize("num_workers", [0, 4])
+def test_batches_that_are_counted_together_make_the_same_windows(num_workers):
+    """Whole production cycles at once, or batch by batch."""
+    found = []
+    for grouped in (False, True):
+        now_s = 0.0
+        policy = Policy(num_workers, cpus=4, most=8, leave="only observing", clock=lambda: now_s)  # noqa: B023 - called at once
+        while policy.num_batches < 20_000:
+            num = 1
+            while grouped and policy.num_batches >= 4 and (num < 12 or not policy.is_whole(num)):
+                num += 1
+            now_s += 0.001 * num
+            policy.observe(num_workers, 0.0004 * num, 0.0006 * num, lambda: 0, num)
+        found.append((policy.first["batches_per_s"], policy.first["wait_fraction"], len(policy.decisions)))
+    assert found[0] == pytest.approx(found[1])
+    assert found[0][:2] == pytest.approx((1000, 0.4))

@@ -22,6 +22,7 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     Sampler,
+    TensorDataset,
 )
 from torch.utils.data._utils import signal_handling
 
@@ -88,11 +89,13 @@ class WorkersLeak(Numbers):
 class Scripted(Policy):
     """Asks for other numbers of workers at given batches, whatever the times say."""
 
+    counts_groups = False
+
     def __init__(self, own, targets):
         super().__init__(own, cpus=2, most=32)
         self.targets = targets
 
-    def observe(self, num_workers, wait_s, step_s, num_ready):
+    def observe(self, num_workers, wait_s, step_s, num_ready, num):
         self.num_batches += 1
         if self.leave is None and self.num_batches in self.targets:
             self.target = self.targets[self.num_batches]
@@ -635,6 +638,22 @@ def test_a_loader_whose_workers_persist_begins_its_one_iterator_again(num_worker
         random.seed(1)
         np.random.seed(1)
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_short_batches_are_counted_together(monkeypatch, num_workers):
+    """Counting takes longer than such a batch. None is missed at the end of an epoch, and a slow one is counted by itself."""
+    loader = live(DataLoader(TensorDataset(torch.arange(5000)), batch_size=10, num_workers=num_workers), budget_fraction=0.0, quiet=True)
+    policy, counted = loader.tuned.policy, []
+    own = policy.observe
+    monkeypatch.setattr(policy, "observe", lambda *given: counted.append(given) or own(*given))
+    for number, _ in enumerate(loader):
+        if number == 250:
+            time.sleep(0.2)
+    assert sum(num for *_, num in counted) == policy.num_batches == 500
+    assert len(counted) < 400
+    (slow,) = [each for each in counted if each[2] > 0.2]
+    assert slow[2] + slow[1] < 0.4 and [num for *_, num in counted[:4]] == [1, 1, 1, 1]
 
 
 def test_decisions_are_lines_of_live_jsonl_and_of_standard_error(tmp_path, capsys):
