@@ -65,7 +65,9 @@ class Observed:
             return self._take()
         begin = time.perf_counter()
         if self._handed_s is not None and self._live.is_training():
-            self._decide(self._grouped(begin - self._handed_s))
+            found = self._grouped(begin - self._handed_s)
+            if not self._group_num or self._is_watched():  # it is 0 when the policy has just counted
+                self._decide(found)
         try:
             batch = self._take()
         except BaseException:
@@ -131,6 +133,10 @@ class Observed:
     def _num_ready(self) -> int:
         return 0
 
+    def _is_watched(self) -> bool:
+        """Whether the next batch may come from workers that the user did not choose, so that nothing may escape notice before it."""
+        return False
+
     def _decide(self, decisions: list[Decision]) -> None:
         for each in decisions:
             self._live.log.write(each)
@@ -184,6 +190,10 @@ class Epoch(Observed):
 
     def _num_ready(self) -> int:
         return self._pools[-1].num_ready() if self._pools else 0
+
+    def _is_watched(self) -> bool:
+        own = self._policy.own
+        return len(self._pools) != 1 or self._pools[0].num_workers != own or self._policy.target != own
 
     def _decide(self, decisions: list[Decision]) -> None:
         super()._decide(decisions)

@@ -89,6 +89,9 @@ class StreamEpoch(Observed):
     def _num_ready(self) -> int:
         return self._pool.num_ready()
 
+    def _is_watched(self) -> bool:
+        return True
+
     def _decide(self, decisions: list[Decision]) -> None:
         super()._decide(decisions)
         if self._live.draws_random_numbers and self._policy.leave is None:
