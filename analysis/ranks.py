@@ -62,6 +62,13 @@ def rank_waits(record: Mapping[str, Any]) -> RankWaits | None:
     return RankWaits(fractions=fractions, slowest=slowest, slowest_in=slowest_in, num_windows=len(durations_s))
 
 
+def num_ranks_of_training(summary: Mapping[str, Any]) -> int:
+    """Return how many ranks a training with `feedrate train` had, as far as its rates are those of all; `summary` is that of train.json."""
+    facts = summary.get("ranks")
+    num = facts.get("world_size") if isinstance(facts, Mapping) else None
+    return num if isinstance(num, int) and num > 0 else 1
+
+
 def waits_of_training(summary: Mapping[str, Any]) -> RankWaits | None:
     """Return which rank of a training with `feedrate train` waits most; None for a training in one process, or if it is not known.
 
@@ -72,9 +79,11 @@ def waits_of_training(summary: Mapping[str, Any]) -> RankWaits | None:
     if not isinstance(facts, Mapping):
         return None
     fractions, counts = facts.get("wait_fractions"), [facts.get(name) for name in ("slowest", "slowest_in", "num_steps")]
-    if not _are_times(fractions, len(fractions or ())) or not _are_times(counts, 3) or not fractions:
+    if not isinstance(fractions, list) or not fractions or not _are_times(fractions, len(fractions)) or not _are_times(counts, 3):
         return None
     slowest, slowest_in, num_steps = (int(each) for each in counts if each is not None)
+    if slowest >= len(fractions):
+        return None
     return RankWaits(fractions=tuple(fractions), slowest=slowest, slowest_in=slowest_in, num_windows=num_steps, unit="steps")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from feedrate.analysis.best import BEST_SCHEMA, python_snippet
 from feedrate.analysis.paste import paste_heading
-from feedrate.analysis.ranks import waits_of_training
+from feedrate.analysis.ranks import num_ranks_of_training, waits_of_training
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.deciding.candidates import ENOUGH_FRACTION
 from feedrate.trainables.tuning.training_report import OBSERVES, TrainingReport
@@ -45,15 +45,14 @@ def best_of(report: TrainingReport, command: Sequence[str], name: str) -> dict[s
         speedup, ci95 = 1.0, [1.0, 1.0]
     rate = {"samples_per_second": best["batches_per_s"] * items, "ci95": [each * items for each in best["ci95"]]}
     ceiling_sps = best["batches_per_s"] * items / max(1 - best["wait_fraction"], 1e-9)
-    waits = waits_of_training(summary)
-    num_ranks = 1 if waits is None else len(waits.fractions)
+    waits, num_ranks = waits_of_training(summary), num_ranks_of_training(summary)
     num_cpus = report.measured_on["num_cpus"]
     made = {} if report.origin is None else {"script": {"loaders": [{"role": "measured", **report.origin}]}}
     return {
         "schema": BEST_SCHEMA,
         "dataloader": report.best,
         "process": {},
-        "throughput": {**rate, "unit": "samples", "per": "rank" if waits is None else "world"},
+        "throughput": {**rate, "unit": "samples", "per": "rank" if num_ranks == 1 else "world"},
         "baseline": {
             "dataloader": report.dataloader,
             "samples_per_second": own["batches_per_s"] * items,
@@ -68,7 +67,7 @@ def best_of(report: TrainingReport, command: Sequence[str], name: str) -> dict[s
         "scope": {
             "ranks_per_host": num_ranks,
             "world_size": num_ranks,
-            "cpus_per_rank": num_cpus if waits is None else num_cpus / num_ranks,
+            "cpus_per_rank": num_cpus if num_ranks == 1 else num_cpus / num_ranks,
             "slowest_rank": None if waits is None else waits.slowest,
         },
         "measured_on": report.measured_on,

@@ -75,9 +75,9 @@ class LeadingPolicy(Policy):
         super().interrupted()
 
     def rank_facts(self) -> dict[str, Any] | None:
-        """Return each rank's share of time waiting, the rank that waits most, and in how many steps it was the one that waited longest."""
+        """Return the number of ranks, each rank's share of time waiting, the rank that waits most, and in how many steps it waited longest; only the first if nothing else is known."""
         if not self._counted_s:
-            return None
+            return {"world_size": self.num_ranks}
         slowest = self._waits_s.index(max(self._waits_s))
         return {
             "world_size": self.num_ranks,

@@ -183,7 +183,7 @@ class Policy:
         return self._clock() - self._began_s if self._began_s is not None else 0.0, self.num_batches
 
     def rank_facts(self) -> dict[str, Any] | None:
-        """Return how long each of several ranks waited, as a JSON object; None for one process, and as long as nothing is known."""
+        """Return the number of ranks and how long each of them waited, as a JSON object; None for one process."""
         return None
 
     def fraction_waited(self) -> float:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from feedrate.analysis.ranks import waits_of_training
 from feedrate.search.answers.training_answer import best_of, closing_lines, cost
 from feedrate.trainables.tuning.training_report import OBSERVES, TrainingReport
 
@@ -67,3 +68,20 @@ def test_a_sum_that_is_not_nothing_is_not_called_nothing():
 def test_a_training_without_a_measurement_says_so():
     found = report(own={"num_workers": 1}, best={"num_workers": 1})
     assert said(found)[1:] == ["the training was too short for a measurement"]
+
+
+def test_the_rates_of_ranks_are_those_of_all_whether_or_not_their_waiting_is_known():
+    ranks = {"world_size": 4, "wait_fractions": [0.1, 0.4, 0.1, 0.1], "slowest": 1, "slowest_in": 98, "num_steps": 100}
+    found = report(ranks=ranks, items_per_batch=256)
+    assert "rank 1 waits most for data, in 98 of 100 steps: rank 0 10%, rank 1 40%" in said(found)[1]
+    for each, slowest in ((ranks, 1), ({"world_size": 4}, None)):
+        best = best_of(report(ranks=each, items_per_batch=256), ["python", "train.py"], "train")
+        assert best["throughput"]["per"] == "world" and best["throughput"]["samples_per_second"] == 5 * 256
+        assert best["scope"] == {"ranks_per_host": 4, "world_size": 4, "cpus_per_rank": 2, "slowest_rank": slowest}
+
+
+def test_what_ranks_waited_is_left_out_if_it_makes_no_sense():
+    usual = {"world_size": 2, "wait_fractions": [0.1, 0.4], "slowest": 1, "slowest_in": 98, "num_steps": 100}
+    wrong = (None, {}, usual | {"wait_fractions": 3}, usual | {"wait_fractions": ["a", 1]}, usual | {"wait_fractions": []}, usual | {"slowest": 2}, usual | {"num_steps": "many"})
+    assert [waits_of_training({"ranks": each}) for each in wrong] == [None] * len(wrong)
+    assert waits_of_training({"ranks": usual}).slowest == 1

@@ -136,6 +136,7 @@ def test_without_a_store_the_number_of_workers_stays(monkeypatch):
     monkeypatch.setattr(rank_meeting, "_store", lambda: None)
     replay = Replay([needs_two, needs_two]).run(10)
     assert replay.kinds() == ["leave"] and "no torch process group" in replay.leader.leave
+    assert replay.leader.rank_facts() == {"world_size": 2}
 
 
 def test_a_board_is_a_file_of_its_size_that_is_removed_once_all_have_opened_it(tmp_path):
