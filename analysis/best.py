@@ -125,7 +125,7 @@ def best_if_usable(folder: RunFolder, problems: list[str]) -> dict[str, Any] | N
 
 
 def final_best(folder: RunFolder, problems: list[str]) -> dict[str, Any] | None:
-    """Return the content of a run folder's best.json if it is the answer of a search that has ended; None otherwise, with a sentence in `problems` if it is wrong."""
+    """Return the content of a run folder's best.json if it is the answer of a search that has ended; None otherwise. If the file cannot be used, `problems` gets a sentence."""
     best = best_if_usable(folder, problems)
     return None if best is None or not is_final(best) else best
 

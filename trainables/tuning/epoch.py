@@ -25,7 +25,8 @@ from feedrate.trainables.tuning.torchs import torchs_iterator
 from feedrate.trainables.tuning.tuned_loader import TunedLoader
 
 GROUP_S, MOST_GROUP_S = 5e-3, 0.1
-"""Counting takes 20 microseconds, so short batches are counted together: for GROUP_S, and then on to the end of a production cycle, but for MOST_GROUP_S at most."""
+"""To count a batch takes 15 microseconds, so batches that take less than GROUP_S are counted together: as many as take GROUP_S, and then those up to the end of the
+production cycle (in one, each worker delivers a batch), but never more than take MOST_GROUP_S."""
 WATCHED_FETCHES = (1, 2, 3, 5, 9)
 """Fetches inside the training process after which new open files are looked for."""
 
@@ -134,7 +135,7 @@ class Observed:
         return 0
 
     def _is_watched(self) -> bool:
-        """Whether the next batch may come from workers that the user did not choose, so that nothing may escape notice before it."""
+        """Whether the next batch may come from another number of workers than the user's. Then whatever forbids that must be noticed before it is delivered."""
         return False
 
     def _decide(self, decisions: list[Decision]) -> None:
