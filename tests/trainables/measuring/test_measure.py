@@ -501,7 +501,7 @@ def test_a_trial_that_ends_amid_a_round_of_its_workers_has_their_rate():
     """Rounds of 3 batches take 0.6 s, the trial ends in the third one: no part of a round is taken for a rate, nor for a hang."""
     result = run(short(Rows(4000, 0.15)), LoaderConfig(batch_size=4, num_workers=3), max_trial_s=1.7, objective="steady")
     assert result.windows.window_num_batches == [3] * len(result.windows)
-    assert 0 < result.throughput("steady").sps <= 1.3 * 3 / 0.15
+    assert 0 < result.throughput("steady").sps <= 2 * 3 / 0.15  # a part of a round would give any multiple; on a busy host a round may follow a late one
     assert not result.settled
 
 
