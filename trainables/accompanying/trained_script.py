@@ -126,6 +126,7 @@ class TrainedScript:
         """Write train.json for the last time, and end the workers."""
         atexit.unregister(self._at_exit)
         if self.policy is not None and self.trained is not None:
+            self.trained.count_rest()
             self.policy.course.end(self.policy.elapsed)
             self.trained.log.write_course(self.policy.course.take())
         self.save(is_over=True)

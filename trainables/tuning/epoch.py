@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-import traceback
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -47,9 +46,7 @@ class Observed:
         self.is_begun = self.is_aside = False
         """Whether a batch was delivered, and whether another iteration of the loader is tuned instead of this one."""
         self._wait_s = 0.0
-        self._group_num, self._group_wait_s, self._group_step_s = 0, 0.0, 0.0
-        """Batches that the policy has not counted yet."""
-        self._num_workers = self._grouped_workers = self._policy.own
+        self._num_workers = self._policy.own
         self._num_left: int | None = None
         """Number of batches that are still to come; None if it is not known."""
         with contextlib.suppress(TypeError, NotImplementedError):
@@ -67,13 +64,13 @@ class Observed:
         begin = time.perf_counter()
         if self._handed_s is not None and self._live.is_training():
             found = self._grouped(begin - self._handed_s)
-            if not self._group_num or self._is_watched():  # it is 0 when the policy has just counted
+            if not self._live.group.num or self._is_watched():  # it is 0 when the policy has just counted
                 self._decide(found)
         try:
             batch = self._take()
         except BaseException:
             self._handed_s = None
-            self._count_rest()
+            self._live.count_rest()
             self._policy.interrupted()
             raise
         end = time.perf_counter()
@@ -101,35 +98,14 @@ class Observed:
 
     def _grouped(self, step_s: float) -> list[Decision]:
         """Count a batch, perhaps together with some before it, and return the decisions that follow."""
-        policy, number = self._policy, self._num_workers
-        found = self._observed() if self._group_num and number != self._grouped_workers else []
-        self._grouped_workers = number
-        self._group_num += 1
-        self._group_wait_s += self._wait_s
-        self._group_step_s += step_s
-        taken_s = self._group_wait_s + self._group_step_s
-        is_due = taken_s >= GROUP_S and (self._group_num == 1 or policy.is_whole(self._group_num))
+        live, policy = self._live, self._policy
+        found = live.count(self._num_ready) if live.group.num_workers != self._num_workers else []
+        live.group = group = live.group.plus(self._num_workers, self._wait_s, step_s)
+        taken_s = group.wait_s + group.step_s
+        is_due = taken_s >= GROUP_S and (group.num == 1 or policy.is_whole(group.num))
         if is_due or taken_s >= MOST_GROUP_S or not policy.counts_groups or policy.num_batches < WARM_BATCHES:
-            found += self._observed()
+            found += live.count(self._num_ready)
         return found
-
-    def _count_rest(self) -> None:
-        """Let the policy count the last batches of an epoch."""
-        if self._group_num:
-            for each in self._observed():
-                self._live.log.write(each)
-
-    def _observed(self) -> list[Decision]:
-        """Let the policy count the batches since the last time."""
-        num, wait_s, step_s = self._group_num, self._group_wait_s, self._group_step_s
-        self._group_num, self._group_wait_s, self._group_step_s = 0, 0.0, 0.0
-        try:
-            found = self._policy.observe(self._grouped_workers, wait_s, step_s, self._num_ready, num)
-            self._live.log.write_course(self._policy.course.take())
-            return found
-        except Exception as error:  # a defect of feedrate must not end a training
-            traceback.print_exc()
-            return [self._policy.leave_alone(f"feedrate has a defect ({sentence(error)}), so the number of workers stays")]
 
     def _num_ready(self) -> int:
         return 0
@@ -162,7 +138,7 @@ class Epoch(Observed):
 
     def begin_again(self) -> Epoch:
         """Begin the next epoch with the same iterator, as torch does where workers persist."""
-        self._count_rest()
+        self._live.count_rest()
         self._policy.interrupted()
         self._handed_s = None
         begin = time.perf_counter()

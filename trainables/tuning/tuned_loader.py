@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+import traceback
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from feedrate.trainables.deciding.decision import Decision
 from feedrate.trainables.deciding.policy import Policy, workers
+from feedrate.trainables.failure import sentence
 from feedrate.trainables.machine.memory_guard import MemoryGuard
 from feedrate.trainables.machine.process import tree_pids
 from feedrate.trainables.measuring.limits import amount, storage_bytes
+from feedrate.trainables.tuning.batch_group import BatchGroup
 from feedrate.trainables.tuning.decision_log import DecisionLog
 from feedrate.trainables.tuning.pool import Pool
 
@@ -52,6 +56,8 @@ class TunedLoader:
         """Whether an iterable dataset has drawn from the global generators of this process."""
         self.epoch_s: float | None = None
         """How long the latest epoch of an iterable dataset took with the user's own setting."""
+        self.group = BatchGroup(self.own)
+        """Batches that the policy has not counted yet."""
         self._pools: dict[int, Pool] = {}
         self._next_guard_s = 0.0
 
@@ -66,6 +72,28 @@ class TunedLoader:
 
     def handed(self) -> None:
         """Note that the training got a batch."""
+
+    def count(self, num_ready: Callable[[], int]) -> list[Decision]:
+        """Let the policy count the batches since the last time, and return the decisions that follow.
+
+        Args:
+            num_ready: returns how many batches of the present setting are finished and not yet taken.
+        """
+        group, self.group = self.group, BatchGroup(self.own)
+        if not group.num:
+            return []
+        try:
+            found = self.policy.observe(group.num_workers, group.wait_s, group.step_s, num_ready, group.num)
+            self.log.write_course(self.policy.course.take())
+            return found
+        except Exception as error:  # a defect of feedrate must not end a training
+            traceback.print_exc()
+            return [self.policy.leave_alone(f"feedrate has a defect ({sentence(error)}), so the number of workers stays")]
+
+    def count_rest(self) -> None:
+        """Let the policy count the last batches before something else happens."""
+        for each in self.count(lambda: 0):
+            self.log.write(each)
 
     def draws_seed(self) -> bool:
         """Return whether torch would start workers in the epoch that begins now, for which it draws a seed."""
@@ -137,11 +165,13 @@ class TunedLoader:
 
     def left(self) -> None:
         """Note that the user left an epoch before its end."""
+        self.count_rest()
         self.policy.interrupted()
         self.epoch_ended()
 
     def summary(self) -> dict[str, Any]:
         """Return what was observed and decided so far: times in seconds, rates in batches per second."""
+        self.count_rest()
         policy = self.policy
         speedup = policy.speedup
         return {
