@@ -85,6 +85,8 @@ def paste_place(best: Mapping[str, Any]) -> str | None:
     if call is not None:
         return call.where
     where, function = measured["where"], measured.get("function")
+    if where.startswith("<"):  # no file: feedrate's own code made the loader, for a workload in several ranks
+        return None
     return f"{where}, in {function}" if function else f"{where}"
 
 

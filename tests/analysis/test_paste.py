@@ -63,5 +63,7 @@ def test_the_place():
     assert paste_place(best(NONE, None)) == "train.py:27, in Data.train_dataloader"
     assert paste_place(best(NONE, "transformers")) == "your TrainingArguments"
     assert paste_place({"workload": {"target": "images"}}) is None
+    ours = {"role": "measured", "where": "<frozen runpy>:88", "framework": None, "function": ""}  # a workload in several ranks
+    assert paste_place({"workload": {"script": {"loaders": [ours]}}}) is None
     older = {"role": "measured", "where": "train.py:27"}  # a best.json from before the frameworks were told apart
     assert paste_place({"workload": {"script": {"loaders": [older]}}}) == "train.py:27"
