@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     if rank is None:
         parser.error("start it with torchrun and --nproc-per-node 2 or more")
     device = torch.device("cuda", rank.local_number) if torch.cuda.is_available() else torch.device("cpu")
-    if torch.cuda.is_available() and rank.local_world_size > (num := torch.cuda.device_count()):
+    if device.type == "cuda" and rank.local_world_size > (num := torch.cuda.device_count()):
         raise SystemExit(f"{rank.local_world_size} ranks need as many GPUs, and this host has {num}: ask for at most {num}, or hide the GPUs with CUDA_VISIBLE_DEVICES=")
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -30,6 +30,8 @@ DIMENSIONS = {
 }
 
 
+_OPTIONS = ("data", "image_size", "model", "latency_s")
+"""Those of bundled workloads."""
 SWITCHES = ("--debug", "--require-token", "--allow-unauthenticated", FLAG, "--follow", "-f", "--dry-run")
 """Flags without a value that `without` can remove."""
 
@@ -181,9 +183,6 @@ def start_ranks(args: argparse.Namespace) -> None:
     args.script = ranks_command(args.workload, workload_options(args), args.num_ranks)
     args.workload = None
     vars(args).update(dict.fromkeys(_OPTIONS))
-
-
-_OPTIONS = ("data", "image_size", "model", "latency_s")
 
 
 def add_workload(parser: argparse.ArgumentParser) -> None:

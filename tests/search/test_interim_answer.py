@@ -1,7 +1,6 @@
 """best.json while a search goes on."""
 
 import json
-import shutil
 from pathlib import Path
 
 from feedrate.analysis.best import load_best
@@ -51,7 +50,6 @@ def test_the_answer_replaces_it(tmp_path):
 
 def test_nothing_is_written_before_a_setting_works(tmp_path):
     folder = going_on(tmp_path)
-    shutil.copy(folder.search, tmp_path)
     folder.trials.write_text("")
     notes = []
     InterimAnswer(folder, notes.append).update()

@@ -125,10 +125,8 @@ class TrainedScript:
     def end(self) -> None:
         """Write train.json for the last time, and end the workers."""
         atexit.unregister(self._at_exit)
-        if self.policy is not None and self.trained is not None:
-            self.trained.count_rest()
-            self.policy.course.end(self.policy.elapsed)
-            self.trained.log.write_course(self.policy.course.take())
+        if self.trained is not None:
+            self.trained.end_course()
         self.save(is_over=True)
         if self.trained is not None:
             self.trained.close_pools()

@@ -13,6 +13,12 @@ _LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRAN
 """Variables with the number of ranks on this host: torchrun's, Open MPI's, that of MPICH and Intel MPI, and srun's, such as "4(x2)" on two hosts."""
 
 
+def with_process_group() -> Any:
+    """Return the module torch.distributed if this process has a process group; None if not, or as long as nobody has imported it."""
+    distributed: Any = sys.modules.get("torch.distributed")
+    return distributed if distributed is not None and distributed.is_available() and distributed.is_initialized() else None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rank:
     """One process of a training with several."""
@@ -50,8 +56,8 @@ class Rank:
         Launchers that do not set torchrun's variables (mpirun, srun, Lightning, `torch.multiprocessing.spawn`) leave it to the
         script to tell torch which rank each process is. If no variable says how many ranks run on this host, all are assumed to.
         """
-        distributed: Any = sys.modules.get("torch.distributed")
-        if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        distributed = with_process_group()
+        if distributed is None:
             return None
         number, world_size = distributed.get_rank(), distributed.get_world_size()
         if world_size < 2:

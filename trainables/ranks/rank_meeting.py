@@ -5,12 +5,11 @@ from __future__ import annotations
 import atexit
 import itertools
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any, ClassVar
 
-from feedrate.trainables.ranks.rank import Rank
+from feedrate.trainables.ranks.rank import Rank, with_process_group
 from feedrate.trainables.ranks.rank_board import RankBoard
 
 ASK_PERIOD_S = 0.1
@@ -74,7 +73,5 @@ class RankMeeting:
 
 def _store() -> Any:
     """Return the store of torch's process group; None if there is none."""
-    distributed: Any = sys.modules.get("torch.distributed")
-    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
-        return None
-    return distributed.distributed_c10d._get_default_store()
+    distributed = with_process_group()
+    return None if distributed is None else distributed.distributed_c10d._get_default_store()

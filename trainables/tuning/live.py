@@ -132,8 +132,5 @@ class Live:
 
     def close(self) -> None:
         """End all workers now. They also end with the epoch, or with this object if the loader's workers are persistent."""
-        self.tuned.count_rest()
-        policy = self.tuned.policy
-        policy.course.end(policy.elapsed)
-        self.tuned.log.write_course(policy.course.take())
+        self.tuned.end_course()
         self.tuned.close_pools()

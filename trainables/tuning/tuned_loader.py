@@ -95,6 +95,12 @@ class TunedLoader:
         for each in self.count(lambda: 0):
             self.log.write(each)
 
+    def end_course(self) -> None:
+        """Count and write what has happened since the last point of the course, because the training ends."""
+        self.count_rest()
+        self.policy.course.end(self.policy.elapsed)
+        self.log.write_course(self.policy.course.take())
+
     def draws_seed(self) -> bool:
         """Return whether torch would start workers in the epoch that begins now, for which it draws a seed."""
         return not (self.is_persistent and self.own and self.num_epochs)
