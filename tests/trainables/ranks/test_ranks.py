@@ -77,7 +77,7 @@ def main(number, rendezvous):
     model = nn.parallel.DistributedDataParallel(nn.Linear(8, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     data = Rows()
-    loader = DataLoader(data, batch_size=16, sampler=DistributedSampler(data), num_workers=1, multiprocessing_context='fork')  # spawned ones would import torch for seconds
+    loader = DataLoader(data, batch_size=16, sampler=DistributedSampler(data), num_workers=1, multiprocessing_context='fork')
     while True:
         for batch in loader:
             note()
@@ -109,9 +109,9 @@ def ranks(tmp_path, monkeypatch, tag):
     assert eventually(lambda: not tagged(tag)), [(pid, Path(f"/proc/{pid}/status").read_text(), Path(f"/proc/{pid}/cmdline").read_text()) for pid in tagged(tag)]
 
 
-def request(num_workers, batch_size=16, **options):
+def request(num_workers, batch_size=16, method=None, **options):
     return MeasureRequest(
-        config=LoaderConfig(num_workers=num_workers, batch_size=batch_size),
+        config=LoaderConfig(num_workers=num_workers, batch_size=batch_size, multiprocessing_context=method),
         options=MeasureOptions(**{"max_trial_s": 1.0, "measure_step": False} | options),
     )
 
@@ -295,9 +295,11 @@ def test_a_rank_that_hangs_before_it_trains_is_named(ranks, monkeypatch):
 def test_ranks_that_the_script_spawns_are_measured(ranks):
     """It spawns two processes, which measure two settings."""
     template = ranks(SPAWNED, command=("python", "train.py"))
-    assert described(template).num_ranks == 2
+    found = described(template)
+    assert found.num_ranks == 2
+    assert found.baseline.multiprocessing_context == "fork"
     for num_workers in (1, 2):
-        columns = measured(template, num_workers, max_trial_s=4)
+        columns = measured(template, num_workers, method="fork")  # in these processes the default is spawn, and such workers import torch for seconds
         assert columns["window_num_items"] == [32 * num for num in columns["window_num_batches"]]
     template.close()
     steps = [Path(f"steps-{number}.txt").read_text().splitlines() for number in (0, 1)]
@@ -325,7 +327,7 @@ def test_a_spawned_rank_that_fails_is_named(ranks, name):
     """Before a process is a rank, only the script knows which one has failed."""
     place, text, kind, message = SPAWNED_FAILURES[name]
     assert SPAWNED.count(place) == 1
-    found = failure(ranks(SPAWNED.replace(place, f"{text}\n{place}"), command=("python", "train.py")), max_trial_s=20.0)
+    found = failure(ranks(SPAWNED.replace(place, f"{text}\n{place}"), command=("python", "train.py")), method="fork", max_trial_s=20.0)
     assert found.kind == kind
     assert re.match(message, found.message), found.message
     if found.kind == "user-code":
@@ -338,7 +340,7 @@ def test_a_spawned_rank_that_hangs_in_a_step_is_named(ranks, monkeypatch):
     """It has to hang for 5 seconds."""
     monkeypatch.setattr(hang_detector, "GRACE_S", 3.0)
     text = SPAWNED.replace(STEP, f"            if late(1): time.sleep(1000)\n{STEP}")
-    found = failure(ranks(text, command=("python", "train.py")), max_s=2.0, max_trial_s=20.0)
+    found = failure(ranks(text, command=("python", "train.py")), max_s=2.0, method="fork", max_trial_s=20.0)
     assert found.kind == "hang"
     assert re.match(r"rank 1: the training step hangs in main \(train.py:[0-9]+\), and the other ranks wait for it", found.message), found.message
 
