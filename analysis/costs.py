@@ -41,7 +41,7 @@ class Costs:
         step_s = max(self.step_s, self.step_cpu_s / self.num_cpus)
         cpu_s = self.load_cpu_s + self.step_cpu_s
         cap_sps = self.efficiency * self.num_cpus / cpu_s if cpu_s > 0 else math.inf
-        model = RateModel(item_s=max(self.load_cpu_s + self.load_wait_s, 1e-9), cap_sps=cap_sps, ceilings={0: 1 / step_s})
+        model = RateModel(item_s=max(self.load_cpu_s + self.load_wait_s, 1e-9), cap_sps=cap_sps, ceilings={0: 1 / step_s}, num_cpus=self.num_cpus)
         rates = np.exp(model.log_rate(np.arange(most + 1.0), np.zeros(most + 1)))
         return best_rate(rates)
 

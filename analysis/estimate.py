@@ -364,6 +364,22 @@ def step_only_sps(record: dict[str, Any]) -> float | None:
     return float(np.median(np.divide(record["step_only_num_items"], record["step_only_duration_s"])))
 
 
+def cpu_item_s(record: Mapping[str, Any]) -> float | None:
+    """Return the CPU seconds of training process and workers per item; None if they were not measured.
+
+    Without workers, threads of the step that spin while a batch is loaded count, too. So this is what loading and the step
+    alone took, if both were timed and that is less.
+    """
+    steady, used, num_cpus = record_steady(dict(record)), record.get("own_cpu_fraction"), record.get("num_cpus")
+    if steady is None or not used or not num_cpus:
+        return None
+    cpu_s = float(used * num_cpus / steady.sps)
+    loading_s, step_cpus, step_sps = record.get("load_cpu_item_s"), record.get("step_only_cpus"), step_only_sps(dict(record))
+    if record["num_workers"] or loading_s is None or step_cpus is None or step_sps is None:
+        return cpu_s
+    return min(cpu_s, float(loading_s + step_cpus / step_sps))
+
+
 def copy_only_sps(record: dict[str, Any]) -> float | None:
     """Return the items per second of copying cached batches to the accelerator alone; None if it was not measured."""
     if not record.get("copy_only_duration_s"):

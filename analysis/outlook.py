@@ -17,6 +17,7 @@ import pandas as pd
 from feedrate.analysis.change import Change, changes_asked_for, usual_changes
 from feedrate.analysis.compat import median
 from feedrate.analysis.costs import Costs, best_rate
+from feedrate.analysis.cpu_time import CpuSeen, CpuTime
 from feedrate.analysis.estimate import Rate
 from feedrate.analysis.rate_model import RateModel, fit_model
 from feedrate.analysis.run import Run
@@ -127,7 +128,7 @@ def what_if(run: Run, *, ceiling_sps: float | None = None, num_ranks: int | None
     Example:
         >>> from feedrate.analysis import load_run, what_if
         >>> table = what_if(load_run("docs/example-run"))
-        >>> list(table.loc[table["ratio"] > 1.1, "name"])
+        >>> list(table.loc[table["ratio"] > 1.5, "name"])
         ['cpus_twice', 'decoding_half']
     """
     found = outlook_of(run, ceiling_sps=ceiling_sps, num_ranks=num_ranks)
@@ -170,7 +171,7 @@ def outlook_of(
     cpu_s = _cpu_item_s(rows, answer)
     if cpu_s is None:
         return Outlook(why_none="no setting with workers says how much CPU time it took")
-    fitted = _fitted(rows, run.ceilings, cpu_s)
+    fitted = _fitted(rows, run.ceilings)
     if fitted is None:
         return Outlook(why_none=f"fewer than {LEAST_SETTINGS} settings were measured to their end")
     sd, num = fitted.sd_fraction, fitted.num_settings
@@ -187,11 +188,15 @@ def outlook_of(
 def _cpu_item_s(rows: pd.DataFrame, answer: pd.Series[Any]) -> float | None:
     """Return the CPU seconds of training process and workers per item, with the answer if that has workers; None if it is not known."""
     with_workers = rows[rows["num_workers"] > 0]
-    # without workers, threads of the step that spin while a batch is loaded count as CPU time of loading
-    busy = with_workers["own_cpu_fraction"] * with_workers["num_cpus"] / with_workers["steady_sps"]
+    busy = _busy_s(with_workers)
     mine = busy[with_workers["config"] == answer["config"]]
     cpu_s = median(mine if mine.notna().any() else busy)
     return None if pd.isna(cpu_s) else float(cpu_s)
+
+
+def _busy_s(rows: pd.DataFrame) -> pd.Series[Any]:
+    """Return the CPU seconds of training process and workers per item, of each row."""
+    return rows["own_cpu_fraction"] * rows["num_cpus"] / rows["steady_sps"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -204,16 +209,22 @@ class _Fitted:
     num_cpus: float
 
 
-def _fitted(rows: pd.DataFrame, ceilings: Mapping[int | None, float], cpu_s: float) -> _Fitted | None:
+def _fitted(rows: pd.DataFrame, ceilings: Mapping[int | None, float]) -> _Fitted | None:
     """Return the model for the measured settings; None if these are too few."""
-    pooled = _without_cliffs(rows.groupby("config", sort=False).agg({"num_workers": "first", "batch_size": "first", "steady_sps": "median"}))
+    each = {"num_workers": "first", "batch_size": "first", "steady_sps": "median", "busy_s": "median"}
+    pooled = _without_cliffs(rows.assign(busy_s=_busy_s(rows)).groupby("config", sort=False).agg(each))
     if len(pooled) < LEAST_SETTINGS:
         return None
     num_cpus = float(median(rows["num_cpus"]))
     sizes = [0 if pd.isna(each) else int(each) for each in pooled["batch_size"]]
     workers = [int(each) for each in pooled["num_workers"]]
     logs = np.log(pooled["steady_sps"].to_numpy(dtype=float))
-    model = fit_model(workers, sizes, logs.tolist(), {each or 0: sps for each, sps in ceilings.items()}, cpu_s, round(num_cpus))
+    seen = [
+        CpuSeen(num_workers=number, batch_size=size, cpu_item_s=float(busy_s))
+        for number, size, busy_s in zip(workers, sizes, pooled["busy_s"], strict=True)
+        if not pd.isna(busy_s)
+    ]
+    model = fit_model(workers, sizes, logs.tolist(), {each or 0: sps for each, sps in ceilings.items()}, CpuTime.fit(seen), round(num_cpus))
     errors = np.abs(model.log_rate(np.array(workers, dtype=float), np.array(sizes, dtype=float)) - logs)
     sd = max(MAD_TO_SD * float(np.median(errors)), LEAST_SD_FRACTION)
     return _Fitted(model=model, sd_fraction=sd, num_settings=len(pooled), num_cpus=num_cpus)
@@ -221,8 +232,8 @@ def _fitted(rows: pd.DataFrame, ceilings: Mapping[int | None, float], cpu_s: flo
 
 def _costs(run: Run, fitted: _Fitted, rows: pd.DataFrame, answer: pd.Series[Any], cpu_s: float) -> Costs:
     """Return what an item costs: its CPU time is divided between step and loading, and a worker waits for the rest of its time."""
-    model, size = fitted.model, answer["batch_size"]
-    step_s = 1 / run.ceilings[None if pd.isna(size) else int(size)]
+    model, size = fitted.model, None if pd.isna(answer["batch_size"]) else int(answer["batch_size"])
+    step_s = 1 / run.ceilings[size]
     timed = run.latest[same(run.latest["batch_size"], size)]["step_only_cpus"]
     busy_cpus = 1.0 if timed.isna().all() else float(median(timed))  # records of before this column: one CPU works on the step
     step_cpu_s = min(busy_cpus * step_s, cpu_s)
@@ -242,7 +253,7 @@ def _costs(run: Run, fitted: _Fitted, rows: pd.DataFrame, answer: pd.Series[Any]
         step_cpu_s=step_cpu_s,
         step_cpus=busy_cpus,
         num_cpus=fitted.num_cpus,
-        efficiency=model.cap_sps * (load_cpu_s + step_cpu_s) / fitted.num_cpus,
+        efficiency=model.cap_at(size) * (load_cpu_s + step_cpu_s) / fitted.num_cpus,
     )
 
 

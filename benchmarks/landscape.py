@@ -48,6 +48,8 @@ class Point:
     """Of log(rate) between the windows of one trial."""
     mean_sps: float = 0.0
     """Of its measurements alone; 0 where it was made up."""
+    cpu_item_s: float | None = None
+    """Of training process and workers; None where it is that of the landscape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,8 @@ def read(path: str | Path) -> Landscape:
         config = LoaderConfig(**{name: int(value) if isinstance(value, float) else value for name, value in fields.items()})
         logs = group["log"]
         mean_sps = float(np.exp(logs.mean()))
-        points.append(Point(config, mean_sps, float(group["spent_s"].mean()), float(group["window_sd"].median()), mean_sps))
+        cpu_s = float(group["cpu_item_s"].median())
+        points.append(Point(config, mean_sps, float(group["spent_s"].mean()), float(group["window_sd"].median()), mean_sps, cpu_s))
         residuals.append(((logs - logs.mean()) * math.sqrt(len(logs) / max(len(logs) - 1, 1))).to_numpy())
     points = [replace(point, sps=sps) for point, sps in zip(points, smoothed(points, residuals), strict=True)]
     ceilings = rows.dropna(subset=["step_only_sps"]).groupby("batch_size")["step_only_sps"].median()
@@ -318,8 +321,9 @@ def columns_of(landscape: Landscape, config: LoaderConfig, sps: float, rng: np.r
         "num_cpus": landscape.num_cpus,
         "tree_pss_bytes": int(3e8 + 1e8 * config.num_workers + 2e5 * size * config.num_workers * (config.prefetch_factor or 0)),
     }
-    if landscape.cpu_item_s is not None:
-        columns["own_cpu_fraction"] = min(landscape.cpu_item_s * sps / landscape.num_cpus, 1.0)
+    cpu_item_s = landscape.at(config).cpu_item_s or landscape.cpu_item_s
+    if cpu_item_s is not None:
+        columns["own_cpu_fraction"] = min(cpu_item_s * sps / landscape.num_cpus, 1.0)
     if step_only and size in landscape.ceilings:
         ceiling = landscape.ceilings[size] * math.exp(rng.normal(0, 0.005))
         columns |= {"step_only_num_items": [100 * size] * 3, "step_only_duration_s": [100 * size / ceiling] * 3}

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from landscape import Landscape, Point, read
 
+from feedrate.analysis.cpu_time import CpuSeen, CpuTime
 from feedrate.analysis.rate_model import fit_model
 
 LANDSCAPES = Path(__file__).with_name("landscapes")
@@ -32,13 +33,14 @@ def known(landscape: Landscape, workers: tuple[int, ...]) -> list[Point]:
     return list(dict.fromkeys(near))
 
 
-def cpu_item_s(path: Path, points: list[Point]) -> float:
-    """Median CPU seconds per item of the recorded trials of these settings."""
+def cpu_time(path: Path, points: list[Point]) -> CpuTime | None:
+    """The CPU time that the recorded trials of these settings show."""
     rows = pd.read_parquet(path)
-    of_points = [
-        (rows["num_workers"] == each.config.num_workers) & (rows["batch_size"] == each.config.batch_size) for each in points
-    ]
-    return float(np.median([rows.loc[each, "cpu_item_s"].median() for each in of_points]))
+    seen = []
+    for each in points:
+        mine = rows[(rows["num_workers"] == each.config.num_workers) & (rows["batch_size"] == each.config.batch_size)]
+        seen.append(CpuSeen(num_workers=each.config.num_workers, batch_size=each.config.batch_size or 0, cpu_item_s=float(mine["cpu_item_s"].median())))
+    return CpuTime.fit(seen)
 
 
 def main() -> None:
@@ -59,7 +61,7 @@ def main() -> None:
                 [each.config.batch_size or 0 for each in points],
                 [math.log(each.sps) for each in points],
                 landscape.ceilings,
-                cpu_item_s(path, points),
+                cpu_time(path, points),
                 cpus,
             )
             predicted = np.exp(model.log_rate(workers, sizes))

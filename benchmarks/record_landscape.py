@@ -59,6 +59,7 @@ def trial(template: Template, config: LoaderConfig, *, seed: int, measure_step: 
         "step_only_sps": step_only_sps(columns),
         "cpu_item_s": columns["own_cpu_fraction"] * columns["num_cpus"] / steady.sps if columns.get("own_cpu_fraction") else None,
         "num_cpus": columns["num_cpus"],
+        **{name: columns.get(name) for name in ("load_item_s", "load_cpu_item_s", "load_delay_item_s", "collate_item_s", "step_only_cpus")},
         "timed_s": sum(columns["window_duration_s"]),
         "num_windows": len(columns["window_duration_s"]),
         "foreign_cpu_fraction": columns.get("foreign_cpu_fraction"),

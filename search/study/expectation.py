@@ -88,7 +88,7 @@ def _model(seen: Sequence[Seen], settings: Settings, observed: Observed) -> Rate
         settings.batch_size.astype(int).tolist(),
         [each.log_sps for each in seen],
         observed.ceilings(),
-        observed.cpu_item_s(),
+        observed.cpu_time(),
         observed.num_cpus,
     )
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from feedrate.analysis.ceilings import Ceilings
+from feedrate.analysis.cpu_time import CpuSeen, CpuTime
 from feedrate.analysis.estimate import RUN_SD_FRACTION, Rate, sd_of
 from feedrate.search.study.compat import constraints
 from feedrate.search.study.pruner import HALF_WIDTH, LOW
@@ -52,7 +52,7 @@ class Observed:
         self._open: list[int] = []
         self._seen: list[Seen] = []
         self._ceilings = Ceilings()
-        self._cpu_item_s: list[float] = []
+        self._cpu_seen: list[tuple[int, CpuSeen]] = []
         self.num_cpus: int | None = None
         """CPUs that a trial could use; None if no trial reports it."""
         self.too_large: list[LoaderConfig] = []
@@ -84,9 +84,9 @@ class Observed:
         late, early = self._seen[-most // 2 :], self._seen[: -most // 2]
         return heapq.nlargest(most // 2, early, key=lambda each: each.log_sps) + late
 
-    def cpu_item_s(self) -> float | None:
-        """Return the median of the CPU seconds per item; None if no trial reports them."""
-        return float(np.median(self._cpu_item_s)) if self._cpu_item_s else None
+    def cpu_time(self) -> CpuTime | None:
+        """Return the CPU time that the trials show; None if no trial reports it."""
+        return CpuTime.fit([seen for _, seen in self._cpu_seen])
 
     def ceilings(self) -> dict[int, float]:
         """Return batch size (0 for none) -> items per second of the training step alone; infinite if a setting trained faster."""
@@ -94,13 +94,14 @@ class Observed:
 
     def _take(self, number: int, trial: FrozenTrial) -> None:
         attrs = trial.user_attrs
-        if attrs.get(CPU_ITEM):
-            self._cpu_item_s.append(attrs[CPU_ITEM])
         if attrs.get(NUM_CPUS):
             self.num_cpus = max(attrs[NUM_CPUS], self.num_cpus or 0)
         if "config" not in attrs:
             return
         config = LoaderConfig.from_dict(attrs["config"])
+        if attrs.get(CPU_ITEM):
+            seen = CpuSeen(num_workers=config.num_workers, batch_size=config.batch_size or 0, cpu_item_s=attrs[CPU_ITEM])
+            insort(self._cpu_seen, (number, seen))  # a resumed search learns them in this order, and must draw alike
         if any(violation > 0 for violation in constraints(trial).values()):
             self.too_large.append(config)
         rate = _rate(trial, attrs)

@@ -16,7 +16,7 @@ from typing import Any
 from optuna.trial import TrialState
 
 from feedrate.analysis.ceilings import is_disturbed
-from feedrate.analysis.estimate import record_change, record_rate, record_steady, step_only_sps, wait_fraction
+from feedrate.analysis.estimate import cpu_item_s, record_change, record_rate, step_only_sps, wait_fraction
 from feedrate.analysis.schema import status
 from feedrate.search.study.brain import Brain
 from feedrate.search.study.observed import CHANGING, CPU_ITEM, NUM_CPUS, STEP_ONLY
@@ -83,9 +83,8 @@ def _facts(record: Mapping[str, Any], objective: str) -> dict[str, Any]:
         facts[STEP_ONLY] = step_only
     if record_change(record, objective):
         facts[CHANGING] = True
-    steady, used, num_cpus = record_steady(dict(record)), record.get("own_cpu_fraction"), record.get("num_cpus")
-    if steady is not None and used and num_cpus:
-        facts |= {CPU_ITEM: used * num_cpus / steady.sps, NUM_CPUS: num_cpus}
+    if (cpu_s := cpu_item_s(record)) is not None:
+        facts |= {CPU_ITEM: cpu_s, NUM_CPUS: record["num_cpus"]}
     return facts
 
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from feedrate.analysis.cpu_time import CpuSeen, CpuTime
 from feedrate.analysis.rate_model import RateModel, fit_model
 from feedrate.search.study.surrogate import Settings, Surrogate
 
@@ -41,8 +42,57 @@ def test_three_trials_give_the_parameters():
     rng = np.random.default_rng(0)
     workers = [0, 2, 4]
     measured = np.log(rates(WORLD, workers)) + rng.normal(0, 0.02, 3)
-    fitted = fit_model(workers, [64] * 3, measured.tolist(), CEILINGS, cpu_item_s=0.005, num_cpus=8)
+    fitted = fit_model(workers, [64] * 3, measured.tolist(), CEILINGS, cpu_time=CpuTime(item_s=0.005), num_cpus=8)
     assert rates(fitted, [16])[0] == pytest.approx(rates(WORLD, [16])[0], rel=0.05)
+
+
+def test_handing_batches_over_takes_cpu_time():
+    """2 ms a batch and 0.05 ms an item: eight items a batch take six times the CPU time that many items a batch do."""
+    handing = RateModel(item_s=1e-6, cap_sps=20_000.0, ceilings={}, batch_items=40.0)
+    assert rates(handing, [1, 2], 8) == pytest.approx([20_000 / 6] * 2, rel=0.01)
+    assert rates(handing, [1, 2], 4000) == pytest.approx([20_000 / 1.01] * 2, rel=0.01)
+    assert rates(handing, [0, 1], 0) == pytest.approx([1e6, 20_000], rel=0.01)
+    assert handing.cap_at(8) == pytest.approx(20_000 / 6)
+    assert handing.cap_at(None) == 20_000
+
+
+def test_many_more_workers_than_cpus_are_slower():
+    crowded = RateModel(item_s=0.01, cap_sps=400.0, ceilings={}, num_cpus=2)
+    found = rates(crowded, [2, 8, 16, 64])
+    assert found[1] == found.max()
+    assert found[3] == pytest.approx(400 / (1 + 0.04 * 5), rel=0.01)
+
+
+def seen(num_workers, batch_size, cpu_item_s):
+    return CpuSeen(num_workers=num_workers, batch_size=batch_size, cpu_item_s=cpu_item_s)
+
+
+def test_cpu_time_is_that_of_items_and_that_of_batches():
+    """1 ms an item and 16 ms a batch."""
+    found = CpuTime.fit([seen(2, 32, 0.0015), seen(4, 64, 0.00125), seen(0, 64, 0.001)])
+    assert (found.item_s, found.batch_s) == pytest.approx((0.001, 0.016))
+    assert CpuTime.fit([seen(2, 64, 0.00125), seen(0, 64, 0.001)]) == CpuTime(item_s=0.001, batch_s=pytest.approx(0.016))
+    assert CpuTime.fit([]) is None
+
+
+@pytest.mark.parametrize(
+    "trials",
+    [
+        [seen(0, 64, 0.001)],
+        [seen(0, 64, 0.005), seen(2, 64, 0.001)],  # threads of the step spin while batches are loaded
+        [seen(2, 64, 0.001), seen(4, 64, 0.001)],
+        [seen(2, 32, 0.001), seen(2, 64, 0.0011)],  # noise: more in larger batches
+        [seen(2, 32, 0.002), seen(2, 64, 0.001)],  # as if all were done once per batch
+        [seen(2, 32, 0.003), seen(2, 64, 0.001)],
+        [seen(2, 0, 0.001)],
+    ],
+)
+def test_any_measured_cpu_time_gives_possible_ones(trials):
+    found = CpuTime.fit(trials)
+    times = [each.cpu_item_s for each in trials]
+    assert 0.05 * min(times) <= found.item_s <= max(times)
+    assert 0 <= found.batch_s < 1
+    assert found.batch_items == found.batch_s / found.item_s
 
 
 def settings(num_workers, batch_size=64):

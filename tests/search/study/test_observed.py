@@ -11,7 +11,7 @@ from feedrate.trainables.config import LoaderConfig
 def trial(number, *, finished=True):
     attrs = {
         "config": LoaderConfig(num_workers=number % 7, batch_size=32).to_dict(), "low_sps": 90.0 + number,
-        "step_only_sps": 1000.0 + number % 5, "cpu_item_s": 0.001 * number, "num_cpus": 4,
+        "step_only_sps": 1000.0 + number % 5, "cpu_item_s": 0.001 + 0.0001 * (number % 11), "num_cpus": 4,
     }  # fmt: skip
     return create_trial(state=TrialState.COMPLETE, value=100.0 + (number * 37) % 50, user_attrs=attrs) if finished else create_trial(state=TrialState.RUNNING)
 
@@ -30,7 +30,7 @@ def test_what_finishes_out_of_order_is_the_same_in_the_end():
     growing.learn([trial(number) for number in range(num_trials)])
     assert growing.latest_and_best(60) == at_once.latest_and_best(60)
     assert len(growing) == len(at_once) == num_trials
-    assert (growing.cpu_item_s(), growing.num_cpus) == (at_once.cpu_item_s(), 4)
+    assert (growing.cpu_time(), growing.num_cpus) == (at_once.cpu_time(), 4)
     assert growing.ceilings() == at_once.ceilings() == {32: 1004.0}
 
 
