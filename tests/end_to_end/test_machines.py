@@ -13,7 +13,7 @@ from machines import Lan
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 URL = "http://localhost:8265"
-SEARCH = ["--batch-size", "16", "--num-workers", "0..8", "--max-trial-s", "2", "--no-confirm", "--wait", "0"]
+SEARCH = ["--batch-size", "16", "--num-workers", "0..2", "--max-trial-s", "3", "--no-confirm", "--wait", "0"]
 NEEDS_DATA = TOY + """
 inner = workload
 
