@@ -35,7 +35,8 @@ def best_of(report: TrainingReport, command: Sequence[str], name: str) -> dict[s
         name: its name, as in the run folder of a search.
     """
     summary = report.summary
-    best, own, items = summary["best"], summary["own"], summary["items_per_batch"] or 1
+    best, own = summary["best"], summary["own"]
+    items, unit = (summary["items_per_batch"], "samples") if summary["items_per_batch"] else (1, "batches")
     if "batches_per_s" not in best or "batches_per_s" not in own:
         return None
     size = str(report.best.get("batch_size"))
@@ -52,7 +53,7 @@ def best_of(report: TrainingReport, command: Sequence[str], name: str) -> dict[s
         "schema": BEST_SCHEMA,
         "dataloader": report.best,
         "process": {},
-        "throughput": {**rate, "unit": "samples", "per": "rank" if num_ranks == 1 else "world"},
+        "throughput": {**rate, "unit": unit, "per": "rank" if num_ranks == 1 or unit == "batches" else "world"},
         "baseline": {
             "dataloader": report.dataloader,
             "samples_per_second": own["batches_per_s"] * items,
@@ -71,7 +72,7 @@ def best_of(report: TrainingReport, command: Sequence[str], name: str) -> dict[s
             "slowest_rank": None if waits is None else waits.slowest,
         },
         "measured_on": report.measured_on,
-        "workload": {"target": " ".join(command), "name": name, "unit": "samples", "command": list(command), **made},
+        "workload": {"target": " ".join(command), "name": name, "unit": unit, "command": list(command), **made},
         "search": {"objective": "steady", "while_training": True, "num_decisions": report.num_decisions, "created_unix_s": time.time()},
     }
 
@@ -105,12 +106,13 @@ def closing_lines(report: TrainingReport, facts: Mapping[str, Any], best: Mappin
         lines.append(waits.sentence)
     if best is None:
         return [*lines, "the training was too short for a measurement"]
-    own_sps, sps = best["baseline"]["samples_per_second"], best["throughput"]["samples_per_second"]
+    unit = best["throughput"]["unit"]
+    own_rate, rate = (f"{each['samples_per_second']:,.0f} {unit}/s" for each in (best["baseline"], best["throughput"]))
     if report.best == report.dataloader:
-        return [*lines, f"yours ({_short(report.dataloader)}): {own_sps:,.0f} samples/s; {_to_save(facts, summary['left_alone'])}"]
+        return [*lines, f"yours ({_short(report.dataloader)}): {own_rate}; {_to_save(facts, summary['left_alone'])}"]
     low, high = best["baseline"]["speedup_ci95"]
     sure = "confirmed in turn with yours" if best["confirmed"] else "not confirmed"
-    lines.append(f"yours ({_short(report.dataloader)}): {own_sps:,.0f} samples/s; best ({_short(report.best)}): {sps:,.0f} samples/s")
+    lines.append(f"yours ({_short(report.dataloader)}): {own_rate}; best ({_short(report.best)}): {rate}")
     saved = "" if facts["saved_cost"] is None else f", worth {_money(facts['saved_cost'])}"
     lines.append(f"{best['baseline']['speedup']:.2f}x [{low:.2f}-{high:.2f}], {sure}; it saved {_time(facts['saved_s'])}{saved}")
     heading = paste_heading(best)
@@ -130,7 +132,7 @@ def _to_save(facts: Mapping[str, Any], left_alone: str | None) -> str:
 
 
 def _short(kwargs: Mapping[str, Any]) -> str:
-    return LoaderConfig.from_dict(kwargs).short()
+    return LoaderConfig.from_dict({"batch_size": None, **kwargs}).short()
 
 
 def _time(seconds: float) -> str:

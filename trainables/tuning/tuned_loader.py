@@ -8,6 +8,8 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from torch.utils.data import BatchSampler
+
 from feedrate.trainables.deciding.decision import Decision
 from feedrate.trainables.deciding.policy import Policy, workers
 from feedrate.trainables.failure import sentence
@@ -37,7 +39,7 @@ class TunedLoader:
         self.policy, self.log = policy, log
         self.own = policy.own
         self.is_persistent = bool(getattr(loader, "persistent_workers", False))
-        size = getattr(loader, "batch_size", None)
+        size = _items_per_batch(loader)
         self.policy.items_per_batch = None if size is None else size * policy.num_ranks
         self.guard = MemoryGuard()
         self.has_fallen_back = False
@@ -196,6 +198,13 @@ class TunedLoader:
             "left_alone": policy.leave,
             "ranks": policy.rank_facts(),
         }
+
+
+def _items_per_batch(loader: Any) -> int | None:
+    """Return the samples in a batch; None if only a batch sampler of somebody's own knows (its batch_size may be that of all ranks)."""
+    sampler = getattr(loader, "batch_sampler", None)
+    found = sampler.batch_size if type(sampler) is BatchSampler else getattr(loader, "batch_size", None)
+    return None if found is None else int(found)
 
 
 def _reference(loader: Any) -> Callable[[], Any]:

@@ -54,6 +54,16 @@ def test_a_tuned_training_says_what_it_saved():
     assert lines[3].startswith("paste: DataLoader(")
 
 
+def test_batches_of_unknown_size_are_counted_themselves():
+    """A batch sampler of one's own says how many samples are in each batch, or does not."""
+    found = report(best=rate(3, 8.0, 0.01), items_per_batch=None)
+    setting = {name: value for name, value in OWN.items() if name != "batch_size"}
+    found = replace(found, dataloader=setting, best=setting | {"num_workers": 3})
+    assert said(found)[1] == "yours (w1 p2): 5 batches/s; best (w3 p2): 8 batches/s"
+    assert best_of(found, ["python", "train.py"], "train")["throughput"]["unit"] == "batches"
+    assert best_of(found, ["python", "train.py"], "train")["throughput"]["per"] == "rank"
+
+
 def test_what_to_paste_is_in_the_words_of_the_framework():
     found = report(best=rate(3, 8.0, 0.01), speedup=1.6, speedup_ci95=[1.55, 1.65], confirmed=True)
     found = replace(found, origin={"where": "train.py:27", "function": "main", "framework": "timm"})

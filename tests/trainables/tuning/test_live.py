@@ -418,6 +418,19 @@ def test_a_loader_that_cannot_be_changed_unnoticed_is_only_observed(make, words)
     assert loader.summary()["num_batches"] == 10
 
 
+class Uneven(BatchSampler):
+    """A batch sampler of somebody's own: only the batches themselves tell how many samples they hold."""
+
+
+@pytest.mark.parametrize(("sampler", "samples"), [(None, BATCH_SIZE), (BatchSampler, BATCH_SIZE), (Uneven, None)])
+def test_samples_are_counted_where_the_size_of_batches_is_certain(sampler, samples):
+    data = TensorDataset(torch.arange(40))
+    own = {"batch_size": BATCH_SIZE} if sampler is None else {"batch_sampler": sampler(RandomSampler(data), BATCH_SIZE, drop_last=False)}
+    loader = live(DataLoader(data, **own))
+    assert len(list(loader)) == 10
+    assert loader.summary()["items_per_batch"] == samples
+
+
 def test_a_sampler_that_draws_while_the_training_goes_on_is_left_alone():
     class Late(Sampler):
         def __iter__(self):
