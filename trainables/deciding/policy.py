@@ -18,7 +18,7 @@ from feedrate.trainables.deciding.comparison import LOOKS, MEAN_PAIRS, WORTH, Co
 from feedrate.trainables.deciding.course import Course
 from feedrate.trainables.deciding.decision import Decision
 from feedrate.trainables.deciding.sprint import Sprint
-from feedrate.trainables.deciding.waiting_watch import WaitingWatch
+from feedrate.trainables.deciding.waiting_watch import RELEASE, WaitingWatch
 from feedrate.trainables.deciding.window import Window, joined, wait_fraction
 
 MIN_WINDOWS, MAX_WINDOWS = 6, 12
@@ -238,6 +238,10 @@ class Policy:
         if self.leave is not None:
             self._decide("leave", self.own, self.leave)
             yield from self._watch_for_good()
+        yield from self._looks()
+
+    def _looks(self) -> Plan:
+        """Search once, and again whenever waiting has grown; the present setting has been observed."""
         while True:
             waits = wait_fraction(self.windows[self.best])
             self._candidates = Candidates(self.own, cpus=self.cpus, most=self.most)  # of this look
@@ -248,15 +252,12 @@ class Policy:
             else:
                 yield from self._search()
             yield from self._watch()
-            self.windows.clear()
-            yield from self._observe()
 
     def _search_on(self) -> Plan:
         """Continue the present search, and then the course, after a setting that could not be started."""
         yield from self._search()
         yield from self._watch()
-        self.windows.clear()
-        yield from self._course()
+        yield from self._looks()
 
     def _observe(self) -> Plan:
         """Measure the present setting as it is."""
@@ -374,15 +375,23 @@ class Policy:
                 return verdict
 
     def _watch(self) -> Plan:
-        """Keep the setting until waiting has grown for a minute. The second time that this happens is ten minutes after the first, at least."""
+        """Keep the setting until waiting has grown and stays so. The second time that this happens is ten minutes after the first, at least."""
         watch = WaitingWatch(wait_fraction(self.windows[self.best]))
         while True:
             window = yield self.best
-            if watch.add(window) and self._clock() - self._looked_again_s >= NEXT_LOOK_S:
-                self._looked_again_s = self._clock()
-                reason = f"waiting has grown from {watch.usual:.1%} to {watch.latest:.1%} of the time for a minute, so look again"
-                self._decide("look-again", self.best, reason, wait_fraction=watch.latest, usual_wait_fraction=watch.usual)
+            if not watch.add(window) or self._clock() - self._looked_again_s < NEXT_LOOK_S:
+                continue
+            reason = f"waiting has grown from {watch.usual:.1%} to {watch.latest:.1%} of the time, so look again"
+            self._decide("look-again", self.best, reason, wait_fraction=watch.latest, usual_wait_fraction=watch.usual)
+            looked_s = self._clock()
+            self.windows.clear()
+            yield from self._observe()
+            latest = wait_fraction(self.windows[self.best][-PER_VISIT:])
+            if latest - watch.usual >= RELEASE:
+                self._looked_again_s = looked_s
                 return
+            self._decide("enough", self.best, f"waiting has fallen to {latest:.1%} again, so nothing is tried", wait_fraction=latest)
+            watch = WaitingWatch(watch.usual)
 
     def _watch_for_good(self) -> Plan:
         while True:

@@ -7,6 +7,8 @@ from feedrate.trainables.deciding.window import Window
 GROWTH, RELEASE = 0.05, 0.025
 """Waiting has grown once its share is higher by GROWTH; only below RELEASE does it count as having fallen again."""
 FOR_S = 60.0
+LOST_S = 10.0
+"""Waiting that has grown is reported after FOR_S, or as soon as the training has lost LOST_S by it: as much as looking again may lose in any case (budget.py)."""
 CHUNK_S = 10.0
 """Shares of the time are means over this long: single windows vary."""
 
@@ -23,9 +25,11 @@ class WaitingWatch:
         self._wait_s = self._taken_s = 0.0
         self._grown_s: float | None = None
         """For how long waiting has been higher; None if it is not."""
+        self._lost_s = 0.0
+        """What the training has waited beyond the usual meanwhile."""
 
     def add(self, window: Window) -> bool:
-        """Count a window; return whether waiting has been higher for a minute."""
+        """Count a window; return whether waiting has been higher for long enough, or has cost enough."""
         self._wait_s += window.wait_s
         self._taken_s += window.duration_s
         if self._taken_s < CHUNK_S:
@@ -34,7 +38,8 @@ class WaitingWatch:
         self._wait_s = self._taken_s = 0.0
         growth = self.latest - self.usual
         if growth < RELEASE:
-            self._grown_s = None
+            self._grown_s, self._lost_s = None, 0.0
         elif self._grown_s is not None or growth >= GROWTH:
             self._grown_s = (self._grown_s or 0.0) + taken_s
-        return self._grown_s is not None and self._grown_s >= FOR_S
+            self._lost_s += growth * taken_s
+        return self._grown_s is not None and (self._grown_s >= FOR_S or self._lost_s >= LOST_S)

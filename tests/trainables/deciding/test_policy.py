@@ -174,28 +174,41 @@ def test_at_15_percent_noise_changes_for_the_worse_are_rare_and_none_stays(rate,
     assert stays == []
 
 
-def test_waiting_that_grows_for_a_minute_is_looked_at():
+@pytest.mark.parametrize(("each", "none_s", "soon_s"), [(1.5, 9, 35), (4.6, 40, 90)])
+def test_waiting_that_grows_is_looked_at_when_it_has_cost_ten_seconds_or_for_a_minute(each, none_s, soon_s):
+    """Two workers deliver 30 % of what the step needs, or 92 % of it."""
     slow_s = 700.0
-    replay = Replay(lambda workers, now: 20.0 if now < slow_s else 1.5 * workers, 2).run(slow_s + 45)
+    replay = Replay(lambda workers, now: 20.0 if now < slow_s else each * workers, 2).run(slow_s + none_s)
     assert "look-again" not in replay.kinds()
-    replay.run(slow_s + 400)
+    replay.run(slow_s + soon_s)
     assert replay.kinds().count("look-again") == 1
-    assert replay.policy.best in (7, 8)
+    replay.run(slow_s + 400)
+    assert replay.policy.best in ((7, 8) if each < 2 else (3,))
 
 
 def test_a_short_wait_is_not_looked_at():
-    """Hysteresis: two pauses of half a minute are no lasting change."""
-    replay = Replay(lambda workers, now: 1.5 if 700 < now % 800 < 730 else 20.0, 2).run(1700)
+    """Hysteresis: pauses of ten seconds are no lasting change."""
+    replay = Replay(lambda workers, now: 1.5 if 700 < now % 800 < 710 else 20.0, 2).run(1700)
     assert replay.kinds() == ["baseline", "enough"]
+
+
+def test_waiting_that_has_fallen_again_costs_nothing_and_no_later_look():
+    """A pause of 14 seconds; a lasting change three minutes after it is looked at, although ten minutes have not passed."""
+    replay = Replay(lambda workers, now: 1.5 if 700 < now < 714 else 20.0 if now < 900 else 1.5 * workers, 2).run(890)
+    assert replay.kinds() == ["baseline", "enough", "look-again", "baseline", "enough"]
+    assert replay.policy.budget.lost_s == 0
+    assert "fallen" in replay.policy.decisions[-1].reason
+    replay.run(1300)
+    assert replay.kinds().count("look-again") == 2 and replay.policy.best in (7, 8)
 
 
 def test_the_first_look_again_comes_at_once_and_the_second_one_waits_for_ten_minutes():
     """A training of ten minutes that changes in its middle is tuned again. Flapping is not followed."""
-    replay = Replay(lambda workers, now: 20.0 if now < 100 else 1.5 * workers if now < 400 else 0.7 * workers, 2).run(150)
+    replay = Replay(lambda workers, now: 20.0 if now < 100 else 1.5 * workers if now < 400 else 0.7 * workers, 2).run(109)
     assert "look-again" not in replay.kinds()
     replay.run(390)
     assert replay.kinds().count("look-again") == 1 and replay.policy.best in (7, 8)
-    replay.run(750)
+    replay.run(715)
     assert replay.kinds().count("look-again") == 1
     replay.run(1100)
     assert replay.kinds().count("look-again") == 2 and replay.policy.best > 10
