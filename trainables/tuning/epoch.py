@@ -23,8 +23,8 @@ from feedrate.trainables.tuning.suitable import changed, held_values, why_not_fo
 from feedrate.trainables.tuning.torchs import torchs_iterator
 from feedrate.trainables.tuning.tuned_loader import TunedLoader
 
-GROUP_S, MOST_GROUP_S = 5e-3, 0.1
-"""To count a batch takes 15 microseconds, so batches that take less than GROUP_S are counted together: as many as take GROUP_S, and then those up to the end of the
+GROUP_S, MOST_GROUP_S = 50e-3, 0.2
+"""To count a batch takes 15 microseconds, and several times as long between two training steps, which leave the CPU's caches to others. So batches that take less than GROUP_S are counted together: as many as take GROUP_S, and then those up to the end of the
 production cycle (in one, each worker delivers a batch), but never more than take MOST_GROUP_S."""
 WATCHED_FETCHES = (1, 2, 3, 5, 9)
 """Fetches inside the training process after which new open files are looked for."""
