@@ -18,7 +18,10 @@ class Budget:
     """Share of the training's duration that may be lost: of the time until now and to the end of the present epoch, since more is not certain."""
     most_s: float = MOST_S
     least_s: float = LEAST_S
-    """Time that may be lost in any case: the length of a training is not known in advance, only that of its epoch."""
+    """Time that each look may lose in any case: the length of a training is not known in advance, only that of its epoch. Before another
+    look, waiting has cost the training about as much."""
+    num_looks: int = 1
+    """How often the training looks for a better setting: once at its beginning, and again whenever waiting has grown."""
     _lost_s: dict[int, float] = field(default_factory=dict)
     """By setting. What one gains over the best that was known does not make up for another."""
 
@@ -44,7 +47,7 @@ class Budget:
         Args:
             foreseen_s: how long the training certainly takes: until now, and to the end of its epoch.
         """
-        return min(max(self.fraction * foreseen_s, self.least_s), self.most_s)
+        return min(max(self.fraction * foreseen_s, self.num_looks * self.least_s), self.most_s)
 
     def is_spent(self, foreseen_s: float, share: float = 1.0) -> bool:
         """Return whether no more time may be lost; `share` is the part of the budget that counts."""

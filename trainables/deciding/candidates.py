@@ -91,8 +91,8 @@ class Candidates:
         if num <= now or num in self._tried:
             return None
         reason = (
-            f"the training waits {waits:.0%} of its time; a worker takes {1000 * load_s:.3g} ms for a batch and the training "
-            f"{1000 * step_s:.3g} ms, so about {need} workers are needed"
+            f"the training waits {waits:.0%} of its time for batches; a worker takes {1000 * load_s:.3g} ms for a batch and the training "
+            f"{1000 * step_s:.3g} ms, so about {need} worker{'s are' if need != 1 else ' is'} needed"
         )
         return num, reason
 

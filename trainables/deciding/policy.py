@@ -18,7 +18,7 @@ from feedrate.trainables.deciding.comparison import LOOKS, MEAN_PAIRS, WORTH, Co
 from feedrate.trainables.deciding.course import Course
 from feedrate.trainables.deciding.decision import Decision
 from feedrate.trainables.deciding.sprint import Sprint
-from feedrate.trainables.deciding.waiting_watch import RELEASE, WaitingWatch
+from feedrate.trainables.deciding.waiting_watch import GREAT_GROWTH, RELEASE, WaitingWatch
 from feedrate.trainables.deciding.window import Window, joined, wait_fraction
 
 MIN_WINDOWS, MAX_WINDOWS = 6, 12
@@ -40,6 +40,8 @@ PER_VISIT = 2
 
 TRYING_SHARE = 0.7
 """Share of the budget for candidates. The rest is for confirming the best one, without which nothing shows that it is better."""
+ADOPTED = ("faster", "faster, and with fewer workers", "as fast, with fewer workers")
+"""What is said of a candidate that the training then keeps."""
 SPENT = "not known well enough when the time for trying was used up"
 
 Plan = Generator[int, Window, None]
@@ -99,6 +101,8 @@ class Policy:
         self._began_s: float | None = None
         self._usual_step_s: float | None = None
         self._looked_again_s = -math.inf
+        self._kept = own
+        """The best setting when the present look began."""
         self._clock = clock
         self._is_trying = False
         self._candidates = Candidates(own, cpus=cpus, most=most)
@@ -246,6 +250,7 @@ class Policy:
             waits = wait_fraction(self.windows[self.best])
             self._candidates = Candidates(self.own, cpus=self.cpus, most=self.most)  # of this look
             self._gains = [] if self.best == self.own else None
+            self._kept = self.best
             if waits < ENOUGH_FRACTION:
                 reason = f"the training waits only {waits:.1%} of its time, so no loader can make it noticeably faster"
                 self._decide("enough", self.best, reason, wait_fraction=waits)
@@ -278,7 +283,7 @@ class Policy:
         self._decide("baseline", self.best, reason, **found)
 
     def _search(self) -> Plan:
-        """Try candidates until none is worth it, then confirm the best one against the user's own setting."""
+        """Try candidates until none is worth it, then confirm the best one against the user's own setting, unless it was the best one before."""
         while not self._is_spent(TRYING_SHARE):
             found = self._candidates.next(self.windows[self.best])
             if found is None:
@@ -286,7 +291,7 @@ class Policy:
             candidate, why = found
             self._decide("try", candidate, f"trying {workers(candidate)}: {why}")
             yield from self._compare(candidate, cheaper=candidate < self.best)
-        if self.best != self.own:
+        if self.best not in (self.own, self._kept):
             yield from self._confirm()
         known = self.rate(self.best)
         rate = f", {self._words(known['batches_per_s'])}, waits {known['wait_fraction']:.1%} of the time" if known else ""
@@ -299,15 +304,15 @@ class Policy:
         best, comparison = self.best, Comparison(self.windows.values())
         turns = self._pairs(best, candidate, comparison)
         verdict = yield from self._judge(turns, comparison, cheaper=cheaper, share=TRYING_SHARE)
-        adopted = verdict in ("faster", "as fast with fewer workers")
-        ratio, low, high = comparison.speedup()
+        adopted = verdict in ADOPTED
+        (ratio, low, high), num = comparison.speedup(), len(comparison.differences)
         self._candidates.tried(candidate, adopted=adopted, than=best, ratio=ratio, before=joined(self.windows[best]))
-        reason = f"{workers(candidate)}: {ratio:.2f}x [{low:.2f}-{high:.2f}] of {workers(best)} in {len(comparison.differences)} pairs: {verdict}"
+        reason = f"{workers(candidate)}: {ratio:.2f}x as fast as {workers(best)} [{low:.2f}-{high:.2f}], in {num} pair{'s' * (num != 1)} of windows: {verdict}"
         if adopted:
             self.best = candidate
             if self._gains is not None:
                 self._gains.append((math.log(ratio), math.log(high / ratio)))
-        numbers = {"ratio": ratio, "ci95": [low, high], "num_pairs": len(comparison.differences), "candidate": candidate, "than": best}
+        numbers = {"ratio": ratio, "ci95": [low, high], "num_pairs": num, "candidate": candidate, "than": best}
         self._decide("adopt" if adopted else "reject", self.best, reason, **numbers, lost_s=self.budget.lost_s)
 
     def _confirm(self) -> Plan:
@@ -315,7 +320,7 @@ class Policy:
         best, comparison = self.best, Comparison(self.windows.values())
         if (shown := self._shown()) is not None:
             self.speedup = ratio, low, high = shown
-            reason = f"{workers(best)}: {ratio:.2f}x [{low:.2f}-{high:.2f}] of your own {self.own} by the comparisons above, so it is confirmed"
+            reason = f"{workers(best)}: {self._than_own(ratio, low, high)} by the comparisons above together, which is confirmation enough"
             self._decide("confirm", best, reason, ratio=ratio, ci95=[low, high], num_pairs=0, candidate=best, than=self.own)
             return
         self._decide("confirm", best, f"measuring {workers(best)} against your own {self.own} in turn")
@@ -324,14 +329,14 @@ class Policy:
         ratio, low, high = comparison.speedup()
         numbers = {"ratio": ratio, "ci95": [low, high], "num_pairs": len(comparison.differences), "candidate": best, "than": self.own}
         if verdict == SPENT and ratio > math.exp(WORTH) and low > 1:
-            self._decide("confirm", best, f"{workers(best)}: {verdict}; {ratio:.2f}x of your own {self.own} so far, not confirmed", **numbers)
+            self._decide("confirm", best, f"{workers(best)}: {verdict}; {ratio:.2f}x as fast as your own {self.own} so far, not confirmed", **numbers)
             return
         if verdict == "faster":
             self.speedup = ratio, low, high
-            self._decide("confirm", best, f"{workers(best)}: {ratio:.2f}x [{low:.2f}-{high:.2f}] of your own {self.own}, confirmed", **numbers)
+            self._decide("confirm", best, f"{workers(best)}: {self._than_own(ratio, low, high)}, confirmed", **numbers)
             return
         self.best, self.speedup = self.own, None
-        reason = f"{workers(best)}: {ratio:.2f}x [{low:.2f}-{high:.2f}] of your own {self.own}: {verdict}; back to yours"
+        reason = f"{workers(best)}: {self._than_own(ratio, low, high)}: {verdict}; back to yours"
         self._decide("back", self.own, reason, **numbers)
 
     def _shown(self) -> tuple[float, float, float] | None:
@@ -375,13 +380,14 @@ class Policy:
                 return verdict
 
     def _watch(self) -> Plan:
-        """Keep the setting until waiting has grown and stays so. The second time that this happens is ten minutes after the first, at least."""
+        """Keep the setting until waiting has grown and stays so. If it grows only a little, ten minutes pass until the next time, at least."""
         watch = WaitingWatch(wait_fraction(self.windows[self.best]))
         while True:
             window = yield self.best
-            if not watch.add(window) or self._clock() - self._looked_again_s < NEXT_LOOK_S:
+            has_grown = watch.add(window)
+            if not has_grown or (watch.growth < GREAT_GROWTH and self._clock() - self._looked_again_s < NEXT_LOOK_S):
                 continue
-            reason = f"waiting has grown from {watch.usual:.1%} to {watch.latest:.1%} of the time, so look again"
+            reason = f"waiting has grown from {watch.usual:.1%} to {watch.latest:.1%} of the time, so feedrate looks again"
             self._decide("look-again", self.best, reason, wait_fraction=watch.latest, usual_wait_fraction=watch.usual)
             looked_s = self._clock()
             self.windows.clear()
@@ -389,6 +395,7 @@ class Policy:
             latest = wait_fraction(self.windows[self.best][-PER_VISIT:])
             if latest - watch.usual >= RELEASE:
                 self._looked_again_s = looked_s
+                self.budget.num_looks += 1
                 return
             self._decide("enough", self.best, f"waiting has fallen to {latest:.1%} again, so nothing is tried", wait_fraction=latest)
             watch = WaitingWatch(watch.usual)
@@ -416,6 +423,9 @@ class Policy:
         self.decisions.append(decision)
         return decision
 
+    def _than_own(self, ratio: float, low: float, high: float) -> str:
+        return f"{ratio:.2f}x as fast as your own {self.own} [{low:.2f}-{high:.2f}]"
+
     def _words(self, batches_per_s: float) -> str:
         if self.items_per_batch is None:
             return f"{batches_per_s:,.1f} batches/s"
@@ -431,7 +441,7 @@ def _verdict(comparison: Comparison, *, cheaper: bool, is_last: bool) -> str | N
     """Return what the pairs say at a look; None if more are needed."""
     if cheaper:
         if comparison.is_no_worse():
-            return "as fast with fewer workers"
+            return "faster, and with fewer workers" if comparison.is_better() else "as fast, with fewer workers"
         seems_slower = len(comparison.differences) >= MEAN_PAIRS and comparison.mean < -2 * WORTH
         return "not shown to be as fast" if is_last or seems_slower else None
     if comparison.is_better():
