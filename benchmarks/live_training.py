@@ -2,13 +2,15 @@
 
     python benchmarks/live_training.py overhead
     python benchmarks/live_training.py table images objects changing --seconds 600
+    python benchmarks/live_training.py settled --seconds 300
 
 For each bundled workload, one process trains with a plain PyTorch loop: with each fixed number of workers in FIXED for a moment, to
 find the best one; then some parts of half a minute, untouched (the setting in OWN) and with the best number in turn; then, for --seconds, with
 `live(loader)` around a loader with the setting in OWN; then such parts again. All of it runs in one process, because two processes with the same setting differ by more
 than the few per cent that this benchmark looks for. Prints the rate of each over its whole time, the ratios with their 95 % interval, when live settled and what it lost.
 "changing" is images whose samples wait 30 ms from the middle of each part on. "overhead" is the CPU time of the training's
-thread that live() adds to each batch, which other work on the machine hardly changes.
+thread that live() adds to each batch, which other work on the machine hardly changes. "settled" is table, where nothing is to be gained: once live()
+tries nothing more, short parts with it and untouched take turns, so that a drift of the machine cancels out.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ PROBE_S, PART_S = 10.0, 30.0
 """How long each fixed setting is timed to find the best one, and each of the parts beside live; less if --seconds is less than 300."""
 ORDER = ("untouched", "fixed", "fixed", "untouched")
 """The parts before live, and again after it."""
-OVERHEAD = "overhead"
+OVERHEAD, SETTLED = "overhead", "settled"
+SHORT_S = 2.0
+"""How long each part of "settled" takes."""
 STEP_S = 5e-3
 
 
@@ -132,6 +136,24 @@ def print_overhead(num_rounds: int = 11, num_batches: int = 2000) -> None:
         )
 
 
+def compare_settled(seconds: float) -> None:
+    """Print how much slower a training is that live() only watches: untouched, live, live, untouched, ..., each SHORT_S long."""
+    training = Training("table")
+    plain, tuned = training.loader(0, seconds), live(training.loader(0, seconds))
+    while not {"settled", "enough"} & {each.kind for each in tuned.decisions()}:
+        training.batches_per_s(tuned, SHORT_S)
+    logs = []
+    for number in range(round(seconds / SHORT_S / 2)):
+        sides = [plain, tuned] if number % 2 else [tuned, plain]
+        rates = {id(side): training.batches_per_s(side, SHORT_S) for side in sides}
+        logs.append(math.log(rates[id(tuned)] / rates[id(plain)]))
+    kinds = [each.kind for each in tuned.decisions()]
+    tuned.close()
+    half = t_quantile(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+    low, middle, high = (math.exp(statistics.mean(logs) + sign * half) for sign in (-1, 0, 1))
+    print(f"settled: live / untouched {middle:.4f} [{low:.4f}-{high:.4f}] in {len(logs)} pairs of parts of {SHORT_S:g} s; decisions: {' '.join(kinds)}", flush=True)
+
+
 def compare(name: str, seconds: float) -> None:
     """Print the comparison of one workload."""
     training, part_s = Training(name), min(PART_S, seconds / 10)
@@ -164,13 +186,15 @@ def compare(name: str, seconds: float) -> None:
 def main() -> int:
     """Compare every workload."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workloads", nargs="*", choices=[OVERHEAD, *OWN, []], default=[])
+    parser.add_argument("workloads", nargs="*", choices=[OVERHEAD, SETTLED, *OWN, []], default=[])
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    for name in args.workloads or [OVERHEAD, *OWN]:
+    for name in args.workloads or [OVERHEAD, SETTLED, *OWN]:
         if name == OVERHEAD:
             print_overhead()
+        elif name == SETTLED:
+            compare_settled(args.seconds)
         elif args.one:
             compare(name, args.seconds)
         else:  # a process for each workload
