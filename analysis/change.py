@@ -26,7 +26,7 @@ class Change:
 def usual_changes(costs: Costs) -> list[Change]:
     """Return the changes that are predicted for every run."""
     changed = {
-        ("data_in_memory", "loading that never waits, such as data in memory"): {"load_wait_s": 0.0},
+        ("data_in_memory", "data in memory, so that loading never waits"): {"load_wait_s": 0.0},
         ("storage_twice_as_fast", "storage twice as fast"): {"load_wait_s": costs.load_wait_s / 2},
         ("storage_half_as_fast", "storage half as fast"): {"load_wait_s": costs.load_wait_s * 2},
         ("decoding_half", "decoding at half the cost"): {"load_cpu_s": costs.load_cpu_s / 2},

@@ -367,8 +367,8 @@ def step_only_sps(record: dict[str, Any]) -> float | None:
 def cpu_item_s(record: Mapping[str, Any]) -> float | None:
     """Return the CPU seconds of training process and workers per item; None if they were not measured.
 
-    Without workers, threads of the step that spin while a batch is loaded count, too. So this is what loading and the step
-    alone took, if both were timed and that is less.
+    Without workers, the trial's CPU time includes threads of the step that spin while a batch is loaded. If loading by itself and the
+    step by itself were timed, and their sum is lower, that sum is returned.
     """
     steady, used, num_cpus = record_steady(dict(record)), record.get("own_cpu_fraction"), record.get("num_cpus")
     if steady is None or not used or not num_cpus:

@@ -40,7 +40,8 @@ class RankWaits:
         where = f"in {self.slowest_in} of {self.num_windows} {self.unit}"
         if self.is_persistent:
             return f"rank {self.slowest} waits most for data, {where}: {shares}. Look at its part of the data, and at its CPUs"
-        return f"the ranks take turns in waiting for data (rank {self.slowest} most, {where}): {shares}. Loading is too slow on all of them"
+        often = f"rank {self.slowest} most often, {where}"
+        return f"which rank waits longest for data changes from {self.unit[:-1]} to {self.unit[:-1]} ({often}): {shares}. Loading is too slow on all of them"
 
 
 def rank_waits(record: Mapping[str, Any]) -> RankWaits | None:

@@ -69,7 +69,7 @@ class Opening:
         best = max(measured, key=lambda each: each.rate.low_sps, default=None)
         own = next((each for each in measured if each.config == self._own), None)
         if self._baselines and own is not None and best is not None and is_far(own, best):
-            say(f"left out for now: your own setting at other batch sizes, because {best.name} is more than {FAR:g} times faster")
+            say(f"left out for now: your own setting at other batch sizes, because at its own it is more than {FAR:g} times slower than {best.name}")
             self._baselines.clear()
         expected = zip(self._seeds, predict(self._seeds), strict=False) if self._seeds else ()
         self._rates = [max([sps, *_twin_rates(config, rates or {})]) for config, sps in expected]
@@ -81,7 +81,7 @@ class Opening:
             if sps * FAR >= best.rate.low_sps or config.num_workers == 0:
                 kept.append((config, sps))
             else:
-                say(f"skipped {config.short()}: expected {sps:,.0f}/s, less than a third of {best.name}")
+                say(f"skipped {config.short()}: expected {sps:,.0f}/s, less than a third of the rate of {best.name}")
         self._num_early = max(self._num_early - len(self._seeds) + len(kept), 0)
         self._seeds, self._rates = [config for config, _ in kept], [sps for _, sps in kept]
 

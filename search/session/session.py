@@ -453,7 +453,7 @@ class Session:
         if space is None:
             return False
         self._keep_space(space)
-        self.display.say(f"{best.name} is on the edge of the default range, so the search now goes up to {space.values('num_workers')[-1]} workers")
+        self.display.say(f"the fastest setting so far, {best.name}, has as many workers as the default range allows, so the search now goes up to {space.values('num_workers')[-1]} workers")
         return True
 
     def _learn(self, record: dict[str, Any]) -> None:

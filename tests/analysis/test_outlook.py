@@ -126,7 +126,7 @@ def test_without_a_ceiling_nothing_is_predicted(tmp_path):
 def test_the_sentence_names_what_helps_most_first(tmp_path):
     found = outlook_of(run_in(tmp_path / "run", cpu_s=0.002, wait_s=0.038)).to_json()
     said = helps(found)
-    assert said.startswith("Predicted to help: loading that never waits, such as data in memory (")
+    assert said.startswith("Predicted to help: data in memory, so that loading never waits (")
     assert said.index("data in memory") < said.index("storage twice as fast")
     assert "; not: twice the CPUs" in said
     assert "half as fast" not in said and "half the CPUs" not in said

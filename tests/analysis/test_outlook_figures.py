@@ -42,7 +42,7 @@ def test_each_change_is_a_bar(tmp_path):
 
 def test_the_page_has_both_and_leaves_them_out_where_nothing_is_predicted(tmp_path):
     page = render_page(run_in(tmp_path / "run", cpu_s=0.002, wait_s=0.038))
-    assert "plot-expected" in page and "plot-changes" in page and "loading that never waits" in page
+    assert "plot-expected" in page and "plot-changes" in page and "so that loading never waits" in page
     nothing = run_in(tmp_path / "few", (0, 2), cpu_s=0.002, wait_s=0.038)
     assert curve_figure(nothing, ranking(nothing), outlook_of(nothing)) is what_if_figure(nothing, outlook_of(nothing)) is None
     page = render_page(nothing)

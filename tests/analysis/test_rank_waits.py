@@ -22,7 +22,7 @@ def test_a_rank_that_is_slow_in_every_window():
 def test_ranks_that_take_turns():
     found = rank_waits(record([0.5, 0.1, 0.5, 0.1, 0.6], [0.1, 0.5, 0.1, 0.5, 0.1]))
     assert (found.slowest, found.slowest_in, found.is_persistent) == (0, 3, False)
-    assert "take turns" in found.sentence
+    assert "changes from window to window" in found.sentence
 
 
 def test_ranks_that_wait_equally_long():

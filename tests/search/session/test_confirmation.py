@@ -314,7 +314,7 @@ def test_a_winner_on_the_edge_of_a_default_range_extends_it(tmp_path):
         rate = 100.0 + 50.0 * min(request.config.num_workers, 48)
         found.session.completed(request.number, measured(request, rate_sps=rate), None)
     assert max(request.config.num_workers for request in found.asked) >= 44
-    assert "b64 w32 p2 pers is on the edge of the default range, so the search now goes up to 64 workers" in text.getvalue()
+    assert "the fastest setting so far, b64 w32 p2 pers, has as many workers as the default range allows, so the search now goes up to 64 workers" in text.getvalue()
     kept = SearchRecord.read(found.folder).space
     assert kept.values("num_workers")[-1] in (64, 128)
     assert found.session.stop_reason
