@@ -21,7 +21,7 @@ from feedrate.trainables.tuning.index_stream import IndexStream
 from feedrate.trainables.tuning.pool import Pool
 from feedrate.trainables.tuning.suitable import changed, held_values, why_not_forked
 from feedrate.trainables.tuning.torchs import torchs_iterator
-from feedrate.trainables.tuning.tuned_loader import TunedLoader
+from feedrate.trainables.tuning.tuned_loader import SIZED_BATCHES, TunedLoader
 
 GROUP_S, MOST_GROUP_S = 50e-3, 0.2
 """To count a batch takes 15 microseconds, and several times as long between two training steps, which leave the CPU's caches to others. So batches that take less than GROUP_S are counted together: as many as take GROUP_S, and then those up to the end of the
@@ -63,9 +63,13 @@ class Observed:
             return self._take()
         begin = time.perf_counter()
         if self._handed_s is not None and self._live.is_training():
-            found = self._grouped(begin - self._handed_s)
-            if not self._live.group.num or self._is_watched():  # it is 0 when the policy has just counted
-                self._decide(found)
+            group, step_s = self._live.group, begin - self._handed_s
+            if begin < group.until_s and group.num_workers == self._num_workers:
+                group.num += 1
+                group.wait_s += self._wait_s
+                group.step_s += step_s
+            else:
+                self._count(step_s, begin)
         try:
             batch = self._take()
         except BaseException:
@@ -96,16 +100,23 @@ class Observed:
     def _take(self) -> Any:
         return next(self._real)
 
-    def _grouped(self, step_s: float) -> list[Decision]:
-        """Count a batch, perhaps together with some before it, and return the decisions that follow."""
+    def _count(self, step_s: float, now_s: float) -> None:
+        """Count a batch, perhaps together with some before it, and follow the decisions."""
         live, policy = self._live, self._policy
         found = live.count(self._num_ready) if live.group.num_workers != self._num_workers else []
-        live.group = group = live.group.plus(self._num_workers, self._wait_s, step_s)
+        group = live.group
+        group.num_workers = self._num_workers
+        group.num += 1
+        group.wait_s += self._wait_s
+        group.step_s += step_s
         taken_s = group.wait_s + group.step_s
         is_due = taken_s >= GROUP_S and (group.num == 1 or policy.is_whole(group.num))
         if is_due or taken_s >= MOST_GROUP_S or not policy.counts_groups or policy.num_batches < WARM_BATCHES:
             found += live.count(self._num_ready)
-        return found
+        if not live.group.num or self._is_watched():  # it is 0 when the policy has just counted
+            self._decide(found)
+        else:
+            group.until_s = now_s + GROUP_S - taken_s
 
     def _num_ready(self) -> int:
         return 0
@@ -196,7 +207,7 @@ class Epoch(Observed):
         while True:
             pool = self._pools[0]
             try:
-                batch = self._watched_fetch(pool)
+                batch = pool.take() if pool.num_workers or self._live.num_fetched >= WATCHED_FETCHES[-1] else self._watched_fetch(pool)
             except StopIteration:
                 if pool.is_drained():
                     if self.is_aside:
@@ -218,15 +229,16 @@ class Epoch(Observed):
                 self._fall_back(error)
                 continue
             self._num_workers = pool.num_workers
-            self._live.note_sizes(batch)
+            if len(self._live.storage_sizes) < SIZED_BATCHES:
+                self._live.note_sizes(batch)
             return batch
 
     def _watched_fetch(self, pool: Pool) -> Any:
         """Take a batch; if the dataset is used inside this process, notice files that it opens."""
         live = self._live
-        if pool.num_workers or live.policy.leave is not None:
-            return pool.take()
         live.num_fetched += 1
+        if live.policy.leave is not None:
+            return pool.take()
         if live.num_fetched not in WATCHED_FETCHES:
             return pool.take()
         before = Snapshot.now()

@@ -52,7 +52,14 @@ class IndexStream:
             self._indices = iter(self._sampler)
         if self._checks_left:
             return self._checked()
-        return self._next()
+        try:
+            return next(self._indices)
+        except StopIteration:
+            self.is_over = True
+            raise
+        except Exception as error:
+            self.error = error
+            raise
 
     def is_spent(self) -> bool:
         """Return whether all batches of the epoch are handed out."""
@@ -63,24 +70,17 @@ class IndexStream:
         self._again.extendleft(reversed(list(batches)))
 
     def _checked(self) -> Any:
-        is_first, self._checks_left = self._checks_left > CHECKED_DRAWS, self._checks_left - 1
-        if is_first:
-            return self._next()
-        before, held = RandomState.now(), held_values(self._sampler, name="sampler")
-        batch = self._next()
+        left, self._checks_left = self._checks_left, 0
+        try:
+            if left > CHECKED_DRAWS:  # the first draw may still shuffle
+                return self.draw()
+            before, held = RandomState.now(), held_values(self._sampler, name="sampler")
+            batch = self.draw()
+        finally:
+            self._checks_left = left - 1
         self.place = self.place or changed(held, self._sampler, name="sampler")
         self.draws_random_numbers |= before != RandomState.now()
         return batch
-
-    def _next(self) -> Any:
-        try:
-            return next(self._indices)
-        except StopIteration:
-            self.is_over = True
-            raise
-        except Exception as error:
-            self.error = error
-            raise
 
 
 class Segment:

@@ -98,13 +98,16 @@ class Pool:
             Exception: whatever loading the batch raised. The batch counts as delivered by the user's own setting only.
         """
         segment = self._segment
-        if self._has_died:
-            raise WorkerDiedError("a loader worker died")
-        self._is_taking = True
-        try:
+        if not self.num_workers:
             batch = next(self._iterator)
-        finally:
-            self._is_taking = False
+        elif self._has_died:
+            raise WorkerDiedError("a loader worker died")
+        else:
+            self._is_taking = True
+            try:
+                batch = next(self._iterator)
+            finally:
+                self._is_taking = False
         if segment is not None:
             segment.pending.popleft()
         return batch

@@ -17,7 +17,7 @@ from feedrate.trainables.failure import sentence
 from feedrate.trainables.tuning.epoch import Observed, why_not_fitting
 from feedrate.trainables.tuning.random_state import RandomState
 from feedrate.trainables.tuning.suitable import state_digest, why_not_forked
-from feedrate.trainables.tuning.tuned_loader import TunedLoader
+from feedrate.trainables.tuning.tuned_loader import SIZED_BATCHES, TunedLoader
 
 SLOWER = 0.5
 """An epoch with a worker is tried only if an epoch that takes this much longer would not lose more than the budget allows: it cannot be left halfway."""
@@ -120,7 +120,8 @@ class StreamEpoch(Observed):
                 self._load_again()
                 continue
             self._num_taken += 1
-            live.note_sizes(batch)
+            if len(live.storage_sizes) < SIZED_BATCHES:
+                live.note_sizes(batch)
             return batch
 
     def _checked_take(self) -> Any:

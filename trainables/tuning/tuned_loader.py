@@ -114,9 +114,8 @@ class TunedLoader:
         return not self.has_fallen_back and not is_own
 
     def note_sizes(self, batch: Any) -> None:
-        """Measure the first batches, to know what fits into shared memory."""
-        if len(self.storage_sizes) < SIZED_BATCHES:
-            self.storage_sizes.append(storage_bytes(batch))
+        """Measure one of the first batches (SIZED_BATCHES), to know what fits into shared memory."""
+        self.storage_sizes.append(storage_bytes(batch))
 
     def memory_shortage(self, num_workers: int) -> str | None:
         """Return why a setting must be left because it takes the last memory, as a sentence; None if it need not."""
