@@ -225,6 +225,8 @@ def _train(
             result.settled = training.steady()
             yield result
     if not training.has_rate():
+        training.late_window()
+    if not training.has_rate():
         raise training.no_rate()
     result.cold_refused = cold.why_not_cold() if cold is not None else None
     before.fill(result, dropped=cold is not None and result.cold_refused is None)

@@ -87,6 +87,7 @@ class Training:
         """Number of batches that had been consumed when the queue of ready batches was last seen empty."""
         self._latest: deque[tuple[float, int, float]] = deque(maxlen=self.cycle + 1)
         """For each of the latest batches: when it had been trained, and the items and the waiting time until then."""
+        self._no_windows = copy.deepcopy(result.windows)
         self._shm_before = shm_used_bytes()
         self._kept: KeptBatches | None = None
         self._timer = StepTimer(device)
@@ -161,6 +162,12 @@ class Training:
                 return
             self._train_until(self.deadline, round(self._ready()) + self.cycle, 0.0)
             self._timer.take_s()
+        self._window()
+
+    def late_window(self) -> None:
+        """Time one window after the time is over: a loader whose start took all of it has only begun to deliver."""
+        self.result.windows = copy.deepcopy(self._no_windows)
+        self.deadline, self.reserved_s = time.perf_counter() + LONG_WINDOW_S, 0.0
         self._window()
 
     def _num_asides(self) -> int:

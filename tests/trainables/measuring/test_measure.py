@@ -280,6 +280,14 @@ def test_a_loader_that_counts_its_own_epochs_is_measured(num_workers):
     assert sum(result.windows.window_num_batches) > 8
 
 
+def test_a_loader_whose_start_takes_all_of_the_time_is_still_measured(monkeypatch):
+    """On a machine that is busy. Its first batches are ready when the time is over, and say nothing of how fast it delivers."""
+    monkeypatch.setattr(Training, "settle", lambda self: time.sleep(self.deadline - time.perf_counter()))
+    result = run(general(lambda **overrides: DataLoader(Rows(4000, 0.005), **overrides), lambda batch: None), LoaderConfig(batch_size=4, num_workers=2), max_trial_s=0.6)
+    assert sum(result.windows.window_produced_batches) > 10
+    assert 100 < record_rate(result.columns()).sps < 500  # two workers load an item in 5 ms each
+
+
 class Around(DataLoader):
     """Reads a loader that it holds, each batch four times."""
 
