@@ -10,7 +10,7 @@ find the best one; then some parts of half a minute, untouched (the setting in O
 than the few per cent that this benchmark looks for. Prints the rate of each over its whole time, the ratios with their 95 % interval, when live settled and what it lost.
 "changing" is images whose samples wait 30 ms from the middle of each part on. "overhead" is the CPU time of the training's
 thread that live() adds to each batch, which other work on the machine hardly changes. "settled" is table, where nothing is to be gained: once live()
-tries nothing more, short parts with it and untouched take turns, so that a drift of the machine cancels out.
+tries nothing more, a few steps with it and a few untouched take turns, so that a drift of the machine cancels out.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -37,8 +38,8 @@ PROBE_S, PART_S = 10.0, 30.0
 ORDER = ("untouched", "fixed", "fixed", "untouched")
 """The parts before live, and again after it."""
 OVERHEAD, SETTLED = "overhead", "settled"
-SHORT_S = 2.0
-"""How long each part of "settled" takes."""
+STEPS = 150
+"""Number of steps of each part of "settled"."""
 STEP_S = 5e-3
 
 
@@ -136,22 +137,42 @@ def print_overhead(num_rounds: int = 11, num_batches: int = 2000) -> None:
         )
 
 
+def endless(loader: Any) -> Iterator[Any]:
+    """Yield the batches of one epoch after another."""
+    while True:
+        yield from loader
+
+
+def timed(step: Any, batches: Iterator[Any]) -> tuple[float, float]:
+    """Train STEPS steps and return the seconds, and the CPU seconds of this thread, of each."""
+    begin, cpu_begin = time.perf_counter(), time.thread_time()
+    for _ in range(STEPS):
+        step(next(batches))
+    return (time.perf_counter() - begin) / STEPS, (time.thread_time() - cpu_begin) / STEPS
+
+
 def compare_settled(seconds: float) -> None:
-    """Print how much slower a training is that live() only watches: untouched, live, live, untouched, ..., each SHORT_S long."""
+    """Print what a step costs more in a training that live() only watches: STEPS steps untouched and STEPS with it in turn, in both orders."""
     training = Training("table")
-    plain, tuned = training.loader(0, seconds), live(training.loader(0, seconds))
+    tuned = live(training.loader(0, seconds))
     while not {"settled", "enough"} & {each.kind for each in tuned.decisions()}:
-        training.batches_per_s(tuned, SHORT_S)
-    logs = []
-    for number in range(round(seconds / SHORT_S / 2)):
-        sides = [plain, tuned] if number % 2 else [tuned, plain]
-        rates = {id(side): training.batches_per_s(side, SHORT_S) for side in sides}
-        logs.append(math.log(rates[id(tuned)] / rates[id(plain)]))
-    kinds = [each.kind for each in tuned.decisions()]
-    tuned.close()
+        training.batches_per_s(tuned, 2.0)
+    plain, watched = endless(training.loader(0, seconds)), endless(tuned)
+    logs, added_s = [], []
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        sides = [plain, watched] if len(logs) % 2 else [watched, plain]
+        found = {id(side): timed(training.step, side) for side in sides}
+        (plain_s, plain_cpu_s), (watched_s, watched_cpu_s) = found[id(plain)], found[id(watched)]
+        logs.append(math.log(plain_s / watched_s))
+        added_s.append(watched_cpu_s - plain_cpu_s)
     half = t_quantile(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
     low, middle, high = (math.exp(statistics.mean(logs) + sign * half) for sign in (-1, 0, 1))
-    print(f"settled: live / untouched {middle:.4f} [{low:.4f}-{high:.4f}] in {len(logs)} pairs of parts of {SHORT_S:g} s; decisions: {' '.join(kinds)}", flush=True)
+    print(
+        f"settled: live / untouched {middle:.4f} [{low:.4f}-{high:.4f}] in {len(logs)} pairs of {STEPS} steps, median {math.exp(statistics.median(logs)):.4f}; "
+        f"{1e6 * statistics.median(added_s):.1f} us of CPU time more per step",
+        flush=True,
+    )
 
 
 def compare(name: str, seconds: float) -> None:
