@@ -59,12 +59,12 @@ class CpuTime:
         if len(set(sizes)) > 1:  # least squares of the relative error
             (item_s, batch_s), *_ = np.linalg.lstsq(np.stack([1 / times, 1 / sizes / times], axis=1), np.ones(len(times)), rcond=None)
         elif most_s < np.median(times):
-            item_s, batch_s = most_s, np.inf
+            item_s, batch_s = most_s, float(np.median((times - most_s) * sizes))
         else:
             batch_s = min(BATCH_S, float(np.median(times * sizes)) / 2)
             item_s = float(np.median(times - batch_s / sizes))
         least_s = _LEAST_FRACTION * times.min()
-        if batch_s < 0 or not least_s <= item_s <= most_s or np.isinf(batch_s):
+        if batch_s < 0 or not least_s <= item_s <= most_s:
             item_s = float(np.median(times)) if batch_s < 0 else item_s
             item_s = float(min(max(item_s, least_s), most_s))
             batch_s = max(float(np.median((times - item_s) * sizes)), 0.0)

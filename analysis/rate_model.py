@@ -63,7 +63,7 @@ class RateModel:
 
     def cap_at(self, batch_size: int | None) -> float:
         """Return the rate that the CPUs allow at a batch size, with no more workers than CPUs."""
-        return self.cap_sps / (1 + (self.batch_items / batch_size if batch_size else 0.0))
+        return float(self.cap_sps / _overhead(self.batch_items, None, np.zeros(1), np.array([batch_size or 0.0]))[0])
 
     def known_ceiling(self, batch_size: Array) -> Array:
         """Return items per second of the training step alone; infinite at batch sizes at which it is not known."""

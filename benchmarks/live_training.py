@@ -151,6 +151,13 @@ def timed(step: Any, batches: Iterator[Any]) -> tuple[float, float]:
     return (time.perf_counter() - begin) / STEPS, (time.thread_time() - cpu_begin) / STEPS
 
 
+def interval(logs: list[float]) -> tuple[float, float, float]:
+    """Return the lower end, the middle and the upper end of the 95 % interval of a ratio, from the logarithms of single ones."""
+    half = t_quantile(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+    low, middle, high = (math.exp(statistics.mean(logs) + sign * half) for sign in (-1, 0, 1))
+    return low, middle, high
+
+
 def compare_settled(seconds: float) -> None:
     """Print what a step costs more in a training that live() only watches: STEPS steps untouched and STEPS with it in turn, in both orders."""
     training = Training("table")
@@ -166,8 +173,7 @@ def compare_settled(seconds: float) -> None:
         (plain_s, plain_cpu_s), (watched_s, watched_cpu_s) = found[id(plain)], found[id(watched)]
         logs.append(math.log(plain_s / watched_s))
         added_s.append(watched_cpu_s - plain_cpu_s)
-    half = t_quantile(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
-    low, middle, high = (math.exp(statistics.mean(logs) + sign * half) for sign in (-1, 0, 1))
+    low, middle, high = interval(logs)
     print(
         f"settled: live / untouched {middle:.4f} [{low:.4f}-{high:.4f}] in {len(logs)} pairs of {STEPS} steps, median {math.exp(statistics.median(logs)):.4f}; "
         f"{1e6 * statistics.median(added_s):.1f} us of CPU time more per step",
@@ -197,9 +203,7 @@ def compare(name: str, seconds: float) -> None:
     print(f"{name}: live {found:.2f} batches/s, waited {summary['wait_fraction']:.1%}, lost {summary['lost_s']:.1f} s, {'; '.join(settled) or 'not settled'}")
     for side, each in rates.items():
         logs = [math.log(rate) for rate in each]
-        half = t_quantile(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
-        ratio = math.log(found) - statistics.mean(logs)
-        low, middle, high = (math.exp(ratio + sign * half) for sign in (-1, 0, 1))
+        low, middle, high = interval([math.log(found) - each for each in logs])
         parts = " ".join(f"{rate:.2f}" for rate in each)
         print(f"{name:8} live / {side + ' w' + str(numbers[side]):13} {middle:.3f} [{low:.3f}-{high:.3f}]   parts: {parts}", flush=True)
 

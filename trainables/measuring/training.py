@@ -21,7 +21,7 @@ from feedrate.trainables.loader.load_probe import LoadSums
 from feedrate.trainables.loader.loader_watch import LoaderWatch
 from feedrate.trainables.machine.accelerator import StepTimer, synchronize
 from feedrate.trainables.machine.process import shm_used_bytes
-from feedrate.trainables.measurement import Measurement
+from feedrate.trainables.measurement import Measurement, Windows
 from feedrate.trainables.measuring.kept_batches import KeptBatches
 from feedrate.trainables.measuring.rerun import explain
 from feedrate.trainables.ranks.lead import Lead
@@ -87,7 +87,6 @@ class Training:
         """Number of batches that had been consumed when the queue of ready batches was last seen empty."""
         self._latest: deque[tuple[float, int, float]] = deque(maxlen=self.cycle + 1)
         """For each of the latest batches: when it had been trained, and the items and the waiting time until then."""
-        self._no_windows = copy.deepcopy(result.windows)
         self._shm_before = shm_used_bytes()
         self._kept: KeptBatches | None = None
         self._timer = StepTimer(device)
@@ -166,7 +165,7 @@ class Training:
 
     def late_window(self) -> None:
         """Time one window after the time is over: a loader whose start took all of it has only begun to deliver."""
-        self.result.windows = copy.deepcopy(self._no_windows)
+        self.result.windows = Windows()
         self.deadline, self.reserved_s = time.perf_counter() + LONG_WINDOW_S, 0.0
         self._window()
 

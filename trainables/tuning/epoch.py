@@ -237,9 +237,7 @@ class Epoch(Observed):
         """Take a batch; if the dataset is used inside this process, notice files that it opens."""
         live = self._live
         live.num_fetched += 1
-        if live.policy.leave is not None:
-            return pool.take()
-        if live.num_fetched not in WATCHED_FETCHES:
+        if live.policy.leave is not None or live.num_fetched not in WATCHED_FETCHES:
             return pool.take()
         before = Snapshot.now()
         batch = pool.take()
