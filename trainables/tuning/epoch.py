@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from feedrate.trainables.tuning.suitable import changed, held_values, why_not_fo
 from feedrate.trainables.tuning.torchs import torchs_iterator
 from feedrate.trainables.tuning.tuned_loader import SIZED_BATCHES, TunedLoader
 
-GROUP_S, MOST_GROUP_S = 50e-3, 0.2
+GROUP_S, MOST_GROUP_S = 200e-3, 0.4
 """To count a batch takes 15 microseconds, and several times as long between two training steps, which leave the CPU's caches to others. So batches that take less than GROUP_S are counted together: as many as take GROUP_S, and then those up to the end of the
 production cycle (in one, each worker delivers a batch), but never more than take MOST_GROUP_S."""
 WATCHED_FETCHES = (1, 2, 3, 5, 9)
@@ -46,6 +46,9 @@ class Observed:
         self.is_begun = self.is_aside = False
         """Whether a batch was delivered, and whether another iteration of the loader is tuned instead of this one."""
         self._wait_s = 0.0
+        self._quick: Callable[[], Any] | None = None
+        """Torch's own method, while the next batch need only be timed; otherwise `_take` delivers it. Training steps leave the CPU's caches to others,
+        so each of our functions in between costs a microsecond."""
         self._num_workers = self._policy.own
         self._num_left: int | None = None
         """Number of batches that are still to come; None if it is not known."""
@@ -59,28 +62,36 @@ class Observed:
         return self
 
     def __next__(self) -> Any:
-        if self.is_aside:
-            return self._take()
         begin = time.perf_counter()
-        if self._handed_s is not None and self._live.is_training():
-            group, step_s = self._live.group, begin - self._handed_s
-            if begin < group.until_s and group.num_workers == self._num_workers:
-                group.num += 1
-                group.wait_s += self._wait_s
-                group.step_s += step_s
-            else:
-                self._count(step_s, begin)
+        quick, group = self._quick, self._live.group
+        if begin < group.until_s and self._handed_s is not None and group.num_workers == self._num_workers:
+            group.num += 1
+            group.wait_s += self._wait_s
+            group.step_s += begin - self._handed_s
+        elif self.is_aside:
+            return self._take()
+        else:
+            self._be_slow()
+            if self._handed_s is not None and self._live.is_training():
+                self._count(begin - self._handed_s, begin)
+            quick = self._quick
         try:
-            batch = self._take()
-        except BaseException:
+            batch = self._take() if quick is None else quick()
+        except BaseException as error:
             self._handed_s = None
+            if quick is not None and isinstance(error, StopIteration):
+                self._end_quick()
             self._live.count_rest()
             self._policy.interrupted()
             raise
-        end = time.perf_counter()
-        self._wait_s, self._handed_s, self._startup_s, self.is_begun = end - begin + self._startup_s, end, 0.0, True
-        self._num_left = None if self._num_left is None else self._num_left - 1
-        self._live.handed()
+        self._handed_s = end = time.perf_counter()
+        self._wait_s = end - begin
+        if quick is None:
+            self._wait_s += self._startup_s
+            self._startup_s, self.is_begun = 0.0, True
+            self._live.handed()
+        if self._num_left is not None:
+            self._num_left -= 1
         return batch
 
     def is_used(self) -> bool:
@@ -100,10 +111,22 @@ class Observed:
     def _take(self) -> Any:
         return next(self._real)
 
+    def _be_quick(self) -> None:
+        """Let torch's own method deliver the next batches, until `_be_slow`."""
+        self._quick = self._real.__next__
+
+    def _be_slow(self) -> None:
+        """Let `_take` deliver the next batch."""
+        self._quick = None
+
+    def _end_quick(self) -> None:
+        """Note that torch's own method has come to the end of the epoch."""
+
     def _count(self, step_s: float, now_s: float) -> None:
         """Count a batch, perhaps together with some before it, and follow the decisions."""
         live, policy = self._live, self._policy
-        found = live.count(self._num_ready) if live.group.num_workers != self._num_workers else []
+        is_apart = live.group.num_workers != self._num_workers or step_s >= GROUP_S
+        found = live.count(self._num_ready) if is_apart else []
         group = live.group
         group.num_workers = self._num_workers
         group.num += 1
@@ -117,6 +140,7 @@ class Observed:
             self._decide(found)
         else:
             group.until_s = now_s + GROUP_S - taken_s
+            self._be_quick()
 
     def _num_ready(self) -> int:
         return 0
@@ -159,7 +183,8 @@ class Epoch(Observed):
 
     def stand_aside(self) -> None:
         """Go on alone with the workers that it has: the loader is iterated once more, and this iteration is not used."""
-        self.is_aside = True
+        self._be_slow()
+        self.is_aside, self._handed_s = True, None
         self._live.release(self._pools, is_begun=self.is_begun)
 
     def __del__(self) -> None:
@@ -232,6 +257,21 @@ class Epoch(Observed):
             if len(self._live.storage_sizes) < SIZED_BATCHES:
                 self._live.note_sizes(batch)
             return batch
+
+    def _be_quick(self) -> None:
+        live = self._live
+        if self._pools and live.num_fetched >= WATCHED_FETCHES[-1] and len(live.storage_sizes) >= SIZED_BATCHES:
+            indices = self._stream.rest()
+            self._quick = None if indices is None else self._pools[0].pass_by(indices)
+
+    def _be_slow(self) -> None:
+        if self._quick is not None:
+            self._quick = None
+            self._pools[0].pass_by(None)
+
+    def _end_quick(self) -> None:
+        self._quick, self.is_over = None, True
+        self._leave(is_whole=True)
 
     def _watched_fetch(self, pool: Pool) -> Any:
         """Take a batch; if the dataset is used inside this process, notice files that it opens."""

@@ -61,6 +61,10 @@ class IndexStream:
             self.error = error
             raise
 
+    def rest(self) -> Iterator[Any] | None:
+        """Return the sampler's own iterator, if all that is still to come are the rest of it; None if `draw` has more to do."""
+        return None if self._again or self._begins_left or self._checks_left else self._indices
+
     def is_spent(self) -> bool:
         """Return whether all batches of the epoch are handed out."""
         return self.is_over and not self._again

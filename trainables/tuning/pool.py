@@ -11,7 +11,7 @@ import signal
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -111,6 +111,20 @@ class Pool:
         if segment is not None:
             segment.pending.popleft()
         return batch
+
+    def pass_by(self, indices: Iterator[Any] | None) -> Callable[[], Any] | None:
+        """Let torch draw from the sampler itself, which is possible as long as nothing is in flight.
+
+        Args:
+            indices: the sampler's iterator; None lets torch draw through this pool again.
+
+        Returns:
+            What delivers the next batch instead of `take`; None if there are workers, or this version of torch keeps its iterator elsewhere.
+        """
+        if self.num_workers or not hasattr(self._iterator, "_sampler_iter"):
+            return None
+        self._iterator._sampler_iter = self._segment if indices is None else indices
+        return self._iterator.__next__  # type: ignore[no-any-return]
 
     def is_drained(self) -> bool:
         """Return whether all batches that this pool took are delivered. If not, the dataset itself raised StopIteration."""

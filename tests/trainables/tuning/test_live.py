@@ -31,6 +31,7 @@ from feedrate.trainables.deciding.policy import Policy
 from feedrate.trainables.machine import memory_guard
 from feedrate.trainables.machine.process import tree_pids
 from feedrate.trainables.tuning.decision_log import DecisionLog
+from feedrate.trainables.tuning.epoch import Epoch
 from feedrate.trainables.tuning.index_stream import IndexStream
 from feedrate.trainables.tuning.live import Live
 from feedrate.trainables.tuning.pool import Pool
@@ -106,8 +107,20 @@ class Scripted(Policy):
         return self._decide("reject", self.own, why)
 
 
-def scripted(loader, targets):
-    return Live(TunedLoader(loader, Scripted(loader.num_workers, targets), DecisionLog(quiet=True)), loader)
+class ScriptedInGroups(Scripted):
+    """Counts short batches together, and asks for another number with the first group that reaches the batch."""
+
+    counts_groups = True
+
+    def observe(self, num_workers, wait_s, step_s, num_ready, num):
+        self.num_batches += num
+        for number in [each for each in self.targets if each <= self.num_batches]:
+            self.target = self.targets.pop(number)
+        return []
+
+
+def scripted(loader, targets, policy=Scripted):
+    return Live(TunedLoader(loader, policy(loader.num_workers, targets), DecisionLog(quiet=True)), loader)
 
 
 def loader_of(dataset=None, *, seed=7, **options):
@@ -667,6 +680,49 @@ def test_short_batches_are_counted_together(monkeypatch, num_workers):
     assert len(counted) < 400
     (slow,) = [each for each in counted if each[2] > 0.2]
     assert slow[2] + slow[1] < 0.4 and [num for *_, num in counted[:4]] == [1, 1, 1, 1]
+
+
+def test_what_a_training_does_between_many_short_batches_is_set_aside():
+    loader = live(DataLoader(TensorDataset(torch.arange(50_000)), batch_size=10), budget_fraction=0.0, quiet=True)
+    for number, _ in enumerate(loader):
+        time.sleep(0.6 if number == 600 else 5e-5)
+    policy = loader.tuned.policy
+    assert 0.6 < policy.aside_s < 0.8 and policy.num_batches == 5000
+
+
+@pytest.mark.parametrize("torch_has_it", [True, False], ids=["passed by", "another torch"])
+@pytest.mark.parametrize("fails_at", [None, 1333], ids=["whole", "an exception"])
+def test_torch_draws_by_itself_while_short_batches_of_no_workers_need_only_be_timed(monkeypatch, fails_at, torch_has_it):
+    """The order, an exception, and changes of the number of workers are as if every index passed through feedrate."""
+    monkeypatch.setattr("feedrate.trainables.tuning.epoch.GROUP_S", 2e-3)
+    drawn, ended, draw, end_quick = [], [], IndexStream.draw, Epoch._end_quick
+    monkeypatch.setattr(IndexStream, "draw", lambda self: drawn.append(self) or draw(self))
+    monkeypatch.setattr(Epoch, "_end_quick", lambda self: ended.append(self) or end_quick(self))
+    if not torch_has_it:
+        monkeypatch.setattr(Pool, "pass_by", lambda self, indices: None)
+
+    def batches_of(loader):
+        batches = iter(loader)
+        while True:
+            try:
+                yield from ([numbers.tolist(), torch.rand(1).item() if number % 50 == 0 else None] for number, (numbers, _) in enumerate(batches))
+                return
+            except KeyError as error:
+                yield str(error)
+
+    before, found = set(tree_pids()), []
+    for tunes in (False, True):
+        loader = loader_of(Numbers(8000, fails_at=fails_at))
+        loader = scripted(loader, {700: 2, 900: 0, 3000: 1, 3100: 3, 3300: 0}, ScriptedInGroups) if tunes else loader
+        found.append([each for _ in range(3) for each in batches_of(loader)])
+    num_batches = 3 * 8000 // BATCH_SIZE
+    assert found[0] == found[1] and len(found[0]) == num_batches
+    assert loader.tuned.policy.num_batches >= num_batches - 3 and not loader.tuned.policy.targets
+    if torch_has_it:
+        assert len(drawn) < num_batches / 2 and ended
+    else:
+        assert len(drawn) >= num_batches
+    assert set(tree_pids()) == before
 
 
 def test_decisions_are_lines_of_live_jsonl_and_of_standard_error(tmp_path, capsys):
