@@ -5,12 +5,14 @@
     python benchmarks/live_training.py settled --seconds 300
 
 For each bundled workload, one process trains with a plain PyTorch loop: with each fixed number of workers in FIXED for a moment, to
-find the best one; then some parts of half a minute, untouched (the setting in OWN) and with the best number in turn; then, for --seconds, with
-`live(loader)` around a loader with the setting in OWN; then such parts again. All of it runs in one process, because two processes with the same setting differ by more
-than the few per cent that this benchmark looks for. Prints the rate of each over its whole time, the ratios with their 95 % interval, when live settled and what it lost.
-"changing" is images whose samples wait 30 ms from the middle of each part on. "overhead" is the CPU time of the training's
+find the best one; then for --seconds with `live(loader)` around a loader with the setting in OWN. That training stops every half a minute (the first time after a minute and a half), and one with the best
+fixed number, and now and then an untouched one (the setting in OWN), take a turn, so that a drift of the machine cancels out. All of it runs in one process, because two
+processes with the same setting differ by more than the few per cent that this benchmark looks for. Each side keeps its loader, whose queue fills during the turns
+of the others; so the first QUEUE_S of a turn are not timed, except at the very beginning of live().
+Prints the rate of each over its whole time, the ratios with their 95 % interval, when live settled and what it lost.
+"changing" is images whose samples wait 30 ms from the middle of everything on. "overhead" is the CPU time of the training's
 thread that live() adds to each batch, which other work on the machine hardly changes. "settled" is table, where nothing is to be gained: once live()
-tries nothing more, a few steps with it and a few untouched take turns, so that a drift of the machine cancels out.
+tries nothing more, a few steps with it and a few untouched take turns.
 """
 
 from __future__ import annotations
@@ -33,10 +35,13 @@ from feedrate.trainables import live
 OWN = {"table": 0, "images": 1, "objects": 2, "changing": 1}
 FIXED = {"table": (0, 2), "images": (1, 2, 3, 4), "objects": (8, 16, 32), "changing": (2, 8, 16)}
 BATCH_SIZE = 32
-PROBE_S, PART_S = 10.0, 30.0
-"""How long each fixed setting is timed to find the best one, and each of the parts beside live; less if --seconds is less than 300."""
-ORDER = ("untouched", "fixed", "fixed", "untouched")
-"""The parts before live, and again after it."""
+PROBE_S, LIVE_S, TURN_S, QUEUE_S = 10.0, 30.0, 10.0, 2.0
+"""How long each fixed setting is timed to find the best one, how long live trains before the others have a turn of TURN_S, and how long a queue of batches
+that has filled meanwhile lasts at most. All but the last are less if --seconds is less than 300."""
+FIRST_TURNS = 3
+"""Live's first turn is this many times as long, because it searches then."""
+UNTOUCHED_EVERY = 3
+"""The untouched side has a turn after so many of live: it is slower by far, or as fast."""
 OVERHEAD, SETTLED = "overhead", "settled"
 STEPS = 150
 """Number of steps of each part of "settled"."""
@@ -76,26 +81,33 @@ class Training:
         self.is_changing = name == "changing"
         self.step = self.workload.make_step(StepContext(device=pick_device(), batch_size=BATCH_SIZE))
 
-    def loader(self, num_workers: int, seconds: float) -> Any:
-        """Return a new loader for a part that begins now."""
+    def loader(self, num_workers: int, changes_unix_s: float) -> Any:
+        """Return a new loader; if the workload changes, it does so then."""
         dataset = self.workload.dataset
         if self.is_changing:
-            dataset = Slower(dataset, time.time() + seconds / 2)
+            dataset = Slower(dataset, changes_unix_s)
         return DataLoader(dataset, batch_size=BATCH_SIZE, shuffle=True, collate_fn=self.workload.collate_fn, num_workers=num_workers)
 
-    def batches_per_s(self, loader: Any, seconds: float) -> float:
-        """Train for a while, epoch after epoch, and return the batches per second of all of it."""
+    def turn(self, batches: Iterator[Any], seconds: float, *, is_first: bool = False) -> tuple[int, float]:
+        """Train for a while; return the number of batches and the seconds that they took, without those that were queued (unless it is the first turn)."""
         begin, done = time.perf_counter(), 0
-        while True:
-            for batch in loader:
-                self.step(batch)
-                done += 1
-                if (taken_s := time.perf_counter() - begin) >= seconds:
-                    return done / taken_s
+        timed_from = begin if is_first else begin + QUEUE_S
+        until = timed_from + seconds
+        for batch in batches:
+            self.step(batch)
+            now = time.perf_counter()
+            if now < timed_from:
+                begin = now
+                continue
+            done += 1
+            if now >= until:
+                return done, now - begin
+        raise RuntimeError("an endless loader has ended")
 
-    def fixed(self, num_workers: int, seconds: float) -> float:
-        """Train a part with a fixed setting."""
-        return self.batches_per_s(self.loader(num_workers, seconds), seconds)
+    def probe(self, num_workers: int, seconds: float) -> float:
+        """Return the batches per second with a fixed setting."""
+        num, taken_s = self.turn(endless(self.loader(num_workers, time.time() + seconds / 2)), seconds, is_first=True)
+        return num / taken_s
 
 
 class Ready(Dataset):  # type: ignore[type-arg]
@@ -161,10 +173,10 @@ def interval(logs: list[float]) -> tuple[float, float, float]:
 def compare_settled(seconds: float) -> None:
     """Print what a step costs more in a training that live() only watches: STEPS steps untouched and STEPS with it in turn, in both orders."""
     training = Training("table")
-    tuned = live(training.loader(0, seconds))
+    tuned = live(training.loader(0, math.inf))
+    plain, watched = endless(training.loader(0, math.inf)), endless(tuned)
     while not {"settled", "enough"} & {each.kind for each in tuned.decisions()}:
-        training.batches_per_s(tuned, 2.0)
-    plain, watched = endless(training.loader(0, seconds)), endless(tuned)
+        training.turn(watched, 2.0, is_first=True)
     logs, added_s = [], []
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:
@@ -183,29 +195,59 @@ def compare_settled(seconds: float) -> None:
 
 def compare(name: str, seconds: float) -> None:
     """Print the comparison of one workload."""
-    training, part_s = Training(name), min(PART_S, seconds / 10)
-    probe_s = min(PROBE_S, part_s)
-    training.fixed(FIXED[name][0], probe_s)  # the first workers of a process are slower than later ones
-    probes = {number: training.fixed(number, probe_s) for number in FIXED[name]}
+    training = Training(name)
+    scale = min(1.0, seconds / 300)
+    probe_s, live_s, turn_s = (scale * each for each in (PROBE_S, LIVE_S, TURN_S))
+    training.probe(FIXED[name][0], probe_s)  # the first workers of a process are slower than later ones
+    probes = {number: training.probe(number, probe_s) for number in FIXED[name]}
     best = max(probes, key=lambda number: probes[number])
     print(f"{name}: batches/s with fixed numbers of workers: {({number: round(rate, 2) for number, rate in probes.items()})}", flush=True)
+    num_turns = max(round(seconds / live_s) - FIRST_TURNS + 1, 2)
+    taken_s = seconds + num_turns * (turn_s + 2 * QUEUE_S) + num_turns / UNTOUCHED_EVERY * (turn_s + QUEUE_S)
+    changes_unix_s = time.time() + taken_s / 2
+    tuned = live(training.loader(OWN[name], changes_unix_s))
+    batches = endless(tuned)
     numbers = {"untouched": OWN[name], "fixed": best}
-    rates: dict[str, list[float]] = {side: [] for side in numbers}
-    for side in ORDER:
-        rates[side].append(training.fixed(numbers[side], part_s))
-    tuned = live(training.loader(OWN[name], seconds))
-    found = training.batches_per_s(tuned, seconds)
-    for side in ORDER:
-        rates[side].append(training.fixed(numbers[side], part_s))
+    sides = {side: endless(training.loader(number, changes_unix_s)) for side, number in numbers.items()}
+    found: list[tuple[int, float]] = []
+    others: dict[str, dict[int, float]] = {side: {} for side in sides}
+    for number in range(num_turns):
+        found.append(training.turn(batches, live_s if number else FIRST_TURNS * live_s, is_first=not number))
+        for side, each in sides.items():
+            if side == "fixed" or number % UNTOUCHED_EVERY == 0:
+                num, turn_taken_s = training.turn(each, turn_s)
+                others[side][number] = num / turn_taken_s
     settled = [f"{each.kind} with {each.num_workers} after {each.time_s:.0f} s" for each in tuned.decisions() if each.kind in ("settled", "enough")]
     summary = tuned.summary()
     tuned.close()
-    print(f"{name}: live {found:.2f} batches/s, waited {summary['wait_fraction']:.1%}, lost {summary['lost_s']:.1f} s, {'; '.join(settled) or 'not settled'}")
-    for side, each in rates.items():
-        logs = [math.log(rate) for rate in each]
-        low, middle, high = interval([math.log(found) - each for each in logs])
-        parts = " ".join(f"{rate:.2f}" for rate in each)
-        print(f"{name:8} live / {side + ' w' + str(numbers[side]):13} {middle:.3f} [{low:.3f}-{high:.3f}]   parts: {parts}", flush=True)
+    whole = sum(num for num, _ in found) / sum(live_taken_s for _, live_taken_s in found)
+    print(f"{name}: live {whole:.2f} batches/s, waited {summary['wait_fraction']:.1%}, lost {summary['lost_s']:.1f} s, {'; '.join(settled) or 'not settled'}")
+    print(f"{name}: live, batches/s in its turns: {' '.join(f'{num / live_taken_s:.2f}' for num, live_taken_s in found)}")
+    for side, each_rates in others.items():
+        low, middle, high = whole_ratio(found, each_rates)
+        parts = " ".join(f"{rate:.2f}" for rate in each_rates.values())
+        print(f"{name:8} live / {side + ' w' + str(numbers[side]):13} {middle:.3f} [{low:.3f}-{high:.3f}]   turns: {parts}", flush=True)
+
+
+def whole_ratio(found: list[tuple[int, float]], others: dict[int, float]) -> tuple[float, float, float]:
+    """Return the lower end, the middle and the upper end of the 95 % interval of a ratio: live's batches, by those of another side in the same time.
+
+    Each turn of the other side stands for the turns of live that are nearest to it. The interval comes from the deviations of these groups (as of a ratio
+    estimate: Cochran, Sampling Techniques, 6.4).
+
+    Args:
+        found: number of batches and seconds of each turn of live.
+        others: batches per second of the other side, after some of those turns.
+    """
+    groups = {number: [0.0, 0.0] for number in others}
+    for turn, (num, taken_s) in enumerate(found):
+        near = min(others, key=lambda number: abs(number - turn))
+        groups[near][0] += num
+        groups[near][1] += taken_s * others[near]
+    done, other = (sum(each) for each in zip(*groups.values(), strict=True))
+    ratio = done / other
+    half = t_quantile(len(groups) - 1) * statistics.stdev(a - ratio * b for a, b in groups.values()) * math.sqrt(len(groups)) / other
+    return ratio - half, ratio, ratio + half
 
 
 def main() -> int:
