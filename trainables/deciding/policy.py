@@ -42,6 +42,7 @@ TRYING_SHARE = 0.7
 """Share of the budget for candidates. The rest is for confirming the best one, without which nothing shows that it is better."""
 ADOPTED = ("faster", "faster, and with fewer workers", "as fast, with fewer workers")
 """What is said of a candidate that the training then keeps."""
+DOUBTFUL = "not faster beyond doubt"
 SPENT = "not known well enough when the time for trying was used up"
 
 Plan = Generator[int, Window, None]
@@ -328,8 +329,9 @@ class Policy:
         verdict = yield from self._judge(turns, comparison, cheaper=False, share=1.0)
         ratio, low, high = comparison.speedup()
         numbers = {"ratio": ratio, "ci95": [low, high], "num_pairs": len(comparison.differences), "candidate": best, "than": self.own}
-        if verdict == SPENT and ratio > math.exp(WORTH) and low > 1:
-            self._decide("confirm", best, f"{workers(best)}: {verdict}; {ratio:.2f}x as fast as your own {self.own} so far, not confirmed", **numbers)
+        if verdict in (SPENT, DOUBTFUL) and ratio > math.exp(WORTH) and low > 1:
+            # the comparison that adopted it was beyond doubt, so going back would more often be wrong than staying
+            self._decide("confirm", best, f"{workers(best)}: {self._than_own(ratio, low, high)}: {verdict}, so it stays, but is not confirmed", **numbers)
             return
         if verdict == "faster":
             self.speedup = ratio, low, high
@@ -448,4 +450,4 @@ def _verdict(comparison: Comparison, *, cheaper: bool, is_last: bool) -> str | N
         return "faster"
     if comparison.is_not_worth_it():
         return "not faster by 2 %"
-    return "not faster beyond doubt" if is_last else None
+    return DOUBTFUL if is_last else None

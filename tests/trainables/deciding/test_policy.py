@@ -99,6 +99,16 @@ def test_a_gain_that_the_comparisons_have_shown_together_is_not_measured_again()
     assert policy.best == 2 and 1.02 < policy.speedup[0] < 1.5
 
 
+def test_a_small_gain_that_was_beyond_doubt_once_stays_if_it_is_likely_the_second_time():
+    """8 % at 10 % noise: going back whenever the confirmation alone leaves a doubt would give up half of such gains."""
+    replays = [Replay(lambda workers, now: 7.0 * (1.08 if workers >= 2 else 1), 1, cpus=2, noise=0.1, most=4, seed=seed).run(300) for seed in range(100)]
+    adopted = [replay for replay in replays if "adopt" in replay.kinds()]
+    stays = [replay for replay in adopted if replay.policy.best > 1]
+    assert len(adopted) >= 40 and len(stays) >= 0.8 * len(adopted)
+    likely = [replay for replay in stays if replay.policy.speedup is None]
+    assert likely and all("so it stays, but is not confirmed" in replay.policy.decisions[-2].reason for replay in likely)
+
+
 def test_a_setting_that_seems_faster_is_compared_for_longer():
     """By 9 % at 8 % noise, which 16 pairs seldom show. Meanwhile it costs the training nothing. One that seems slower is left after 16."""
     found = [Replay(lambda workers, now: {2: 6.54}.get(workers, 6.0), 1, cpus=2, noise=0.08, seed=seed).run(600).policy for seed in range(10)]
