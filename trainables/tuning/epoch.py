@@ -133,12 +133,14 @@ class Observed:
         group.wait_s += self._wait_s
         group.step_s += step_s
         taken_s = group.wait_s + group.step_s
-        is_due = taken_s >= GROUP_S and (group.num == 1 or policy.is_whole(group.num))
+        # a group that has begun inside a cycle ends with it, however short it is; otherwise none may ever end with one
+        is_inside = not policy.is_whole(0)
+        is_due = (taken_s >= GROUP_S and group.num == 1) or (policy.is_whole(group.num) and (taken_s >= GROUP_S or is_inside))
         if is_due or taken_s >= MOST_GROUP_S or not policy.counts_groups or policy.num_batches < WARM_BATCHES:
             found += live.count(self._num_ready)
         if not live.group.num or self._is_watched():  # it is 0 when the policy has just counted
             self._decide(found)
-        else:
+        elif not is_inside:
             group.until_s = now_s + GROUP_S - taken_s
             self._be_quick()
 

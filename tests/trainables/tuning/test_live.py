@@ -27,11 +27,12 @@ from torch.utils.data import (
 from torch.utils.data._utils import signal_handling
 
 from feedrate.trainables import live
+from feedrate.trainables.deciding.budget import Budget
 from feedrate.trainables.deciding.policy import Policy
 from feedrate.trainables.machine import memory_guard
 from feedrate.trainables.machine.process import tree_pids
 from feedrate.trainables.tuning.decision_log import DecisionLog
-from feedrate.trainables.tuning.epoch import Epoch
+from feedrate.trainables.tuning.epoch import Epoch, Observed
 from feedrate.trainables.tuning.index_stream import IndexStream
 from feedrate.trainables.tuning.live import Live
 from feedrate.trainables.tuning.pool import Pool
@@ -688,6 +689,21 @@ def test_what_a_training_does_between_many_short_batches_is_set_aside():
         time.sleep(0.6 if number == 600 else 5e-5)
     policy = loader.tuned.policy
     assert 0.6 < policy.aside_s < 0.8 and policy.num_batches == 5000
+
+
+@pytest.mark.parametrize("first", range(4))
+def test_workers_that_deliver_together_make_windows_wherever_they_begin(first):
+    """Two workers deliver a batch at once each second. Groups of two that begin inside a production cycle would all end inside one."""
+    loader = DataLoader(TensorDataset(torch.arange(8)), num_workers=2)
+    policy = Policy(2, cpus=2, most=4, budget=Budget.of(0.0))
+    observed = Observed(TunedLoader(loader, policy, DecisionLog(quiet=True)))
+    for _ in range(first):
+        policy.observe(2, 1.0, 0.01, lambda: 0, 1)
+    for number in range(40):
+        observed._wait_s = 1.0 if number % 2 else 0.0
+        observed._count(0.01, 0.0)
+    assert len(policy.windows[2]) >= 8
+    assert policy.num_batches >= first + 38
 
 
 @pytest.mark.parametrize("torch_has_it", [True, False], ids=["passed by", "another torch"])
