@@ -63,7 +63,7 @@ def best_content(run: Run, ranked: pd.DataFrame, chosen: pd.Series[Any], where: 
         "schema": BEST_SCHEMA,
         "dataloader": config_of(chosen).to_kwargs(),
         "process": config_of(chosen).to_process(threads),
-        "throughput": _throughput(chosen) | {"unit": record.workload.unit, "per": "rank" if record.workload.num_ranks == 1 else "world"},
+        "throughput": _throughput(chosen) | {"unit": record.workload.unit, "per": "rank" if record.world_size == 1 else "world"},
         "baseline": None if baseline.empty else _baseline(chosen, baseline.iloc[0], threads),
         "ceiling": None
         if ceiling_sps is None
@@ -91,7 +91,7 @@ def _scope(record: SearchRecord, trial: pd.Series[Any]) -> dict[str, Any]:
     placement = record.placement
     return {
         "ranks_per_host": record.workload.num_ranks,
-        "world_size": record.workload.num_ranks,
+        "world_size": record.world_size,
         "cpus_per_rank": _each(placement.cpus, record.workload.num_ranks),
         "slowest_rank": _whole(trial["slowest_rank"]),
         "exclusive_host": all((_float(trial[name]) or 0.0) < SHARED_FRACTION for name in FOREIGN)

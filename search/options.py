@@ -97,6 +97,8 @@ class SearchOptions:
     """Items in the user's real epoch; None asks the dataset."""
     gpus_per_trial: int | None = None
     """GPUs that one trial reserves. None: 1 if the cluster has any, else 0."""
+    hosts_per_trial: int = 1
+    """Hosts on which the ranks of one trial run; `torchrun` is started on each of them."""
     cpus_per_trial: int | None = None
     """CPUs that one trial reserves. None: the node's CPUs divided by its GPUs, times the trial's GPUs."""
     pin_cpus: bool = True
@@ -143,6 +145,7 @@ class SearchOptions:
             ("max_trials", 1),
             ("epoch_samples", 1),
             ("cpus_per_trial", 1),
+            ("hosts_per_trial", 1),
             ("threads", 1),
             ("gpus_per_trial", 0),
             ("wait_s", 0),
@@ -152,6 +155,10 @@ class SearchOptions:
                 raise ValueError(f"--{_flag(name)} must be {least} or more, not {value}")
         if self.exclusive and self.address is None:
             raise ValueError("--exclusive is only for a cluster (--address): a local Ray has the whole machine")
+        if self.hosts_per_trial > 1 and self.address is None:
+            raise ValueError(f"--hosts-per-trial {self.hosts_per_trial} is for a cluster (--address): a local Ray has one host")
+        if self.hosts_per_trial > 1 and self.share is not None:
+            raise ValueError("--hosts-per-trial and --share do not go together: a trial on several hosts has each of them for itself")
         if self.share not in (None, *SHARES):
             raise ValueError(f"--share must be {' or '.join(SHARES)}, not {self.share!r}")
         if self.share is not None and (self.exclusive or not self.pin_cpus):

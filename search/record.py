@@ -218,6 +218,11 @@ class SearchRecord:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise RunError(f"{name} is damaged ({type(error).__name__}: {error}). Restore it, or search again") from error
 
+    @property
+    def world_size(self) -> int:
+        """Number of processes that train together in a trial, on all of its hosts."""
+        return self.workload.num_ranks * self.options.hosts_per_trial
+
     def write(self, folder: RunFolder) -> None:
         """Replace a run's search.json."""
         folder.write_search(self.to_json())

@@ -31,6 +31,7 @@ from feedrate.search.setup.prepare import choose_folder, clear, describe_workloa
 from feedrate.search.setup.request import (
     baseline_of,
     check_batch_sizes,
+    check_hosts,
     check_step_options,
     epoch_remarks,
     given_dimensions,
@@ -95,7 +96,7 @@ def run_search(
         out = Path("feedrate-runs") / check_url(mirror, options, force)
     if out is not None:
         choose_folder(out, "", force)  # refuses an unusable folder before the data are made
-    _check_sources(options)
+    _check(options, ref)
     say(console, quiet, f"feedrate {version('feedrate')}: looking at {ref.target}")
     described = describe_workload(ref)
     check_step_options(options, described)
@@ -136,8 +137,9 @@ def run_search(
 
 
 
-def _check_sources(options: SearchOptions) -> None:
-    """Refuse an earlier run or a database that cannot be read, before the data are made."""
+def _check(options: SearchOptions, ref: WorkloadRef) -> None:
+    """Refuse what cannot be started on several hosts, and an earlier run or a database that cannot be read, before the data are made."""
+    check_hosts(options, ref)
     if options.warm_start is not None:
         check_source(options.warm_start)
     if options.storage is not None:

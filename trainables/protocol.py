@@ -27,6 +27,9 @@ class ProtocolError(Exception):
     """A line that is no request or event of this version of feedrate, or events that end without a last one: a defect of feedrate."""
 
 
+ACCOMPANYING = "accompanying"
+"""The phase in which the ranks of a host do what rank 0, on another host, says."""
+
 T = TypeVar("T", "Measured", "Checked", "Described", "LoadedAgain")
 C = TypeVar("C")
 
@@ -68,6 +71,11 @@ class DescribeRequest(Message):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AccompanyRequest(Message):
+    """Train in the ranks of this host, for a measurement of rank 0 on another host, until it is over. Its last event is a failure."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CheckRequest(Message):
     """Check whether changing the loader changes the data."""
 
@@ -95,10 +103,11 @@ class RerunRequest(Message):
         return cls(doubt=Doubt.from_json(saved["doubt"]), failed=MeasureRequest.from_json(saved["failed"]))
 
 
-Request = MeasureRequest | DescribeRequest | CheckRequest | RerunRequest
+Request = MeasureRequest | DescribeRequest | AccompanyRequest | CheckRequest | RerunRequest
 _REQUESTS: dict[str, type[Request]] = {
     "measure": MeasureRequest,
     "describe": DescribeRequest,
+    "accompany": AccompanyRequest,
     "check": CheckRequest,
     "rerun": RerunRequest,
 }
@@ -156,7 +165,7 @@ class Phase(Message):
     """A phase of the request begins."""
 
     name: str
-    """The name of the phase: setup, warm, loader, measure, between epochs (only of a training script), teardown, or rerun, in which the batch at which a trial failed is loaded again."""
+    """The name of the phase: setup, warm, loader, measure, between epochs (only of a training script), teardown, accompanying (only of an `AccompanyRequest`), or rerun, in which the batch at which a trial failed is loaded again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -117,15 +117,16 @@ def make_command_ref(command: Sequence[str], *, loader: str | None = None, cwd: 
     )
 
 
-def ranks_command(workload: str, options: Mapping[str, Any], num_ranks: int) -> list[str]:
-    """Return the training command that trains a workload in several ranks of one host, which torchrun starts.
+def ranks_command(workload: str, options: Mapping[str, Any], num_ranks: int, *, num_hosts: int = 1) -> list[str]:
+    """Return the training command that trains a workload in several ranks, which torchrun starts.
 
     Args:
         workload: a bundled name, module:function, or file.py:function.
         options: keyword arguments of the function, which JSON can hold.
-        num_ranks: number of ranks.
+        num_ranks: number of ranks on each host.
+        num_hosts: number of hosts on which the command is started.
     """
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", *(["--standalone"] if num_hosts == 1 else []), "--nproc-per-node", str(num_ranks)]
     words = [*launcher, "-m", "feedrate.trainables.workload_main", workload]
     return [*words, "--options", json.dumps(dict(options))] if options else words
 

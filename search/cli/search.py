@@ -160,6 +160,10 @@ def _add_place(place: argparse._ArgumentGroup, address_help: str) -> None:
         "--gpus-per-trial", type=arguments.whole(0), metavar="N", help="GPUs per trial (default: 1 if there is a GPU, else 0)"
     )
     place.add_argument(
+        "--hosts-per-trial", type=arguments.whole(1), default=1, metavar="N",
+        help="start a torchrun command on N hosts of the cluster at once, as one training (default 1); --gpus-per-trial and --cpus-per-trial count per host",
+    )  # fmt: skip
+    place.add_argument(
         "--cpus-per-trial",
         type=arguments.cpus,
         metavar="N|all",

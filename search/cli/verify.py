@@ -62,6 +62,9 @@ class Verify:
         if was is not None and was != here["workload"]:
             given = args.workload or shlex.join(args.script)
             raise UsageError(f"{args.best} is the answer for the workload {was!r}, and {given} is {here['workload']!r}: name the same workload")
+        scope = best.raw["scope"]
+        if (num_hosts := scope.get("world_size", 1) // scope.get("ranks_per_host", 1)) > 1:
+            raise UsageError(f"{args.best} is the answer for ranks on {num_hosts} hosts, and verify measures on this host only: search again with --warm-start instead")
         if (ranks := best.raw["scope"].get("world_size", 1)) != here["num_ranks"]:
             raise UsageError(
                 f"{args.best} is the answer for {ranks} rank{'s' * (ranks != 1)}, and this command trains in {here['num_ranks']}: start as many ranks as in the "
@@ -94,7 +97,7 @@ class Verify:
             unit = best.throughput.get("unit", "samples")
             print(f"{rate.sps:,.0f} {unit}/s here [{rate.low_sps:,.0f}-{rate.high_sps:,.0f}], {recorded:,.0f} in the search")
             if most >= DISTURBED_FRACTION:
-                print(f"note: other processes used up to {most:.0%} of the CPUs meanwhile; the rates would differ on a quiet machine")
+                print(f"note: other processes used up to {most:.0%} of the CPU time during the measurement; the rates would differ on a quiet machine")
             print(f"{found.sentence[0].upper()}{found.sentence[1:]}.")
         return None if found.holds else DOES_NOT_HOLD
 

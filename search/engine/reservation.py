@@ -23,7 +23,7 @@ class Placement:
     """What one trial reserves, and how many trials can run at once."""
 
     cpus: int
-    """CPUs that a trial may use."""
+    """CPUs that a trial may use, on each of its hosts."""
     gpus: int
     trial_slot: bool
     """Whether nodes declare the resource `trial_slot`, one per host."""
@@ -38,6 +38,8 @@ class Placement:
     """CPUs and GPUs that Ray reserves for a trial; None if Ray reserves exactly those that the trial is allowed to use."""
     num_promised: int = 0
     """Number of trials that can run at once on the nodes that the cluster starts on demand."""
+    num_hosts: int = 1
+    """Number of hosts on which the ranks of one trial run."""
     num_shares: int = 1
     """Number of trials that can run at once on one host, each on its own GPUs and CPUs."""
     host_ids: dict[str, str] = field(default_factory=dict)
@@ -61,7 +63,7 @@ class Placement:
 
     @property
     def bundle(self) -> dict[str, float]:
-        """The resources that Ray reserves for a trial."""
+        """The resources that Ray reserves for a trial on each of its hosts."""
         cpus, gpus = self.reserved or (self.cpus, self.gpus)
         slot = math.floor(RAY_UNITS / self.num_shares) / RAY_UNITS
         return {"CPU": float(cpus), "GPU": float(gpus)} | ({"trial_slot": slot} if self.trial_slot else {})
@@ -83,7 +85,7 @@ class Placement:
         for host in hosts:
             name = host.node_id if self.trial_slot else self.host_ids.get(host.node_id, host.host_id or host.hostname)
             most[name] = max(most.get(name, 0), _shares(host, self.cpus, self.gpus) if self.num_shares > 1 else 1)
-        return sum(most.values())
+        return sum(most.values()) // self.num_hosts
 
 
 class SeveralClasses(UsageError):
@@ -102,7 +104,7 @@ def place(options: SearchOptions, hosts: Sequence[Host] | None = None, num_ranks
     Args:
         options: the options of the search.
         hosts: the nodes that may be used (`look`); None takes all living nodes as Ray knows them.
-        num_ranks: processes of a trial that train together, all on one host; if the hosts have GPUs, each takes one.
+        num_ranks: processes of a trial that train together on each of its hosts; if the hosts have GPUs, each takes one.
 
     Raises:
         UsageError: no node has the requested resources; the message says what there is.
@@ -119,7 +121,7 @@ def place(options: SearchOptions, hosts: Sequence[Host] | None = None, num_ranks
     most_gpus = max(host.num_gpus for host in hosts)
     if options.gpus_per_trial is None and num_ranks > most_gpus > 0:
         raise UsageError(
-            f"the training has {num_ranks} ranks, all on one host, and the largest host has {most_gpus} GPU{'s' * (most_gpus != 1)}: start fewer ranks, or say with "
+            f"the training has {num_ranks} ranks on one host, and the largest host has {most_gpus} GPU{'s' * (most_gpus != 1)}: start fewer ranks, or say with "
             "--gpus-per-trial how many GPUs all of them share (0 if they train on CPUs)"
         )
     gpus = options.gpus_per_trial if options.gpus_per_trial is not None else min(num_ranks, most_gpus)
@@ -140,6 +142,7 @@ def place(options: SearchOptions, hosts: Sequence[Host] | None = None, num_ranks
     used = sorted({host.hardware for host in fit})
     if len(used) > 1 and any(host.cpu_model or host.label for host in fit):  # otherwise too little is known to tell classes apart
         raise SeveralClasses(used)
+    num_hosts = _num_hosts(options, fit)
     num_shares = _num_shares(options, fit, cpus, gpus)
     there, come = [host for host in fit if host.node_id], [host for host in fit if not host.node_id]
     least_cpus, least_gpus = min(host.num_cpus for host in fit), min(host.num_gpus for host in fit)
@@ -152,12 +155,27 @@ def place(options: SearchOptions, hosts: Sequence[Host] | None = None, num_ranks
         hardware=used[0] if len(used) == 1 else "",
         selector=_selector(fit) if len(kinds) > 1 and len(used) == 1 else {},
         reserved=(least_cpus, least_gpus) if options.exclusive else (cpus, gpus),
-        num_promised=num_shares * len(come),
+        num_promised=num_shares * len(come) // num_hosts,
         host_ids={host.node_id: host.host_id for host in there if host.host_id},
+        num_hosts=num_hosts,
         num_shares=num_shares,
     )
-    at_once = max(placement.at_once(there), placement.num_promised)
-    return replace(placement, num_slots=at_once, where=_where(fit, cpus, gpus, at_once, num_shares, slots))
+    at_once = max(placement.at_once(there), placement.num_promised, 1)
+    return replace(placement, num_slots=at_once, where=_where(fit, cpus, gpus, at_once, num_shares, slots, num_hosts))
+
+
+def _num_hosts(options: SearchOptions, fit: Sequence[Host]) -> int:
+    """Return on how many hosts the ranks of one trial run.
+
+    Raises:
+        UsageError: there are fewer hosts.
+    """
+    there = len({host.host_id or host.node_id or host.hostname for host in fit})
+    if options.hosts_per_trial > there:
+        raise UsageError(
+            f"--hosts-per-trial {options.hosts_per_trial}: the cluster has {there} host{'s' * (there != 1)} on which a trial can run. Ask for fewer, or add nodes"
+        )
+    return options.hosts_per_trial
 
 
 def _num_shares(options: SearchOptions, fit: Sequence[Host], cpus: int, gpus: int) -> int:
@@ -227,7 +245,7 @@ def _selector(fit: Sequence[Host]) -> dict[str, str]:
     return {NODE_ID: f"in({', '.join(host.node_id for host in fit if host.node_id)})"}
 
 
-def _where(fit: Sequence[Host], cpus: int, gpus: int, at_once: int, num_shares: int, slots: bool) -> str:
+def _where(fit: Sequence[Host], cpus: int, gpus: int, at_once: int, num_shares: int, slots: bool, num_hosts: int) -> str:
     first = fit[0]
     names = list(dict.fromkeys(sorted(host.hostname for host in fit if host.node_id) or [first.hostname]))
     hosts = ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
@@ -237,5 +255,7 @@ def _where(fit: Sequence[Host], cpus: int, gpus: int, at_once: int, num_shares: 
         more = f" · {at_once} trial_slot{'s' * (at_once != 1)}, which searches take in turn"
     if num_shares > 1:
         more = f" · {at_once} trials at once, {num_shares} per host, which share its disk and memory bandwidth (--share host)"
+    if num_hosts > 1:
+        more = f" · each trial on {num_hosts} hosts" + (f", {at_once} trials at once" if at_once > 1 else "")
     each = " each" if len(names) > 1 else ""
     return f"{hosts} · {what}, {cpus} of {first.num_cpus} CPUs{each}{more}"

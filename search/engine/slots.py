@@ -98,8 +98,11 @@ def searching_job(group: dict[str, Any], trial_slot: bool) -> str | None:
         trial_slot: whether nodes declare `trial_slot`, so that every trial reserves some of it. If they do not, other programs that
             use Tune look like searches.
     """
-    if group["state"] == "REMOVED" or len(group["bundles"]) != 1:
+    bundles = list(group["bundles"].values())  # one for each host of the trial
+    if group["state"] == "REMOVED" or not bundles or any(each != bundles[0] for each in bundles):
         return None
-    (bundle,) = group["bundles"].values()
+    if len(bundles) > 1 and group["strategy"] != "STRICT_SPREAD":
+        return None
+    bundle = bundles[0]
     is_trial = "CPU" in bundle and set(bundle) <= TRIAL_RESOURCES and ("trial_slot" in bundle) == trial_slot
     return str(group["placement_group_id"])[-8:] if is_trial else None

@@ -7,19 +7,18 @@ means that this supervisor itself was lost.
 from __future__ import annotations
 
 import json
-import os
 import socket
 from typing import Any
 
 import ray
 from ray import tune
 
+from feedrate.search.engine.companions import Companions, HostRefused
 from feedrate.search.engine.nodes import here, why_not
+from feedrate.search.engine.trial_template import gpu_numbers, template_of
 from feedrate.search.options import LOOKS
-from feedrate.search.shipping.job_environment import unpacked
-from feedrate.search.shipping.shipping import on_this_node
 from feedrate.trainables.config import LoaderConfig
-from feedrate.trainables.machine.host import host_id, share_of_cpus
+from feedrate.trainables.machine.host import host_id
 from feedrate.trainables.measuring.measure_options import MeasureOptions
 from feedrate.trainables.protocol import (
     Event,
@@ -33,7 +32,6 @@ from feedrate.trainables.protocol import (
     Waiting,
     read,
 )
-from feedrate.trainables.resolve import WorkloadRef
 from feedrate.trainables.sandbox.template import Template
 
 
@@ -44,6 +42,8 @@ class Supervisor(tune.Trainable):
         """Start the template process, and begin the first trial."""
         expects = json.loads(config["request"])["expects"]
         self._refusal = why_not(here(), **expects) if expects is not None else None
+        self._refused_node = ""
+        """Ray's id of another node of the trial that cannot run it; empty if it is this one."""
         self._template: Template | None = None
         self._events: Events | None = None
         self._looked = 0
@@ -67,7 +67,12 @@ class Supervisor(tune.Trainable):
         if self._events is None:
             return self._result(done=True)  # the last setting of a round has been reported already
         self._columns: dict[str, Any] = {}
-        match read(self._events, self._is_reported):
+        try:
+            event = read(self._events, self._is_reported)
+        except HostRefused as refused:
+            self._refusal, self._refused_node = str(refused), refused.node_id
+            return self._result(done=True)
+        match event:
             case Waiting(why=why):
                 return self._result(waiting=why)
             case Phase():
@@ -117,14 +122,10 @@ class Supervisor(tune.Trainable):
         if self._refusal is not None:
             return
         if self._template is None:
-            num_cpus = self._request["cpus_per_trial"]
-            self._gpus = _gpu_numbers() if self._options.shares_host else []
-            self._template = Template(
-                on_this_node(WorkloadRef(**self._request["workload"]), **self._request["shipped"]),
-                cpus=share_of_cpus(self._gpus, here().num_gpus, num_cpus) if self._gpus else _affinity(num_cpus),
-                threads=self._request["threads"],
-                environment=_user_environment(unpacked() | self._request["environment"], self._request["gpus_per_trial"]),
-                log_path=_log_path(self._request["log_path"]),
+            self._gpus = gpu_numbers() if self._options.shares_host else []
+            others = Companions(self._request) if self._request["num_hosts"] > 1 else None
+            self._template = template_of(
+                self._request, self._gpus, environment=None if others is None else others.rendezvous(0), other_hosts=others
             )
         self._is_round = self._request["kind"] == "confirm"
         self._measure()
@@ -170,41 +171,8 @@ class Supervisor(tune.Trainable):
             "waiting": waiting,
             "proceeds": proceeds,
             "refusal": self._refusal or "",
-            "node_id": ray.get_runtime_context().get_node_id(),
+            "node_id": self._refused_node or ray.get_runtime_context().get_node_id(),
             "host": json.dumps({"host_id": host_id(), "hostname": socket.gethostname()}),
             "throughput_sps": 0.0,  # Tune wants its metric in every result; the session computes the real one
             "done": done,
         }
-
-
-def _affinity(num_cpus: int | None) -> set[int] | None:
-    """Return the first `num_cpus` of the CPUs that this process may use; None if that is all of them."""
-    allowed = sorted(os.sched_getaffinity(0))
-    return set(allowed[:num_cpus]) if num_cpus is not None and num_cpus < len(allowed) else None
-
-
-def _log_path(path: str | None) -> str | None:
-    """Return the file for the output of a training script; None if its folder, the run folder, is on another machine."""
-    return path if path is not None and os.path.isdir(os.path.dirname(path)) else None
-
-
-def _gpu_numbers() -> list[int]:
-    """Return which of the node's GPUs this actor has, counted from 0.
-
-    Ray names GPUs as CUDA_VISIBLE_DEVICES did when the node started.
-    """
-    visible = ray._private.worker.global_worker.original_visible_accelerator_ids.get("GPU")
-    ids = ray.get_gpu_ids()
-    return sorted(int(each) if visible is None else visible.index(str(each)) for each in ids)
-
-
-def _user_environment(environment: dict[str, str | None], gpus: int) -> dict[str, str | None]:
-    """Return the environment variables that the user's own training would have, which differ from Ray's.
-
-    `environment` undoes Ray's OMP_NUM_THREADS. CUDA_VISIBLE_DEVICES is limited to the trial's number of GPUs: Ray leaves every GPU
-    visible to a CPU trial, and a trial that reserved a whole node (--exclusive) sees all of its GPUs.
-    """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    if gpus and len(visible) <= gpus:
-        return environment
-    return {**environment, "CUDA_VISIBLE_DEVICES": ",".join(visible[:gpus])}

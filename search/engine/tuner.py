@@ -89,7 +89,7 @@ def run_trials(
     name, memory_kills = "tune", 0
     while True:
         tuner = tune.Tuner(
-            tune.with_resources(Supervisor, partial(_resources, placement.bundle)),
+            tune.with_resources(Supervisor, partial(_resources, placement.bundle, placement.num_hosts)),
             param_space=domains,
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
@@ -137,11 +137,12 @@ def _without_credentials() -> Iterator[None]:
         class_cache.ENV_VARS_TO_PROPAGATE |= before
 
 
-def _resources(bundle: dict[str, float], config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    """Return what Ray reserves for a trial, and the labels of the nodes on which it may."""
+def _resources(bundle: dict[str, float], num_hosts: int, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """Return what Ray reserves for a trial on each of its hosts, and the labels of the nodes on which it may."""
     selector = json.loads(config["selector"])
-    more: dict[str, Any] = {"bundle_label_selector": [selector]} if selector else {}
-    return tune.PlacementGroupFactory([bundle], **more)
+    more: dict[str, Any] = {"bundle_label_selector": [selector] * num_hosts} if selector else {}
+    strategy = "PACK" if num_hosts == 1 else "STRICT_SPREAD"
+    return tune.PlacementGroupFactory([bundle] * num_hosts, strategy=strategy, **more)
 
 
 def _to_config(
@@ -177,6 +178,7 @@ def _to_config(
             "cpus_per_trial": placement.cpus if options.pin_cpus else None,
             "wait_s": (DEFAULT_WAIT_S if options.address is not None else 0.0) if options.wait_s is None else options.wait_s,
             "gpus_per_trial": placement.gpus,
+            "num_hosts": placement.num_hosts,
             "threads": options.threads,
             "environment": environment,
             "log_path": log_path,

@@ -295,7 +295,8 @@ class Session:
             None if the setting needs no further attempt; otherwise the ids of the hosts that must not make it, because they have failed.
         """
         host = columns.get("host_id")
-        if host is None:
+        # a failure on several hosts at once says nothing about one of them, and there may be no others
+        if host is None or self.options.hosts_per_trial > 1:
             self.health.forget(config)
             return None
         self.health.names[host] = columns.get("hostname") or host

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -100,7 +101,7 @@ def search_space(
         given["batch_size"] = Choice((own.batch_size,) if described.baseline else SHORT_FORM_BATCH_SIZES)
     try:
         space = SearchSpace.default(
-            num_cpus=placement.cpus, has_accelerator=placement.gpus > 0, given=given, epoch_samples=epoch_samples, num_ranks=described.num_ranks
+            num_cpus=placement.cpus, has_accelerator=placement.gpus > 0, given=given, epoch_samples=epoch_samples, num_ranks=described.num_ranks, num_hosts=placement.num_hosts
         )
     except ValueError as error:
         raise UsageError(str(error)) from None
@@ -180,6 +181,38 @@ def check_step_options(options: SearchOptions, described: Described) -> None:
     """
     if not described.is_short and (options.amp or options.compile):
         raise UsageError(f"--{'amp' if options.amp else 'compile'} {OWN_STEP}")
+
+
+def check_hosts(options: SearchOptions, ref: WorkloadRef) -> None:
+    """Refuse a training that cannot be started on several hosts.
+
+    Raises:
+        UsageError: several hosts are asked for, and the workload is no training command, or torchrun is told in it where its ranks run.
+    """
+    if options.hosts_per_trial == 1:
+        return
+    if ref.command is None:
+        raise UsageError(
+            f"--hosts-per-trial {options.hosts_per_trial} is for trainings that torchrun starts: add --ranks N (ranks on each host), or name your command, "
+            "as in -- torchrun --nproc-per-node 4 train.py"
+        )
+    told = [word for word in _torchruns_words(ref.command) if _RENDEZVOUS.match(word)]
+    if told:
+        raise UsageError(f"--hosts-per-trial sets on which hosts torchrun's ranks run, and where they meet: leave {' and '.join(told)} out of the command")
+
+
+_RENDEZVOUS = re.compile(r"--(standalone|nnodes|node[-_]rank|rdzv[-_]|master[-_])")
+
+
+def _torchruns_words(command: Sequence[str]) -> list[str]:
+    """Return the options of torchrun in a command: the words between it and the script, whose own options have any name."""
+    names = [os.path.basename(word) for word in command]
+    launchers = [number for number, name in enumerate(names) if name in ("torchrun", "torch.distributed.run")]
+    if not launchers:
+        return []
+    rest = list(command[launchers[0] + 1 :])
+    ends = [number for number, word in enumerate(rest) if word.endswith(".py") or word in ("-m", "--module")]
+    return rest[: ends[0]] if ends else rest
 
 
 def check_batch_sizes(given: Mapping[str, Dimension], described: Described) -> None:

@@ -85,6 +85,7 @@ class SearchSpace:
         given: Mapping[str, Dimension] | None = None,
         epoch_samples: int | None = None,
         num_ranks: int = 1,
+        num_hosts: int = 1,
     ) -> SearchSpace:
         """Return the space of a search that requests only the dimensions in `given`.
 
@@ -98,6 +99,7 @@ class SearchSpace:
             given: the dimensions that the user gave.
             epoch_samples: items in an epoch of all ranks; None if unknown.
             num_ranks: processes that train together on a host.
+            num_hosts: hosts on which as many train together.
 
         Raises:
             ValueError: `given` has an unknown name, or the space is too large.
@@ -113,7 +115,7 @@ class SearchSpace:
         }
         smallest = (given.get("batch_size") or defaults["batch_size"]).values[0]
         if epoch_samples is not None:
-            epoch_samples = -(-epoch_samples // num_ranks)
+            epoch_samples = -(-epoch_samples // (num_ranks * num_hosts))
         most = max(max(32, min(2 * num_cpus, 128)) // num_ranks, 1)
         most = min(most, num_batches(epoch_samples, smallest) or MOST_WORKERS)
         defaults["num_workers"] = Range(0, most)

@@ -180,7 +180,8 @@ def start_ranks(args: argparse.Namespace) -> None:
         return
     from feedrate.trainables.resolve import ranks_command
 
-    args.script = ranks_command(args.workload, workload_options(args), args.num_ranks)
+    num_hosts = getattr(args, "hosts_per_trial", 1)
+    args.script = ranks_command(args.workload, workload_options(args), args.num_ranks, num_hosts=num_hosts)
     args.workload = None
     vars(args).update(dict.fromkeys(_OPTIONS))
 

@@ -182,3 +182,53 @@ def test_a_machine_that_is_no_node_is_told_so(lan, cluster):
     assert done.code == 2
     assert "a Ray cluster answers at --address first:6379, but this machine is not a node of it" in done.stderr
     assert not (laptop.project / "feedrate-runs").exists()
+
+
+RANKS = """
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+
+class Rows(Dataset):
+    def __len__(self):
+        return 4096
+
+    def __getitem__(self, index):
+        return torch.full((8,), float(index)), index % 2
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    model = nn.parallel.DistributedDataParallel(nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    loader = DataLoader(Rows(), batch_size=16, sampler=DistributedSampler(Rows()), num_workers=1)
+    while True:
+        for inputs, target in loader:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs), target).backward()
+            optimizer.step()
+"""
+
+
+def test_ranks_on_several_machines_are_one_trial(lan, cluster):
+    """Each trial takes both machines, and its answer says so. A rank that fails on one of them is named with its machine."""
+    project = lan["first"].project
+    (project / "ranks.py").write_text(RANKS)
+    search = ["search", "--address", "auto", "--hosts-per-trial", "2", "--num-workers", "1..2", "--prefetch-factor", "2", "--persistent-workers", "true", "--max-trial-s", "3",
+              "--max-trials", "2", "--no-confirm", "--wait", "0", "--out", "two"]  # fmt: skip
+    done = cluster(*search, "--", "torchrun", "--nproc-per-node", "1", "ranks.py")
+    assert done.code == 0, done.stderr
+    assert "each trial on 2 hosts" in done.stderr
+    for record in records(project / "two"):
+        assert record.get("failure_kind") is None, record["failure_message"]
+        assert [each["rank"] for each in record["ranks"]] == [0, 1]
+    best = json.loads((project / "two" / "best.json").read_text())
+    assert (best["scope"]["ranks_per_host"], best["scope"]["world_size"], best["throughput"]["per"]) == (1, 2, "world")
+    refused = cluster(*search, "--force", "--", "torchrun", "--nnodes=2", "--nproc-per-node", "1", "ranks.py")
+    assert refused.code == 2 and "leave --nnodes=2 out of the command" in refused.stderr
+    (project / "ranks.py").write_text(RANKS.replace("            optimizer.zero_grad", "            if dist.get_rank() == 1:\n                raise ValueError('no more')\n            optimizer.zero_grad"))
+    failed = cluster(*search, "--force", "--", "torchrun", "--nproc-per-node", "1", "ranks.py")
+    assert failed.code == 1, failed.stderr
+    assert "on second: rank 1: ranks.py raised ValueError: no more" in failed.stderr + failed.stdout

@@ -39,15 +39,31 @@ def which_rank_hangs(stacks: Sequence[Stack], ranks: dict[int, int], phase: str)
     """
     if len(ranks) < 2:
         return None
-    of_pid = {stack.pid: stack for stack in stacks}
-    own = {number: replace(of_pid[pid], role="trainer") for number, pid in sorted(ranks.items()) if pid in of_pid}
-    hanging = [number for number, stack in own.items() if not _waits_for_ranks(stack)]
-    if len(hanging) == len(own) or not hanging:
+    own = _of_ranks(stacks, ranks)
+    if all(map(_waits_for_ranks, own.values())) or not any(map(_waits_for_ranks, own.values())):
         places = ", ".join(f"rank {number} in {stack.place() or 'no code of the script'}" for number, stack in own.items())
         return f"the ranks hang: {places}"
-    number = hanging[0]
+    return rank_that_is_waited_for(stacks, ranks, phase)
+
+
+def rank_that_is_waited_for(stacks: Sequence[Stack], ranks: dict[int, int], phase: str) -> str | None:
+    """Return which rank of this host does something instead of waiting for others, and where, as the beginning of a sentence; None if all wait.
+
+    Args:
+        stacks, ranks, phase: as for `which_rank_hangs`.
+    """
+    own = _of_ranks(stacks, ranks)
+    number = next((number for number, stack in own.items() if not _waits_for_ranks(stack)), None)
+    if number is None:
+        return None
     workers = [stack for stack in stacks if stack.role.startswith("loader worker") and _parent(stack.pid) == ranks[number]]
     return f"rank {number}: {what_hangs([own[number], *workers], phase)}, and the other ranks wait for it"
+
+
+def _of_ranks(stacks: Sequence[Stack], ranks: dict[int, int]) -> dict[int, Stack]:
+    """Return the stack of each rank of which one is known."""
+    of_pid = {stack.pid: stack for stack in stacks}
+    return {number: replace(of_pid[pid], role="trainer") for number, pid in sorted(ranks.items()) if pid in of_pid}
 
 
 def _waits_for_ranks(stack: Stack) -> bool:

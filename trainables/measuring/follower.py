@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,9 @@ class Follower:
             self.link.send({"pid": os.getpid()})
             while True:
                 message = self.link.receive()
+                if message["do"] == "clock":
+                    self.link.send({"clock_s": time.perf_counter()})
+                    continue
                 assert message["do"] == "set up"
                 self._set_up(message)
         except RankGone:

@@ -121,7 +121,7 @@ def _measure(
     elif options.loader_only:
         step = loading_step(workload, None, step, device)
     on_phase("loader")
-    check_limits(config, cached.storage_sizes, beside=workload.beside, num_ranks=1 if lead is None else lead.world_size)
+    check_limits(config, cached.storage_sizes, beside=workload.beside, num_ranks=1 if lead is None else lead.num_local)
     del cached
     if lead is not None:
         lead.load()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from feedrate.trainables.failure import Failure, TrialFailed
@@ -14,6 +15,8 @@ from feedrate.trainables.ranks.world_window import WorldWindow
 
 BLAME_S = 1.0
 """A rank waits this long before it reports a failure of its own: if another rank has ended, the launcher reports that first."""
+CLOCK_ROUNDS = 8
+"""How often rank 0 asks a rank on another host for its clock. The answer that comes back soonest counts: the other clock's reading is of some moment in between."""
 MOST_AHEAD = 16
 """Steps by which rank 0 may be ahead of another rank, if the steps themselves do not keep the ranks together."""
 ALLOWED_S, MOST_ALLOWED = 0.05, 8
@@ -27,12 +30,16 @@ class Lead:
     does anything else than training, it takes the steps that the others were allowed (`is_ahead`).
 
     Args:
-        links: to the other ranks: rank 1, 2, ... in this order.
+        links: to the other ranks: rank 1, 2, ... in this order. Those of rank 0's host come first.
+        num_local: number of ranks on rank 0's host, itself included; None if all are.
     """
 
-    def __init__(self, links: Sequence[RankLink]) -> None:
+    def __init__(self, links: Sequence[RankLink], num_local: int | None = None) -> None:
         self._links = list(links)
         self.world_size = len(self._links) + 1
+        self.num_local = self.world_size if num_local is None else num_local
+        self._clocks_ahead_s = [0.0] * len(self._links)
+        """By how much the clock of each other rank is ahead of this one's: hosts count from different moments."""
         self._allowed = self._taken = 0
         self._last_allowed = 0.0, 0
         """When `ahead` allowed steps last, and how many rank 0 had begun then."""
@@ -40,8 +47,8 @@ class Lead:
         """Whether the ranks train on batches of the loader now, and not on a cached one: after each such step, every other rank sends a mark."""
         self._marks: list[deque[Mark]] = [deque() for _ in self._links]
         """Of each other rank, from the beginning of the present window on."""
-        self.pids = [self._answer(number, "pid") for number in range(len(self._links))]
-        """The processes of the other ranks."""
+        self.pids = [self._answer(number, "pid") for number in range(len(self._links))][: self.num_local - 1]
+        """The processes of the other ranks on this host."""
 
     def set_up(self, config: dict[str, Any], options: dict[str, Any], batch_path: str, *, has_batch: bool) -> None:
         """Let the other ranks prepare the step for a setting.
@@ -54,6 +61,8 @@ class Lead:
         """
         self._allowed = self._taken = 0
         self._is_loading, self._last_allowed = False, (0.0, 0)
+        for number in range(self.num_local - 1, len(self._links)):
+            self._clocks_ahead_s[number] = self._clock_ahead_s(number)
         self._tell({"do": "set up", "config": config, "options": options, "batch_path": batch_path, "has_batch": has_batch})
 
     def led(self, step: Callable[[Any], Any]) -> LedStep:
@@ -132,6 +141,16 @@ class Lead:
         answers = [self._answer(number, "is_clean") for number in range(len(self._links))]
         return all(answers)
 
+    def _clock_ahead_s(self, number: int) -> float:
+        """Return by how much the clock of a rank is ahead, to within half of the time of a message and its answer (Cristian, 1989)."""
+        found: list[tuple[float, float]] = []
+        for _ in range(CLOCK_ROUNDS):
+            asked_s = time.perf_counter()
+            self._of(number, lambda: self._links[number].send({"do": "clock"}))
+            theirs_s, answered_s = self._answer(number, "clock_s"), time.perf_counter()
+            found.append((answered_s - asked_s, theirs_s - (asked_s + answered_s) / 2))
+        return min(found)[1]
+
     def _tell(self, message: dict[str, Any]) -> None:
         for number, link in enumerate(self._links):
             self._of(number, lambda link=link: link.send(message))  # type: ignore[misc]
@@ -156,7 +175,8 @@ class Lead:
         self._keep(number, [self._of(number, self._links[number].receive)])
 
     def _keep(self, number: int, messages: list[Any]) -> None:
-        self._marks[number] += [Mark.of_list(each) for each in messages if isinstance(each, list)]
+        marks = [Mark.of_list(each) for each in messages if isinstance(each, list)]
+        self._marks[number] += [replace(each, time_s=each.time_s - self._clocks_ahead_s[number]) for each in marks]
 
     def _of(self, number: int, act: Callable[[], Any]) -> Any:
         try:

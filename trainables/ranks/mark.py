@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mark:
-    """What a rank had done when its step with this number was over. All times are of CLOCK_MONOTONIC, which the ranks of a host share."""
+    """What a rank had done when its step with this number was over. All times are of CLOCK_MONOTONIC, which the ranks of a host share; `Lead` corrects those of ranks on other hosts."""
 
     number: int
     """Number of batches that the rank has trained since its loader started."""

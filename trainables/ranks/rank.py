@@ -19,6 +19,12 @@ def with_process_group() -> Any:
     return distributed if distributed is not None and distributed.is_available() and distributed.is_initialized() else None
 
 
+def store_of_process_group() -> Any:
+    """Return the store in which the ranks of torch's process group have met; None if there is no group."""
+    distributed = with_process_group()
+    return None if distributed is None else distributed.distributed_c10d._get_default_store()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rank:
     """One process of a training with several."""

@@ -1,9 +1,8 @@
-"""`RankLink`: the socket between rank 0 and another rank. Its two ends come from the launcher, and it has no address."""
+"""`RankLink`: one end of the link between rank 0 and another rank, over which the two send each other lines and tokens."""
 
 from __future__ import annotations
 
 import json
-import socket
 from typing import Any
 
 TOKEN = b"."
@@ -15,14 +14,9 @@ class RankGone(Exception):
 
 
 class RankLink:
-    """One end of the socket.
+    """What a socket (`SocketLink`) and the store of torch's process group (`StoreLink`) have in common."""
 
-    Args:
-        descriptor: of the socket.
-    """
-
-    def __init__(self, descriptor: int) -> None:
-        self._socket = socket.socket(fileno=descriptor)
+    def __init__(self) -> None:
         self._buffer = b""
 
     def send(self, message: Any) -> None:
@@ -31,7 +25,7 @@ class RankLink:
         Raises:
             RankGone: the other end is gone.
         """
-        self._send(json.dumps(message).encode() + b"\n")
+        self._write(json.dumps(message).encode() + b"\n")
 
     def allow(self, num: int) -> None:
         """Allow the other end so many more steps.
@@ -39,7 +33,7 @@ class RankLink:
         Raises:
             RankGone: the other end is gone.
         """
-        self._send(num * TOKEN)
+        self._write(num * TOKEN)
 
     def receive(self) -> Any:
         """Wait for the next message, and return it; None is a `TOKEN`.
@@ -55,7 +49,7 @@ class RankLink:
             if newline:
                 self._buffer = rest
                 return json.loads(line)
-            self._fill()
+            self._buffer += self._read(waits=True)
 
     def pending(self) -> list[Any]:
         """Return the lines that have come, without waiting.
@@ -63,24 +57,22 @@ class RankLink:
         Raises:
             RankGone: the other end is gone.
         """
-        try:
-            self._fill(socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return []
+        self._buffer += self._read(waits=False)
         *lines, self._buffer = self._buffer.split(b"\n")
         return [json.loads(line) for line in lines]
 
-    def _send(self, data: bytes) -> None:
-        try:
-            self._socket.sendall(data)
-        except (BrokenPipeError, ConnectionResetError):
-            raise RankGone("the other rank has ended") from None
+    def _write(self, data: bytes) -> None:
+        """Send bytes.
 
-    def _fill(self, flags: int = 0) -> None:
-        try:
-            data = self._socket.recv(1 << 16, flags)
-        except ConnectionResetError:
-            data = b""
-        if not data:
-            raise RankGone("the other rank has ended")
-        self._buffer += data
+        Raises:
+            RankGone: the other end is gone.
+        """
+        raise NotImplementedError
+
+    def _read(self, *, waits: bool) -> bytes:
+        """Return bytes that have come; if there are none, wait for some, or return none.
+
+        Raises:
+            RankGone: the other end is gone.
+        """
+        raise NotImplementedError

@@ -7,9 +7,9 @@ import itertools
 import os
 import time
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from feedrate.trainables.ranks.rank import Rank, with_process_group
+from feedrate.trainables.ranks.rank import Rank, store_of_process_group
 from feedrate.trainables.ranks.rank_board import RankBoard
 
 ASK_PERIOD_S = 0.1
@@ -58,7 +58,7 @@ class RankMeeting:
             atexit.unregister(self._board.remove)
 
     def _find(self) -> None:
-        store = _store()
+        store = store_of_process_group()
         if store is None:
             self.why_none = "the ranks have no torch process group by which they could agree on a number of workers, so it stays"
             return
@@ -69,9 +69,3 @@ class RankMeeting:
             store.set(self._key, str(self._board.path))
         elif store.check([self._key]):
             self._board = RankBoard(Path(store.get(self._key).decode()), self.rank.world_size, self.rank.number)
-
-
-def _store() -> Any:
-    """Return the store of torch's process group; None if there is none."""
-    distributed = with_process_group()
-    return None if distributed is None else distributed.distributed_c10d._get_default_store()

@@ -18,7 +18,7 @@ from typing import Any
 from feedrate.trainables.checking.described import Described
 from feedrate.trainables.diagnose import stacks
 from feedrate.trainables.diagnose.hang_message import LOST, dropped, no_batch_because, what_hangs
-from feedrate.trainables.diagnose.ranks_hang import ranks_of, which_rank_hangs
+from feedrate.trainables.diagnose.ranks_hang import rank_that_is_waited_for, ranks_of, which_rank_hangs
 from feedrate.trainables.failure import Failure
 from feedrate.trainables.isolation.leaving import EXIT_S
 from feedrate.trainables.isolation.sweeping import kill_group, remove_batches, sweep
@@ -26,6 +26,7 @@ from feedrate.trainables.machine.memory_guard import PERIOD_S, MemoryGuard
 from feedrate.trainables.protocol import ChildTask, End, Event, Events, Failed, Measured, Progress, Stopped, event_of
 from feedrate.trainables.sandbox.channel import Channel
 from feedrate.trainables.sandbox.hang_detector import HangDetector
+from feedrate.trainables.sandbox.other_hosts import OtherHosts
 from feedrate.trainables.sandbox.template_protocol import Ended, RankStarted, Started
 
 ANSWER_TIMEOUT_S = 5.0
@@ -43,12 +44,13 @@ class Child:
         task: the first request.
         max_s: how long the timed part may be silent.
         guard: watches the child's memory.
+        other_hosts: where other processes of its training run; None if there are none.
     """
 
     def __init__(
-        self, channel: Channel, events: socket.socket, task: ChildTask, max_s: float, guard: MemoryGuard
+        self, channel: Channel, events: socket.socket, task: ChildTask, max_s: float, guard: MemoryGuard, other_hosts: OtherHosts | None = None
     ) -> None:
-        self.channel, self.socket = channel, events
+        self.channel, self.socket, self._other_hosts = channel, events, other_hosts
         self.pid: int | None = None
         self.ranks: dict[int, int] = {}
         """Pid of each rank of a training with several."""
@@ -114,6 +116,9 @@ class Child:
                 if reason := self.guard.crossed(self.channel.pids()):
                     yield self._or_result(failed("out-of-memory", self.hangs.phase, reason))
                     return
+                if (elsewhere := self._elsewhere()) is not None:
+                    yield self._or_result(elsewhere)
+                    return
             if (silent := self.hangs.silent()) is not None:
                 yield silent
             if not ready:
@@ -131,7 +136,7 @@ class Child:
                         self.columns = event.columns
                     self.kept = isinstance(event, Measured | Stopped | Described) and event.kept
                     self.is_over = isinstance(event, End)
-                    yield event
+                    yield self._first(event) if isinstance(event, Failed) else event
                     if self.is_over:
                         return
                 continue  # read events first: the template may report the end of the child before we have read its last events
@@ -151,6 +156,17 @@ class Child:
                 yield self._or_result(failed("trainer-killed", self.hangs.phase, text + self.channel.tail()))
                 return
 
+    def _first(self, failure: Failed) -> Failed:
+        """Return the failure that came first: this one, or that of another host. If a rank dies, the others fail, too, but report that a second later."""
+        elsewhere = self._elsewhere()
+        if elsewhere is None and self._other_hosts is not None:
+            self._other_hosts.heard(failure)
+        return elsewhere or failure
+
+    def _elsewhere(self) -> Failed | None:
+        """Return the failure that another host has reported; None if there is none."""
+        return None if self._other_hosts is None else self._other_hosts.failure()
+
     def _or_result(self, failure: Failed) -> Measured | Failed:
         """Return the measurement if the trial only had to end: how it ends does not change the measurement, nor what a script does after its epoch."""
         if self.columns is None or self.hangs.phase not in ("between epochs", "teardown"):
@@ -163,6 +179,8 @@ class Child:
         pids = self.channel.pids()
         found = stacks.read(pids, trainer=self.pid, path=self.channel.stacks_path)
         what = which_rank_hangs(found, ranks_of(pids) | self.ranks, self.hangs.phase) or what_hangs(found, self.hangs.phase)
+        if self._other_hosts is not None:
+            what = rank_that_is_waited_for(found, ranks_of(pids) | self.ranks, self.hangs.phase) or self._other_hosts.waited_for() or what
         if what == LOST and (why := dropped(self.channel.output(1 << 16))):
             kind, message = no_batch_because(why)
             return failed(kind, self.hangs.phase, message, stacks.text_of(found))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 
-from feedrate.trainables.protocol import Event, Phase, Silent, Waiting
+from feedrate.trainables.protocol import ACCOMPANYING, Event, Phase, Silent, Waiting
 
 SETUP_TIMEOUT_S = 300.0
 """Longest silence before a trial's timed part, which covers making dataset and model and the first use of CUDA."""
@@ -48,8 +48,8 @@ class HangDetector:
         """Update the phase from an event, and how long the child may be silent from now on."""
         if isinstance(event, Phase):
             self.phase = event.name
-        if isinstance(event, Waiting):
-            self.allowed_s = None  # the wait for the host's lock may last as long as another search
+        if isinstance(event, Waiting) or self.phase == ACCOMPANYING:
+            self.allowed_s = None  # the wait for the host's lock may last as long as another search, and rank 0 reports a hang elsewhere
         elif self.phase in ("setup", "warm"):
             self.allowed_s = SETUP_TIMEOUT_S
         elif self.phase == "between epochs":

@@ -24,6 +24,8 @@ _ENDED_BY_OTHERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 class LaunchedRanks:
     """What is known about the ranks. Empty for a training in one process."""
 
+    num_hosts: int = 1
+    """On how many hosts the ranks run; those of the others are not seen here."""
     first: dict[int, int] = field(default_factory=dict)
     """Pid of the first interpreter of each rank: helper processes of a rank inherit its variables."""
     waiting: dict[int, socket.socket] = field(default_factory=dict)
@@ -62,11 +64,8 @@ class LaunchedRanks:
 
     def joins(self, rank: Rank, pid: int, connection: socket.socket) -> str | None:
         """Note that a process of a rank has begun to train; return a sentence if these ranks cannot be measured."""
-        if rank.world_size != rank.local_world_size:
-            return (
-                f"the command trains in {rank.world_size} ranks, of which only {rank.local_world_size} run on this host, and feedrate measures the ranks of one "
-                "host. Start the training with one node"
-            )
+        if rank.world_size != self.num_hosts * rank.local_world_size:
+            return self._other_hosts(rank)
         if rank.number in self.waiting:
             return f"the command trains in two processes that are both rank {rank.number}. Start it with torchrun, which numbers its processes"
         if not self.is_first(rank, pid):
@@ -74,17 +73,34 @@ class LaunchedRanks:
         self.waiting[rank.number] = connection
         return None
 
+    def without_ranks(self) -> str:
+        """Return why a training in one process cannot be measured on several hosts, as a sentence."""
+        return f"the command trains in one process, and --hosts-per-trial {self.num_hosts} needs one that torchrun starts, as in -- torchrun --nproc-per-node 1 train.py"
+
+    def _other_hosts(self, rank: Rank) -> str:
+        """Return why ranks that run on another number of hosts than expected cannot be measured, as a sentence."""
+        ranks = f"the command trains with {rank.world_size} ranks, {rank.local_world_size} of them on this host"
+        if self.num_hosts == 1:
+            return (
+                f"{ranks}, and feedrate does not see the others. Start the training on one node, or let a search start it on several hosts of a "
+                "cluster: feedrate search --hosts-per-trial 2 --address ADDRESS -- torchrun ..."
+            )
+        return (
+            f"{ranks}, but --hosts-per-trial {self.num_hosts} needs a command that starts as many ranks on each of {self.num_hosts} hosts: torchrun without --standalone, "
+            "--nnodes, --node-rank, --rdzv-... and --master-..., which feedrate sets"
+        )
+
     def missing(self, rank: Rank) -> int:
-        """Return how many of this rank's world have not begun to train."""
-        return rank.world_size - len(self.waiting)
+        """Return how many of this rank's host have not begun to train."""
+        return rank.local_world_size - len(self.waiting)
 
     def hand_over(self, handover: Handover, request: bytes, pipe: int) -> None:
         """Give the answer, the request, the socket for events and sockets to the other ranks to rank 0, and their other ends to these ranks."""
         head = handover.line()
-        pairs = [socket.socketpair() for _ in range(len(self.waiting) - 1)]
+        pairs = [] if handover.by_store else [socket.socketpair() for _ in range(len(self.waiting) - 1)]
         try:
             for number, connection in self.waiting.items():
-                descriptors = [pipe, *(ours.fileno() for ours, _ in pairs)] if number == 0 else [pairs[number - 1][1].fileno()]
+                descriptors = [pipe, *(ours.fileno() for ours, _ in pairs)] if number == 0 else [pairs[number - 1][1].fileno()] if pairs else []
                 with contextlib.suppress(OSError):  # the process has died, which the poll reports
                     socket.send_fds(connection, [head + (b"\n" if number else request)], descriptors)
         finally:

@@ -27,7 +27,7 @@ from feedrate.trainables.failure import Failure
 from feedrate.trainables.isolation.leaving import die_with_parent
 from feedrate.trainables.isolation.sweeping import MARKER, marked
 from feedrate.trainables.machine.process import tree_pids
-from feedrate.trainables.protocol import Failed, write_event
+from feedrate.trainables.protocol import ACCOMPANYING, Failed, Phase, write_event
 from feedrate.trainables.ranks.rank import Rank
 from feedrate.trainables.resolve import WorkloadRef
 from feedrate.trainables.sandbox.launched_ranks import LaunchedRanks
@@ -77,10 +77,11 @@ class Launcher:
     Args:
         ref: a workload with a command.
         folder: the template's temporary folder, which only this user can enter.
+        num_hosts: on how many hosts the command is started at once, by a launcher on each, for ranks that train together.
     """
 
-    def __init__(self, ref: WorkloadRef, folder: str) -> None:
-        self.ref = ref
+    def __init__(self, ref: WorkloadRef, folder: str, *, num_hosts: int = 1) -> None:
+        self.ref, self.num_hosts = ref, num_hosts
         self.folder = folder
         self.address = os.path.join(folder, SOCKET)
         self.listener = socket.socket(socket.AF_UNIX)
@@ -175,6 +176,9 @@ class _Launch:
     """Pid of the process that trains."""
     trainer_watch: int = -1
     ranks: LaunchedRanks = field(default_factory=LaunchedRanks)
+
+    def __post_init__(self) -> None:
+        self.ranks.num_hosts = self.launcher.num_hosts
 
     def run(self) -> None:
         if not self._start():
@@ -330,20 +334,26 @@ class _Launch:
             )
             _send(self.pipe, _failed(message, usage=True))
             return
+        if rank is None and self.launcher.num_hosts > 1:
+            _send(self.pipe, _failed(self.ranks.without_ranks(), usage=True))
+            return
         if rank is not None:
             self._begin_rank(rank, interpreter.pid)  # the interpreter has said so on its other connection, too, but that may be read later
             if (why := self.ranks.joins(rank, interpreter.pid, interpreter.connection)) is not None:
                 _send(self.pipe, _failed(why, usage=True))
             elif not self.ranks.missing(rank):
-                self._watch(self.ranks.first[0])
+                lowest = min(self.ranks.waiting)
+                self._watch(self.ranks.first[lowest])
                 self.ranks.hand_over(self._handover(), self.request, self.pipe)
+                if lowest:  # rank 0, which reports how the measurement goes on, is on another host
+                    _send(self.pipe, Phase(name=ACCOMPANYING))
             return
         self._watch(interpreter.pid)
         with contextlib.suppress(OSError):  # the process has died, which the poll reports
             socket.send_fds(interpreter.connection, [self._handover().line() + self.request], [self.pipe])
 
     def _handover(self) -> Handover:
-        return Handover(threads=self.threads, began_unix_s=self.began_unix_s)
+        return Handover(threads=self.threads, began_unix_s=self.began_unix_s, by_store=self.launcher.num_hosts > 1)
 
     def _watch(self, pid: int) -> None:
         """Wait for the end of the process that trains from now on."""
@@ -435,7 +445,7 @@ def _own_ranks(target: str) -> Failed:
     return _failed(message, usage=True)
 
 
-def _send(pipe: int, event: Failed) -> None:
+def _send(pipe: int, event: Failed | Phase) -> None:
     with contextlib.suppress(OSError):  # the supervisor is gone, which the poll reports
         write_event(event, pipe)
 

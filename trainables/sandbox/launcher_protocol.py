@@ -150,6 +150,8 @@ class Handover(Message):
     """Torch's intra-op threads; None leaves the script's own."""
     began_unix_s: float
     """When the command was started."""
+    by_store: bool = False
+    """Whether the ranks talk through the store of torch's process group, because they run on several hosts; no socket comes with the answer then, but for rank 0's events."""
 
     def line(self) -> bytes:
         """Return the line for the socket."""

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 
 from feedrate.trainables.diagnose import stacks
 from feedrate.trainables.diagnose.hang_message import INTERPRETERS_S
+from feedrate.trainables.diagnose.ranks_hang import rank_that_is_waited_for, ranks_of
 from feedrate.trainables.diagnose.reloaded import Reloaded
 from feedrate.trainables.diagnose.settling import settle
 from feedrate.trainables.failure import Failure
@@ -46,6 +47,7 @@ from feedrate.trainables.resolve import WorkloadRef
 from feedrate.trainables.sandbox.channel import Channel
 from feedrate.trainables.sandbox.child import Child, failed, how_ended
 from feedrate.trainables.sandbox.hang_detector import SETUP_TIMEOUT_S
+from feedrate.trainables.sandbox.other_hosts import OtherHosts
 from feedrate.trainables.sandbox.template_protocol import Hello, Ready
 
 RERUN_S = 20.0
@@ -67,6 +69,8 @@ class Template:
         environment: variables to set for trials, or to remove if the value is None.
         show_output: whether the workload's output goes to our stderr; otherwise failures quote its last lines.
         log_path: file to which that output is appended; None keeps only that of the present request, for failures.
+        num_hosts: on how many hosts, this one included, the training command is started at once for ranks that train together.
+        other_hosts: the others of them; None if there are none.
     """
 
     def __init__(
@@ -78,8 +82,10 @@ class Template:
         environment: Mapping[str, str | None] | None = None,
         show_output: bool = False,
         log_path: str | None = None,
+        num_hosts: int = 1,
+        other_hosts: OtherHosts | None = None,
     ) -> None:
-        self.ref = ref
+        self.ref, self._num_hosts, self._other_hosts = ref, num_hosts, other_hosts
         self._cpus, self._threads = sorted(cpus) if cpus else None, threads
         self._environment = dict(environment or {})
         self._show_output, self._log_path = show_output, log_path
@@ -140,6 +146,16 @@ class Template:
         if failure is not None:
             yield self._without_doubt(task, failure, guard)
 
+    def waited_for(self) -> str | None:
+        """Return which rank of this host hangs while others wait for it, as the beginning of a sentence; None if none does.
+
+        Another thread may call it while `run` waits for the next event.
+        """
+        pids = self._channel.pids()
+        ranks = ranks_of(pids)
+        found = stacks.read(pids, trainer=min(ranks.values(), default=0), path=self._channel.stacks_path)
+        return rank_that_is_waited_for(found, ranks, "measure")
+
     def _until_failure(self, child: Child) -> Generator[Event, None, Failed | None]:
         """Yield a child's events, then end or keep the child. Return its failure instead of yielding it."""
         try:
@@ -197,7 +213,9 @@ class Template:
             except OSError:
                 ours.close()
                 return None
-        return Child(self._channel, ours, task, max_s, guard)
+        if self._other_hosts is not None:
+            self._other_hosts.begin()
+        return Child(self._channel, ours, task, max_s, guard, self._other_hosts)
 
     def _kept_for(self, task: ChildTask) -> Child | None:
         """Return the kept child if it has what this request needs; otherwise end it."""
@@ -210,7 +228,10 @@ class Template:
         return None
 
     def _end(self, child: Child) -> None:
-        if not child.end():
+        has_ended = child.end()
+        if self._other_hosts is not None:
+            self._other_hosts.end()
+        if not has_ended:
             self.close()
 
     def _end_kept(self) -> None:
@@ -263,7 +284,7 @@ class Template:
                 start_new_session=True,  # so that Ctrl-C in the terminal reaches only the driver
             )
         self._temp = os.path.join(_short_folder() if self.ref.command else tempfile.gettempdir(), f"feedrate-{channel.marker[:12]}")
-        channel.control.sendall(Hello(workload=self.ref, cpus=self._cpus, threads=self._threads, temp=self._temp).line())
+        channel.control.sendall(Hello(workload=self.ref, cpus=self._cpus, threads=self._threads, temp=self._temp, num_hosts=self._num_hosts).line())
         ready = channel.answer(time.monotonic() + SETUP_TIMEOUT_S)
         assert isinstance(ready, Ready)  # it is the first answer
         channel.spare, self.clean = {os.getpid(), *ready.spare}, ready.clean

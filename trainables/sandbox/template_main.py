@@ -79,7 +79,7 @@ def main(argv: list[str]) -> None:
 def _launcher(hello: Hello) -> Any:
     from feedrate.trainables.sandbox.launcher import Launcher
 
-    return Launcher(hello.workload, hello.temp)
+    return Launcher(hello.workload, hello.temp, num_hosts=hello.num_hosts)
 
 
 def _launch(launcher: Any, control: socket.socket, request: bytes, pipe: int, hello: Hello) -> None:

@@ -27,6 +27,8 @@ class Hello(Message):
     """Torch's intra-op threads; None leaves the workload's own."""
     temp: str
     """Path of the template's temporary folder, which the template makes and its owner removes too."""
+    num_hosts: int = 1
+    """On how many hosts a training command is started at once, for ranks that train together."""
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object from which `from_json` makes an equal message."""

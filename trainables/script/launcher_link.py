@@ -52,7 +52,8 @@ class LauncherLink:
         """Report that the training was found; return the launcher's answer, the line of the first request, and descriptors.
 
         The first descriptor is that of the socket for events; for rank 0 of a training with several ranks, sockets to the other ranks
-        follow. Any other rank gets an empty line and the socket to rank 0. The launcher answers when all ranks have reported.
+        follow. Any other rank gets an empty line and the socket to rank 0. If the ranks run on several hosts, no socket leads to another rank.
+        The launcher answers when all ranks of its host have reported.
         """
         with self._connected() as connection:
             connection.sendall(said_line(Trains(rank=self.rank)))

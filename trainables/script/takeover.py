@@ -70,7 +70,10 @@ class Takeover:
             self._rank.report(Failure(kind="user-code", phase="setup", message=why))
             self._leave()
         handover, self._request, descriptors = self.script.link.receive_request()
-        self._events = descriptors[0]
+        self._events = descriptors[0] if descriptors else None
+        if self._rank is not None and handover.by_store and (why := self._rank.why_no_store(self.script.name)) is not None:
+            self._rank.report(Failure(kind="user-code", phase="setup", message=why))
+            self._leave()
         if why is not None:
             self._refuse(why)
         assert self.kept.workload is not None
@@ -88,7 +91,7 @@ class Takeover:
         signal.signal(signal.SIGTERM, self._on_sigterm)
         self.kept.pids = frozenset(tree_pids())
         if self._rank is not None and not self._rank.is_follower:
-            self.kept.lead = self._rank.lead(descriptors[1:])
+            self.kept.lead = self._rank.lead(descriptors[1:], by_store=handover.by_store)
         return self._serving.switch()
 
     def _why_not(self) -> str | None:
@@ -178,12 +181,14 @@ class Takeover:
             if self._rank is not None and self._rank.is_follower:
                 self._rank.follow(self._events, self.kept, self.script.device)
             else:
+                assert self._events is not None
                 run_request(self._request, self._events, self.kept)
         finally:
             self._leave()
 
     def _refuse(self, message: str) -> NoReturn:
-        write_event(Failed(failure=Failure(kind="user-code", phase="setup", message=message), usage=True), self._events)
+        if self._events is not None:
+            write_event(Failed(failure=Failure(kind="user-code", phase="setup", message=message), usage=True), self._events)
         self._leave()
 
     def _leave(self, status: int = 0) -> NoReturn:

@@ -11,8 +11,9 @@ from feedrate.trainables.failure import Failure, classify
 from feedrate.trainables.isolation.leaving import ignore_ended_workers
 from feedrate.trainables.measuring.follower import Follower
 from feedrate.trainables.ranks.lead import BLAME_S, Lead
-from feedrate.trainables.ranks.rank import Rank
-from feedrate.trainables.ranks.rank_link import RankLink
+from feedrate.trainables.ranks.rank import Rank, store_of_process_group
+from feedrate.trainables.ranks.socket_link import SocketLink
+from feedrate.trainables.ranks.store_link import StoreLink
 from feedrate.trainables.sandbox.child_main import Kept
 from feedrate.trainables.sandbox.launcher_protocol import RankFailed
 from feedrate.trainables.script.launcher_link import LauncherLink
@@ -46,24 +47,37 @@ class ThisRank:
             "processes that read their own. Start the training with one process, or set dispatch_batches=False"
         )
 
-    def lead(self, descriptors: Sequence[int]) -> Lead:
+    def why_no_store(self, script_name: str) -> str | None:
+        """Return why these ranks, which run on several hosts, cannot talk with each other, as a sentence; None if they can."""
+        if store_of_process_group() is not None:
+            return None
+        return f"{script_name} trains on several hosts without torch.distributed.init_process_group, and its ranks cannot talk with each other"
+
+    def lead(self, descriptors: Sequence[int], *, by_store: bool) -> Lead:
         """Return rank 0's side of the measurement.
 
         Args:
-            descriptors: of the sockets to ranks 1, 2, ...
+            descriptors: of the sockets to ranks 1, 2, ...; none if the ranks talk through the store.
+            by_store: whether they do, because they run on several hosts.
         """
-        return Lead([RankLink(each) for each in descriptors])
+        if not by_store:
+            return Lead([SocketLink(each) for each in descriptors])
+        store = StoreLink.connection(store_of_process_group())
+        links = [StoreLink(store, number, is_lead=True) for number in range(1, self.rank.world_size)]
+        return Lead(links, self.rank.local_world_size)
 
-    def follow(self, descriptor: int, kept: Kept, device: str | None) -> None:
+    def follow(self, descriptor: int | None, kept: Kept, device: str | None) -> None:
         """Do what rank 0 says; if that fails, report it to the launcher, because rank 0 may be waiting for this rank.
 
         Args:
-            descriptor: of the socket to rank 0.
+            descriptor: of the socket to rank 0; None to talk to it through the store.
             kept: the workload, and this rank's own processes.
             device: where the model is.
         """
         assert kept.workload is not None
-        follower = Follower(RankLink(descriptor), self.rank.number, kept.workload, device, kept.pids)
+        number = self.rank.number
+        link = StoreLink(StoreLink.connection(store_of_process_group()), number, is_lead=False) if descriptor is None else SocketLink(descriptor)
+        follower = Follower(link, number, kept.workload, device, kept.pids)
         try:
             follower.serve()
         except BaseException as error:  # user code may raise anything, even SystemExit

@@ -105,10 +105,26 @@ def test_each_rank_takes_a_gpu():
     options = {"hardware": "h100", "address": "auto"}
     four = place(SearchOptions(**options), LARGE, num_ranks=4)
     assert (four.cpus, four.gpus, four.bundle) == (48, 4, {"CPU": 48.0, "GPU": 4.0})
-    with pytest.raises(UsageError, match="the training has 16 ranks, all on one host, and the largest host has 8 GPUs: start fewer ranks, or say with --gpus-per-trial"):
+    with pytest.raises(UsageError, match="the training has 16 ranks on one host, and the largest host has 8 GPUs: start fewer ranks, or say with --gpus-per-trial"):
         place(SearchOptions(**options), LARGE, num_ranks=16)
     assert place(SearchOptions(**options, gpus_per_trial=8), LARGE, num_ranks=16).gpus == 8
     assert place(SearchOptions(**options, gpus_per_trial=0), LARGE, num_ranks=16).gpus == 0
+
+
+def test_a_trial_takes_the_same_on_each_of_several_hosts():
+    hosts = [Host(node_id=f"n{number}", hostname=f"n{number}", num_cpus=8, num_gpus=2, host_id=f"h{number}") for number in range(5)]
+    options = SearchOptions(address="auto", hosts_per_trial=2)
+    placement = place(options, hosts, num_ranks=2)
+    assert (placement.num_hosts, placement.bundle, placement.num_slots) == (2, {"CPU": 8.0, "GPU": 2.0}, 2)
+    assert "each trial on 2 hosts, 2 trials at once" in placement.where
+    two = place(options, hosts[:2], num_ranks=2)
+    assert (two.num_slots, two.at_once(hosts[:1])) == (1, 0)
+    with pytest.raises(UsageError, match="--hosts-per-trial 2: the cluster has 1 host on which a trial can run"):
+        place(options, hosts[:1])
+    with pytest.raises(ValueError, match="--hosts-per-trial 2 is for a cluster"):
+        SearchOptions(hosts_per_trial=2)
+    with pytest.raises(ValueError, match="--hosts-per-trial and --share do not go together"):
+        SearchOptions(address="auto", hosts_per_trial=2, share="host")
 
 
 def test_a_host_that_trials_share():
@@ -176,11 +192,13 @@ def test_other_versions_are_refused_and_named():
 
 def test_a_search_is_known_by_its_placement_groups():
     """Those that hold a trial, by the job that made them."""
-    group = {"placement_group_id": "ab" * 14 + "03000000", "state": "PENDING", "bundles": {0: {"CPU": 2.0, "trial_slot": 1.0}}}
+    group = {"placement_group_id": "ab" * 14 + "03000000", "state": "PENDING", "strategy": "PACK", "bundles": {0: {"CPU": 2.0, "trial_slot": 1.0}}}
     assert searching_job(group, True) == "03000000"
     assert searching_job(group, False) is None
     assert searching_job(group | {"state": "REMOVED"}, True) is None
     assert searching_job(group | {"bundles": {0: {"CPU": 2.0}, 1: {"CPU": 2.0}}}, False) is None
+    assert searching_job(group | {"bundles": {0: {"CPU": 2.0}, 1: {"CPU": 2.0}}, "strategy": "STRICT_SPREAD"}, False) == "03000000"  # a trial on two hosts
+    assert searching_job(group | {"bundles": {0: {"CPU": 2.0}, 1: {"CPU": 4.0}}, "strategy": "STRICT_SPREAD"}, False) is None
     assert searching_job(group | {"bundles": {0: {"CPU": 2.0, "TPU": 4.0}}}, False) is None
     assert searching_job(group | {"bundles": {0: {"CPU": 2.0, "GPU": 1.0}}}, False) == "03000000"
 

@@ -11,6 +11,7 @@ from feedrate.search.options import SearchOptions, UsageError
 from feedrate.search.setup.request import (
     baseline_of,
     check_batch_sizes,
+    check_hosts,
     check_step_options,
     epoch_remarks,
     given_dimensions,
@@ -20,6 +21,7 @@ from feedrate.search.setup.request import (
 )
 from feedrate.search.space.search_space import Choice, Range
 from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.resolve import WorkloadRef
 
 
 def placement(cpus=4):
@@ -129,6 +131,27 @@ def test_a_step_of_your_own_is_not_changed_from_outside(options, flag):
         check_step_options(SearchOptions(**options), described())
     check_step_options(SearchOptions(**options), SHORT)
     check_step_options(SearchOptions(), described())
+
+
+@pytest.mark.parametrize(
+    ("command", "left_out"),
+    [
+        (None, "add --ranks N"),
+        (("torchrun", "--standalone", "--nproc-per-node", "4", "train.py"), "leave --standalone out of the command"),
+        (("python", "-m", "torch.distributed.run", "--nnodes=2", "--master-port", "1", "-m", "train"), "leave --nnodes=2 and --master-port out of the command"),
+        (("torchrun", "--nproc-per-node=4", "train.py", "--nnodes=2"), None),
+        (("bash", "train.sh"), None),
+    ],
+)  # fmt: skip
+def test_torchrun_is_told_once_where_its_ranks_run(command, left_out):
+    options = SearchOptions(address="auto", hosts_per_trial=2)
+    ref = WorkloadRef(target="train", command=command)
+    check_hosts(SearchOptions(), ref)
+    if left_out is None:
+        check_hosts(options, ref)
+        return
+    with pytest.raises(UsageError, match=left_out):
+        check_hosts(options, ref)
 
 
 def test_what_changes_nothing_or_more_than_it_seems_is_said():

@@ -55,7 +55,7 @@ class Replay:
 @pytest.fixture(autouse=True)
 def store(monkeypatch):
     store = HashStore()
-    monkeypatch.setattr(rank_meeting, "_store", lambda: store)
+    monkeypatch.setattr(rank_meeting, "store_of_process_group", lambda: store)
     monkeypatch.setattr(rank_meeting, "ASK_PERIOD_S", 0.0)
     return store
 
@@ -133,7 +133,7 @@ def test_ranks_that_drift_apart_are_left_alone():
 
 
 def test_without_a_store_the_number_of_workers_stays(monkeypatch):
-    monkeypatch.setattr(rank_meeting, "_store", lambda: None)
+    monkeypatch.setattr(rank_meeting, "store_of_process_group", lambda: None)
     replay = Replay([needs_two, needs_two]).run(10)
     assert replay.kinds() == ["leave"] and "no torch process group" in replay.leader.leave
     assert replay.leader.rank_facts() == {"world_size": 2}

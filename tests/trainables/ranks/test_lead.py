@@ -11,7 +11,8 @@ from feedrate.trainables.failure import TrialFailed
 from feedrate.trainables.ranks.lead import ALLOWED_S, MOST_AHEAD, Lead
 from feedrate.trainables.ranks.mark import Mark
 from feedrate.trainables.ranks.rank import Rank
-from feedrate.trainables.ranks.rank_link import RankGone, RankLink
+from feedrate.trainables.ranks.rank_link import RankGone
+from feedrate.trainables.ranks.socket_link import SocketLink
 
 
 def mark(number, **changed):
@@ -22,7 +23,7 @@ class Other:
     """Another rank, which takes every allowed step at once, or only when a test says so."""
 
     def __init__(self, descriptor, is_late=False):
-        self.link, self.steps, self.heard = RankLink(descriptor), 0, []
+        self.link, self.steps, self.heard = SocketLink(descriptor), 0, []
         self.may_step = threading.Event()
         if not is_late:
             self.may_step.set()
@@ -55,7 +56,7 @@ def world():
 
     def make(num=1, **options):
         pairs = [socket.socketpair() for _ in range(num)]
-        links.extend(RankLink(ours.detach()) for ours, _ in pairs)
+        links.extend(SocketLink(ours.detach()) for ours, _ in pairs)
         others.extend(Other(theirs.detach(), **options) for _, theirs in pairs)
         for each in others:
             each.thread.start()

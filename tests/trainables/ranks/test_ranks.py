@@ -369,4 +369,4 @@ def test_ranks_of_several_hosts_are_refused(ranks):
         train(model, optimizer, batch)
     """
     found = failure(ranks(text, command=("bash", "-c", "RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 LOCAL_WORLD_SIZE=1 python train.py")))
-    assert "trains in 2 ranks, of which only 1 run on this host" in found.message
+    assert "trains with 2 ranks, 1 of them on this host" in found.message

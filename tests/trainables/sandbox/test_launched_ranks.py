@@ -85,7 +85,7 @@ def test_a_rank_that_ends_without_training_is_a_failure_if_another_one_trains(ra
 def test_the_ranks_are_those_of_one_host_and_different(ranks):
     found, _ = ranks
     apart = Rank(number=0, local_number=0, world_size=8, local_world_size=4)
-    assert "trains in 8 ranks, of which only 4 run on this host" in found.joins(apart, found.first[0], None)
+    assert "trains with 8 ranks, 4 of them on this host" in found.joins(apart, found.first[0], None)
     assert found.joins(rank(0), found.first[0], None) is None
     assert "two processes that are both rank 0" in found.joins(rank(0), found.first[0], None)
     assert found.missing(rank(0)) == 2
