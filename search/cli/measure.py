@@ -113,7 +113,7 @@ def _remarks(columns: dict[str, Any], steady_sps: float) -> list[str]:
     said = []
     foreign = columns["foreign_cpu_fraction"]
     if foreign is not None and foreign >= SHARED_FRACTION:
-        said.append(f"note: other processes used {foreign:.0%} of the CPUs meanwhile; the rates would differ on a quiet machine")
+        said.append(f"note: other processes used {foreign:.0%} of the CPU time during the measurement; the rates would differ on a quiet machine")
     if (columns["foreign_gpu_fraction"] or 0.0) >= SHARED_FRACTION:
         said.append(f"note: other processes used {columns['foreign_gpu_fraction']:.0%} of the GPU's time just before; the rates would differ on a free GPU")
     if (idle := IdleWorkers.of(columns)) is not None:
@@ -160,7 +160,7 @@ def _add_setting(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the setting (default: your loader's own, else torch's default)")
     group.add_argument("--num-workers", type=arguments.whole(0), metavar="N")
     group.add_argument(
-        "--batch-size", type=arguments.whole(1), metavar="N", help="items per batch, of each rank (default 32 if the workload has no batch size of its own)"
+        "--batch-size", type=arguments.whole(1), metavar="N", help="items in a batch of each rank (default 32 if the workload has no batch size of its own)"
     )
     group.add_argument("--prefetch-factor", type=arguments.whole(1), metavar="N")
     group.add_argument("--pin-memory", type=arguments.truth, metavar="true|false")

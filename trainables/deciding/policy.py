@@ -331,7 +331,7 @@ class Policy:
         numbers = {"ratio": ratio, "ci95": [low, high], "num_pairs": len(comparison.differences), "candidate": best, "than": self.own}
         if verdict in (SPENT, DOUBTFUL) and ratio > math.exp(WORTH) and low > 1:
             # the comparison that adopted it was beyond doubt, so going back would more often be wrong than staying
-            self._decide("confirm", best, f"{workers(best)}: {self._than_own(ratio, low, high)}: {verdict}, so it stays, but is not confirmed", **numbers)
+            self._decide("confirm", best, f"{workers(best)}: {self._than_own(ratio, low, high)}: {verdict}, but likely, so {workers(best)} stay{'s' * (best == 1)}, not confirmed", **numbers)
             return
         if verdict == "faster":
             self.speedup = ratio, low, high

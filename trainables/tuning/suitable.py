@@ -56,7 +56,7 @@ def why_not_forked(dataset: Any) -> str | None:
         return f"dataset.{path} is {what}, which workers must not share with this process. Make it on first use, and start with num_workers=1"
     if generators := owned_generators(dataset):
         path = next(iter(generators))
-        return f"dataset.{path} is a random generator, which each worker would copy, so the number of workers stays 0"
+        return f"dataset.{path} is a random generator. Each worker would draw the same numbers from a copy of it, so the number of workers stays 0"
     return None
 
 

@@ -106,7 +106,7 @@ def test_a_small_gain_that_was_beyond_doubt_once_stays_if_it_is_likely_the_secon
     stays = [replay for replay in adopted if replay.policy.best > 1]
     assert len(adopted) >= 40 and len(stays) >= 0.8 * len(adopted)
     likely = [replay for replay in stays if replay.policy.speedup is None]
-    assert likely and all("so it stays, but is not confirmed" in replay.policy.decisions[-2].reason for replay in likely)
+    assert likely and all("but likely, so 2 workers stay, not confirmed" in replay.policy.decisions[-2].reason for replay in likely)
 
 
 def test_a_setting_that_seems_faster_is_compared_for_longer():
