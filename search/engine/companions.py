@@ -5,6 +5,7 @@ torchrun reads what it is not told from variables PET_...: which of the hosts th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import socket
@@ -16,12 +17,12 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from feedrate.search.engine.nodes import here, why_not
 from feedrate.search.engine.trial_template import gpu_numbers, template_of
-from feedrate.trainables.failure import Failure
+from feedrate.trainables.failure import Failure, sentence
 from feedrate.trainables.protocol import AccompanyRequest, Failed, event_line, event_of, read
 from feedrate.trainables.sandbox.template import Template
 
@@ -29,6 +30,8 @@ STOP_S = 30.0
 """How long the processes on another host may take to end. Then their actor is killed, which ends them, too."""
 START_S = 90.0
 """How long an actor may take to start, which is a matter of seconds. If its host was lost, Ray waits for another one, maybe for ever."""
+ALIVE_S = 10.0
+"""How long the actor on a busy host may take for an answer that takes milliseconds."""
 STACKS_S = 10.0
 """How long another host may take to say where its ranks are."""
 PORTS = range(20_000, 32_000)
@@ -121,21 +124,34 @@ class Companions:
         return self._failure
 
     def heard(self, failed: Failed) -> None:
-        """Do nothing: the supervisor ends the other hosts when its own processes have ended."""
+        """Find out whether a failure of this host only shows that another one was lost: the ranks notice that before Ray does.
+
+        Raises:
+            HostLost: an actor does not answer.
+        """
+        asked = [actor.refusal.remote() for actor in self._actors]
+        answered, silent = ray.wait(asked, num_returns=len(asked), timeout=ALIVE_S) if asked and not self._starting else ([], [])
+        if silent:
+            raise HostLost(f"a host of the trial does not answer within {ALIVE_S:.0f} s")
+        for each in answered:
+            _answer(each)
 
     def waited_for(self) -> str | None:
         """Return which rank hangs on another host while the others wait for it; None if none does."""
         asked = [actor.waited_for.remote() for actor in self._actors]
         ready, _ = ray.wait(asked, num_returns=len(asked), timeout=STACKS_S) if asked else ([], [])
-        try:
-            return next(filter(None, ray.get(ready)), None)
-        except RayError:
-            return None
+        for each in ready:
+            with contextlib.suppress(RayError):
+                if (found := ray.get(each)) is not None:
+                    return str(found)
+        return None
 
     def end(self) -> None:
         """End the training on each other host, and wait until it has ended."""
         for actor in self._actors:
             actor.stop.remote()
+        if self._starting:
+            _, self._starting = ray.wait(self._starting, num_returns=len(self._starting), timeout=0)
         if self._over and not self._starting:
             ray.wait(self._over, num_returns=len(self._over), timeout=STOP_S)
         for actor in self._actors:
@@ -167,10 +183,13 @@ class _Companion:
     def accompany(self) -> None:
         """Train until told to stop, or until a failure."""
         shares = self._request["options"]["shares_host"]
-        gpus = gpu_numbers() if shares else []
-        with closing(template_of(self._request, gpus, environment=self._rendezvous, other_hosts=self)) as self._template:
-            end = read(self._template.run(AccompanyRequest()), lambda news: None)
-        assert isinstance(end, Failed), "its last event is a failure"
+        try:
+            gpus = gpu_numbers() if shares else []
+            with closing(template_of(self._request, gpus, environment=self._rendezvous, other_hosts=self)) as self._template:
+                end = read(self._template.run(AccompanyRequest()), lambda news: None)
+            assert isinstance(end, Failed), "its last event is a failure"
+        except Exception as error:  # otherwise rank 0 would wait for this host until that looks like a hang
+            end = Failed(failure=Failure(kind="internal", phase="setup", message=f"feedrate could not start the training: {sentence(error)}"))
         self.heard(end)
 
     def report(self) -> str:
@@ -217,7 +236,9 @@ def _answer(task: Any) -> Any:
     """
     try:
         return ray.get(task)
-    except RayActorError as error:
+    except RayTaskError:  # a defect of feedrate in the actor
+        raise
+    except RayError as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise HostLost(f"a host of the trial was lost: {reason}") from None
 

@@ -188,7 +188,7 @@ class _Launch:
         self.poll.register(self.launcher.listener, select.POLLIN)
         until_s = float("inf")
         while not self._is_over(until_s):
-            ready = {number for number, _ in self.poll.poll(200 if self.status is not None or self.ranks.blamed else None)}
+            ready = {number for number, _ in self.poll.poll(50 if self.status is not None or self.ranks.blamed else None)}
             if self.control.fileno() in ready:
                 self._end_without_owner()
             if self.launcher.listener.fileno() in ready:

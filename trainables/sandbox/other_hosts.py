@@ -14,10 +14,18 @@ class OtherHosts(Protocol):
         """Start them, because a child starts; do not wait for them."""
 
     def failure(self) -> Failed | None:
-        """Return the failure that one of them has reported; None as long as there is none. Called several times a second."""
+        """Return the failure that one of them has reported; None as long as there is none. Called several times a second.
+
+        Raises:
+            Exception: one of them was lost, or cannot run the training.
+        """
 
     def heard(self, failed: Failed) -> None:
-        """Note a failure on this host, before its processes are ended: that may take seconds, and breaks what ranks elsewhere wait for."""
+        """Note a failure on this host, before its processes are ended: that may take seconds, and breaks what ranks elsewhere wait for.
+
+        Raises:
+            Exception: another host was lost, which is the cause of the failure.
+        """
 
     def waited_for(self) -> str | None:
         """Return which rank there hangs while the others wait for it, as the beginning of a sentence; None if none does."""

@@ -125,7 +125,7 @@ class Template:
         if task.config is not None and task.config.multiprocessing_context in ("spawn", "forkserver"):
             max_s += INTERPRETERS_S
         child = self._kept_for(task)
-        if child is not None and not child.again(task, max_s, guard):
+        if child is not None and not (self._serves_elsewhere() and child.again(task, max_s, guard)):
             self._end(child)
             child = None
         if child is not None:
@@ -155,6 +155,13 @@ class Template:
         ranks = ranks_of(pids)
         found = stacks.read(pids, trainer=min(ranks.values(), default=0), path=self._channel.stacks_path)
         return rank_that_is_waited_for(found, ranks, "measure")
+
+    def _serves_elsewhere(self) -> bool:
+        """Return whether the other hosts, if there are any, can serve a further request: a rank may have failed there after the last one."""
+        try:
+            return self._other_hosts is None or self._other_hosts.failure() is None
+        except Exception:  # a host was lost, which the next start shows
+            return False
 
     def _until_failure(self, child: Child) -> Generator[Event, None, Failed | None]:
         """Yield a child's events, then end or keep the child. Return its failure instead of yielding it."""
@@ -194,6 +201,10 @@ class Template:
 
         try:
             event = read(child.events(), is_late)
+        except Exception:
+            if self._other_hosts is None:
+                raise
+            return failure  # a host was lost meanwhile, and this failure is known
         finally:
             self._end(child)
         again = Reloaded("slow")

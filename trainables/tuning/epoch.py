@@ -250,7 +250,8 @@ class Epoch(Observed):
                 self._leave(is_whole=True)
                 raise
             except Exception as error:
-                if self.is_aside or error is self._stream.error or not self._live.survives():
+                is_own = not pool.num_workers and not self._policy.own  # no worker can have died, so the dataset raised
+                if self.is_aside or is_own or error is self._stream.error or not self._live.survives():
                     pool.pass_over()
                     raise
                 self._fall_back(error)

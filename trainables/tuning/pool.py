@@ -99,7 +99,11 @@ class Pool:
         """
         segment = self._segment
         if not self.num_workers:
-            batch = next(self._iterator)
+            try:
+                batch = next(self._iterator)
+            except KeyboardInterrupt:  # torch loses the batch, too, if somebody goes on after it
+                self.pass_over()
+                raise
         elif self._has_died:
             raise WorkerDiedError("a loader worker died")
         else:

@@ -330,6 +330,48 @@ def test_an_exception_is_the_users_own():
         assert sum("KeyError" in str(each) for each in seen[0]) == 1
 
 
+def test_a_sample_that_fails_without_workers_is_loaded_once_even_while_other_workers_stand_idle():
+    class Counts(Numbers):
+        num_failed = 0
+
+        def __getitem__(self, index):
+            self.num_failed += index == self.fails_at
+            return super().__getitem__(index)
+
+    dataset = Counts(fails_at=133)
+    loader = scripted(loader_of(dataset, shuffle=False), {5: 3, 12: 0})
+    loader.tuned.policy.best = 3  # whose workers wait while the user's own setting takes its turn
+    batches = iter(loader)
+    for _ in range(33):
+        next(batches)
+    assert loader.tuned.has_pool(3)
+    with pytest.raises(KeyError, match="no sample 133"):
+        next(batches)
+    assert dataset.num_failed == 1
+    assert sum(len(numbers) for numbers, _ in batches) == NUM_SAMPLES - 136
+    loader.close()
+
+
+def test_a_batch_that_ctrl_c_interrupts_without_workers_counts_as_taken():
+    class Interrupts(Numbers):
+        def __getitem__(self, index):
+            if index == 30:
+                raise KeyboardInterrupt
+            return super().__getitem__(index)
+
+    found = []
+    for tunes in (False, True):
+        loader = loader_of(Interrupts(80), shuffle=False)
+        batches, seen = iter(scripted(loader, {12: 2}) if tunes else loader), []
+        for _ in range(7):
+            seen.append(next(batches)[0].tolist())
+        with pytest.raises(KeyboardInterrupt):
+            next(batches)
+        found.append([*seen, *(numbers.tolist() for numbers, _ in batches)])
+    assert found[0] == found[1]
+    assert found[0][-1][-1] == 79
+
+
 def test_a_sampler_that_draws_its_order_in_iter_draws_it_as_often_as_untouched():
     class Eager(Sampler):
         def __iter__(self):
