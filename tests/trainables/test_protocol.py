@@ -14,6 +14,7 @@ from feedrate.trainables.doubt import Doubt
 from feedrate.trainables.failure import Failure
 from feedrate.trainables.measuring.measure_options import MeasureOptions
 from feedrate.trainables.protocol import (
+    AccompanyRequest,
     Checked,
     Checking,
     CheckRequest,
@@ -53,6 +54,7 @@ MEASURE = MeasureRequest(
 REQUESTS = [
     MEASURE,
     DescribeRequest(),
+    AccompanyRequest(),
     CheckRequest(num_workers=3, budget_s=10.0),
     RerunRequest(doubt=DOUBT, failed=MEASURE),
 ]
@@ -122,7 +124,7 @@ def test_an_unknown_kind_is_refused_by_name():
     with pytest.raises(ProtocolError, match="None is not one of phase"):
         event_of(b'{"columns": {}}\n')
     line = json.dumps(json.loads(task(DescribeRequest()).line()) | {"op": "train"}).encode()
-    with pytest.raises(ProtocolError, match="'train' is not one of measure, describe, check, rerun"):
+    with pytest.raises(ProtocolError, match="'train' is not one of measure, describe, accompany, check, rerun"):
         ChildTask.from_line(line)
 
 

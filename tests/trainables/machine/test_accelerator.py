@@ -77,10 +77,10 @@ import json, os, sys
 import ray
 from feedrate.search.engine.ray_cluster import cluster
 from feedrate.search.options import SearchOptions
-from feedrate.search.engine.trainable import _gpu_numbers, _user_environment
+from feedrate.search.engine.trial_template import _user_environment, gpu_numbers
 
 def look(gpus):
-    return os.environ.get("CUDA_VISIBLE_DEVICES"), _gpu_numbers(), _user_environment({}, gpus)
+    return os.environ.get("CUDA_VISIBLE_DEVICES"), gpu_numbers(), _user_environment({}, gpus)
 
 with cluster(SearchOptions(), 2):
     remote = ray.remote(look)
