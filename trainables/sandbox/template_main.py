@@ -63,7 +63,10 @@ def main(argv: list[str]) -> None:
     os.makedirs(hello.temp, 0o700, exist_ok=True)  # the owner chose the name, so it can remove the folder whenever it is interrupted
     _use_folder(hello.temp)
     launcher = _launcher(hello) if runs_script else None
-    spare = {os.getpid(), *marked(os.environ[MARKER])}
+    from feedrate.trainables.machine.process import tree_pids
+
+    # for a moment after a program has been started, the kernel shows an empty environment, so it would not be found by the marker
+    spare = {os.getpid(), *tree_pids(), *marked(os.environ[MARKER])}
     control.sendall(answer_line(Ready(clean=clean, spare=sorted(spare))))
     while True:
         line, descriptors = _receive_request(control)
