@@ -41,7 +41,7 @@ def answer(training: Training) -> Section:
     speedup, ci95 = value_of(summary, "speedup"), summary.get("speedup_ci95")
     if speedup is not None:
         interval = f" [{ci95[0]:.2f}-{ci95[1]:.2f}]" if isinstance(ci95, list) and len(ci95) == 2 and _are_numbers(ci95) else ""
-        rows.append(("Speed-up", f"{speedup:.2f}x{interval}, measured in turn with your setting"))
+        rows.append(("Speed-up", f"{speedup:.2f}x{interval}, measured while the settings took turns"))
     wait_s, step_s = training.course["wait_s"].sum(), training.course["step_s"].sum()
     num_batches = int(training.course["num_batches"].sum())
     if num_batches:

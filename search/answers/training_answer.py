@@ -111,8 +111,8 @@ def closing_lines(report: TrainingReport, facts: Mapping[str, Any], best: Mappin
     if report.best == report.dataloader:
         return [*lines, f"yours ({_short(report.dataloader)}): {own_rate}; {_to_save(facts, summary['left_alone'])}"]
     low, high = best["baseline"]["speedup_ci95"]
-    sure = "confirmed in turn with yours" if best["confirmed"] else "not confirmed"
-    lines.append(f"yours ({_short(report.dataloader)}): {own_rate}; best ({_short(report.best)}): {rate}")
+    sure = "confirmed while the settings took turns" if best["confirmed"] else "not confirmed"
+    lines.append(f"yours ({_short(report.dataloader)}): {own_rate}; best ({_short(report.best)}): {rate}, at different times")
     saved = "" if facts["saved_cost"] is None else f" and cost {_money(facts['saved_cost'])} more"
     lines.append(f"{best['baseline']['speedup']:.2f}x [{low:.2f}-{high:.2f}], {sure}; with your setting this training would have taken {_time(facts['saved_s'])} longer{saved}")
     heading = paste_heading(best)

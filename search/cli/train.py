@@ -62,11 +62,17 @@ class Train:
         folder = choose_folder(args.out, name, args.force)
         if folder.search.exists():
             raise UsageError(f"--out {folder.path} has a search in it: name another folder")
+        is_new = not folder.path.exists()
         folder.path.mkdir(parents=True, exist_ok=True)
         for each in LEFT:
             (folder.path / each).unlink(missing_ok=True)
-        code = _run(args, folder.path)
-        _finish(args, folder, name, code)
+        try:
+            code = _run(args, folder.path)
+            _finish(args, folder, name, code)
+        finally:
+            if is_new:
+                with contextlib.suppress(OSError):  # it is not empty
+                    folder.path.rmdir()
         return code
 
 
@@ -132,7 +138,7 @@ def _finish(args: argparse.Namespace, folder: RunFolder, name: str, code: int) -
     facts: dict[str, Any] | None = None
     best: dict[str, Any] | None = None
     if report is None:
-        _say(_why_nothing(folder.path))
+        _say(_why_nothing(folder.path, code))
     else:
         facts, best = cost(report, args.price_per_hour), best_of(report, args.script, name)
         if best is not None:
@@ -170,12 +176,14 @@ def _write_page(folder: RunFolder) -> None:
         _say(f"report: {folder.report}")
 
 
-def _why_nothing(folder: Path) -> str:
+def _why_nothing(folder: Path, code: int) -> str:
     """Return a sentence about a command in which no training was seen."""
     note = folder / "without-feedrate"
     if note.exists():
         python = note.read_text().splitlines()[0]
         return f"nothing was observed: the command's Python cannot load feedrate ({python}). Install feedrate there"
+    if code:
+        return f"nothing was observed: the command ended with exit code {code} before an optimizer had stepped between two batches of a torch DataLoader"
     return (
         "nothing was observed: no optimizer stepped between two batches of a torch DataLoader that iterates in torch's own way, in a Python "
         "that reads PYTHONPATH"

@@ -30,7 +30,7 @@ def test_the_page_has_the_answer_first_and_the_timeline(tmp_path):
     assert "3 workers trained 1.90x as fast as your own 1" in page.text["p"]
     assert [each.get("id") for each in page.all("h2")] == ["answer", "timeline", "settings", "decisions", "machine"]
     assert {"b64 w1 p2", "b64 w3 p2", "trying 3 workers", "node-1", "2.13.0"} <= set(page.text["td"])
-    assert "1.90x [1.85-1.95], measured in turn with your setting" in page.text["td"]
+    assert "1.90x [1.85-1.95], measured while the settings took turns" in page.text["td"]
     assert scripts_with_the_library(page) == 1
     assert not [each for each in page.all("meta") if each.get("http-equiv") == "refresh"]
     (shown,) = [each for each in page.all("div") if each.get("role") == "img"]

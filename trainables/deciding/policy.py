@@ -297,7 +297,7 @@ class Policy:
         known = self.rate(self.best)
         rate = f", {self._words(known['batches_per_s'])}, waits {known['wait_fraction']:.1%} of the time" if known else ""
         lost = f"; measuring lost {self.budget.lost_s:.1f} s"
-        why = " because the time for trying is used up" if self._is_spent(TRYING_SHARE) else ""
+        why = "; the time for trying is used up" if self._is_spent(TRYING_SHARE) else ""
         self._decide("settled", self.best, f"{workers(self.best)}{rate}{lost}{why}", lost_s=self.budget.lost_s, **(known or {}))
 
     def _compare(self, candidate: int, *, cheaper: bool) -> Plan:

@@ -90,6 +90,8 @@ class Live:
         self.tuned, self._kept = tuned, loader
         self._is_plain = tuned.policy.leave is not None
         self._epoch: weakref.ref[Epoch | StreamEpoch] | None = None
+        if loader is not None:  # otherwise feedrate's hook ends the course
+            weakref.finalize(self, tuned.end_course)  # at the end of the interpreter, if not before
 
     def __iter__(self) -> Iterator[Any]:
         active = self._epoch() if self._epoch is not None else None

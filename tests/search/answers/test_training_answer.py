@@ -49,8 +49,8 @@ def test_where_nothing_waits_nothing_is_to_be_saved():
 
 def test_a_tuned_training_says_what_it_saved():
     lines = said(report(best=rate(3, 8.0, 0.01), speedup=1.6, speedup_ci95=[1.55, 1.65], confirmed=True, wait_s=900.0, wait_fraction=0.077), 2.5)
-    assert lines[1] == "yours (b64 w1 p2): 320 samples/s; best (b64 w3 p2): 512 samples/s"
-    assert lines[2] == "1.60x [1.55-1.65], confirmed in turn with yours; with your setting this training would have taken 1.75 h longer and cost 4.38 more"
+    assert lines[1] == "yours (b64 w1 p2): 320 samples/s; best (b64 w3 p2): 512 samples/s, at different times"
+    assert lines[2] == "1.60x [1.55-1.65], confirmed while the settings took turns; with your setting this training would have taken 1.75 h longer and cost 4.38 more"
     assert lines[3].startswith("paste: DataLoader(")
 
 
@@ -59,7 +59,7 @@ def test_batches_of_unknown_size_are_counted_themselves():
     found = report(best=rate(3, 8.0, 0.01), items_per_batch=None)
     setting = {name: value for name, value in OWN.items() if name != "batch_size"}
     found = replace(found, dataloader=setting, best=setting | {"num_workers": 3})
-    assert said(found)[1] == "yours (w1 p2): 5 batches/s; best (w3 p2): 8 batches/s"
+    assert said(found)[1] == "yours (w1 p2): 5 batches/s; best (w3 p2): 8 batches/s, at different times"
     assert best_of(found, ["python", "train.py"], "train")["throughput"]["unit"] == "batches"
     assert best_of(found, ["python", "train.py"], "train")["throughput"]["per"] == "rank"
 

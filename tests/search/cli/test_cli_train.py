@@ -155,8 +155,11 @@ def test_a_command_without_training_or_without_python_runs_all_the_same(tmp_path
     command = [*FEEDRATE, "train", "--out", str(tmp_path / "run"), "--", "sh", "-c", "echo hello; exit 7"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (found.returncode, found.stdout) == (7, "hello\n")
-    assert "nothing was observed" in found.stderr
-    assert not (tmp_path / "run" / "best.json").exists()
+    assert "nothing was observed: the command ended with exit code 7 before an optimizer had stepped" in found.stderr
+    assert not (tmp_path / "run").exists()
+    missing = subprocess.run([*FEEDRATE, "train", "--", "nosuchcommand"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert missing.returncode == 2
+    assert list(tmp_path.rglob("*")) == [tmp_path / "feedrate-runs"]
 
 
 @pytest.mark.parametrize(

@@ -330,6 +330,15 @@ def test_an_exception_is_the_users_own():
         assert sum("KeyError" in str(each) for each in seen[0]) == 1
 
 
+def test_the_end_of_a_training_is_written_even_if_nobody_closes_the_loader(tmp_path):
+    loader = live(loader_of(Numbers(80), shuffle=False), folder=tmp_path, quiet=True)
+    for _ in loader:
+        pass
+    del loader
+    rates = [line for line in map(json.loads, (tmp_path / "live.jsonl").read_text().splitlines()) if line["kind"] == "rate"]
+    assert sum(each["num_batches"] for each in rates) == 20
+
+
 def test_a_sample_that_fails_without_workers_is_loaded_once_even_while_other_workers_stand_idle():
     class Counts(Numbers):
         num_failed = 0
