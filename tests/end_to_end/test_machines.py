@@ -1,6 +1,7 @@
 """Searches on machines that share no file system (machines.py), started as an operator would start them. `make test-slow` runs them."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -231,4 +232,4 @@ def test_ranks_on_several_machines_are_one_trial(lan, cluster):
     (project / "ranks.py").write_text(RANKS.replace("            optimizer.zero_grad", "            if dist.get_rank() == 1:\n                raise ValueError('no more')\n            optimizer.zero_grad"))
     failed = cluster(*search, "--force", "--", "torchrun", "--nproc-per-node", "1", "ranks.py")
     assert failed.code == 1, failed.stderr
-    assert "on second: rank 1: ranks.py raised ValueError: no more" in failed.stderr + failed.stdout
+    assert re.search("on (first|second): rank 1: ranks.py raised ValueError: no more", failed.stderr), failed.stderr  # Ray chooses the host of rank 0
