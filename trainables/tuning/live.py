@@ -91,7 +91,7 @@ class Live:
         self._is_plain = tuned.policy.leave is not None
         self._epoch: weakref.ref[Epoch | StreamEpoch] | None = None
         if loader is not None:  # otherwise feedrate's hook ends the course
-            weakref.finalize(self, tuned.end_course)  # at the end of the interpreter, if not before
+            weakref.finalize(self, _end_course, tuned, os.getpid())  # at the end of the interpreter, if not before
 
     def __iter__(self) -> Iterator[Any]:
         active = self._epoch() if self._epoch is not None else None
@@ -136,3 +136,9 @@ class Live:
         """End all workers now. They also end with the epoch, or with this object if the loader's workers are persistent."""
         self.tuned.end_course()
         self.tuned.close_pools()
+
+
+def _end_course(tuned: TunedLoader, pid: int) -> None:
+    """Count and write the last batches, unless this is a process that the training has forked."""
+    if os.getpid() == pid:
+        tuned.end_course()
