@@ -65,7 +65,7 @@ class Verify:
         scope = best.raw["scope"]
         if (num_hosts := scope.get("world_size", 1) // scope.get("ranks_per_host", 1)) > 1:
             raise UsageError(f"{args.best} is the answer for ranks on {num_hosts} hosts, and verify measures on this host only: search again with --warm-start instead")
-        if (ranks := best.raw["scope"].get("world_size", 1)) != here["num_ranks"]:
+        if (ranks := scope.get("world_size", 1)) != here["num_ranks"]:
             raise UsageError(
                 f"{args.best} is the answer for {ranks} rank{'s' * (ranks != 1)}, and this command trains in {here['num_ranks']}: start as many ranks as in the "
                 "search, or search again"

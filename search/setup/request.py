@@ -24,6 +24,8 @@ from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.resolve import UnknownWorkload, WorkloadRef, make_command_ref, make_ref
 
 SHORT_FORM_BATCH_SIZES = (32, 64, 128)
+_RENDEZVOUS = re.compile(r"--(standalone|nnodes|node[-_]rank|rdzv[-_]|master[-_])")
+"""Options by which torchrun is told where its ranks run and meet."""
 
 
 def make_workload_ref(
@@ -199,9 +201,6 @@ def check_hosts(options: SearchOptions, ref: WorkloadRef) -> None:
     told = [word for word in _torchruns_words(ref.command) if _RENDEZVOUS.match(word)]
     if told:
         raise UsageError(f"--hosts-per-trial sets on which hosts torchrun's ranks run, and where they meet: leave {' and '.join(told)} out of the command")
-
-
-_RENDEZVOUS = re.compile(r"--(standalone|nnodes|node[-_]rank|rdzv[-_]|master[-_])")
 
 
 def _torchruns_words(command: Sequence[str]) -> list[str]:

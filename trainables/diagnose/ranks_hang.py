@@ -40,7 +40,7 @@ def which_rank_hangs(stacks: Sequence[Stack], ranks: dict[int, int], phase: str)
     if len(ranks) < 2:
         return None
     own = _of_ranks(stacks, ranks)
-    if all(map(_waits_for_ranks, own.values())) or not any(map(_waits_for_ranks, own.values())):
+    if len({_waits_for_ranks(stack) for stack in own.values()}) < 2:  # all wait, or none does
         places = ", ".join(f"rank {number} in {stack.place() or 'no code of the script'}" for number, stack in own.items())
         return f"the ranks hang: {places}"
     return rank_that_is_waited_for(stacks, ranks, phase)

@@ -170,9 +170,7 @@ class Child:
     def _or_result(self, failure: Failed) -> Measured | Failed:
         """Return the measurement if the trial only had to end: how it ends does not change the measurement, nor what a script does after its epoch."""
         if self.columns is None or self.hangs.phase not in ("between epochs", "teardown"):
-            if self._other_hosts is not None:
-                self._other_hosts.heard(failure)
-            return failure
+            return self._first(failure)
         why = {"between_epochs_failure": failure.failure.message} if self.hangs.phase == "between epochs" else {}
         return Measured(columns=self.columns | why)
 

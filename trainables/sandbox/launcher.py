@@ -101,7 +101,7 @@ class Launcher:
             tell: sends `Started`, perhaps a second time with the pid of the process that trains, a `RankStarted` for each rank, and at last `Ended`.
             orphaned: ends everything when the supervisor is gone, given a pid and a pidfd; it does not return.
         """
-        launch = _Launch(self, control, request, pipe, threads, tell, orphaned)
+        launch = _Launch(self, control, request, pipe, threads, tell, orphaned, LaunchedRanks(num_hosts=self.num_hosts))
         try:
             launch.run()
         finally:
@@ -156,6 +156,7 @@ class _Launch:
     threads: int | None
     tell: Tell
     orphaned: Callable[[int, int], NoReturn]
+    ranks: LaunchedRanks
     began_unix_s: float = field(default_factory=time.time)
     poll: Any = field(default_factory=select.poll)
     interpreters: dict[int, _Interpreter] = field(default_factory=dict)
@@ -175,10 +176,6 @@ class _Launch:
     trainer: int | None = None
     """Pid of the process that trains."""
     trainer_watch: int = -1
-    ranks: LaunchedRanks = field(default_factory=LaunchedRanks)
-
-    def __post_init__(self) -> None:
-        self.ranks.num_hosts = self.launcher.num_hosts
 
     def run(self) -> None:
         if not self._start():

@@ -89,13 +89,18 @@ if __name__ == "__main__":
 """A script that starts its ranks itself. No variable says which of them a process is: only torch's process group knows."""
 
 
-@pytest.fixture
-def ranks(tmp_path, monkeypatch, tag):
-    """Writes train.py into a new folder and returns a template that starts it in several ranks; after the test, nothing of it runs."""
+def in_own_folder(tmp_path, monkeypatch):
+    """Let commands run in a new folder, with this environment's programs, as if on a host of their own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FEEDRATE_HOST_ID", str(tmp_path))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def ranks(tmp_path, monkeypatch, tag):
+    """Writes train.py into a new folder and returns a template that starts it in several ranks; after the test, nothing of it runs."""
+    in_own_folder(tmp_path, monkeypatch)
     templates = []
 
     def write(text, num=2, command=None):

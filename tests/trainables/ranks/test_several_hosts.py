@@ -2,7 +2,6 @@
 
 import re
 import socket
-import sys
 import textwrap
 import threading
 from contextlib import closing
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from census import TAG, eventually, tagged
-from test_ranks import HEAD, PLAIN, events, request
+from test_ranks import HEAD, PLAIN, events, in_own_folder, request
 
 from feedrate.trainables.failure import Failure
 from feedrate.trainables.protocol import AccompanyRequest, Failed, Measured, read
@@ -78,10 +77,7 @@ class SecondHost:
 @pytest.fixture
 def hosts(tmp_path, monkeypatch, tag):
     """Writes train.py into a new folder, and returns the first host's template and the second host."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FEEDRATE_HOST_ID", str(tmp_path))
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{Path('/usr/bin')}:/bin")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    in_own_folder(tmp_path, monkeypatch)
     templates = []
 
     def write(text, num=1, options=()):
