@@ -80,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str]) -> int:
     """Run the command, print what went wrong, and return the exit code."""
     words, script = split(argv)
+    if not argv:
+        _say(_parser().format_help())
+        return USAGE
     try:
         args, unknown = _parser().parse_known_args(_joined(words))
         if unknown:

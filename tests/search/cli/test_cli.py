@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shlex
 import socket
 import subprocess
@@ -120,7 +121,6 @@ def says(capfd):
         ),
         ("search", "the following arguments are required: WORKLOAD"),
         ("sarch images", "argument COMMAND: invalid choice: 'sarch' (choose from"),
-        ("", "the following arguments are required: COMMAND"),
         ("resume .", ". is not a run folder: it has no search.json. Name a folder that feedrate search wrote"),
         ("resume absent", "absent does not exist. Name a folder that feedrate search wrote"),
         ("report .", ". is not a run folder: it has no search.json"),
@@ -133,6 +133,14 @@ def test_wrong_usage_is_one_sentence(refused, arguments, sentence):
     said = refused(*shlex.split(arguments))
     assert said.startswith(sentence)
     assert len(said.splitlines()) == 1
+
+
+def test_feedrate_alone_lists_its_commands(capsys):
+    assert main([]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    for name in NAMES:
+        assert re.search(rf"^    {name}\s", err, re.MULTILINE)
 
 
 def test_a_folder_that_is_taken_or_cannot_be_written_is_refused(refused, tmp_path):
