@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -27,6 +28,15 @@ def test_the_schema_in_the_package_describes_the_example() -> None:
     jsonschema.Draft202012Validator.check_schema(best_schema())
     jsonschema.validate(EXAMPLE_BEST, best_schema(), jsonschema.Draft202012Validator)
     assert best_schema()["properties"]["schema"]["const"] == BEST_SCHEMA
+
+
+def test_the_fields_are_in_the_page_for_programs() -> None:
+    """docs/json.md lists all of them, and no other."""
+    page = (Path(__file__).parents[2] / "docs" / "json.md").read_text()
+    section = page.partition("\n## best.json\n")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    listed = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted([*listed, "schema"]) == sorted(best_schema()["properties"])
 
 
 def test_what_is_written_passes_the_schema(tmp_path: Path) -> None:
