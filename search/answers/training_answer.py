@@ -126,7 +126,7 @@ def _to_save(facts: Mapping[str, Any], left_alone: str | None) -> str:
     worth = "" if facts["waited_cost"] is None else f", worth {_money(facts['waited_cost'])}"
     ratio = 1 / max(1 - facts["wait_fraction"], 0.01)
     return (
-        f"a loader that keeps up would save up to {_time(facts['waited_s'])} of {_time(facts['trained_s'])}{worth} (up to {ratio:.3g}x as fast). "
+        f"a loader that keeps up would save up to {_time(facts['waited_s'])} of {_time(facts['trained_s'])}{worth} (the whole run up to {ratio:.3g}x as fast). "
         + ("To look for it, leave out --observe, or use feedrate search" if left_alone == OBSERVES else "feedrate search also tries other settings than the number of workers")
     )
 

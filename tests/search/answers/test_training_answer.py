@@ -30,7 +30,7 @@ def said(found, price=None):
 def test_observing_says_what_waiting_cost_and_what_a_better_loader_would_save():
     assert said(report(left_alone=OBSERVES), 2.5) == [
         "DataLoader(Photos): 90,000 batches in 5.00 h, 2.00 h of which (40.0%) the training waited for batches; waiting cost 5.00",
-        "yours (b64 w1 p2): 320 samples/s; a loader that keeps up would save up to 2.00 h of 5.00 h, worth 5.00 (up to 1.67x as fast). To look for it, leave out --observe, or use feedrate search",
+        "yours (b64 w1 p2): 320 samples/s; a loader that keeps up would save up to 2.00 h of 5.00 h, worth 5.00 (the whole run up to 1.67x as fast). To look for it, leave out --observe, or use feedrate search",
     ]
 
 
