@@ -6,9 +6,10 @@
 
 For each bundled workload, one process trains with a plain PyTorch loop: with each fixed number of workers in FIXED for a moment, to
 find the best one; then for --seconds with `live(loader)` around a loader with the setting in OWN. That training stops every half a minute (the first time after a minute and a half), and one with the best
-fixed number, and now and then an untouched one (the setting in OWN), take a turn, so that a drift of the machine cancels out. All of it runs in one process, because two
+fixed number, or an untouched one (the setting in OWN), takes a turn, so that a drift of the machine cancels out. All of it runs in one process, because two
 processes with the same setting differ by more than the few per cent that this benchmark looks for. Each side keeps its loader, whose queue fills during the turns
-of the others; so the first QUEUE_S of a turn are not timed, except at the very beginning of live().
+of the others. So the first QUEUE_S of a turn are not timed, except at the very beginning of live(); and live and the fixed number have turns of the same length, because a queue
+lasts longer than that if loading is nearly as fast as the step.
 Prints the rate of each over its whole time, the ratios with their 95 % interval, when live settled and what it lost.
 "changing" is images whose samples wait 30 ms from the middle of everything on. "overhead" is the CPU time of the training's
 thread that live() adds to each batch, which other work on the machine hardly changes. "settled" is table, where nothing is to be gained: once live()
@@ -35,13 +36,13 @@ from feedrate.trainables import live
 OWN = {"table": 0, "images": 1, "objects": 2, "changing": 1}
 FIXED = {"table": (0, 2), "images": (1, 2, 3, 4), "objects": (8, 16, 32), "changing": (2, 8, 16)}
 BATCH_SIZE = 32
-PROBE_S, LIVE_S, TURN_S, QUEUE_S = 10.0, 30.0, 10.0, 2.0
-"""How long each fixed setting is timed to find the best one, how long live trains before the others have a turn of TURN_S, and how long a queue of batches
-that has filled meanwhile lasts at most. All but the last are less if --seconds is less than 300."""
+PROBE_S, TURN_S, UNTOUCHED_S, QUEUE_S = 10.0, 30.0, 10.0, 2.0
+"""How long each fixed setting is timed to find the best one, the length of a turn of live and of the best fixed setting, that of the untouched one, and the untimed beginning of a turn.
+All but the last are less if --seconds is less than 300."""
 FIRST_TURNS = 3
 """Live's first turn is this many times as long, because it searches then."""
-UNTOUCHED_EVERY = 3
-"""The untouched side has a turn after so many of live: it is slower by far, or as fast."""
+FIXED_EVERY, UNTOUCHED_EVERY = 2, 3
+"""The other sides have a turn after so many of live."""
 OVERHEAD, SETTLED = "overhead", "settled"
 STEPS = 150
 """Number of steps of each part of "settled"."""
@@ -197,13 +198,14 @@ def compare(name: str, seconds: float) -> None:
     """Print the comparison of one workload."""
     training = Training(name)
     scale = min(1.0, seconds / 300)
-    probe_s, live_s, turn_s = (scale * each for each in (PROBE_S, LIVE_S, TURN_S))
+    probe_s, turn_s, untouched_s = (scale * each for each in (PROBE_S, TURN_S, UNTOUCHED_S))
     training.probe(FIXED[name][0], probe_s)  # the first workers of a process are slower than later ones
     probes = {number: training.probe(number, probe_s) for number in FIXED[name]}
     best = max(probes, key=lambda number: probes[number])
     print(f"{name}: batches/s with fixed numbers of workers: {({number: round(rate, 2) for number, rate in probes.items()})}", flush=True)
-    num_turns = max(round(seconds / live_s) - FIRST_TURNS + 1, 2)
-    taken_s = seconds + num_turns * (turn_s + 2 * QUEUE_S) + num_turns / UNTOUCHED_EVERY * (turn_s + QUEUE_S)
+    num_turns = max(round(seconds / turn_s) - FIRST_TURNS + 1, FIXED_EVERY + 1)
+    rare = {"untouched": (UNTOUCHED_EVERY, untouched_s), "fixed": (FIXED_EVERY, turn_s)}
+    taken_s = seconds + num_turns * (QUEUE_S + sum((side_s + QUEUE_S) / every for every, side_s in rare.values()))
     changes_unix_s = time.time() + taken_s / 2
     tuned = live(training.loader(OWN[name], changes_unix_s))
     batches = endless(tuned)
@@ -212,10 +214,11 @@ def compare(name: str, seconds: float) -> None:
     found: list[tuple[int, float]] = []
     others: dict[str, dict[int, float]] = {side: {} for side in sides}
     for number in range(num_turns):
-        found.append(training.turn(batches, live_s if number else FIRST_TURNS * live_s, is_first=not number))
+        found.append(training.turn(batches, turn_s if number else FIRST_TURNS * turn_s, is_first=not number))
         for side, each in sides.items():
-            if side == "fixed" or number % UNTOUCHED_EVERY == 0:
-                num, turn_taken_s = training.turn(each, turn_s)
+            every, side_s = rare[side]
+            if number % every == 0:
+                num, turn_taken_s = training.turn(each, side_s)
                 others[side][number] = num / turn_taken_s
     settled = [f"{each.kind} with {each.num_workers} after {each.time_s:.0f} s" for each in tuned.decisions() if each.kind in ("settled", "enough")]
     summary = tuned.summary()
