@@ -15,6 +15,8 @@ MAX_CHEAPER = 2
 CHEAPER_FRACTION = 0.9
 """Fewer workers are tried only if they are at most this share of the best number: a smaller saving is not worth a long comparison of near equals."""
 SCALES_FRACTION = 0.85
+WAITS_FRACTION = 0.5
+"""If a training uses less than this share of the CPUs that its workers could use, they wait for storage, and more of them than CPUs are faster."""
 
 
 class Candidates:
@@ -27,15 +29,17 @@ class Candidates:
         own: the user's own number of workers.
         cpus: CPUs that this process may use.
         most: the largest number to try.
+        used_cpus: how many CPUs the training and its workers use with the present number; None if it is not known.
     """
 
-    def __init__(self, own: int, *, cpus: int, most: int) -> None:
+    def __init__(self, own: int, *, cpus: int, most: int, used_cpus: float | None = None) -> None:
         self.own, self.cpus, self.most = own, cpus, most
         self._tried: set[int] = set()
         self._goes_up = True
         self._too_few = own
         """The largest number of workers below the best that is known to be slower."""
         self._num_cheaper = 0
+        self._used_cpus = used_cpus
         self._scales = False
         """Whether the latest step up gained in proportion to the workers, so that a larger step is safe."""
 
@@ -53,6 +57,7 @@ class Candidates:
             ratio: the candidate's rate divided by the other's.
             before: the windows of the other setting as one.
         """
+        self._used_cpus = None  # it was that of the setting before
         if adopted and num_workers > than:
             self._too_few = than
             self._scales = ratio >= SCALES_FRACTION * num_workers / max(than, 1)
@@ -62,6 +67,8 @@ class Candidates:
                 self._too_few = max(self._too_few, min(math.ceil(needed / MARGIN), num_workers) - 1)
         elif adopted:
             pass
+        elif num_workers > max(2 * than, self.cpus):
+            self.limit(max(2 * than, self.cpus))  # it was too large a step
         elif num_workers > than:
             self._goes_up = False
         else:
@@ -86,8 +93,9 @@ class Candidates:
         load_s = (now * whole.duration_s if now else whole.wait_s) / whole.num_batches
         step_s = whole.step_s / whole.num_batches
         need = math.ceil(MARGIN * load_s / step_s) if step_s > 0 else self.most
-        # beyond the CPUs, more workers are faster only if they wait for storage: then the number grows step by step
-        num = min(max(need, now + 1), max((4 if self._scales else 2) * now, self.cpus), self.most)
+        # beyond the CPUs, more workers are faster only if they wait for storage: the number is doubled, or quadrupled where that seems safe
+        is_safe = self._scales or (self._used_cpus is not None and self._used_cpus < WAITS_FRACTION * min(now, self.cpus))
+        num = min(max(need, now + 1), max((4 if is_safe else 2) * now, self.cpus), self.most)
         if num <= now or num in self._tried:
             return None
         reason = (

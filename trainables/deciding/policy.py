@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator
+from itertools import takewhile
 from typing import Any
 
 from feedrate.analysis.estimate import steady_rate
@@ -62,6 +63,7 @@ class Policy:
         budget: the time that may be lost.
         leave: why the setting must not be changed, as a sentence; None if it may be.
         clock: returns seconds.
+        cpu_s: returns the CPU seconds that the training and its workers have used so far; None if nothing can tell.
     """
 
     num_ranks = 1
@@ -80,6 +82,7 @@ class Policy:
         budget: Budget | None = None,
         leave: str | None = None,
         clock: Callable[[], float] = time.monotonic,
+        cpu_s: Callable[[], float] | None = None,
     ) -> None:
         self.own = self.target = self.best = own
         """`target` is the number of workers that is asked for now, `best` the one that the training keeps."""
@@ -104,7 +107,9 @@ class Policy:
         self._looked_again_s = -math.inf
         self._kept = own
         """The best setting when the present look began."""
-        self._clock = clock
+        self._clock, self._cpu_s = clock, cpu_s
+        self._used_cpus: float | None = None
+        """How many CPUs the training and its workers used while it was observed; None if it is not known."""
         self._is_trying = False
         self._candidates = Candidates(own, cpus=cpus, most=most)
         self._gains: list[tuple[float, float]] | None = []
@@ -249,7 +254,7 @@ class Policy:
         """Search once, and again whenever waiting has grown; the present setting has been observed."""
         while True:
             waits = wait_fraction(self.windows[self.best])
-            self._candidates = Candidates(self.own, cpus=self.cpus, most=self.most)  # of this look
+            self._candidates = Candidates(self.own, cpus=self.cpus, most=self.most, used_cpus=self._used_cpus)  # of this look
             self._gains = [] if self.best == self.own else None
             self._kept = self.best
             if waits < ENOUGH_FRACTION:
@@ -266,22 +271,31 @@ class Policy:
         yield from self._looks()
 
     def _observe(self) -> Plan:
-        """Measure the present setting as it is."""
-        while True:
-            yield self.best  # the first window of a training has its caches to fill
-            windows = self.windows[self.best]
-            found = self.rate(self.best)
-            assert found is not None
-            low, high = found["ci95"]
-            if len(windows) >= STARVED_WINDOWS and found["wait_fraction"] > STARVED_FRACTION:
-                break
-            if len(windows) >= MAX_WINDOWS or (len(windows) >= MIN_WINDOWS and high - low < 2 * PRECISE_FRACTION * found["batches_per_s"]):
-                break
+        """Measure the present setting as it is, until it is known."""
+        yield self.best
+        begin_s, begin_cpu_s = self.wait_s + self.step_s, self._cpu_s() if self._cpu_s is not None else None
+        yield self.best
+        while not self._is_known():
+            yield self.best
+        if self._cpu_s is not None and begin_cpu_s is not None:
+            self._used_cpus = (self._cpu_s() - begin_cpu_s) / (self.wait_s + self.step_s - begin_s)
+        found = self.rate(self.best)
+        assert found is not None
         self.first = found if self.first is None else self.first
         waits = found["wait_fraction"]
         most = f"at most {1 / (1 - waits):.2f}x to gain" if waits < 1 else "no step was seen"
         reason = f"{workers(self.best)}: {self._words(found['batches_per_s'])}, waits {waits:.1%} of the time, {most}"
         self._decide("baseline", self.best, reason, **found)
+
+    def _is_known(self) -> bool:
+        """Whether the present setting has windows enough to look for a better one."""
+        found = self.rate(self.best)
+        if found is None:
+            return False
+        num, (low, high) = found["num_windows"], found["ci95"]
+        is_starved = num >= STARVED_WINDOWS and found["wait_fraction"] > STARVED_FRACTION
+        is_precise = num >= MIN_WINDOWS and high - low < 2 * PRECISE_FRACTION * found["batches_per_s"]
+        return bool(is_starved or is_precise or num >= MAX_WINDOWS)
 
     def _search(self) -> Plan:
         """Try candidates until none is worth it, then confirm the best one against the user's own setting, unless it was the best one before."""
@@ -392,7 +406,7 @@ class Policy:
             reason = f"waiting has grown from {watch.usual:.1%} to {watch.latest:.1%} of the time, so feedrate looks again"
             self._decide("look-again", self.best, reason, wait_fraction=watch.latest, usual_wait_fraction=watch.usual)
             looked_s = self._clock()
-            self.windows.clear()
+            self.windows = {self.best: self._changed(watch)}
             yield from self._observe()
             latest = wait_fraction(self.windows[self.best][-PER_VISIT:])
             if latest - watch.usual >= RELEASE:
@@ -401,6 +415,12 @@ class Policy:
                 return
             self._decide("enough", self.best, f"waiting has fallen to {latest:.1%} again, so nothing is tried", wait_fraction=latest)
             watch = WaitingWatch(watch.usual)
+
+    def _changed(self, watch: WaitingWatch) -> list[Window]:
+        """Return the latest windows that are nearer to what the training waits now than to what it waited before."""
+        middle = (watch.usual + watch.latest) / 2
+        later = list(takewhile(lambda each: wait_fraction([each]) > middle, reversed(self.windows[self.best])))
+        return later[-2::-1]  # without the first of them, which may have begun before the change
 
     def _watch_for_good(self) -> Plan:
         while True:

@@ -11,8 +11,8 @@ GREAT_GROWTH = 0.2
 FOR_S = 60.0
 LOST_S = 10.0
 """Waiting that has grown is reported after FOR_S, or as soon as the training has lost LOST_S by it: as much as looking again may lose in any case (budget.py)."""
-CHUNK_S = 10.0
-"""Shares of the time are means over this long: single windows vary."""
+CHUNK_S, STEADY_S = 10.0, 5.0
+"""Whether waiting has grown for FOR_S is said by means over CHUNK_S, and by how much by windows of STEADY_S at least: single windows vary."""
 
 
 class WaitingWatch:
@@ -26,9 +26,11 @@ class WaitingWatch:
         self.usual = self.latest = usual
         self._wait_s = self._taken_s = 0.0
         self._grown_s: float | None = None
-        """For how long waiting has been higher; None if it is not."""
+        """For how long means of CHUNK_S have been higher; None if they are not."""
         self._lost_s = 0.0
-        """What the training has waited beyond the usual meanwhile."""
+        """What the training has waited beyond the usual since it did last (a cumulative sum: Page, "Continuous inspection schemes", 1954)."""
+        self._grown_wait_s = self._grown_taken_s = 0.0
+        """Of the latest windows, as far back as each of them waited more than usual."""
 
     @property
     def growth(self) -> float:
@@ -37,6 +39,10 @@ class WaitingWatch:
 
     def add(self, window: Window) -> bool:
         """Count a window; return whether waiting has been higher for long enough, or has cost enough."""
+        has_lasted, has_cost = self._has_lasted(window), self._has_cost(window)
+        return has_lasted or has_cost
+
+    def _has_lasted(self, window: Window) -> bool:
         self._wait_s += window.wait_s
         self._taken_s += window.duration_s
         if self._taken_s < CHUNK_S:
@@ -47,5 +53,18 @@ class WaitingWatch:
             self._grown_s, self._lost_s = None, 0.0
         elif self._grown_s is not None or self.growth >= GROWTH:
             self._grown_s = (self._grown_s or 0.0) + taken_s
-            self._lost_s += self.growth * taken_s
-        return self._grown_s is not None and (self._grown_s >= FOR_S or self._lost_s >= LOST_S)
+        return self._grown_s is not None and self._grown_s >= FOR_S
+
+    def _has_cost(self, window: Window) -> bool:
+        more_s = window.wait_s - (self.usual + RELEASE) * window.duration_s
+        self._lost_s = min(max(self._lost_s + more_s, 0.0), LOST_S)
+        if more_s <= 0:
+            self._grown_wait_s = self._grown_taken_s = 0.0
+            return False
+        self._grown_wait_s += window.wait_s
+        self._grown_taken_s += window.duration_s
+        latest = self._grown_wait_s / self._grown_taken_s
+        if self._lost_s < LOST_S or self._grown_taken_s < STEADY_S or latest - self.usual < GROWTH:
+            return False
+        self.latest = max(self.latest, latest)  # the mean of CHUNK_S may be from before the change, and this one may have begun with a smaller one
+        return True

@@ -97,6 +97,11 @@ def shm_used_bytes() -> int | None:
     return (stat.f_blocks - stat.f_bfree) * stat.f_frsize
 
 
+def tree_cpu_s() -> float:
+    """Return the CPU seconds so far of this process and its descendants, ended ones that were waited for included."""
+    return sum(_cpu_s(pid) for pid in tree_pids())
+
+
 @dataclass(frozen=True, slots=True)
 class CpuClock:
     """CPU seconds so far: of all CPUs, of the busy part of that time, and of this process tree."""

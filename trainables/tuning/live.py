@@ -13,6 +13,7 @@ from feedrate.trainables.deciding.following_policy import FollowingPolicy
 from feedrate.trainables.deciding.leading_policy import LeadingPolicy
 from feedrate.trainables.deciding.policy import Policy
 from feedrate.trainables.machine.host import cpu_budget
+from feedrate.trainables.machine.process import tree_cpu_s
 from feedrate.trainables.ranks.rank import Rank
 from feedrate.trainables.ranks.rank_meeting import RankMeeting
 from feedrate.trainables.tuning.decision_log import DecisionLog
@@ -68,7 +69,7 @@ def policy_of(loader: Any, *, budget: Budget, leave: str | None, folder: str | o
         "leave": leave,
     }
     if rank is None or rank.world_size != num_ranks:
-        return Policy(own, **options)
+        return Policy(own, cpu_s=tree_cpu_s, **options)
     kind = FollowingPolicy if rank.number else LeadingPolicy
     return kind(own, meeting=RankMeeting(rank, own, folder), **options)
 
