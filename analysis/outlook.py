@@ -168,10 +168,10 @@ def outlook_of(
         return Outlook(why_none=f"the ceiling is not known: {run.ceilings_found.why_not(size)}")
     if rows["slowest_rank"].notna().any():
         return Outlook(why_none="the model of loading does not know several ranks, which share the CPUs")
-    cpu_s = _cpu_item_s(rows, answer)
+    cpu_s = _cpu_item_s(run, rows, answer)
     if cpu_s is None:
         return Outlook(why_none="no setting with workers says how much CPU time it took")
-    fitted = _fitted(rows, run.ceilings)
+    fitted = _fitted(rows.assign(busy_s=_busy_s(run, rows)), run.ceilings)
     if fitted is None:
         return Outlook(why_none=f"fewer than {LEAST_SETTINGS} settings were measured to their end")
     sd, num = fitted.sd_fraction, fitted.num_settings
@@ -185,18 +185,27 @@ def outlook_of(
     return Outlook(what_ifs=what_ifs, sd_fraction=sd, num_settings=num, curve=_curve(fitted.model, size, most, run.ceilings[size]), answer=answer)
 
 
-def _cpu_item_s(rows: pd.DataFrame, answer: pd.Series[Any]) -> float | None:
+def _cpu_item_s(run: Run, rows: pd.DataFrame, answer: pd.Series[Any]) -> float | None:
     """Return the CPU seconds of training process and workers per item, with the answer if that has workers; None if it is not known."""
     with_workers = rows[rows["num_workers"] > 0]
-    busy = _busy_s(with_workers)
+    busy = _busy_s(run, with_workers)
     mine = busy[with_workers["config"] == answer["config"]]
     cpu_s = median(mine if mine.notna().any() else busy)
     return None if pd.isna(cpu_s) else float(cpu_s)
 
 
-def _busy_s(rows: pd.DataFrame) -> pd.Series[Any]:
-    """Return the CPU seconds of training process and workers per item, of each row."""
-    return rows["own_cpu_fraction"] * rows["num_cpus"] / rows["steady_sps"]
+def _busy_s(run: Run, rows: pd.DataFrame) -> pd.Series[Any]:
+    """Return the CPU seconds of training process and workers per item, of each row.
+
+    As `estimate.cpu_item_s` does: without workers, a trial's CPU time includes threads of the step that spin while a batch is loaded. If loading by itself and
+    the step by itself were timed, and their sum is lower, that sum is returned.
+    """
+    busy_s = rows["own_cpu_fraction"] * rows["num_cpus"] / rows["steady_sps"]
+    step_cpus = run.latest["step_only_cpus"].groupby(run.latest["batch_size"].fillna(0)).median()
+    sizes, ceilings = rows["batch_size"].fillna(0), {size or 0: sps for size, sps in run.ceilings.items()}
+    parts_s = rows["load_cpu_item_s"] + sizes.map(step_cpus) / sizes.map(ceilings)
+    is_lower = (parts_s < busy_s).fillna(False).astype(bool)
+    return busy_s.mask((rows["num_workers"] == 0) & is_lower, parts_s)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -212,7 +221,7 @@ class _Fitted:
 def _fitted(rows: pd.DataFrame, ceilings: Mapping[int | None, float]) -> _Fitted | None:
     """Return the model for the measured settings; None if these are too few."""
     each = {"num_workers": "first", "batch_size": "first", "steady_sps": "median", "busy_s": "median"}
-    pooled = _without_cliffs(rows.assign(busy_s=_busy_s(rows)).groupby("config", sort=False).agg(each))
+    pooled = _without_cliffs(rows.groupby("config", sort=False).agg(each))
     if len(pooled) < LEAST_SETTINGS:
         return None
     num_cpus = float(median(rows["num_cpus"]))
