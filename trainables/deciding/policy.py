@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator
-from itertools import takewhile
+from itertools import cycle, takewhile
 from typing import Any
 
 from feedrate.analysis.estimate import steady_rate
@@ -361,17 +361,22 @@ class Policy:
         return (math.exp(gain), math.exp(gain - half), math.exp(gain + half)) if gain - half > SURE_LOG else None
 
     def _pairs(self, first: int, second: int, comparison: Comparison) -> Plan:
-        """Measure pairs of two settings endlessly: A, B B, A A, B B, ..., so that what drifts evenly cancels."""
+        """Measure pairs of two settings endlessly: A, B B, A A, B B, ..., so that a steady drift cancels.
+
+        Where the training waits for most of its time, the latest window of A is used as the first one: measuring another would cost more than it tells.
+        """
         self._is_trying = True
         try:
-            order = [first, second, second, first] if self.target == first else [second, first, first, second]
+            turns = cycle([first, second, second, first] if self.target == first else [second, first, first, second])
+            latest = self.windows[first][-1:] if self.target == first else []
+            windows = latest if latest and wait_fraction(latest) > STARVED_FRACTION else []
+            if windows:
+                next(turns)
             while True:
-                windows = []
-                for number in order:
-                    windows.append((yield number))
-                    if len(windows) % 2 == 0:
-                        pair = sorted(windows[-2:], key=lambda each: each.num_workers != first)
-                        comparison.add(*pair)
+                windows.append((yield next(turns)))
+                if len(windows) == 2:
+                    comparison.add(*sorted(windows, key=lambda each: each.num_workers != first))
+                    windows = []
         finally:
             self._is_trying = False
 
@@ -417,7 +422,7 @@ class Policy:
             watch = WaitingWatch(watch.usual)
 
     def _changed(self, watch: WaitingWatch) -> list[Window]:
-        """Return the latest windows that are nearer to what the training waits now than to what it waited before."""
+        """Return the latest consecutive windows whose share of waiting is nearer to the present one than to the earlier one."""
         middle = (watch.usual + watch.latest) / 2
         later = list(takewhile(lambda each: wait_fraction([each]) > middle, reversed(self.windows[self.best])))
         return later[-2::-1]  # without the first of them, which may have begun before the change

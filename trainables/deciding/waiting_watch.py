@@ -28,9 +28,9 @@ class WaitingWatch:
         self._grown_s: float | None = None
         """For how long means of CHUNK_S have been higher; None if they are not."""
         self._lost_s = 0.0
-        """What the training has waited beyond the usual since it did last (a cumulative sum: Page, "Continuous inspection schemes", 1954)."""
+        """Waiting beyond the usual, summed since the training last waited no more than usual (a cumulative sum: Page, "Continuous inspection schemes", 1954)."""
         self._grown_wait_s = self._grown_taken_s = 0.0
-        """Of the latest windows, as far back as each of them waited more than usual."""
+        """Sums over the latest windows, as far back as each of them waited more than usual."""
 
     @property
     def growth(self) -> float:

@@ -96,6 +96,12 @@ def test_workers_that_wait_for_storage_become_four_times_as_many_at_once(own, us
     assert replay.policy.best == 32
 
 
+def test_where_a_training_waits_for_most_of_its_time_no_further_window_of_its_setting_is_measured():
+    """The four that showed it are enough for the comparison, too."""
+    replay = Replay(lambda workers, now: workers / 4, 2, cpus=2).run(100)
+    assert replay.policy.best == 32 and len(replay.policy.windows[2]) == 4
+
+
 def test_after_too_large_a_step_a_smaller_one_is_tried():
     """Two workers hardly use the CPUs; eight of them are slower, four are faster."""
     replay = Replay(lambda workers, now: {2: 2.0, 4: 3.5, 8: 1.5}.get(workers, 1.0), 2, cpus=2, cpu_s=lambda: 0.1 * replay.now_s)
@@ -264,7 +270,7 @@ def test_a_training_that_becomes_another_one_is_followed_at_once(seed):
 
 def test_a_setting_that_was_kept_is_not_measured_against_the_users_own_again():
     """A look that finds nothing better leaves everything as it was."""
-    replay = Replay(lambda workers, now: min(1.5 * workers, 12.0) if now < 700 else 8.0 if workers < 32 else 7.0, 2).run(690)
+    replay = Replay(lambda workers, now: min(1.5 * workers, 12.0) if now < 700 else min(1.2 * workers, 8.0) if workers < 32 else 7.0, 2).run(690)
     policy = replay.policy
     assert policy.best in (7, 8) and policy.speedup is not None
     kept, num_confirmed, speedup = policy.best, replay.kinds().count("confirm"), policy.speedup
