@@ -149,5 +149,5 @@ def bring(run: str | os.PathLike[str]) -> Path:
             if name in found:
                 write_atomic(folder / name, found[name])
     elif SearchRecord.read(RunFolder(folder)).mirror != url:
-        raise RunError(f"{folder} contains a different run than {url}: move it away")
+        raise RunError(f"{folder} contains another run, not that of {url}: move the folder, or choose another one")
     return folder

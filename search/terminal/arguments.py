@@ -202,7 +202,7 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
         dest="num_ranks",
         type=whole(2),
         metavar="N",
-        help="train WORKLOAD in N processes of this host that exchange gradients, started by torchrun (a training command starts its own ranks)",
+        help="train WORKLOAD in N processes of this host that exchange gradients, started by torchrun (not for a training command, which starts its own ranks)",
     )
     group = parser.add_argument_group("bundled workloads")
     group.add_argument(

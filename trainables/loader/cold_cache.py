@@ -52,7 +52,7 @@ _this_thread = threading.local()
 
 
 class ColdCache:
-    """Drops the files that one trial reads, and counts how many of them the kernel really dropped. Can be pickled for workers of every start method.
+    """Drops from the page cache the files that one trial reads, and counts how many of them the kernel really dropped. Can be pickled for workers of every start method.
 
     Each process has its own slot of counters and is its only writer, so there is no lock: slot 0 is the trainer, slot
     `worker id + 1` a worker.

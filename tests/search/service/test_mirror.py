@@ -132,6 +132,6 @@ def test_a_copy_becomes_a_folder_once(tmp_path, monkeypatch):
     assert bring(url) == folder
     assert (folder / "trials.jsonl").read_text() == "1\n2\n"
     RunFolder(folder).write_search(search_json(mirror="s3://other"))
-    with pytest.raises(RunError, match="contains a different run than"):
+    with pytest.raises(RunError, match="contains another run, not that of"):
         bring(url)
     assert bring("here") == Path("here")
