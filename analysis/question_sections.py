@@ -100,13 +100,13 @@ def noise_section(run: Run) -> Section:
 
 def loading_section(run: Run) -> Section:
     """Return the table that shows what loading costs in the processes that load."""
-    names = ("load_item_s", "load_cpu_item_s", "load_delay_item_s", "load_wait_item_s", "collate_item_s", "sample_p50_s", "sample_p99_s", "sample_max_s")
-    rows = [(str(row["config"]), *(_short_time(row[name]) for name in names)) for row in load_costs(run).to_dict("records")]
-    numeric = ("An item", "Computes", "No CPU", "Waits", "In collate_fn", "Median sample", "99 % within", "Longest")
+    names = ("load_item_s", "load_cpu_item_s", "load_delay_item_s", "load_wait_item_s", "collate_item_s", "handover_cpu_item_s", "sample_p50_s", "sample_p99_s", "sample_max_s")
+    rows = [(str(row["config"]), *(_short_time(row[name]) for name in names), _size(row["batch_bytes"])) for row in load_costs(run).to_dict("records")]
+    numeric = ("An item", "Computes", "No CPU", "Waits", "In collate_fn", "Handing over", "Median sample", "99 % within", "Longest", "A batch")
     caption = (
         "The time that an item takes in the process that loads it (a worker, or the trainer without workers): computing, ready to compute but without a "
-        "CPU, and waiting for anything else, such as storage. The time in collate_fn is a part of these. Then how long the dataset takes for single "
-        "samples: a few slow ones hold up whole batches"
+        "CPU, and waiting for anything else, such as storage. The time in collate_fn is included. The CPU time of handing it over is not, because another thread of the worker does that. Then how long the dataset takes for single "
+        "samples: a few slow ones hold up whole batches. Last, the memory of a batch's tensors"
     )
     why = "no process that loads could be timed: spawned workers, or a run of an earlier feedrate"
     return Section(caption=caption, headers=("Setting", *numeric), rows=rows, numeric=frozenset(numeric), why_empty=why)
@@ -254,6 +254,10 @@ def _short_time(seconds: Any) -> str:
     if pd.isna(seconds):
         return ""
     return f"{1e6 * seconds:.3g} us" if seconds < 1e-3 else f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def _size(num_bytes: Any) -> str:
+    return "" if pd.isna(num_bytes) else size(num_bytes)
 
 
 def _seconds(value: Any) -> str:

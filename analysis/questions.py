@@ -146,6 +146,7 @@ def load_costs(run: Run) -> pd.DataFrame:
 
     `load_item_s` is the time of fetching and collating: `load_cpu_item_s` in which the thread computes, `load_delay_item_s` in which it could compute and
     has no CPU, and `load_wait_item_s` in which it waits for something else (storage, a network, a lock). `collate_item_s` of it is spent in collate_fn.
+    `handover_cpu_item_s` is CPU time of a worker's other threads, which `load_item_s` does not include: torch hands batches over in one of them. `batch_bytes` are those of a batch's tensors.
     `sample_p50_s`, `sample_p90_s`, `sample_p99_s` and `sample_max_s` are the time of a sample in the dataset. Settings whose
     processes could not be timed have no row: spawned workers, and runs that were recorded before these columns existed.
 
@@ -156,14 +157,14 @@ def load_costs(run: Run) -> pd.DataFrame:
     """
     order = {config: place for place, config in enumerate(ranking(run)["config"])}
     rows = []
+    columns = (*LOAD_COSTS, "batch_bytes", *SAMPLE_QUANTILES)
     for config, group in counted(run).dropna(subset=["load_item_s"]).groupby("config", sort=False):
-        row: dict[str, Any] = {"config": config, **{name: median(group[name]) for name in LOAD_COSTS}, "num_trials": len(group)}
+        row: dict[str, Any] = {"config": config, **{name: median(group[name].astype("float64")) for name in columns}, "num_trials": len(group)}
         waits_s = row["load_item_s"] - row["load_cpu_item_s"] - row["load_delay_item_s"]
         row["load_wait_item_s"] = waits_s if pd.isna(waits_s) else max(waits_s, 0.0)
-        row |= {name: median(group[name]) for name in SAMPLE_QUANTILES}
         rows.append(row)
     rows.sort(key=lambda row: order[row["config"]])
-    names = (*LOAD_COSTS[:3], "load_wait_item_s", *LOAD_COSTS[3:], *SAMPLE_QUANTILES)
+    names = (*columns[:3], "load_wait_item_s", *columns[3:])
     return frame(rows, {"config": "str", **dict.fromkeys(names, "float64"), "num_trials": "Int64"})
 
 

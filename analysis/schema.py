@@ -16,7 +16,7 @@ from typing import Any
 SCHEMA = "feedrate/trials/1"
 KINDS = ("probe", "search", "confirm")
 STATUSES = ("complete", "pruned", "failed")
-LOAD_COSTS = ("load_item_s", "load_cpu_item_s", "load_delay_item_s", "collate_item_s")
+LOAD_COSTS = ("load_item_s", "load_cpu_item_s", "load_delay_item_s", "collate_item_s", "handover_cpu_item_s")
 """The columns for the mean cost of an item in the process that loads it."""
 SAMPLE_QUANTILES = ("sample_p50_s", "sample_p90_s", "sample_p99_s", "sample_max_s")
 """The columns for how long samples take."""
@@ -105,6 +105,8 @@ COLUMNS: tuple[Column, ...] = (
     _C("load_cpu_item_s", "float", "s", "CPU time of the thread that loads, for an item"),
     _C("load_delay_item_s", "float", "s", "part of load_item_s in which the thread that loads could have run and had no CPU; null if no sample was timed"),
     _C("collate_item_s", "float", "s", "part of load_item_s in collate_fn; null if no sample was timed"),
+    _C("handover_cpu_item_s", "float", "s", "CPU time for an item in a worker's other threads, which load_item_s does not include: torch hands batches over in one of them; null without workers"),
+    _C("batch_bytes", "int", "bytes", "bytes of the tensors in the first batch; null if there are none"),
     _C("sample_p50_s", "float", "s", "the median time of a sample in the dataset; null if none was timed"),
     _C("sample_p90_s", "float", "s", "the time within which the dataset returns 90 % of the samples"),
     _C("sample_p99_s", "float", "s", "the time within which the dataset returns 99 % of the samples"),

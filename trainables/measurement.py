@@ -102,6 +102,8 @@ class Measurement:
     load_cpu_item_s: float | None = None
     load_delay_item_s: float | None = None
     collate_item_s: float | None = None
+    handover_cpu_item_s: float | None = None
+    batch_bytes: int | None = None
     sample_p50_s: float | None = None
     sample_p90_s: float | None = None
     sample_p99_s: float | None = None

@@ -122,6 +122,7 @@ def test_what_loading_costs(run_of):
     timed = {
         "load_item_s": 0.010, "load_cpu_item_s": 0.004, "load_delay_item_s": 0.001, "collate_item_s": 0.002,
         "sample_p50_s": 0.007, "sample_p90_s": 0.008, "sample_p99_s": 0.05, "sample_max_s": 2.0,
+        "handover_cpu_item_s": 2e-5, "batch_bytes": 1_200_000,
     }  # fmt: skip
     batches_only = {"load_item_s": 0.01, "load_cpu_item_s": 0.004}
     run = run_of([record(0, num_workers=0), record(1, num_workers=2, rate_sps=2000.0, **timed), record(2, num_workers=4, **batches_only)])
@@ -131,8 +132,8 @@ def test_what_loading_costs(run_of):
     assert first["sample_max_s"] == 2.0
     assert pd.isna(second["load_wait_item_s"]) and second["load_cpu_item_s"] == 0.004
     shown = TABLES["loading"][1](run).rows
-    assert shown[0] == ("b64 w2 p2", "10 ms", "4 ms", "1 ms", "5 ms", "2 ms", "7 ms", "50 ms", "2 s")
-    assert shown[1][3:] == ("",) * 6
+    assert shown[0] == ("b64 w2 p2", "10 ms", "4 ms", "1 ms", "5 ms", "2 ms", "20 us", "7 ms", "50 ms", "2 s", "1.2 MB")
+    assert shown[1][3:] == ("",) * 8
 
 
 @pytest.mark.parametrize("name", TABLES)

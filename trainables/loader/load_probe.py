@@ -33,7 +33,7 @@ LEAST_S = 1e-7
 BINS_PER_OCTAVE = 4
 NUM_BINS = 30 * BINS_PER_OCTAVE
 """The last bin has samples of over 100 s."""
-_NUM_BATCHES, _WALL_S, _CPU_S, _TIMED_WALL_S, _DELAY_S, _COLLATE_S, _MAX_S, _BINS = range(8)
+_NUM_BATCHES, _WALL_S, _CPU_S, _TIMED_WALL_S, _DELAY_S, _COLLATE_S, _OTHERS_CPU_S, _NUM_FETCHED, _MAX_S, _BINS = range(10)
 """Where a process's sums are in its part of the memory; the histogram comes last."""
 _LENGTH = _BINS + NUM_BINS
 _torchs_create = _DatasetKind.create_fetcher
@@ -51,6 +51,8 @@ class LoadSums:
         detailed_s: of wall_s, that of the batches whose samples were timed too.
         delay_s: seconds of detailed_s in which the thread was ready and had no CPU.
         collate_s: seconds of detailed_s in collate_fn.
+        others_cpu_s: CPU seconds of the workers' other threads, while num_fetched batches were fetched. In one of them torch hands batches over.
+        num_fetched: the number of these batches, timed or not; 0 without workers.
         counts: number of timed samples in each bin, shape (NUM_BINS,).
         max_s: longest time of a sample since the probe was made.
     """
@@ -61,12 +63,14 @@ class LoadSums:
     detailed_s: float
     delay_s: float
     collate_s: float
+    others_cpu_s: float
+    num_fetched: float
     counts: Any
     max_s: float
 
     def minus(self, earlier: LoadSums) -> LoadSums:
         """Return what loading cost since an earlier moment."""
-        sums = ("num_batches", "wall_s", "cpu_s", "detailed_s", "delay_s", "collate_s", "counts")
+        sums = ("num_batches", "wall_s", "cpu_s", "detailed_s", "delay_s", "collate_s", "others_cpu_s", "num_fetched", "counts")
         return LoadSums(**{name: getattr(self, name) - getattr(earlier, name) for name in sums}, max_s=self.max_s)
 
     def columns(self, items_per_batch: float) -> dict[str, Any]:
@@ -80,6 +84,8 @@ class LoadSums:
             return found
         item_s = self.wall_s / self.num_batches / items_per_batch
         found |= {"load_item_s": item_s, "load_cpu_item_s": self.cpu_s / self.num_batches / items_per_batch}
+        if self.num_fetched:
+            found["handover_cpu_item_s"] = max(self.others_cpu_s, 0.0) / self.num_fetched / items_per_batch
         if self.detailed_s > 0:  # shares of the batches whose samples were timed, applied to all timed batches
             found["load_delay_item_s"] = item_s * min(self.delay_s / self.detailed_s, 1.0)
             found["collate_item_s"] = item_s * self.collate_s / self.detailed_s
@@ -112,6 +118,8 @@ class LoadProbe:
             detailed_s=float(total[_TIMED_WALL_S]),
             delay_s=float(total[_DELAY_S]),
             collate_s=float(total[_COLLATE_S]),
+            others_cpu_s=float(total[_OTHERS_CPU_S]),
+            num_fetched=float(total[_NUM_FETCHED]),
             counts=total[_BINS:],
             max_s=float(table[:, _MAX_S].max()),
         )
@@ -125,7 +133,7 @@ class LoadProbe:
         number = 0 if worker is None else worker.id + 1
         if number <= MOST_WORKERS:
             place = memoryview(self._memory)[8 * _LENGTH * number : 8 * _LENGTH * (number + 1)].cast("d")
-            fetcher.fetch = _TimedFetch(fetcher, place, has_samples=is_map and _has_samples(fetcher))
+            fetcher.fetch = _TimedFetch(fetcher, place, has_samples=is_map and _has_samples(fetcher), is_worker=worker is not None)
 
 
 def probe_next(probe: LoadProbe | None) -> None:
@@ -158,17 +166,22 @@ def bin_of(duration_s: float) -> int:
 class _TimedFetch:
     """Stands for the method `fetch` of a fetcher, and times some of its calls."""
 
-    __slots__ = ("_fetch", "_fetcher", "_has_samples", "_passed_over", "_place", "_since_samples_s")
+    __slots__ = ("_fetch", "_fetcher", "_has_samples", "_is_worker", "_num", "_others_cpu_s", "_passed_over", "_place", "_since_samples_s")
 
-    def __init__(self, fetcher: Any, place: Any, *, has_samples: bool) -> None:
+    def __init__(self, fetcher: Any, place: Any, *, has_samples: bool, is_worker: bool) -> None:
         self._fetcher, self._fetch, self._place, self._has_samples = fetcher, fetcher.fetch, place, has_samples
+        self._is_worker, self._num, self._others_cpu_s = is_worker, 0, 0.0
         self._passed_over = 1  # the first batch opens files and fills caches
         self._since_samples_s = 0.0
 
     def __call__(self, index: Any) -> Any:
         if self._passed_over > 0:
             self._passed_over -= 1
+            self._num += 1
             return self._fetch(index)
+        if self._is_worker:
+            self._count_others(time.process_time() - time.thread_time())
+        self._num += 1
         begin_s, begin_cpu_s = time.perf_counter(), time.thread_time()
         cost_s = SAMPLES_COST_S + SAMPLE_COST_S * len(index) if self._has_samples else math.inf
         is_detailed = self._since_samples_s * COST_FRACTION >= cost_s
@@ -183,6 +196,13 @@ class _TimedFetch:
         self._passed_over = int(BATCH_COST_S / COST_FRACTION / max(wall_s, 1e-9))
         self._since_samples_s = 0.0 if is_detailed else self._since_samples_s + wall_s * (1 + self._passed_over)
         return batch
+
+    def _count_others(self, others_cpu_s: float) -> None:
+        """Add the CPU time of this worker's other threads since the last timed batch, and the number of batches since then."""
+        place = self._place
+        place[_OTHERS_CPU_S] += others_cpu_s - self._others_cpu_s
+        place[_NUM_FETCHED] += self._num
+        self._others_cpu_s, self._num = others_cpu_s, 0
 
     def _detailed(self, index: Any) -> Any:
         """Fetch a batch, and time its samples and its collation."""

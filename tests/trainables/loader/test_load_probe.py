@@ -68,6 +68,28 @@ def test_time_cpu_time_and_collation_are_told_apart(num_workers):
     assert most > 0.05
 
 
+class Large(Dataset):
+    """Each sample has 4 MB, which torch copies to shared memory."""
+
+    def __len__(self):
+        return 400
+
+    def __getitem__(self, index):
+        return np.full(1_000_000, index, dtype=np.float32)
+
+
+def handover_cpu_item_s(dataset, num_workers):
+    """What handing a sample over costs. `from_numpy` leaves the copy to shared memory to torch's thread."""
+    loader = DataLoader(dataset, batch_size=4, num_workers=num_workers, collate_fn=lambda samples: torch.from_numpy(np.stack(samples)))
+    return probed(loader, num_batches=60)[1].columns(items_per_batch=4)["handover_cpu_item_s"]
+
+
+def test_handing_batches_over_is_told_apart():
+    """A thread of the worker copies 4 MB for each sample to shared memory, or a number; without workers there is no such thread."""
+    assert handover_cpu_item_s(Large(), 0) is None
+    assert handover_cpu_item_s(Large(), 2) > max(2 * handover_cpu_item_s(Mixed(), 2), 0.0002)
+
+
 def test_a_thread_without_a_cpu_is_told_from_one_that_waits():
     """Two workers compute on one CPU: each is delayed by the other, whatever else runs."""
 

@@ -89,7 +89,7 @@ def test_a_measurement_is_complete(num_workers):
     assert phases == ["setup", "warm", "loader", "measure", "teardown"]
     columns = result.columns()
     assert columns.keys() <= {column.name for column in COLUMNS}
-    expected = NOT_HERE | (set() if num_workers else {"start_method", "effective_num_workers"})
+    expected = NOT_HERE | (set() if num_workers else {"start_method", "effective_num_workers", "handover_cpu_item_s"})
     if result.boundary_from == "estimated":  # it costs next to nothing without workers, or there was no time for it
         expected |= {"epoch_duration_s", "epoch_num_items"}
     assert {name for name, value in columns.items() if value is None} - KERNEL == expected
