@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from live import plain
-
-from feedrate.analysis.estimate import t_quantile
+from live_training import interval
 
 POLL_S = 0.2
 
@@ -72,9 +71,7 @@ def main() -> None:
         print(f"{name}: the search took {taken_s:.0f} s; the fastest of its answers trains {statistics.mean(best):,.0f} samples/s", flush=True)
         for at_s, kwargs in found:
             mine = rates[settings.index(kwargs)]
-            logs = [math.log(one / other) for one, other in zip(mine, best, strict=True)]
-            half = t_quantile(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
-            low, middle, high = (math.exp(statistics.mean(logs) + sign * half) for sign in (-1, 0, 1))
+            low, middle, high = interval([math.log(one / other) for one, other in zip(mine, best, strict=True)])
             print(f"  {at_s:6.1f} s  {middle:6.1%} of it [{low:.1%}-{high:.1%}]  {kwargs}", flush=True)
 
 
