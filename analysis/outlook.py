@@ -164,37 +164,39 @@ def outlook_of(
     size = None if pd.isna(answer["batch_size"]) else int(answer["batch_size"])
     rows = counted(run)
     rows = rows[rows["config"].isin(able["config"])]
-    if size not in run.ceilings:
+    ceilings = run.ceilings
+    if size not in ceilings:
         return Outlook(why_none=f"the ceiling is not known: {run.ceilings_found.why_not(size)}")
     if rows["slowest_rank"].notna().any():
         return Outlook(why_none="the model of loading does not know several ranks, which share the CPUs")
-    cpu_s = _cpu_item_s(run, rows, answer)
+    rows = rows.assign(busy_s=_busy_s(run, rows, ceilings))
+    cpu_s = _cpu_item_s(rows, answer)
     if cpu_s is None:
         return Outlook(why_none="no setting with workers says how much CPU time it took")
-    fitted = _fitted(rows.assign(busy_s=_busy_s(run, rows)), run.ceilings)
+    fitted = _fitted(rows, ceilings)
     if fitted is None:
         return Outlook(why_none=f"fewer than {LEAST_SETTINGS} settings were measured to their end")
     sd, num = fitted.sd_fraction, fitted.num_settings
     if sd > MOST_SD_FRACTION:
         return Outlook(why_none=f"the model of loading is {sd:.0%} off on the {num} measured settings", sd_fraction=sd, num_settings=num)
     most = max(int(rows["num_workers"].max()), 1)
-    costs = _costs(run, fitted, rows, answer, cpu_s)
+    costs = _costs(run, fitted, rows, answer, cpu_s, 1 / ceilings[size])
     changes = [*usual_changes(costs), *changes_asked_for(costs, ceiling_sps, num_ranks)]
     num_items = rows.loc[rows["config"] == answer["config"], "epoch_samples"].max()
     what_ifs = tuple(_predicted(costs, each, answer, most, sd, None if pd.isna(num_items) else int(num_items)) for each in changes)
-    return Outlook(what_ifs=what_ifs, sd_fraction=sd, num_settings=num, curve=_curve(fitted.model, size, most, run.ceilings[size]), answer=answer)
+    return Outlook(what_ifs=what_ifs, sd_fraction=sd, num_settings=num, curve=_curve(fitted.model, size, most, ceilings[size]), answer=answer)
 
 
-def _cpu_item_s(run: Run, rows: pd.DataFrame, answer: pd.Series[Any]) -> float | None:
+def _cpu_item_s(rows: pd.DataFrame, answer: pd.Series[Any]) -> float | None:
     """Return the CPU seconds of training process and workers per item, with the answer if that has workers; None if it is not known."""
     with_workers = rows[rows["num_workers"] > 0]
-    busy = _busy_s(run, with_workers)
+    busy = with_workers["busy_s"]
     mine = busy[with_workers["config"] == answer["config"]]
     cpu_s = median(mine if mine.notna().any() else busy)
     return None if pd.isna(cpu_s) else float(cpu_s)
 
 
-def _busy_s(run: Run, rows: pd.DataFrame) -> pd.Series[Any]:
+def _busy_s(run: Run, rows: pd.DataFrame, ceilings: Mapping[int | None, float]) -> pd.Series[Any]:
     """Return the CPU seconds of training process and workers per item, of each row.
 
     As `estimate.cpu_item_s` does: without workers, a trial's CPU time includes threads of the step that spin while a batch is loaded. If loading by itself and
@@ -202,8 +204,8 @@ def _busy_s(run: Run, rows: pd.DataFrame) -> pd.Series[Any]:
     """
     busy_s = rows["own_cpu_fraction"] * rows["num_cpus"] / rows["steady_sps"]
     step_cpus = run.latest["step_only_cpus"].groupby(run.latest["batch_size"].fillna(0)).median()
-    sizes, ceilings = rows["batch_size"].fillna(0), {size or 0: sps for size, sps in run.ceilings.items()}
-    parts_s = rows["load_cpu_item_s"] + sizes.map(step_cpus) / sizes.map(ceilings)
+    sizes, step_sps = rows["batch_size"].fillna(0), {size or 0: sps for size, sps in ceilings.items()}
+    parts_s = rows["load_cpu_item_s"] + sizes.map(step_cpus) / sizes.map(step_sps)
     is_lower = (parts_s < busy_s).fillna(False).astype(bool)
     return busy_s.mask((rows["num_workers"] == 0) & is_lower, parts_s)
 
@@ -239,10 +241,9 @@ def _fitted(rows: pd.DataFrame, ceilings: Mapping[int | None, float]) -> _Fitted
     return _Fitted(model=model, sd_fraction=sd, num_settings=len(pooled), num_cpus=num_cpus)
 
 
-def _costs(run: Run, fitted: _Fitted, rows: pd.DataFrame, answer: pd.Series[Any], cpu_s: float) -> Costs:
+def _costs(run: Run, fitted: _Fitted, rows: pd.DataFrame, answer: pd.Series[Any], cpu_s: float, step_s: float) -> Costs:
     """Return what an item costs: its CPU time is divided between step and loading, and a worker waits for the rest of its time."""
     model, size = fitted.model, None if pd.isna(answer["batch_size"]) else int(answer["batch_size"])
-    step_s = 1 / run.ceilings[size]
     timed = run.latest[same(run.latest["batch_size"], size)]["step_only_cpus"]
     busy_cpus = 1.0 if timed.isna().all() else float(median(timed))  # records of before this column: one CPU works on the step
     step_cpu_s = min(busy_cpus * step_s, cpu_s)
