@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import mmap
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,7 @@ class LoadSums:
 
     def minus(self, earlier: LoadSums) -> LoadSums:
         """Return what loading cost since an earlier moment."""
-        sums = ("num_batches", "wall_s", "cpu_s", "detailed_s", "delay_s", "collate_s", "others_cpu_s", "num_fetched", "counts")
+        sums = (each.name for each in fields(self) if each.name != "max_s")
         return LoadSums(**{name: getattr(self, name) - getattr(earlier, name) for name in sums}, max_s=self.max_s)
 
     def columns(self, items_per_batch: float) -> dict[str, Any]:
@@ -166,22 +166,20 @@ def bin_of(duration_s: float) -> int:
 class _TimedFetch:
     """Stands for the method `fetch` of a fetcher, and times some of its calls."""
 
-    __slots__ = ("_fetch", "_fetcher", "_has_samples", "_is_worker", "_num", "_others_cpu_s", "_passed_over", "_place", "_since_samples_s")
+    __slots__ = ("_fetch", "_fetcher", "_has_samples", "_is_worker", "_num_since", "_others_cpu_s", "_passed_over", "_place", "_since_samples_s")
 
     def __init__(self, fetcher: Any, place: Any, *, has_samples: bool, is_worker: bool) -> None:
         self._fetcher, self._fetch, self._place, self._has_samples = fetcher, fetcher.fetch, place, has_samples
-        self._is_worker, self._num, self._others_cpu_s = is_worker, 0, 0.0
-        self._passed_over = 1  # the first batch opens files and fills caches
+        self._is_worker, self._others_cpu_s = is_worker, 0.0
+        self._passed_over = self._num_since = 1  # the first batch opens files and fills caches
         self._since_samples_s = 0.0
 
     def __call__(self, index: Any) -> Any:
         if self._passed_over > 0:
             self._passed_over -= 1
-            self._num += 1
             return self._fetch(index)
         if self._is_worker:
             self._count_others(time.process_time() - time.thread_time())
-        self._num += 1
         begin_s, begin_cpu_s = time.perf_counter(), time.thread_time()
         cost_s = SAMPLES_COST_S + SAMPLE_COST_S * len(index) if self._has_samples else math.inf
         is_detailed = self._since_samples_s * COST_FRACTION >= cost_s
@@ -194,15 +192,16 @@ class _TimedFetch:
         if is_detailed:
             place[_TIMED_WALL_S] += wall_s
         self._passed_over = int(BATCH_COST_S / COST_FRACTION / max(wall_s, 1e-9))
-        self._since_samples_s = 0.0 if is_detailed else self._since_samples_s + wall_s * (1 + self._passed_over)
+        self._num_since = 1 + self._passed_over
+        self._since_samples_s = 0.0 if is_detailed else self._since_samples_s + wall_s * self._num_since
         return batch
 
     def _count_others(self, others_cpu_s: float) -> None:
-        """Add the CPU time of this worker's other threads since the last timed batch, and the number of batches since then."""
+        """Add the CPU time of this worker's other threads since the last timed batch began, and the number of batches since then."""
         place = self._place
         place[_OTHERS_CPU_S] += others_cpu_s - self._others_cpu_s
-        place[_NUM_FETCHED] += self._num
-        self._others_cpu_s, self._num = others_cpu_s, 0
+        place[_NUM_FETCHED] += self._num_since
+        self._others_cpu_s = others_cpu_s
 
     def _detailed(self, index: Any) -> Any:
         """Fetch a batch, and time its samples and its collation."""
