@@ -369,7 +369,7 @@ class Policy:
         try:
             turns = cycle([first, second, second, first] if self.target == first else [second, first, first, second])
             latest = self.windows[first][-1:] if self.target == first else []
-            windows = latest if latest and wait_fraction(latest) > STARVED_FRACTION else []
+            windows = [each for each in latest if wait_fraction([each]) > STARVED_FRACTION]
             if windows:
                 next(turns)
             while True:
