@@ -163,6 +163,12 @@ def count_samples(batch: Any) -> int:
     return 1
 
 
+def num_bytes(batch: Any) -> int | None:
+    """Return the bytes of a batch's tensors, without what else is in their storages; None if it has no tensors."""
+    sizes = [tensor.numel() * tensor.element_size() for tensor in tensors(batch) if tensor.layout == torch.strided]
+    return sum(sizes) if sizes else None
+
+
 def tensors(batch: Any) -> Iterator[torch.Tensor]:
     """Yield every tensor in a nested batch, in order."""
     if isinstance(batch, torch.Tensor):

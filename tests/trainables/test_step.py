@@ -14,7 +14,16 @@ import torch
 from torch import nn
 
 from feedrate.trainables.failure import Refused, classify
-from feedrate.trainables.step import StepContext, count_items, count_samples, is_count, short_step, tensors, to_device
+from feedrate.trainables.step import (
+    StepContext,
+    count_items,
+    count_samples,
+    is_count,
+    num_bytes,
+    short_step,
+    tensors,
+    to_device,
+)
 
 
 class Pair(NamedTuple):
@@ -68,6 +77,13 @@ def test_what_is_not_a_tensor_stays():
 def test_items_are_the_first_tensors_first_dimension(batch):
     """Without a word from the step, a batch has as many items as its first tensor has rows."""
     assert count_items(batch, None) == count_samples(batch) == 5
+
+
+def test_bytes_are_those_of_the_tensors_alone():
+    """A view has the bytes that it shows, and what is no tensor has none."""
+    view = torch.zeros(1000, 4)[10:20]
+    assert num_bytes({"inputs": view, "names": ["a"]}) == 10 * 4 * 4
+    assert num_bytes(["a", 1]) is None
 
 
 def test_the_steps_own_count_wins():

@@ -87,12 +87,6 @@ def storage_bytes(batch: Any) -> list[int]:
     return [size for size in storages.values() if size]
 
 
-def batch_bytes(batch: Any) -> int | None:
-    """Return the bytes of a batch's tensors, without what else is in their storages; None if it has no tensors."""
-    sizes = [tensor.numel() * tensor.element_size() for tensor in tensors(batch) if tensor.layout == torch.strided]
-    return sum(sizes) if sizes else None
-
-
 def _and(others: Sequence[BesideLoader]) -> str:
     """Return the clause of a message that names the other loaders which need room; empty if there are none."""
     if not others:

@@ -23,11 +23,10 @@ from feedrate.trainables.machine.accelerator import StepTimer, synchronize
 from feedrate.trainables.machine.process import shm_used_bytes
 from feedrate.trainables.measurement import Measurement, Windows
 from feedrate.trainables.measuring.kept_batches import KeptBatches
-from feedrate.trainables.measuring.limits import batch_bytes
 from feedrate.trainables.measuring.rerun import explain
 from feedrate.trainables.ranks.lead import Lead
 from feedrate.trainables.ranks.mark import Mark
-from feedrate.trainables.step import Step, count_items, is_count
+from feedrate.trainables.step import Step, count_items, is_count, num_bytes
 
 CYCLES_PER_WINDOW = 4
 """The rate of loading varies periodically, with a period of num_workers batches. So a window is whole periods: 4 of them, or
@@ -111,7 +110,7 @@ class Training:
         # a boundary costs a start-up; without workers, waiting for the first batch is loading, not starting
         self.result.boundary_s = self.result.iter_s + (self.result.first_batch_s if self.loader.num_workers else 0.0)
         self.result.boundary_from = "estimated"
-        self.result.batch_bytes = batch_bytes(batch)
+        self.result.batch_bytes = num_bytes(batch)
         if self.loader.num_workers:
             self._kept = KeptBatches(self.loader, batch)
         self._check_who_loads()
