@@ -2,10 +2,11 @@
 
     python benchmarks/prediction.py
 
-For each recorded landscape (benchmarks/landscapes), the model (analysis/rate_model.py) is fitted to the baseline alone, then
+For each recorded landscape (benchmarks/landscapes, and the workloads of hard_workloads.py in benchmarks/landscapes/hard), the model (analysis/rate_model.py) is fitted to the baseline alone, then
 to three settings (no workers, as many workers as CPUs, four times as many; all at the baseline's batch size), then to six. It then
-predicts every setting of the grid. Prints the median error, the share of the settings within 15 %, and by how much the
-setting that it expects to be the fastest is slower than the fastest one. Replays only: takes seconds, measures nothing.
+predicts every setting of the grid. Prints the median error, the share of the settings within 15 %, by how much the
+setting that it expects to be the fastest is slower than the fastest one, and the rank of the fastest one: 1 + the number of settings that
+it expects to be faster than that. Replays only: takes seconds, measures nothing.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from hard_workloads import SETTINGS
 from landscape import Landscape, Point, read
 
 from feedrate.analysis.cpu_time import CpuSeen, CpuTime
 from feedrate.analysis.rate_model import fit_model
 
 LANDSCAPES = Path(__file__).with_name("landscapes")
-NAMES = ("table", "objects", "images", "images-noisy")
+NAMES = ("table", "objects", "images", "images-noisy", *(f"hard/{name}" for name in SETTINGS))
 WITHIN = 0.15
 
 
@@ -46,7 +48,8 @@ def cpu_time(path: Path, points: list[Point]) -> CpuTime | None:
 def main() -> None:
     """Print a line for each landscape and number of measured settings."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    print(f"{'landscape':14}{'settings':>9}{'measured':>10}{'median error':>14}{'within 15 %':>13}{'slower than best':>18}")
+    print(f"{'landscape':18}{'settings':>9}{'measured':>10}{'median error':>14}{'within 15 %':>13}{'slower than best':>18}{'rank of best':>14}")
+    errors: dict[int, list[float]] = {}
     for name in NAMES:
         path = LANDSCAPES / f"{name}.parquet"
         landscape = read(path)
@@ -66,8 +69,12 @@ def main() -> None:
             )
             predicted = np.exp(model.log_rate(workers, sizes))
             error = np.abs(predicted / measured - 1)
+            errors.setdefault(len(numbers), []).extend(error)
             behind = 1 - measured[predicted.argmax()] / measured.max()
-            print(f"{name:14}{len(measured):9}{len(points):10}{np.median(error):14.1%}{(error < WITHIN).mean():13.0%}{behind:18.1%}")
+            rank = 1 + (predicted > predicted[measured.argmax()] * (1 + 1e-9)).sum()
+            print(f"{name:18}{len(measured):9}{len(points):10}{np.median(error):14.1%}{(error < WITHIN).mean():13.0%}{behind:18.1%}{rank:14}")
+    for num, every in errors.items():
+        print(f"{'all':18}{len(every):9}{num:10}{np.median(every):14.1%}{(np.array(every) < WITHIN).mean():13.0%}")
 
 
 if __name__ == "__main__":

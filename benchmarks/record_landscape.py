@@ -31,13 +31,13 @@ BATCH_SIZES = (32, 64, 128)
 PREFETCH = (1, 2, 4)
 
 
-def grid(workers: tuple[int, ...], batch_sizes: tuple[int, ...]) -> list[LoaderConfig]:
+def grid(workers: list[int], batch_sizes: list[int], prefetch: list[int]) -> list[LoaderConfig]:
     """The settings, each once."""
     return [
         LoaderConfig(num_workers=number, batch_size=size, prefetch_factor=ahead, persistent_workers=number > 0)
         for size in batch_sizes
         for number in workers
-        for ahead in (PREFETCH if number else (None,))
+        for ahead in (prefetch if number else (None,))
     ]
 
 
@@ -76,13 +76,14 @@ def main() -> None:
     parser.add_argument("--max-trial-s", type=float, default=20.0)
     parser.add_argument("--num-workers", type=int, nargs="+", default=list(WORKERS))
     parser.add_argument("--batch-size", type=int, nargs="+", default=list(BATCH_SIZES))
+    parser.add_argument("--prefetch-factor", type=int, nargs="+", default=list(PREFETCH))
     parser.add_argument("--model", help="of images and objects")
     parser.add_argument("--latency-s", type=float, help="of objects")
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     journal = args.out.with_suffix(".jsonl")
     done = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
-    planned = [(config, repeat) for config in grid(tuple(args.num_workers), tuple(args.batch_size)) for repeat in range(args.repeats)]
+    planned = [(config, repeat) for config in grid(args.num_workers, args.batch_size, args.prefetch_factor) for repeat in range(args.repeats)]
     random.Random(0).shuffle(planned)
     known = {(LoaderConfig.from_dict(row), row["repeat"]) for row in done}
     stepped = {row["batch_size"]: 1 for row in done if row.get("step_only_sps")}
