@@ -2,6 +2,7 @@
 
     python benchmarks/live.py images objects table --time-budget 300 --rounds 2
     python benchmarks/live.py images --zenith zenith/bin/python         with ZenithTune beside them, see zenith.py
+    python benchmarks/live.py images --loadtune loadtune_0.3            with loadtune beside them, see loadtune_workload.py
 
 For each bundled workload: `feedrate search WORKLOAD --time-budget T`, then a Tune run of the same length as a user
 would write it (a function trainable that builds model and loader, warms up half a second and times 3 s; OptunaSearch
@@ -98,6 +99,33 @@ def zenith(name: str, python: str, seconds: float, folder: Path) -> dict[str, An
     return found
 
 
+def loadtune(name: str, packages: str, folder: Path) -> dict[str, Any]:
+    """What loadtune, with its defaults, reads highest; `packages` is the folder that it was installed to."""
+    folder.mkdir()
+    raw, begun = folder / "raw.json", time.time()
+    script = str(Path(__file__).with_name("loadtune_workload.py").resolve())
+    command = [sys.executable, "-W", "ignore", "-m", "loadtune.cli", "tune", script, "--no-plots", "--save-raw", str(raw)]
+    environment = os.environ | {"PYTHONPATH": str(Path(packages).resolve()), "FEEDRATE_WORKLOAD": name}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=folder, env=environment)
+    if done.returncode:
+        raise SystemExit(f"loadtune on {name} failed:\n{done.stdout}{done.stderr[-3000:]}")
+    wall_s, found = time.time() - begun, json.loads(raw.read_text())
+    results = [found["baseline"], *(each["result"] for each in found["trials"] if each["result"] and not each["result"]["error"])]
+    best = max(results, key=lambda result: result["throughput"])
+    return {
+        "kwargs": _kwargs(best["knobs"], best["batch_size"]),
+        "threads": best["knobs"]["num_threads"],
+        "claimed": best["throughput"] / found["baseline"]["throughput"],
+        "settings": len(results),
+        "wall_s": wall_s,
+    }
+
+
+def _kwargs(knobs: dict[str, Any], batch_size: int) -> dict[str, Any]:
+    names = ("num_workers", "pin_memory", *(("prefetch_factor", "persistent_workers") if knobs["num_workers"] else ()))
+    return {"batch_size": batch_size, **{name: knobs[name] for name in names if knobs[name] is not None}}
+
+
 def _tune(name: str, seconds: float, folder: str) -> dict[str, Any]:
     os.environ.update({"RAY_AIR_NEW_OUTPUT": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_USAGE_STATS_ENABLED": "0"})
     import ray
@@ -128,11 +156,12 @@ def _tune(name: str, seconds: float, folder: str) -> dict[str, Any]:
     return {"kwargs": json.loads(best["kwargs"]), "read_sps": best["sps"], "settings": len(read), "wall_s": time.time() - begun}
 
 
-def plain(name: str, kwargs: dict[str, Any], seconds: float) -> float:
-    """Samples per second of a plain loop in a fresh process."""
+def plain(name: str, kwargs: dict[str, Any], seconds: float, threads: int | None = None) -> float:
+    """Samples per second of a plain loop in a fresh process; `threads` of torch, None for its default."""
     script = Path(__file__).with_name("plain_train.py")
     command = [sys.executable, "-W", "ignore", str(script), name, "-", "--seconds", str(seconds), "--once", json.dumps(kwargs)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    return float(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()[-1])
 
 
 def main() -> None:
@@ -143,6 +172,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="ABBA rounds, two measurements of each side a round")
     parser.add_argument("--seconds", type=float, default=8.0, help="timed part of one plain loop")
     parser.add_argument("--zenith", metavar="PYTHON", help="of an environment with aibooster")
+    parser.add_argument("--loadtune", metavar="FOLDER", help="that loadtune was installed to")
     parser.add_argument("--stock", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -155,20 +185,23 @@ def main() -> None:
             found = {"feedrate": ours(name, args.time_budget, Path(folder)), "Tune": stock(name, args.time_budget, Path(folder) / "tune")}
             if args.zenith:
                 found["ZenithTune"] = zenith(name, args.zenith, args.seconds, Path(folder) / "zenith")
+            if args.loadtune:
+                found["loadtune"] = loadtune(name, args.loadtune, Path(folder) / "loadtune")
         sides = {side: each["kwargs"] for side, each in found.items()}
         for size in {each["kwargs"]["batch_size"] for each in found.values()}:
             sides[f"default b{size}"] = {"batch_size": size}
         rates: dict[str, list[float]] = {side: [] for side in sides}
         for _ in range(args.rounds):
             for side in [*sides, *reversed(sides)]:
-                rates[side].append(plain(name, sides[side], args.seconds))
+                threads = found[side].get("threads") if side in found else None
+                rates[side].append(plain(name, sides[side], args.seconds, threads))
         medians = {side: statistics.median(values) for side, values in rates.items()}
         for side, each in found.items():
             default = medians[f"default b{each['kwargs']['batch_size']}"]
-            claimed = each["claimed"] if side == "feedrate" else each["read_sps"] / default
+            claimed = each["claimed"] if "claimed" in each else each["read_sps"] / default
             print(
                 f"{name:10}{side:11}{each['settings']:>9}{each['wall_s']:>7.0f}s{medians[side]:>12,.1f}{medians[side] / default:>10.2f}x"
-                f"{claimed:>8.2f}x  {each['kwargs']}",
+                f"{claimed:>8.2f}x  {each['kwargs']}" + (f" threads={each['threads']}" if each.get("threads") else ""),
                 flush=True,
             )
 
