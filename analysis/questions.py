@@ -14,7 +14,7 @@ import pandas as pd
 from feedrate.analysis.compat import median
 from feedrate.analysis.rounds import DISTURBED_FRACTION
 from feedrate.analysis.run import Run
-from feedrate.analysis.schema import LOAD_COSTS, SAMPLE_QUANTILES
+from feedrate.analysis.schema import LOAD_COSTS, SAMPLE_TIMES
 from feedrate.analysis.setting import setting_text
 from feedrate.analysis.summary import SETTING, counted, may_win, ranking, same
 from feedrate.analysis.tables import frame
@@ -147,7 +147,8 @@ def load_costs(run: Run) -> pd.DataFrame:
     `load_item_s` is the time of fetching and collating: `load_cpu_item_s` in which the thread computes, `load_delay_item_s` in which it could compute and
     has no CPU, and `load_wait_item_s` in which it waits for something else (storage, a network, a lock). `collate_item_s` of it is spent in collate_fn.
     `handover_cpu_item_s` is CPU time of a worker's other threads, which `load_item_s` does not include: torch hands batches over in one of them. `batch_bytes` are those of a batch's tensors.
-    `sample_p50_s`, `sample_p90_s`, `sample_p99_s` and `sample_max_s` are the time of a sample in the dataset. Settings whose
+    `sample_p50_s`, `sample_p90_s`, `sample_p99_s` and `sample_max_s` are the time of a sample in the dataset, and `sample_correlation` is that of samples
+    that follow each other: near 0 if slow samples come anywhere, near 1 if they come in runs. Settings whose
     processes could not be timed have no row: spawned workers, and runs that were recorded before these columns existed.
 
     Example:
@@ -157,7 +158,7 @@ def load_costs(run: Run) -> pd.DataFrame:
     """
     order = {config: place for place, config in enumerate(ranking(run)["config"])}
     rows = []
-    columns = (*LOAD_COSTS, "batch_bytes", *SAMPLE_QUANTILES)
+    columns = (*LOAD_COSTS, "batch_bytes", *SAMPLE_TIMES)
     for config, group in counted(run).dropna(subset=["load_item_s"]).groupby("config", sort=False):
         row: dict[str, Any] = {"config": config, **{name: median(group[name].astype("float64")) for name in columns}, "num_trials": len(group)}
         waits_s = row["load_item_s"] - row["load_cpu_item_s"] - row["load_delay_item_s"]

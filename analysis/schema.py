@@ -20,6 +20,8 @@ LOAD_COSTS = ("load_item_s", "load_cpu_item_s", "load_delay_item_s", "collate_it
 """The columns for the mean cost of an item in the process that loads it."""
 SAMPLE_QUANTILES = ("sample_p50_s", "sample_p90_s", "sample_p99_s", "sample_max_s")
 """The columns for how long samples take."""
+SAMPLE_TIMES = (*SAMPLE_QUANTILES, "sample_correlation")
+"""These, and whether slow samples come in runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,7 @@ COLUMNS: tuple[Column, ...] = (
     _C("sample_p90_s", "float", "s", "the time within which the dataset returns 90 % of the samples"),
     _C("sample_p99_s", "float", "s", "the time within which the dataset returns 99 % of the samples"),
     _C("sample_max_s", "float", "s", "the longest time of a sample"),
+    _C("sample_correlation", "float", "", "correlation of the times (their logarithms) of two samples that a process loads one after the other: near 0 if slow samples come anywhere, near 1 if they come in runs, below 0 if they come in turns; null if too few were timed"),
     _C("copy_only_num_items", "list[int]", "items", "items copied to the accelerator alone, in each block of copies"),
     _C("copy_only_duration_s", "list[float]", "s", "time of each block of copies; null if there is no accelerator"),
     # memory and machine

@@ -108,6 +108,7 @@ class Measurement:
     sample_p90_s: float | None = None
     sample_p99_s: float | None = None
     sample_max_s: float | None = None
+    sample_correlation: float | None = None
     copy_only_num_items: list[int] | None = None
     copy_only_duration_s: list[float] | None = None
     loss_is_finite: bool | None = None

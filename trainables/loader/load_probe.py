@@ -7,6 +7,7 @@ Workers of other start methods are not seen.
 
 from __future__ import annotations
 
+import itertools
 import math
 import mmap
 import time
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import _DatasetKind, get_worker_info
 
-from feedrate.analysis.schema import LOAD_COSTS, SAMPLE_QUANTILES
+from feedrate.analysis.schema import LOAD_COSTS, SAMPLE_QUANTILES, SAMPLE_TIMES
 
 COST_FRACTION = 0.003
 """Largest share of loading that timing may take, for batches and again for samples."""
@@ -33,9 +34,15 @@ LEAST_S = 1e-7
 BINS_PER_OCTAVE = 4
 NUM_BINS = 30 * BINS_PER_OCTAVE
 """The last bin has samples of over 100 s."""
-_NUM_BATCHES, _WALL_S, _CPU_S, _TIMED_WALL_S, _DELAY_S, _COLLATE_S, _OTHERS_CPU_S, _NUM_FETCHED, _MAX_S, _BINS = range(10)
+_NUM_BATCHES, _WALL_S, _CPU_S, _TIMED_WALL_S, _DELAY_S, _COLLATE_S, _OTHERS_CPU_S, _NUM_FETCHED, _MAX_S, _PAIRS = range(10)
 """Where a process's sums are in its part of the memory; the histogram comes last."""
+NUM_PAIR_SUMS = 6
+_BINS = _PAIRS + NUM_PAIR_SUMS
 _LENGTH = _BINS + NUM_BINS
+LEAST_PAIRS = 30
+"""A correlation of fewer pairs of samples says nothing."""
+LEAST_SPREAD = 1e-12
+"""Product of the variances of both samples of the pairs; below it their times are equal but for rounding."""
 _torchs_create = _DatasetKind.create_fetcher
 _current: LoadProbe | None = None
 """The probe of the iterator that is being created; forked workers inherit it."""
@@ -54,6 +61,8 @@ class LoadSums:
         others_cpu_s: CPU seconds of the workers' other threads, while num_fetched batches were fetched. In one of them torch hands batches over.
         num_fetched: the number of these batches, timed or not; 0 without workers.
         counts: number of timed samples in each bin, shape (NUM_BINS,).
+        pairs: sums over two samples x and y that a process loads one after the other, of 1, x, y, x * x, y * y and x * y, where x and y are the
+            logarithms of their times; shape (NUM_PAIR_SUMS,).
         max_s: longest time of a sample since the probe was made.
     """
 
@@ -66,6 +75,7 @@ class LoadSums:
     others_cpu_s: float
     num_fetched: float
     counts: Any
+    pairs: Any
     max_s: float
 
     def minus(self, earlier: LoadSums) -> LoadSums:
@@ -79,7 +89,7 @@ class LoadSums:
         Args:
             items_per_batch: items that were trained for each batch that was loaded.
         """
-        found: dict[str, Any] = dict.fromkeys((*LOAD_COSTS, *SAMPLE_QUANTILES))
+        found: dict[str, Any] = dict.fromkeys((*LOAD_COSTS, *SAMPLE_TIMES))
         if not self.num_batches or not items_per_batch:
             return found
         item_s = self.wall_s / self.num_batches / items_per_batch
@@ -91,7 +101,16 @@ class LoadSums:
             found["collate_item_s"] = item_s * self.collate_s / self.detailed_s
             quantiles = (*(self._quantile(share) for share in (0.5, 0.9, 0.99)), self.max_s)
             found |= dict(zip(SAMPLE_QUANTILES, quantiles, strict=True))
+            found["sample_correlation"] = self._correlation()
         return found
+
+    def _correlation(self) -> float | None:
+        """Return Pearson's correlation of two samples one after the other; None if there are fewer than LEAST_PAIRS, or their times are equal."""
+        num, x, y, xx, yy, xy = (float(each) for each in self.pairs)
+        if num < LEAST_PAIRS:
+            return None
+        spread = (xx / num - (x / num) ** 2) * (yy / num - (y / num) ** 2)
+        return (xy / num - x * y / num**2) / math.sqrt(spread) if spread > LEAST_SPREAD else None
 
     def _quantile(self, share: float) -> float:
         """Return the time within which this share of the samples was loaded: the middle of a bin of the histogram, which is off by 9 % at most."""
@@ -121,6 +140,7 @@ class LoadProbe:
             others_cpu_s=float(total[_OTHERS_CPU_S]),
             num_fetched=float(total[_NUM_FETCHED]),
             counts=total[_BINS:],
+            pairs=total[_PAIRS:_BINS],
             max_s=float(table[:, _MAX_S].max()),
         )
 
@@ -225,6 +245,10 @@ class _TimedFetch:
             for each in samples.durations_s:
                 place[_BINS + bin_of(each)] += 1
             place[_MAX_S] = max(place[_MAX_S], *samples.durations_s, 0.0)
+            logs = [math.log(max(each, LEAST_S)) for each in samples.durations_s]
+            for first, second in itertools.pairwise(logs):
+                for number, product in enumerate((1.0, first, second, first * first, second * second, first * second), _PAIRS):
+                    place[number] += product
 
 
 class _TimedSamples:

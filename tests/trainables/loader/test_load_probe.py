@@ -68,6 +68,33 @@ def test_time_cpu_time_and_collation_are_told_apart(num_workers):
     assert most > 0.05
 
 
+class Patterned(Dataset):
+    """Samples that take 3 ms or 1 ms: in runs of eight, or in turns."""
+
+    def __init__(self, run_length):
+        self.run_length = run_length
+
+    def __len__(self):
+        return 4000
+
+    def __getitem__(self, index):
+        time.sleep(0.003 if index // self.run_length % 2 else 0.001)
+        return index
+
+
+@pytest.mark.parametrize(("run_length", "least", "most"), [(8, 0.5, 1.0), (1, -1.0, -0.5)])
+def test_slow_samples_in_runs_are_told_from_slow_samples_in_turns(run_length, least, most):
+    """Of eight samples in a run, seven are followed by one like them: a correlation of 3/4."""
+    _, sums = probed(DataLoader(Patterned(run_length), batch_size=32), num_batches=30)
+    assert least < sums.columns(items_per_batch=32)["sample_correlation"] < most
+
+
+def test_too_few_samples_have_no_correlation():
+    """Batches of two samples give one pair each."""
+    _, sums = probed(DataLoader(Patterned(1), batch_size=2), num_batches=5)
+    assert sums.columns(items_per_batch=2)["sample_correlation"] is None
+
+
 class Large(Dataset):
     """Each sample has 4 MB, which torch copies to shared memory."""
 
