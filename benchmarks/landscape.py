@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from feedrate.analysis.estimate import RUN_SD_FRACTION, Z95, t_quantile, within_fraction
+from feedrate.analysis.estimate import FEW_WINDOWS, RUN_SD_FRACTION, Z95, t_quantile, within_fraction
 from feedrate.trainables.config import LoaderConfig
 
 DIMENSIONS = ("batch_size", "num_workers", "prefetch_factor", "persistent_workers")
 NEAREST = 5
+SLOW_WINDOW_S = 1.0
+FEW_SLOW_WINDOWS = 3
 WINDOW_SD = 0.03
 NUM_WINDOWS = 9
 T_WINDOWS = 2.306
@@ -31,8 +33,6 @@ BANDWIDTHS_S = (15.0, 30.0, 60.0, 120.0, 240.0, 480.0)
 SMOOTHED_FRACTION = 0.5
 """Settings below this share of the best mean keep their own: cliffs are no neighbours."""
 LEAST_SMOOTHED = 10
-WINDOWS_FRACTION = 0.55
-"""Share of a trial that its windows take (docs/benchmarks.md, trial_cost)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,17 @@ class Point:
     """Of its measurements alone; 0 where it was made up."""
     cpu_item_s: float | None = None
     """Of training process and workers; None where it is that of the landscape."""
+    num_windows: int = NUM_WINDOWS
+    """Of one trial of it, as it was recorded."""
+    window_s: float = 0.0
+    """Wall time of each of them."""
+
+    def cheaper(self, enough_fraction: float) -> tuple[int, float]:
+        """Number of windows and wall time of a trial that ends when its windows are expected to know the rate this well."""
+        fewest = FEW_WINDOWS if self.window_s < SLOW_WINDOW_S else FEW_SLOW_WINDOWS
+        known = (t_quantile(num - 1) * self.window_sd / math.sqrt(num) <= enough_fraction for num in range(fewest, self.num_windows))
+        num = next((number for number, enough in enumerate(known, fewest) if enough), self.num_windows)
+        return num, self.spent_s - self.window_s * (self.num_windows - num)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +118,13 @@ class Landscape:
         """The nearest measured point."""
         return self.points[self._index(config)]
 
-    def measure(self, config: LoaderConfig, rng: np.random.Generator, now_s: float) -> float:
-        """Items per second of one fresh start at that time of the recording."""
+    def measure(self, config: LoaderConfig, rng: np.random.Generator, now_s: float, enough_fraction: float = 0.0) -> float:
+        """Items per second of one fresh start at that time of the recording, in a trial that ends as `Point.cheaper` says."""
         index = self._index(config)
-        return self.points[index].sps * math.exp(float(rng.choice(self._noise[index])) + self.drift.at(now_s))
+        point = self.points[index]
+        num = point.cheaper(enough_fraction)[0]
+        fewer = rng.normal(0, point.window_sd * math.sqrt(max(1 / num - 1 / point.num_windows, 0.0)))
+        return point.sps * math.exp(float(rng.choice(self._noise[index])) + self.drift.at(now_s) + fewer)
 
     def _index(self, config: LoaderConfig) -> int:
         return int(np.abs(self._places - _place(config)).sum(axis=1).argmin())
@@ -148,7 +162,11 @@ def read(path: str | Path) -> Landscape:
         logs = group["log"]
         mean_sps = float(np.exp(logs.mean()))
         cpu_s = float(group["cpu_item_s"].median())
-        points.append(Point(config, mean_sps, float(group["spent_s"].mean()), float(group["window_sd"].median()), mean_sps, cpu_s))
+        num_windows = round(group["num_windows"].mean())
+        points.append(Point(
+            config, mean_sps, float(group["spent_s"].mean()), float(group["window_sd"].median()), mean_sps, cpu_s,
+            num_windows=num_windows, window_s=float(group["timed_s"].mean()) / num_windows,
+        ))  # fmt: skip
         residuals.append(((logs - logs.mean()) * math.sqrt(len(logs) / max(len(logs) - 1, 1))).to_numpy())
     points = [replace(point, sps=sps) for point, sps in zip(points, smoothed(points, residuals), strict=True)]
     ceilings = rows.dropna(subset=["step_only_sps"]).groupby("batch_size")["step_only_sps"].median()
@@ -272,23 +290,23 @@ def made_up(
                 config = LoaderConfig(
                     num_workers=number, batch_size=size, prefetch_factor=ahead, persistent_workers=number > 0
                 )
-                spent_s, num_windows = _trial(number, size, sps, item_s)
+                spent_s, num_windows, window_s = _trial(number, size, sps, item_s)
                 within = within_fraction((num_windows - 1) * WINDOW_SD**2, num_windows)
                 window_sd = WINDOW_SD if num_windows >= 5 else within * math.sqrt(NUM_WINDOWS) / T_WINDOWS
-                points.append(Point(config, sps, spent_s, window_sd))
+                points.append(Point(config, sps, spent_s, window_sd, num_windows=num_windows, window_s=window_s))
     residuals = np.random.default_rng(0).normal(0, noise, 400)
     baseline = LoaderConfig(num_workers=0, batch_size=64)
     return Landscape(name, points, [residuals] * len(points), ceilings, cpu_item_s, num_cpus, baseline)
 
 
-def _trial(number: int, size: int, sps: float, item_s: float) -> tuple[float, int]:
-    """Wall time of a trial and how many windows it has time for, as trainables/measuring/training.py goes about it."""
+def _trial(number: int, size: int, sps: float, item_s: float) -> tuple[float, int, float]:
+    """Wall time of a trial, how many windows it has time for, and the wall time of each, as trainables/measuring/training.py goes about it."""
     first_s, period_s = max(size * item_s, size / sps), max(number, 1) * size / sps
     settle_s = min(3 * period_s + 0.35, 5.0) if number else 0.35
     window_s = min(max(0.35, 4 * period_s) if 4 * period_s < 1 else max(1.0, period_s), max(20 / 6, size / sps))
     left_s = 15.0 - first_s - settle_s  # a quarter of 20 s is for the ends of epochs
     num_windows = max(min(int(left_s / window_s), 5), 1)
-    return 3.0 + 0.15 * number + first_s + settle_s + num_windows * window_s, num_windows
+    return 3.0 + 0.15 * number + first_s + settle_s + num_windows * window_s, num_windows, window_s
 
 
 MADE_UP = [
@@ -303,19 +321,19 @@ MADE_UP = [
 """Worlds for looking at the search."""
 
 
-def columns_of(landscape: Landscape, config: LoaderConfig, sps: float, rng: np.random.Generator, *, step_only: bool) -> dict[str, Any]:
+def columns_of(landscape: Landscape, config: LoaderConfig, sps: float, rng: np.random.Generator, *, step_only: bool, num_windows: int = NUM_WINDOWS) -> dict[str, Any]:
     """What a trial of that run-level rate reports after its last window."""
     size = config.batch_size or 64
-    num_items = [10 * size] * NUM_WINDOWS
+    num_items = [10 * size] * num_windows
     # windows differ as they did; the rate of all together is the one that was drawn
-    spread = np.exp(rng.normal(0, landscape.at(config).window_sd, NUM_WINDOWS))
+    spread = np.exp(rng.normal(0, landscape.at(config).window_sd, num_windows))
     durations = [float(each) for each in 10 * size / sps * spread / spread.mean()]
     columns: dict[str, Any] = {
         "window_duration_s": durations,
-        "window_num_batches": [10] * NUM_WINDOWS,
+        "window_num_batches": [10] * num_windows,
         "window_num_items": num_items,
-        "window_produced_batches": [10] * NUM_WINDOWS,
-        "window_wait_s": [0.0] * NUM_WINDOWS,
+        "window_produced_batches": [10] * num_windows,
+        "window_wait_s": [0.0] * num_windows,
         "settled": True,
         "boundary_s": 0.0,
         "num_cpus": landscape.num_cpus,

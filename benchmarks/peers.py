@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from landscape import Landscape
 
+from feedrate.search.options import ENOUGH_FRACTION
 from feedrate.trainables.config import LoaderConfig
 
 
@@ -169,8 +170,8 @@ def told_the_best(landscape: Landscape, seed: int) -> Iterator[Answer]:
     while True:
         configs = [landscape.baseline, *(point.config for point in best if point.config != landscape.baseline)]
         for config in configs:
-            elapsed_s += landscape.at(config).spent_s
-            logs.setdefault(config, []).append(math.log(landscape.measure(config, rng, began_s + elapsed_s)))
+            elapsed_s += landscape.at(config).cheaper(ENOUGH_FRACTION)[1]
+            logs.setdefault(config, []).append(math.log(landscape.measure(config, rng, began_s + elapsed_s, ENOUGH_FRACTION)))
         means = {config: statistics.fmean(each) for config, each in logs.items()}
         answer = max(means, key=lambda config: means[config])
         yield Answer(elapsed_s, answer, math.exp(means[answer] - means[landscape.baseline]), landscape.baseline)

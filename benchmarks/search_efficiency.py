@@ -2,12 +2,13 @@
 
     python benchmarks/search_efficiency.py --seeds 200 benchmarks/landscapes/*.parquet
     python benchmarks/search_efficiency.py --seeds 20 --made-up
+    python benchmarks/search_efficiency.py benchmarks/landscapes/*.parquet --methods "(told the best six)" --at 0.05 0.1 0.2 0.5 1
 
 Time is counted in fractions of what the whole grid takes, three times each. Columns, over the seeds:
 
     truth     true rate of the answer as a fraction of the grid's best, mean
     off       share of searches whose answer is more than 2 % behind the best
-    time      when the search ended by itself, or (methods without an end) 10 % of the grid's time
+    time      when the search ended by itself, or (methods without an end) 10 % of the grid's time, or a fraction of --at
     claimed   mean of |claimed gain / true gain - 1|
     98 %      time after which the best setting so far is 98 % or more of the grid's best on average, and in at most 5 % of the
               searches more than 2 % off; - where it never is
@@ -30,7 +31,7 @@ from typing import Any
 
 import landscape as landscapes
 import numpy as np
-from landscape import MADE_UP, NUM_WINDOWS, WINDOWS_FRACTION, Landscape, columns_of, cut
+from landscape import MADE_UP, Landscape, columns_of, cut
 from peers import (
     Answer,
     Method,
@@ -48,7 +49,7 @@ from rich.console import Console
 
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.search.engine.reservation import Placement
-from feedrate.search.options import LOOKS, SearchOptions
+from feedrate.search.options import ENOUGH_FRACTION, LOOKS, SearchOptions
 from feedrate.search.record import SearchedWorkload, SearchRecord
 from feedrate.search.result import conclude
 from feedrate.search.session.display import Display
@@ -99,20 +100,24 @@ def feedrate(sampler: str, *, of_grid: float = math.inf, **options: Any) -> Meth
                 if request.kind == "confirm":
                     assert session.confirmation is not None
                     for position, config in enumerate(request.configs):
-                        now[0] += landscape.at(config).spent_s
-                        sps = landscape.measure(config, rng, began_s + now[0])
-                        session.confirmation.measured(request.number, position, columns_of(landscape, config, sps, rng, step_only=False), None)
+                        num_windows, spent_s = landscape.at(config).cheaper(ENOUGH_FRACTION)
+                        now[0] += spent_s
+                        sps = landscape.measure(config, rng, began_s + now[0], ENOUGH_FRACTION)
+                        columns = columns_of(landscape, config, sps, rng, step_only=False, num_windows=num_windows)
+                        session.confirmation.measured(request.number, position, columns, None)
                     session.confirmation.over(request.number)
                     continue
                 config = request.config
-                columns = columns_of(landscape, config, landscape.measure(config, rng, began_s + now[0]), rng, step_only=request.measure_step)
-                share = 1.0
+                point = landscape.at(config)
+                num_windows, spent_s = point.cheaper(ENOUGH_FRACTION)
+                sps = landscape.measure(config, rng, began_s + now[0], ENOUGH_FRACTION)
+                columns = columns_of(landscape, config, sps, rng, step_only=request.measure_step, num_windows=num_windows)
                 for look in LOOKS:
-                    if look < NUM_WINDOWS and session.should_stop(request.number, cut(columns, look)):
-                        share = 1 - WINDOWS_FRACTION * (1 - look / NUM_WINDOWS)
+                    if look < num_windows and session.should_stop(request.number, cut(columns, look)):
+                        spent_s -= (num_windows - look) * point.window_s
                         columns = cut(columns, look)
                         break
-                now[0] += share * landscape.at(config).spent_s
+                now[0] += spent_s
                 session.completed(request.number, columns, None)
                 known = session.measured()
                 if known:
@@ -183,9 +188,9 @@ def at_time(each: Outcome, time: float) -> int:
     return max(int(np.searchsorted(each.times, time, side="right")) - 1, 0)
 
 
-def report(landscape: Landscape, method: str, outcomes: list[Outcome]) -> str:
-    """One line of the table."""
-    last = [len(each.times) - 1 if each.ended else at_time(each, UNTIL) for each in outcomes]
+def report(landscape: Landscape, method: str, outcomes: list[Outcome], at: float | None = None) -> str:
+    """One line of the table; `at` judges the answers that stand then, a fraction of the grid's time."""
+    last = [at_time(each, at or UNTIL) if at is not None or not each.ended else len(each.times) - 1 for each in outcomes]
     truths = [each.truths[index] for each, index in zip(outcomes, last, strict=True)]
     claims = [abs(each.claims[index]) for each, index in zip(outcomes, last, strict=True)]
     times = [each.times[index] for each, index in zip(outcomes, last, strict=True)]
@@ -209,6 +214,7 @@ def main() -> None:
     parser.add_argument("--made-up", action="store_true", help="made-up worlds too")
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS), metavar="NAME")
+    parser.add_argument("--at", type=float, nargs="*", default=[None], metavar="FRACTION", help="judge after these fractions of the grid's time")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
@@ -217,7 +223,8 @@ def main() -> None:
     for world in worlds:
         for method in args.methods:
             outcomes = [outcome(world, METHODS[method], seed) for seed in range(args.seeds)]
-            print(report(world, method, outcomes), flush=True)
+            for at in args.at:
+                print(report(world, method, outcomes, at), flush=True)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,10 @@ LOOKS = (5, 8, 13, 20)
 """Numbers of windows after which a trial may be stopped. An interval that is tested after every window overstates its confidence,
 so there are few such tests."""
 
+ENOUGH_FRACTION = 0.05
+"""A trial of a search ends when half of the interval of its windows is below this fraction of the rate. Fresh starts of a setting differ by 8 to
+14 % where samples are decoded (docs/benchmarks.md), so that another start says more than a longer one."""
+
 
 class UsageError(Exception):
     """An error for a request that cannot be met; the message says why and what to do instead. The command line exits with 2."""

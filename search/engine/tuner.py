@@ -20,7 +20,7 @@ from feedrate.search.engine.scheduler import PruningScheduler
 from feedrate.search.engine.searcher import SessionSearcher
 from feedrate.search.engine.slots import Slots
 from feedrate.search.engine.trainable import Supervisor
-from feedrate.search.options import SearchOptions
+from feedrate.search.options import ENOUGH_FRACTION, SearchOptions
 from feedrate.search.session.session import Session
 from feedrate.search.session.trial_request import TrialRequest
 from feedrate.search.shipping.shipping import digest_of
@@ -164,6 +164,7 @@ def _to_config(
             "configs": [config.to_dict() for config in request.configs],
             "options": MeasureOptions(
                 max_trial_s=request.max_trial_s,
+                enough_fraction=ENOUGH_FRACTION,
                 # every trial starts at another place of the data; all settings of a round start at the same one
                 seed=options.seed * 1_000_003 + request.number + (ROUND_SEED if request.kind == "confirm" else 0),
                 measure_step=request.measure_step,

@@ -282,7 +282,7 @@ def prepare_training(
     result.epoch_samples = options.epoch_samples
     is_told = options.epoch_samples is not None or workload.unit != "samples"  # a dataset's length counts samples, not tokens
     result.start_method = start_method(loader) if loader.num_workers else None
-    return Training(loader, watch, step, device, result, options.max_trial_s, counts_epoch=not is_told, lead=lead)
+    return Training(loader, watch, step, device, result, options.max_trial_s, options.enough_fraction, counts_epoch=not is_told, lead=lead)
 
 
 def _boundary_matters(training: Training, options: MeasureOptions) -> bool:

@@ -34,11 +34,11 @@ fewer if they take long (then the measured spread is up to a fifth too wide)."""
 MIN_WINDOW_S = 0.35
 LONG_WINDOW_S = 1.0
 MIN_WINDOWS = 5
+MIN_LONG_WINDOWS = 3
+"""The same where a window takes LONG_WINDOW_S or more, so that it is a mean over many samples."""
 MAX_WINDOWS = 13
 ENOUGH_S = 6.0
 """Total duration of windows after which MIN_WINDOWS windows are enough, even if the interval is still wide."""
-ENOUGH_FRACTION = 0.015
-"""A measurement ends when its relative half-width is below this, because fresh starts differ from each other by more."""
 MAX_EPOCHS = 40
 MAX_DISCARDED = 3
 """How many windows in a row are discarded because a training script did something else than training."""
@@ -55,6 +55,7 @@ class Training:
         device: where the step runs.
         result: filled in during the training.
         max_s: wall time for everything from iter(loader) on.
+        enough_fraction: the measurement ends when half of the interval of its windows is below this fraction of the rate.
         counts_epoch: compute `result.epoch_samples` from the loader's lengths in each window; otherwise leave it as it is.
         lead: the other ranks of a training with several, of which this is rank 0. Windows, epochs and items are those of all ranks.
     """
@@ -67,11 +68,13 @@ class Training:
         device: torch.device,
         result: Measurement,
         max_s: float,
+        enough_fraction: float,
         counts_epoch: bool = False,
         lead: Lead | None = None,
     ) -> None:
         self.loader, self.watch, self.step = loader, watch, step
         self.device, self.result, self.max_s, self.counts_epoch = device, result, max_s, counts_epoch
+        self.enough_fraction = enough_fraction
         self.epoch = EpochSize()
         self.cycle = max(loader.num_workers, 1)
         self.consumed = self.items = 0
@@ -253,12 +256,18 @@ class Training:
         until = self.deadline - self.reserved_s
         if len(windows) and time.perf_counter() + windows.window_duration_s[-1] / 2 > until:
             return True
-        if len(windows) < MIN_WINDOWS or self._is_changing():
+        if len(windows) < self._min_windows() or self._is_changing():
             return False
         counted_s = windows.window_duration_s[windows.lasting().first :]
         if len(counted_s) >= MAX_WINDOWS or sum(counted_s) >= ENOUGH_S:
             return True
-        return self.has_rate() and windows.rate().half_width_fraction < ENOUGH_FRACTION
+        return self.has_rate() and windows.rate().half_width_fraction < self.enough_fraction
+
+    def _min_windows(self) -> int:
+        """Return the least number of windows for a rate."""
+        windows = self.result.windows
+        is_long = len(windows) > 0 and min(windows.window_duration_s) >= LONG_WINDOW_S
+        return MIN_LONG_WINDOWS if is_long else MIN_WINDOWS
 
     def _is_changing(self) -> bool:
         """Whether the rate still changes, or may soon (samples come for the second time), so that only the deadline ends the windows."""
@@ -308,7 +317,7 @@ class Training:
         windows, found = self.result.windows, self.result.windows.lasting()
         half = (found.first + len(windows)) // 2
         counted = windows.window_num_batches[found.first :]
-        if len(counted) < MIN_WINDOWS or min(counted) < self.cycle or found.change_fraction:
+        if len(counted) < self._min_windows() or min(counted) < self.cycle or found.change_fraction:
             return False
         rates = [
             sum(windows.window_num_items[part]) / sum(windows.window_duration_s[part])

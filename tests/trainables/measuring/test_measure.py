@@ -496,7 +496,7 @@ class Rounds:
 def test_a_step_that_waits_consumes_what_is_produced():
     """The queue is empty once in every round of the workers: what is consumed in whole rounds is the rate, whatever the count says."""
     loader, result = Rounds(), Measurement()
-    training = loader.training = Training(loader, loader, lambda batch: None, torch.device("cpu"), result, 5.0)
+    training = loader.training = Training(loader, loader, lambda batch: None, torch.device("cpu"), result, 5.0, 0.015)
     training.start()
     training.settle()
     for _ in range(3):

@@ -10,10 +10,10 @@ from feedrate.trainables.measurement import Measurement
 from feedrate.trainables.measuring.training import Training
 
 
-def training(rates, *, seconds=1.0, epoch_samples=None):
+def training(rates, *, seconds=1.0, epoch_samples=None, enough_fraction=0.015):
     """A training with all the time of the world, whose windows had these rates."""
     result = Measurement(epoch_samples=epoch_samples)
-    made = Training(DataLoader([0]), None, None, torch.device("cpu"), result, 1e9)
+    made = Training(DataLoader([0]), None, None, torch.device("cpu"), result, 1e9, enough_fraction)
     made.deadline = math.inf
     for rate in rates:
         number = round(rate * seconds)
@@ -25,12 +25,23 @@ NOISY = [1000, 1100, 900, 1050, 950, 1080, 920, 1000, 1100, 900, 1050, 950, 1080
 
 
 def test_a_steady_rate_is_enough_soon():
-    """Five windows that agree, six seconds of some that do not, or thirteen."""
-    assert not training([1000] * 4).finished()
+    """Five short windows or three long ones that agree, six seconds of some that do not, or thirteen."""
+    assert not training([1000] * 4, seconds=0.9).finished()
+    assert not training([1000] * 2, seconds=3.0).finished()
+    assert training([1000] * 3).finished()
+    assert training([1000] * 3).steady()
+    assert not training([1000, 1000, 1020]).finished()
     assert training([1000] * 5, seconds=0.35).finished()
     assert not training(NOISY[:6], seconds=0.35).finished()
     assert training(NOISY[:6]).finished()
     assert training(NOISY, seconds=0.35).finished()
+
+
+def test_a_trial_of_a_search_needs_less():
+    """These rates are known to 3.1 %: enough to compare settings, too little for `measure`."""
+    rates = [1000, 1020, 980, 1030, 970]
+    assert training(rates, seconds=0.35, enough_fraction=0.05).finished()
+    assert not training(rates, seconds=0.35).finished()
 
 
 @pytest.mark.parametrize("num", [6, 13, 20])
