@@ -89,17 +89,25 @@ def write_so_far(folder: RunFolder) -> None:
 def pick(complete: pd.DataFrame, where: Standing | None = None) -> pd.Series[Any]:
     """Return the cheapest setting within 2 % of the fastest, at the batch size of the fastest. Fewer workers are cheaper, then less memory.
 
-    If there were confirmation rounds, they decide. Otherwise the fastest setting is the one with the highest lower bound, because the
-    highest rate may be luck. If the chosen setting is neither significantly faster nor cheaper than the baseline, the baseline is
-    returned: a change would not be worth it.
+    If there were confirmation rounds, they decide. Otherwise the fastest setting is chosen as in `finalists.leading`. If the result is neither
+    significantly faster nor cheaper than the baseline, the setting with the highest lower bound is taken for the fastest one. If that is
+    no better, the baseline is returned: a change would not be worth it.
     """
     if where is not None:
         return _or_baseline(complete, complete[complete["config"] == where.answer].iloc[0])
-    fastest = complete.sort_values("throughput_low_sps", ascending=False, kind="stable").iloc[0]
+    low_sps = complete["throughput_low_sps"]
+    leading_sps = complete["throughput_sps"].where(complete["change_fraction"].fillna(0.0) == 0.0, low_sps)
+    chosen = _cheapest(complete, leading_sps)
+    answer = _or_baseline(complete, chosen)
+    return answer if answer is chosen else _or_baseline(complete, _cheapest(complete, low_sps))
+
+
+def _cheapest(complete: pd.DataFrame, sps: pd.Series[float]) -> pd.Series[Any]:
+    """Return the cheapest setting within 2 % of that with the highest of these rates, at its batch size."""
+    fastest = complete.loc[sps.idxmax()]
     same_size = same(complete["batch_size"], fastest["batch_size"])
     tied = complete[same_size & (complete["throughput_sps"] >= fastest["throughput_sps"] * (1 - TIED_FRACTION))]
-    cheapest_first = tied.sort_values(list(COST), kind="stable", na_position="first")
-    return _or_baseline(complete, cheapest_first.iloc[0])
+    return tied.sort_values(list(COST), kind="stable", na_position="first").iloc[0]
 
 
 def _or_baseline(complete: pd.DataFrame, chosen: pd.Series[Any]) -> pd.Series[Any]:

@@ -125,7 +125,7 @@ def choose(
 ) -> list[Candidate]:
     """Return the finalists, the most important first.
 
-    They are the best setting so far (the one with the highest lower bound), the baseline at its batch size, the cheapest settings that
+    They are the best setting so far (`leading`), the baseline at its batch size, the cheapest settings that
     may be as good, the settings with the highest measured rates, and the baselines at the batch sizes of all of these.
 
     Args:
@@ -140,21 +140,22 @@ def choose(
     allowed = able(candidates, disqualified)
     if not allowed:
         return []
-    surest = max(allowed, key=lambda each: each.rate.low_sps)
-    rivals = [each for each in allowed if each.rate.high_sps >= surest.rate.low_sps and each is not surest]
+    best = leading(allowed)
+    surely_sps = max(each.rate.low_sps for each in allowed)
+    rivals = [each for each in allowed if each.rate.high_sps >= surely_sps and each is not best]
     fastest = sorted(rivals, key=lambda each: -each.rate.sps)
     near = [
         each
         for each in rivals
-        if each.config.batch_size == surest.config.batch_size
-        and each.cost < surest.cost
-        and each.rate.sps >= surest.rate.sps * (1 - 1.5 * TIED_FRACTION)
+        if each.config.batch_size == best.config.batch_size
+        and each.cost < best.cost
+        and each.rate.sps >= best.rate.sps * (1 - 1.5 * TIED_FRACTION)
     ]
     cheapest = sorted(near, key=lambda each: each.cost)
-    yours = [each for each in candidates if each.is_baseline and _same_size(each, surest) and each is not surest]
-    chosen = [surest, *yours]
-    if surest.is_baseline and not fastest:  # rounds also confirm that nothing is faster than the baseline
-        fastest = sorted((each for each in allowed if each is not surest), key=lambda each: -each.rate.sps)[:1]
+    yours = [each for each in candidates if each.is_baseline and _same_size(each, best) and each is not best]
+    chosen = [best, *yours]
+    if best.is_baseline and not fastest:  # rounds also confirm that nothing is faster than the baseline
+        fastest = sorted((each for each in allowed if each is not best), key=lambda each: -each.rate.sps)[:1]
     for group in (cheapest[:1], fastest[:1], cheapest[1:2], fastest[1:]):
         for each in group:
             if each not in chosen and sum(not other.is_baseline for other in chosen) < MAX_FINALISTS:
@@ -163,6 +164,15 @@ def choose(
     sizes = {each.config.batch_size for each in chosen}
     chosen += [each for each in candidates if each.is_baseline and each.config.batch_size in sizes and each not in chosen]
     return chosen if len(chosen) > 1 else []
+
+
+def leading(candidates: Sequence[Candidate]) -> Candidate:
+    """Return the best setting so far: the one with the highest measured rate; of a rate that still changes, only the lower bound counts.
+
+    The highest lower bound would name slower settings: few windows make an interval wide, and settings with many workers have few. In
+    simulated searches it led to settings 3 to 6 % slower (docs/benchmarks.md).
+    """
+    return max(candidates, key=lambda each: each.rate.low_sps if each.is_changing else each.rate.sps)
 
 
 def able(candidates: Sequence[Candidate], disqualified: Disqualified) -> list[Candidate]:

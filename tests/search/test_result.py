@@ -143,10 +143,24 @@ def test_the_answer_keeps_the_batch_size_of_the_fastest(concluded):
     assert (result.dataloader["batch_size"], result.dataloader["num_workers"]) == (64, 8)
 
 
+def test_the_highest_rate_wins_although_its_interval_is_wide(concluded):
+    """Settings with many workers have few windows: of those surely faster than yours, the one that measured fastest is the best guess."""
+    wide = record(1, num_workers=12, rate_sps=1200.0, num_windows=2, noise_fraction=0.3)
+    result = concluded([baseline(700.0), wide, record(2, num_workers=4, rate_sps=1100.0)])
+    assert result.dataloader["num_workers"] == 12
+
+
+def test_a_rate_that_still_falls_counts_by_its_lower_bound(concluded):
+    """Where it ends is not known."""
+    falling = record(1, num_workers=12, rate_sps=1200.0, num_windows=8)
+    falling["window_duration_s"] = [each * 1.1**index for index, each in enumerate(falling["window_duration_s"])]
+    assert concluded([baseline(), falling, record(2, num_workers=4, rate_sps=800.0)]).dataloader["num_workers"] == 4
+
+
 def test_a_lucky_value_with_a_wide_interval_is_not_the_fastest(concluded):
-    """What is surely fast wins over what may be faster."""
-    lucky = record(1, num_workers=12, rate_sps=1200.0, num_windows=2, noise_fraction=0.3)
-    result = concluded([baseline(), lucky, record(2, num_workers=4, rate_sps=1100.0)])
+    """What is surely faster than yours wins over what may be faster still, or no faster than yours."""
+    lucky = record(1, num_workers=12, rate_sps=1200.0, num_windows=1)
+    result = concluded([baseline(1000.0), lucky, record(2, num_workers=4, rate_sps=1100.0)])
     assert result.dataloader["num_workers"] == 4
     said = [line for line in explain(result) if "was measured faster" in line]
     assert len(said) == 1
@@ -155,10 +169,11 @@ def test_a_lucky_value_with_a_wide_interval_is_not_the_fastest(concluded):
 
 
 def test_a_cheaper_setting_that_ties_with_the_surest_is_said_to_be_cheaper(concluded):
-    """Another one, less sure than that, was measured faster at the same batch size: no other --batch-size is advised."""
+    """Another one, whose rate still rose, was measured faster at the same batch size: no other --batch-size is advised."""
     surest = record(1, num_workers=8, rate_sps=1010.0, noise_fraction=0.001)
     cheaper = record(2, num_workers=4, rate_sps=1005.0, noise_fraction=0.1)
-    faster = record(3, num_workers=8, prefetch_factor=8, rate_sps=1100.0, noise_fraction=0.17)
+    faster = record(3, num_workers=8, prefetch_factor=8, rate_sps=1280.0, num_windows=8)
+    faster["window_duration_s"] = [each / 1.1 ** (index - 7) for index, each in enumerate(faster["window_duration_s"])]
     result = concluded([baseline(), surest, cheaper, faster])
     assert (result.dataloader["num_workers"], result.best["tied_with"][0]["num_workers"]) == (4, 8)
     said = [line for line in explain(result) if "was measured faster" in line]

@@ -1,5 +1,7 @@
 """finalists.py: which settings are measured again, and in which order."""
 
+from dataclasses import replace
+
 import pytest
 from synthetic import record
 
@@ -39,10 +41,16 @@ def workers(chosen):
 YOURS = candidate(0, 400.0, baseline=True)
 
 
-def test_the_surest_comes_first_then_yours_then_the_cheapest_that_may_be_as_good():
+def test_the_fastest_comes_first_then_yours_then_the_cheapest_that_may_be_as_good():
     """w12 reads more than w10, less surely; w6 is a little slower and cheaper; w2 is out of reach."""
     found = [YOURS, candidate(2, 800.0), candidate(6, 985.0), candidate(10, 1000.0), candidate(12, 1010.0, half=0.1)]
-    assert workers(choose(found)) == [10, 0, 6, 12]
+    assert workers(choose(found)) == [12, 0, 6, 10]
+
+
+def test_of_a_rate_that_still_changes_only_the_lower_bound_counts():
+    """It may go on falling."""
+    falling = replace(candidate(12, 1010.0, half=0.1), is_changing=True)
+    assert workers(choose([YOURS, candidate(10, 1000.0), falling])) == [10, 0, 12]
 
 
 def test_no_more_than_four_and_the_baseline():
@@ -53,7 +61,7 @@ def test_no_more_than_four_and_the_baseline():
     assert {4, 5, 0, 23} <= set(workers(chosen))
 
 
-def test_the_baseline_is_that_of_the_surest_ones_batch_size():
+def test_the_baseline_is_that_of_the_fastest_ones_batch_size():
     other = candidate(0, 300.0, batch_size=32, baseline=True)
     chosen = choose([other, YOURS, candidate(8, 1000.0), candidate(8, 700.0, batch_size=32)])
     assert YOURS in chosen
