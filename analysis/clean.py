@@ -11,6 +11,8 @@ from feedrate.analysis.schema import COLUMN, COLUMNS, Column, fits
 WINDOW_COLUMNS = tuple(column.name for column in COLUMNS if column.name.startswith("window_"))
 _OPTIONAL = ("window_wait_s", "window_step_s")
 """Columns of windows that a record need not have."""
+_LEAST = {"nice": -20, "tree_uss_growth_bytes_per_batch": -(2**63), "sample_correlation": -1}
+"""The smallest value of the columns that may be negative."""
 
 
 def clean(record: dict[str, Any], position: int, problems: list[str]) -> dict[str, Any] | None:
@@ -37,11 +39,11 @@ def clean(record: dict[str, Any], position: int, problems: list[str]) -> dict[st
 
 
 def _sensible(value: Any, column: Column) -> bool:
-    """Whether a value has the right type, is finite, and is not negative (only niceness and memory growth may be negative)."""
+    """Whether a value has the right type, is finite, and is not negative (only _LEAST may be)."""
     if not fits(value, column.dtype):
         return False
     numbers = value if isinstance(value, list) else [value]
-    least = {"nice": -20, "tree_uss_growth_bytes_per_batch": -(2**63)}.get(column.name, 0)
+    least = _LEAST.get(column.name, 0)
     return all(
         least <= number < 2**63 and math.isfinite(number) for number in numbers if isinstance(number, (int, float))
     )

@@ -17,17 +17,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from feedrate.analysis.estimate import FEW_WINDOWS, RUN_SD_FRACTION, Z95, t_quantile, within_fraction
+from feedrate.analysis.estimate import RUN_SD_FRACTION, WINDOW_SD_FRACTION, Z95, t_quantile
 from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.measuring.training import LONG_AGREE, LONG_WINDOW_S, MIN_LONG_WINDOWS, MIN_WINDOWS
 
 DIMENSIONS = ("batch_size", "num_workers", "prefetch_factor", "persistent_workers")
 NEAREST = 5
-SLOW_WINDOW_S = 1.0
-FEW_SLOW_WINDOWS = 3
 WINDOW_SD = 0.03
 NUM_WINDOWS = 9
-T_WINDOWS = 2.306
-"""Student's t at 95 % for 9 windows."""
 BANDWIDTHS_S = (15.0, 30.0, 60.0, 120.0, 240.0, 480.0)
 """Over which a machine's drift may be smooth; the one that foretells left-out trials best is taken."""
 SMOOTHED_FRACTION = 0.5
@@ -57,9 +54,11 @@ class Point:
 
     def cheaper(self, enough_fraction: float) -> tuple[int, float]:
         """Number of windows and wall time of a trial that ends when its windows are expected to know the rate this well."""
-        fewest = FEW_WINDOWS if self.window_s < SLOW_WINDOW_S else FEW_SLOW_WINDOWS
-        known = (t_quantile(num - 1) * self.window_sd / math.sqrt(num) <= enough_fraction for num in range(fewest, self.num_windows))
-        num = next((number for number, enough in enumerate(known, fewest) if enough), self.num_windows)
+        def enough(num: int) -> bool:
+            half = t_quantile(num - 1) * self.window_sd / math.sqrt(num)
+            return half <= enough_fraction if num >= MIN_WINDOWS else self.window_s >= LONG_WINDOW_S and LONG_AGREE * half <= enough_fraction
+
+        num = next((each for each in range(MIN_LONG_WINDOWS, self.num_windows) if enough(each)), self.num_windows)
         return num, self.spent_s - self.window_s * (self.num_windows - num)
 
 
@@ -152,8 +151,8 @@ def read(path: str | Path) -> Landscape:
     drift = _drift(np.log(rows["sps"].to_numpy()), groups.ngroup().to_numpy(), rows["spent_s"].cumsum().to_numpy())
     rows["log"] = np.log(rows["sps"]) - drift.logs
     half = (rows["high_sps"] - rows["low_sps"]) / 2 / rows["sps"]
-    within = [_within(*each) for each in zip(half, rows["num_windows"], strict=True)]
-    rows["window_sd"] = np.array(within) * math.sqrt(NUM_WINDOWS) / T_WINDOWS
+    within = [_window_sd(*each) for each in zip(half, rows["num_windows"], strict=True)]
+    rows["window_sd"] = within
     points, residuals = [], []
     groups = rows.groupby(list(DIMENSIONS), dropna=False)
     for key, group in groups:
@@ -183,11 +182,12 @@ def read(path: str | Path) -> Landscape:
     )
 
 
-def _within(half: float, num_windows: int) -> float:
-    """Half of the interval of a trial's windows, as a fraction, as it is computed today; few windows had wider ones when these were recorded."""
+def _window_sd(half: float, num_windows: int) -> float:
+    """Standard deviation of log(rate) between the windows of a trial, from half of its interval, as a fraction."""
+    if num_windows < 2:
+        return WINDOW_SD_FRACTION
     within = math.sqrt(max(half**2 - (Z95 * RUN_SD_FRACTION) ** 2, 1e-6))
-    squares = (within / t_quantile(num_windows - 1)) ** 2 * (num_windows - 1) * num_windows if num_windows > 1 else 0.0
-    return within_fraction(squares, num_windows)
+    return within * math.sqrt(num_windows) / t_quantile(num_windows - 1)
 
 
 def _drift(logs: Any, settings: Any, times_s: Any) -> Drift:
@@ -291,9 +291,7 @@ def made_up(
                     num_workers=number, batch_size=size, prefetch_factor=ahead, persistent_workers=number > 0
                 )
                 spent_s, num_windows, window_s = _trial(number, size, sps, item_s)
-                within = within_fraction((num_windows - 1) * WINDOW_SD**2, num_windows)
-                window_sd = WINDOW_SD if num_windows >= 5 else within * math.sqrt(NUM_WINDOWS) / T_WINDOWS
-                points.append(Point(config, sps, spent_s, window_sd, num_windows=num_windows, window_s=window_s))
+                points.append(Point(config, sps, spent_s, WINDOW_SD, num_windows=num_windows, window_s=window_s))
     residuals = np.random.default_rng(0).normal(0, noise, 400)
     baseline = LoaderConfig(num_workers=0, batch_size=64)
     return Landscape(name, points, [residuals] * len(points), ceilings, cpu_item_s, num_cpus, baseline)

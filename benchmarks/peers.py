@@ -40,8 +40,8 @@ class Tally:
 
     def measure(self, config: LoaderConfig) -> float:
         """One trial."""
-        self.elapsed_s += self.landscape.at(config).spent_s
-        self.sps[config] = self.landscape.measure(config, self.rng, self.began_s + self.elapsed_s)
+        self.elapsed_s += self.landscape.at(config).cheaper(ENOUGH_FRACTION)[1]
+        self.sps[config] = self.landscape.measure(config, self.rng, self.began_s + self.elapsed_s, ENOUGH_FRACTION)
         return self.sps[config]
 
     def answer(self) -> Answer:

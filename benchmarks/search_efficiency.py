@@ -53,6 +53,7 @@ from feedrate.search.options import ENOUGH_FRACTION, LOOKS, SearchOptions
 from feedrate.search.record import SearchedWorkload, SearchRecord
 from feedrate.search.result import conclude
 from feedrate.search.session.display import Display
+from feedrate.search.session.finalists import leading
 from feedrate.search.session.session import Session
 from feedrate.search.setup.request import baseline_configs, seed_configs
 from feedrate.search.space.search_space import Choice, SearchSpace
@@ -100,10 +101,10 @@ def feedrate(sampler: str, *, of_grid: float = math.inf, **options: Any) -> Meth
                 if request.kind == "confirm":
                     assert session.confirmation is not None
                     for position, config in enumerate(request.configs):
-                        num_windows, spent_s = landscape.at(config).cheaper(ENOUGH_FRACTION)
-                        now[0] += spent_s
-                        sps = landscape.measure(config, rng, began_s + now[0], ENOUGH_FRACTION)
-                        columns = columns_of(landscape, config, sps, rng, step_only=False, num_windows=num_windows)
+                        point = landscape.at(config)
+                        now[0] += point.spent_s
+                        sps = landscape.measure(config, rng, began_s + now[0])
+                        columns = columns_of(landscape, config, sps, rng, step_only=False, num_windows=point.num_windows)
                         session.confirmation.measured(request.number, position, columns, None)
                     session.confirmation.over(request.number)
                     continue
@@ -113,7 +114,7 @@ def feedrate(sampler: str, *, of_grid: float = math.inf, **options: Any) -> Meth
                 sps = landscape.measure(config, rng, began_s + now[0], ENOUGH_FRACTION)
                 columns = columns_of(landscape, config, sps, rng, step_only=request.measure_step, num_windows=num_windows)
                 for look in LOOKS:
-                    if look < num_windows and session.should_stop(request.number, cut(columns, look)):
+                    if look <= num_windows and session.should_stop(request.number, cut(columns, look)):
                         spent_s -= (num_windows - look) * point.window_s
                         columns = cut(columns, look)
                         break
@@ -121,9 +122,9 @@ def feedrate(sampler: str, *, of_grid: float = math.inf, **options: Any) -> Meth
                 session.completed(request.number, columns, None)
                 known = session.measured()
                 if known:
-                    surest = max(known, key=lambda each: each.rate.low_sps)
-                    yours = next((each for each in known if each.is_baseline), surest)
-                    yield Answer(now[0], surest.config, surest.rate.sps / yours.rate.sps, yours.config)
+                    best_so_far = leading(known)
+                    yours = next((each for each in known if each.is_baseline), best_so_far)
+                    yield Answer(now[0], best_so_far.config, best_so_far.rate.sps / yours.rate.sps, yours.config)
             best = conclude(folder, session.stop_reason).best
             assert best is not None
             answer = LoaderConfig.from_dict({"batch_size": None, **best["dataloader"]})

@@ -27,8 +27,8 @@ LOOKS = (5, 8, 13, 20)
 so there are few such tests."""
 
 ENOUGH_FRACTION = 0.05
-"""A trial of a search ends when half of the interval of its windows is below this fraction of the rate. Fresh starts of a setting differ by 8 to
-14 % where samples are decoded (docs/benchmarks.md), so that another start says more than a longer one."""
+"""A trial that looks for good settings ends when half of the interval of its windows is below this fraction of the rate. Where windows can be as
+precise as this, fresh starts differ by more (docs/benchmarks.md), so that another start says more than a longer one. Rounds measure longer."""
 
 
 class UsageError(Exception):

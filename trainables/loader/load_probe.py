@@ -7,10 +7,11 @@ Workers of other start methods are not seen.
 
 from __future__ import annotations
 
-import itertools
 import math
 import mmap
+import operator
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -245,10 +246,22 @@ class _TimedFetch:
             for each in samples.durations_s:
                 place[_BINS + bin_of(each)] += 1
             place[_MAX_S] = max(place[_MAX_S], *samples.durations_s, 0.0)
-            logs = [math.log(max(each, LEAST_S)) for each in samples.durations_s]
-            for first, second in itertools.pairwise(logs):
-                for number, product in enumerate((1.0, first, second, first * first, second * second, first * second), _PAIRS):
-                    place[number] += product
+            for number, product in enumerate(_pair_sums(samples.durations_s), _PAIRS):
+                place[number] += product
+
+
+def _pair_sums(durations_s: Sequence[float]) -> tuple[float, ...]:
+    """Return the sums of `LoadSums.pairs` over the samples of a batch."""
+    logs = [math.log(max(each, LEAST_S)) for each in durations_s]
+    first, second = logs[:-1], logs[1:]
+    return (
+        float(len(first)),
+        sum(first),
+        sum(second),
+        sum(map(operator.mul, first, first)),
+        sum(map(operator.mul, second, second)),
+        sum(map(operator.mul, first, second)),
+    )
 
 
 class _TimedSamples:

@@ -35,7 +35,9 @@ MIN_WINDOW_S = 0.35
 LONG_WINDOW_S = 1.0
 MIN_WINDOWS = 5
 MIN_LONG_WINDOWS = 3
-"""The same where a window takes LONG_WINDOW_S or more, so that it is a mean over many samples."""
+"""Windows of LONG_WINDOW_S or more, which are means over many samples, are enough from this number on if they agree LONG_AGREE times as well."""
+LONG_AGREE = 2.0
+"""The spread of so few windows is small by chance, too: at a true spread of 8 %, three of them agree this well in 2 % of trials."""
 MAX_WINDOWS = 13
 ENOUGH_S = 6.0
 """Total duration of windows after which MIN_WINDOWS windows are enough, even if the interval is still wide."""
@@ -256,18 +258,21 @@ class Training:
         until = self.deadline - self.reserved_s
         if len(windows) and time.perf_counter() + windows.window_duration_s[-1] / 2 > until:
             return True
-        if len(windows) < self._min_windows() or self._is_changing():
+        if self._few_agree():
+            return not self._is_changing()
+        if len(windows) < MIN_WINDOWS or self._is_changing():
             return False
         counted_s = windows.window_duration_s[windows.lasting().first :]
         if len(counted_s) >= MAX_WINDOWS or sum(counted_s) >= ENOUGH_S:
             return True
         return self.has_rate() and windows.rate().half_width_fraction < self.enough_fraction
 
-    def _min_windows(self) -> int:
-        """Return the least number of windows for a rate."""
+    def _few_agree(self) -> bool:
+        """Whether fewer than MIN_WINDOWS windows are enough."""
         windows = self.result.windows
-        is_long = len(windows) > 0 and min(windows.window_duration_s) >= LONG_WINDOW_S
-        return MIN_LONG_WINDOWS if is_long else MIN_WINDOWS
+        if not MIN_LONG_WINDOWS <= len(windows) < MIN_WINDOWS or min(windows.window_duration_s) < LONG_WINDOW_S:
+            return False
+        return self.has_rate() and LONG_AGREE * windows.rate().half_width_fraction < self.enough_fraction
 
     def _is_changing(self) -> bool:
         """Whether the rate still changes, or may soon (samples come for the second time), so that only the deadline ends the windows."""
@@ -317,8 +322,10 @@ class Training:
         windows, found = self.result.windows, self.result.windows.lasting()
         half = (found.first + len(windows)) // 2
         counted = windows.window_num_batches[found.first :]
-        if len(counted) < self._min_windows() or min(counted) < self.cycle or found.change_fraction:
+        if min(counted, default=0) < self.cycle or found.change_fraction:
             return False
+        if len(counted) < MIN_WINDOWS:
+            return self._few_agree()
         rates = [
             sum(windows.window_num_items[part]) / sum(windows.window_duration_s[part])
             for part in (slice(found.first, half), slice(half, None))

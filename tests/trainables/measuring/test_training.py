@@ -30,7 +30,7 @@ def test_a_steady_rate_is_enough_soon():
     assert not training([1000] * 2, seconds=3.0).finished()
     assert training([1000] * 3).finished()
     assert training([1000] * 3).steady()
-    assert not training([1000, 1000, 1020]).finished()
+    assert not training([1000, 1000, 1020], enough_fraction=0.05).finished()
     assert training([1000] * 5, seconds=0.35).finished()
     assert not training(NOISY[:6], seconds=0.35).finished()
     assert training(NOISY[:6]).finished()
@@ -42,6 +42,14 @@ def test_a_trial_of_a_search_needs_less():
     rates = [1000, 1020, 980, 1030, 970]
     assert training(rates, seconds=0.35, enough_fraction=0.05).finished()
     assert not training(rates, seconds=0.35).finished()
+
+
+@pytest.mark.parametrize("num", [3, 4])
+def test_a_few_long_windows_that_differ_go_on(num):
+    """A trend shows from five windows on; until then, six seconds are not enough for windows that differ."""
+    rising = training([1000, 1500, 2000, 2500][:num], seconds=2.0, enough_fraction=0.05)
+    assert not rising.finished()
+    assert not rising.steady()
 
 
 @pytest.mark.parametrize("num", [6, 13, 20])
