@@ -104,10 +104,11 @@ def pick(complete: pd.DataFrame, where: Standing | None = None) -> pd.Series[Any
 
 def _cheapest(complete: pd.DataFrame, sps: pd.Series[float]) -> pd.Series[Any]:
     """Return the cheapest setting within 2 % of that with the highest of these rates, at its batch size."""
-    fastest = complete.loc[sps.idxmax()]
+    fastest = complete.iloc[int(sps.to_numpy().argmax())]
     same_size = same(complete["batch_size"], fastest["batch_size"])
     tied = complete[same_size & (complete["throughput_sps"] >= fastest["throughput_sps"] * (1 - TIED_FRACTION))]
-    return tied.sort_values(list(COST), kind="stable", na_position="first").iloc[0]
+    cheapest: pd.Series[Any] = tied.sort_values(list(COST), kind="stable", na_position="first").iloc[0]
+    return cheapest
 
 
 def _or_baseline(complete: pd.DataFrame, chosen: pd.Series[Any]) -> pd.Series[Any]:

@@ -13,6 +13,7 @@ from ray import tune
 from ray.exceptions import OutOfMemoryError
 from ray.tune.execution import class_cache
 
+from feedrate.analysis.estimate import RUN_SD_FRACTION
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.search.engine.nodes import place_of, versions_here
 from feedrate.search.engine.reservation import Placement
@@ -165,7 +166,7 @@ def _to_config(
             "options": MeasureOptions(
                 max_trial_s=request.max_trial_s,
                 # the intervals of rounds count on trials that differ by no more than fresh starts do (analysis/rounds.py)
-                **({} if request.kind == "confirm" else {"enough_fraction": ENOUGH_FRACTION}),
+                enough_fraction=RUN_SD_FRACTION if request.kind == "confirm" else ENOUGH_FRACTION,
                 # every trial starts at another place of the data; all settings of a round start at the same one
                 seed=options.seed * 1_000_003 + request.number + (ROUND_SEED if request.kind == "confirm" else 0),
                 measure_step=request.measure_step,

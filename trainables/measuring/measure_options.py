@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from feedrate.analysis.estimate import RUN_SD_FRACTION
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeasureOptions:
@@ -13,9 +15,9 @@ class MeasureOptions:
 
     max_trial_s: float = 20.0
     """Wall time for loading and training, from iter(loader) on; set-up does not count."""
-    enough_fraction: float = 0.015
+    enough_fraction: float = RUN_SD_FRACTION
     """The trial ends when half of the interval of its windows is below this fraction of the rate. Fresh starts differ by this much even on a
-    quiet machine (analysis/estimate.py, RUN_SD_FRACTION), so that a longer trial would say little more about the next one."""
+    quiet machine, so that a longer trial would say little more about the next one."""
     seed: int = 0
     measure_step: bool = True
     """Also time the step alone: the ceiling at this batch size."""
