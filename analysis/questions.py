@@ -147,9 +147,9 @@ def load_costs(run: Run) -> pd.DataFrame:
     `load_item_s` is the time of fetching and collating: `load_cpu_item_s` in which the thread computes, `load_delay_item_s` in which it could compute and
     has no CPU, and `load_wait_item_s` in which it waits for something else (storage, a network, a lock). `collate_item_s` of it is spent in collate_fn.
     `handover_cpu_item_s` is CPU time of a worker's other threads, which `load_item_s` does not include: torch hands batches over in one of them. `batch_bytes` are those of a batch's tensors.
-    `sample_p50_s`, `sample_p90_s`, `sample_p99_s` and `sample_max_s` are the time of a sample in the dataset, and `sample_correlation` is that of samples
-    that follow each other: near 0 if slow samples come anywhere, near 1 if they come in runs. Settings whose
-    processes could not be timed have no row: spawned workers, and runs that were recorded before these columns existed.
+    `sample_p50_s`, `sample_p90_s`, `sample_p99_s` and `sample_max_s` are the time of a sample in the dataset. `sample_correlation` compares the times of
+    consecutive samples: near 0 if slow samples are scattered, near 1 if they come in clusters. Settings whose processes could not be timed have no row:
+    spawned workers, and runs that were recorded before these columns existed.
 
     Example:
         >>> from feedrate.analysis import load_costs, load_run

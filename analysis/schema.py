@@ -21,7 +21,7 @@ LOAD_COSTS = ("load_item_s", "load_cpu_item_s", "load_delay_item_s", "collate_it
 SAMPLE_QUANTILES = ("sample_p50_s", "sample_p90_s", "sample_p99_s", "sample_max_s")
 """The columns for how long samples take."""
 SAMPLE_TIMES = (*SAMPLE_QUANTILES, "sample_correlation")
-"""These, and whether slow samples come in runs."""
+"""These, and whether slow samples come in clusters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ COLUMNS: tuple[Column, ...] = (
     _C("sample_p90_s", "float", "s", "the time within which the dataset returns 90 % of the samples"),
     _C("sample_p99_s", "float", "s", "the time within which the dataset returns 99 % of the samples"),
     _C("sample_max_s", "float", "s", "the longest time of a sample"),
-    _C("sample_correlation", "float", "", "correlation of the times (their logarithms) of two samples that a process loads one after the other: near 0 if slow samples come anywhere, near 1 if they come in runs, below 0 if they come in turns; null if too few were timed"),
+    _C("sample_correlation", "float", "", "correlation between the logarithms of the times of two consecutive samples of one process: near 0 if slow samples are scattered, near 1 if they come in clusters, below 0 if slow and fast ones alternate; null if too few were timed"),
     _C("copy_only_num_items", "list[int]", "items", "items copied to the accelerator alone, in each block of copies"),
     _C("copy_only_duration_s", "list[float]", "s", "time of each block of copies; null if there is no accelerator"),
     # memory and machine

@@ -27,8 +27,8 @@ LOOKS = (5, 8, 13, 20)
 so there are few such tests."""
 
 ENOUGH_FRACTION = 0.05
-"""A trial that looks for good settings ends when half of the interval of its windows is below this fraction of the rate. Where windows can be as
-precise as this, fresh starts differ by more (docs/benchmarks.md), so that another start says more than a longer one. Rounds measure longer."""
+"""A trial that looks for good settings ends when half the width of the interval of its windows is below this fraction of the rate. Another fresh
+start then says more than a longer trial (docs/benchmarks.md, "How long should a trial be?"). Rounds measure longer."""
 
 
 class UsageError(Exception):

@@ -90,8 +90,8 @@ def pick(complete: pd.DataFrame, where: Standing | None = None) -> pd.Series[Any
     """Return the cheapest setting within 2 % of the fastest, at the batch size of the fastest. Fewer workers are cheaper, then less memory.
 
     If there were confirmation rounds, they decide. Otherwise the fastest setting is chosen as in `finalists.leading`. If the result is neither
-    significantly faster nor cheaper than the baseline, the setting with the highest lower bound is taken for the fastest one. If that is
-    no better, the baseline is returned: a change would not be worth it.
+    significantly faster nor cheaper than the baseline, the choice is repeated by the highest lower bound. If that one is neither as
+    well, the baseline is returned: a change would not be worth it.
     """
     if where is not None:
         return _or_baseline(complete, complete[complete["config"] == where.answer].iloc[0])

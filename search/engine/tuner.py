@@ -165,7 +165,7 @@ def _to_config(
             "configs": [config.to_dict() for config in request.configs],
             "options": MeasureOptions(
                 max_trial_s=request.max_trial_s,
-                # the intervals of rounds count on trials that differ by no more than fresh starts do (analysis/rounds.py)
+                # rounds need precise trials: their intervals assume that trials differ by no more than fresh starts do (analysis/rounds.py)
                 enough_fraction=RUN_SD_FRACTION if request.kind == "confirm" else ENOUGH_FRACTION,
                 # every trial starts at another place of the data; all settings of a round start at the same one
                 seed=options.seed * 1_000_003 + request.number + (ROUND_SEED if request.kind == "confirm" else 0),

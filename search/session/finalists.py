@@ -167,10 +167,10 @@ def choose(
 
 
 def leading(candidates: Sequence[Candidate]) -> Candidate:
-    """Return the best setting so far: the one with the highest measured rate; of a rate that still changes, only the lower bound counts.
+    """Return the best setting so far: the one with the highest measured rate. For a rate that still changes, its lower bound is used instead.
 
-    The highest lower bound would name slower settings: few windows make an interval wide, and settings with many workers have few. In
-    simulated searches it led to settings 3 to 6 % slower (docs/benchmarks.md).
+    Choosing by the lower bound everywhere would favour slower settings: those with many workers get few windows, which makes their intervals
+    wide. In simulated searches it chose settings that were 3 to 6 % slower (docs/benchmarks.md, "How good are answers, and how soon?").
     """
     return max(candidates, key=lambda each: each.rate.low_sps if each.is_changing else each.rate.sps)
 

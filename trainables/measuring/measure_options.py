@@ -16,8 +16,8 @@ class MeasureOptions:
     max_trial_s: float = 20.0
     """Wall time for loading and training, from iter(loader) on; set-up does not count."""
     enough_fraction: float = RUN_SD_FRACTION
-    """The trial ends when half of the interval of its windows is below this fraction of the rate. Fresh starts differ by this much even on a
-    quiet machine, so that a longer trial would say little more about the next one."""
+    """The trial ends when half the width of the interval of its windows is below this fraction of the rate. Fresh starts differ by at least
+    as much, even on a quiet machine, so that a longer trial would hardly predict the next one better."""
     seed: int = 0
     measure_step: bool = True
     """Also time the step alone: the ceiling at this batch size."""

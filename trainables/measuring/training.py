@@ -35,9 +35,10 @@ MIN_WINDOW_S = 0.35
 LONG_WINDOW_S = 1.0
 MIN_WINDOWS = 5
 MIN_LONG_WINDOWS = 3
-"""Windows of LONG_WINDOW_S or more, which are means over many samples, are enough from this number on if they agree LONG_AGREE times as well."""
+"""This many windows are enough if each takes LONG_WINDOW_S or more, so that it is a mean over many samples, and half the width of their
+interval is below enough_fraction / LONG_AGREE."""
 LONG_AGREE = 2.0
-"""The spread of so few windows is small by chance, too: at a true spread of 8 %, three of them agree this well in 2 % of trials."""
+"""So few windows can agree by chance: if their spread is 8 %, three of them pass the limit of 2.5 % (enough_fraction is 5 %) in 2 % of trials."""
 MAX_WINDOWS = 13
 ENOUGH_S = 6.0
 """Total duration of windows after which MIN_WINDOWS windows are enough, even if the interval is still wide."""
@@ -57,7 +58,7 @@ class Training:
         device: where the step runs.
         result: filled in during the training.
         max_s: wall time for everything from iter(loader) on.
-        enough_fraction: the measurement ends when half of the interval of its windows is below this fraction of the rate.
+        enough_fraction: the measurement ends when half the width of the interval of its windows is below this fraction of the rate.
         counts_epoch: compute `result.epoch_samples` from the loader's lengths in each window; otherwise leave it as it is.
         lead: the other ranks of a training with several, of which this is rank 0. Windows, epochs and items are those of all ranks.
     """
