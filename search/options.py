@@ -29,6 +29,8 @@ so there are few such tests."""
 ENOUGH_FRACTION = 0.05
 """A trial that looks for good settings ends when half the width of the interval of its windows is below this fraction of the rate. Another fresh
 start then says more than a longer trial (docs/benchmarks.md, "How long should a trial be?"). Rounds measure longer."""
+WORTH_SAYING_S = 0.01
+"""A shorter time between epochs is not worth a line."""
 
 
 class UsageError(Exception):
@@ -63,7 +65,7 @@ def between_epochs(columns: Mapping[str, Any]) -> str | None:
     if (why := columns.get("between_epochs_failure")) is not None:
         return f"the time between epochs is not known, because {why}"
     seconds, parts = columns.get("between_epochs_s"), columns.get("between_epochs_parts_s") or {}
-    if seconds is None:
+    if seconds is None or seconds < WORTH_SAYING_S:
         return None
     from feedrate.analysis.sections import duration  # it imports pandas, which a wrong command line need not wait for
 

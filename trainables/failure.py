@@ -21,6 +21,8 @@ _WRAPPERS = re.compile(rf'  File "{re.escape(_OURS)}(?:loader/(?:epochs|load_pro
 """Traceback frames of the wrappers that feedrate puts around the user's functions."""
 _SIGNALS = {signal.strsignal(number): number.name for number in signal.Signals}
 
+WITHOUT_WORKERS_TOO = "with 0 workers too"
+"""Part of the message of a failure in a worker that also happens without workers, so that the setting is not at fault."""
 _CUDA_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 KINDS = {

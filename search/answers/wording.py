@@ -24,6 +24,7 @@ from feedrate.search.result import SearchResult
 from feedrate.search.session.search_end import reason_of
 from feedrate.search.setup.prepare import resume_command
 from feedrate.trainables.config import LoaderConfig
+from feedrate.trainables.failure import WITHOUT_WORKERS_TOO
 
 GROWN_BYTES = 1e9
 """Growth of memory is printed only if the memory at the end of an epoch is at least this large."""
@@ -98,9 +99,13 @@ def explain(result: SearchResult) -> list[str]:
         lines.append(f"Best by batch size: {rates} (the batch size changes training: fix it with --batch-size N; your own setting is compared at the best one's)")
     failures = result.failures[~result.failures["superseded"]]
     several = failures["hostname"].nunique() > 1 or best["search"]["num_hosts"] > 1
-    for _, failure in failures[~reasons_of(failures).duplicated()].head(3).iterrows():
+    for _, alike in list(failures.groupby(reasons_of(failures), sort=False))[:3]:
+        failure, num_more = alike.iloc[0], alike["config"].nunique() - 1
         where = f" on {failure['hostname']}" if several and pd.notna(failure["hostname"]) else ""
-        lines.append(f"Failed: {failure['config']}{where}: {failure['failure_message']}")
+        more = f" and {num_more} more setting{'s' * (num_more > 1)}" if num_more else ""
+        lines.append(f"Failed: {failure['config']}{more}{where}: {failure['failure_message']}")
+    if fails_without_workers(failures):
+        lines.append("What fails with 0 workers too is no fault of the setting: any training that gets there fails. Mend it, then search again.")
     for host in best["search"]["set_aside"]:
         lines.append(f"Set aside: {host['hostname']}, because {host['reason']}")
     memory = best["memory"]["end_of_epoch_bytes"]
@@ -125,6 +130,11 @@ def explain(result: SearchResult) -> list[str]:
         lines.append(f"`dataloader` alone does not reproduce this rate: the process also needs {names}, as shown below.")
     lines.append(_paste(best))
     return lines
+
+
+def fails_without_workers(failures: pd.DataFrame) -> bool:
+    """Return whether something that failed in workers was found to fail without them."""
+    return bool(failures["failure_message"].str.contains(WITHOUT_WORKERS_TOO, regex=False).any())
 
 
 def reasons_of(failures: pd.DataFrame) -> pd.Series[Any]:
@@ -182,7 +192,11 @@ def _only_yours(result: SearchResult, resume: str) -> str:
     run = load_run(result.folder)
     tried = set(run.trials["config"])
     if any(config.short() not in tried for config in SearchRecord.of(run).space.configs()):
+        if not result.failures.empty and fails_without_workers(result.failures):
+            return "Only your own setting was measured, and not to the end of an epoch: the others failed."
         more = more_trials_command(run.search, result.best["search"]["num_trials"], resume)
+        if not result.failures.empty:
+            return f"Only your own setting was measured, the others that were tried failed. Try more with: {more}"
         return f"Only your own setting was measured: nothing is known about others. Try some with: {more}"
     if not result.failures.empty:
         return "Only your own setting was measured: every other setting of the search space failed."

@@ -257,9 +257,11 @@ class Export:
         elif folder.best.exists() and is_final(kept := _kept(folder)):
             best = kept
         else:
-            if load_run(folder.path).unfinished:
+            run, found = load_run(folder.path), conclude(folder, None).best
+            if found is None and run.trials.empty:
+                raise NothingFound(f"nothing was measured yet in the search in {folder.path}", folder.path)
+            if found is not None and run.unfinished:
                 print("note: the search is not finished; this is its best setting so far, which is not confirmed", file=sys.stderr)
-            found = conclude(folder, None).best
             if found is None:
                 raise NothingFound(f"no setting worked in the search in {folder.path}. To see why, run: feedrate report {folder.path}", folder.path)
             best = found

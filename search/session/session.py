@@ -466,7 +466,7 @@ class Session:
             self._candidates[candidate.config] = candidate
         self.ceilings.learn_record(record)
         self._learn_idle(record)
-        if between_epochs(record) is not None:
+        if record.get("between_epochs_s") is not None or record.get("between_epochs_failure") is not None:
             self._has_between_epochs = True
 
     def _learn_idle(self, record: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 MOST_FILES = 20_000
@@ -37,6 +38,7 @@ class WrittenFiles:
     def _state(self) -> dict[str, tuple[int, int]] | None:
         """Return size and time of change of each file; None if there are too many."""
         found: dict[str, tuple[int, int]] = {}
+        ours = set(_outputs())
         for entry in _files(self.folder):
             if len(found) >= MOST_FILES:
                 return None
@@ -44,8 +46,17 @@ class WrittenFiles:
                 status = entry.stat(follow_symlinks=False)
             except OSError:
                 continue
-            found[os.path.relpath(entry.path, self.folder)] = (status.st_size, status.st_mtime_ns)
+            if (status.st_dev, status.st_ino) not in ours:
+                found[os.path.relpath(entry.path, self.folder)] = (status.st_size, status.st_mtime_ns)
         return found
+
+
+def _outputs() -> Iterator[tuple[int, int]]:
+    """Yield device and inode of where this process writes its output and errors: feedrate's own words are no results of a training."""
+    for number in (1, 2):
+        with suppress(OSError):  # it may be closed
+            status = os.fstat(number)
+            yield status.st_dev, status.st_ino
 
 
 def _files(folder: Path) -> Iterator[os.DirEntry[str]]:

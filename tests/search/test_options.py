@@ -132,4 +132,5 @@ def test_the_time_between_epochs_in_words():
     assert between_epochs({"between_epochs_s": 0.04, "between_epochs_parts_s": {}}) == "between epochs: 0.04 s"
     assert between_epochs({"between_epochs_s": 21332.6}) == "between epochs: 5.93 h"
     assert between_epochs({"between_epochs_failure": "it takes more than 30 s"}) == "the time between epochs is not known, because it takes more than 30 s"
+    assert between_epochs({"between_epochs_s": 0.0003, "between_epochs_parts_s": {}}) is None
     assert between_epochs({}) is None

@@ -281,6 +281,17 @@ def test_failures_that_differ_in_numbers_are_listed_once(concluded):
     assert _reasons(concluded(failed).failures) == f"{messages[0]}; {messages[2]}"
 
 
+def test_what_fails_without_workers_too_is_no_fault_of_the_settings(concluded):
+    """Where only the user's own setting was measured, because the others met the sample, no further trials are advised."""
+    message = "ValueError: broken (raised for sample 777; with 0 workers too)"
+    failed = [record(number, num_workers=2**number, status="failed", failure_message=message) for number in (1, 2, 3)]
+    text = printed(concluded([baseline(), *failed]))
+    assert f"Failed: b64 w2 p2 and 2 more settings: {message}" in text
+    assert "What fails with 0 workers too is no fault of the setting" in text
+    assert "the others failed" in text
+    assert "feedrate resume" not in text
+
+
 def test_the_table_names_the_users_unit(concluded):
     """Tokens are not samples."""
     assert "tokens/s" in printed(concluded(small_run()), "tokens")

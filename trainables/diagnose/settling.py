@@ -7,7 +7,7 @@ from dataclasses import replace
 from feedrate.trainables.diagnose.hang_message import no_batch_because
 from feedrate.trainables.diagnose.reloaded import BATCH, COLLATE, PICKLE, Reloaded
 from feedrate.trainables.doubt import Doubt
-from feedrate.trainables.failure import Failure
+from feedrate.trainables.failure import WITHOUT_WORKERS_TOO, Failure
 
 
 def settle(failure: Failure, doubt: Doubt, again: Reloaded | None) -> Failure:
@@ -26,7 +26,7 @@ def _raised(doubt: Doubt, again: Reloaded | None) -> str:
         return f"raised for {samples}"
     source = {COLLATE: f"by collate_fn for {samples}", BATCH: f"for {samples}"}.get(again.doing, f"for {again.doing}")
     if again.outcome == "raised" and _plain(again.error) == _plain(doubt.message):
-        return f"raised {source}; {'with 0 workers too' if doubt.num_workers else 'every time'}"
+        return f"raised {source}; {WITHOUT_WORKERS_TOO if doubt.num_workers else 'every time'}"
     if again.outcome == "raised":
         where = "with 0 workers" if doubt.num_workers else "the second time"
         return f"raised for {samples}; {where} {again.error} is raised {source}"
@@ -66,7 +66,7 @@ def _trouble(again: Reloaded | None) -> str:
     if again.outcome == "died":
         return f"; {again.doing} crashes the process with 0 workers, too: {again.error}"
     if again.outcome == "hangs":
-        return f"; {again.doing} hangs with 0 workers too"
+        return f"; {again.doing} hangs {WITHOUT_WORKERS_TOO}"
     if again.outcome == "passed":
         return "; loading succeeds with 0 workers"
     if again.outcome == "unmade":

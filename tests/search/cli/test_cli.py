@@ -15,6 +15,7 @@ import pytest
 import torch
 from answers import answer
 from conftest import TOY
+from synthetic import record
 
 from feedrate.analysis.best import check_best
 from feedrate.search.cli.main import COMMANDS, main
@@ -325,6 +326,9 @@ def test_export_of_a_run_that_goes_on_or_found_nothing(says, copied, capfd):
     assert json.loads(says("export", copied))["dataloader"] == best["dataloader"]
     assert not (copied / "best.json").exists()
     (copied / "trials.jsonl").unlink()
+    assert main(["export", str(copied)]) == 1
+    assert "feedrate: nothing was measured yet in the search in " in capfd.readouterr().err
+    (copied / "trials.jsonl").write_text(json.dumps(record(0, status="failed", failure_message="broken")) + "\n")
     assert main(["export", str(copied)]) == 1
     assert "no setting worked in the search in " in capfd.readouterr().err
 
