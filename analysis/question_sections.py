@@ -108,7 +108,8 @@ def loading_section(run: Run) -> Section:
         "CPU, and waiting for anything else, such as storage. The time in collate_fn is included. The CPU time of handing it over is not, because another thread of the worker does that. Then how long the dataset takes for single "
         "samples: a few slow ones hold up whole batches. Last, the memory of a batch's tensors"
     )
-    why = "nothing was measured yet" if run.trials.empty else "no process that loads could be timed: spawned workers, or a run of an earlier feedrate"
+    is_measured = run.trials["throughput_sps"].notna().any()
+    why = "no process that loads could be timed: spawned workers, or a run of an earlier feedrate" if is_measured else "no setting was measured"
     return Section(caption=caption, headers=("Setting", *numeric), rows=rows, numeric=frozenset(numeric), why_empty=why)
 
 

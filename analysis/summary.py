@@ -168,8 +168,11 @@ def standing_of(run: Run, ranked: pd.DataFrame) -> Standing | None:
 def pool(rates: Sequence[Rate]) -> Rate:
     """Pool the rates of several fresh starts of one setting, weighted by their relative precision.
 
-    If the starts differ by more than their intervals explain, the interval is widened by that ratio (Birge).
+    If the starts differ by more than their intervals explain, the interval is widened by that ratio (Birge). One rate keeps both sides of its
+    interval, which is longer on one side if the rate was still changing.
     """
+    if len(rates) == 1:
+        return rates[0]
     errors = [max((rate.high_sps - rate.sps) / rate.sps, 1e-9) for rate in rates]
     weights = [error**-2 for error in errors]
     mean = sum(weight * rate.sps for weight, rate in zip(weights, rates, strict=True)) / sum(weights)

@@ -89,26 +89,41 @@ def write_so_far(folder: RunFolder) -> None:
 def pick(complete: pd.DataFrame, where: Standing | None = None) -> pd.Series[Any]:
     """Return the cheapest setting within 2 % of the fastest, at the batch size of the fastest. Fewer workers are cheaper, then less memory.
 
-    If there were confirmation rounds, they decide. Otherwise the fastest setting is chosen as in `finalists.leading`. If the result is neither
-    significantly faster nor cheaper than the baseline, the choice is repeated by the highest lower bound. If that one is neither as
-    well, the baseline is returned: a change would not be worth it.
+    If there were confirmation rounds, they decide. Otherwise the fastest setting is chosen as in `finalists.leading`, if it is surely faster
+    than the baseline, or is the baseline. If it is not, the one with the highest lower bound is taken instead. If the result is neither
+    significantly faster nor cheaper than the baseline, the baseline is returned: a change would not be worth it.
     """
     if where is not None:
         return _or_baseline(complete, complete[complete["config"] == where.answer].iloc[0])
     low_sps = complete["throughput_low_sps"]
     leading_sps = complete["throughput_sps"].where(complete["change_fraction"].fillna(0.0) == 0.0, low_sps)
-    chosen = _cheapest(complete, leading_sps)
-    answer = _or_baseline(complete, chosen)
-    return answer if answer is chosen else _or_baseline(complete, _cheapest(complete, low_sps))
+    place = int(leading_sps.to_numpy().argmax())
+    leading = complete.iloc[place]
+    if not leading["is_baseline"] and not _is_surely_faster(complete, leading):
+        place = int(low_sps.to_numpy().argmax())
+    return _worth_changing(complete, place, leading_sps)
 
 
-def _cheapest(complete: pd.DataFrame, sps: pd.Series[float]) -> pd.Series[Any]:
-    """Return the cheapest setting within 2 % of that with the highest of these rates, at its batch size."""
-    fastest = complete.iloc[int(sps.to_numpy().argmax())]
-    same_size = same(complete["batch_size"], fastest["batch_size"])
-    tied = complete[same_size & (complete["throughput_sps"] >= fastest["throughput_sps"] * (1 - TIED_FRACTION))]
-    cheapest: pd.Series[Any] = tied.sort_values(list(COST), kind="stable", na_position="first").iloc[0]
-    return cheapest
+def _is_surely_faster(complete: pd.DataFrame, row: pd.Series[Any]) -> bool:
+    """Return whether a setting is faster than the baseline with 95 % confidence: at its batch size, or than the fastest one where that was not measured."""
+    if pd.notna(row["speedup_low"]):
+        return bool(row["speedup_low"] > 1)
+    yours = complete[complete["is_baseline"]]
+    return not yours.empty and bool(row["throughput_low_sps"] > yours["throughput_sps"].max())
+
+
+def _worth_changing(complete: pd.DataFrame, place: int, sps: pd.Series[float]) -> pd.Series[Any]:
+    """Return the cheapest setting within 2 % of the fastest, else the fastest, else the baseline: the first one that is worth a change.
+
+    Args:
+        place: where the fastest is in `complete`.
+        sps: the rates that are compared, in the order of `complete`.
+    """
+    fastest, fastest_sps = complete.iloc[place], float(sps.iloc[place])
+    tied = complete[same(complete["batch_size"], fastest["batch_size"]) & (sps >= fastest_sps * (1 - TIED_FRACTION))]
+    cheapest = tied.sort_values(list(COST), kind="stable", na_position="first").iloc[0]
+    answer = _or_baseline(complete, cheapest)
+    return answer if answer is cheapest else _or_baseline(complete, fastest)
 
 
 def _or_baseline(complete: pd.DataFrame, chosen: pd.Series[Any]) -> pd.Series[Any]:

@@ -99,13 +99,13 @@ def explain(result: SearchResult) -> list[str]:
         lines.append(f"Best by batch size: {rates} (the batch size changes training: fix it with --batch-size N; your own setting is compared at the best one's)")
     failures = result.failures[~result.failures["superseded"]]
     several = failures["hostname"].nunique() > 1 or best["search"]["num_hosts"] > 1
-    for _, alike in list(failures.groupby(reasons_of(failures), sort=False))[:3]:
+    for _, alike in list(failures.groupby([reasons_of(failures), _without_workers(failures)], sort=False))[:3]:
         failure, num_more = alike.iloc[0], alike["config"].nunique() - 1
-        where = f" on {failure['hostname']}" if several and pd.notna(failure["hostname"]) else ""
+        where = f" on {failure['hostname']}" if several and alike["hostname"].nunique(dropna=False) == 1 and pd.notna(failure["hostname"]) else ""
         more = f" and {num_more} more setting{'s' * (num_more > 1)}" if num_more else ""
         lines.append(f"Failed: {failure['config']}{more}{where}: {failure['failure_message']}")
-    if fails_without_workers(failures):
-        lines.append("What fails with 0 workers too is no fault of the setting: any training that gets there fails. Mend it, then search again.")
+    if _without_workers(failures).any():
+        lines.append("What fails with 0 workers too does not depend on the number of workers: mend it, then search again.")
     for host in best["search"]["set_aside"]:
         lines.append(f"Set aside: {host['hostname']}, because {host['reason']}")
     memory = best["memory"]["end_of_epoch_bytes"]
@@ -132,9 +132,9 @@ def explain(result: SearchResult) -> list[str]:
     return lines
 
 
-def fails_without_workers(failures: pd.DataFrame) -> bool:
-    """Return whether something that failed in workers was found to fail without them."""
-    return bool(failures["failure_message"].str.contains(WITHOUT_WORKERS_TOO, regex=False).any())
+def _without_workers(failures: pd.DataFrame) -> pd.Series[bool]:
+    """Return which failures in workers were found to happen without them, too."""
+    return failures["failure_message"].fillna("").str.contains(WITHOUT_WORKERS_TOO, regex=False)
 
 
 def reasons_of(failures: pd.DataFrame) -> pd.Series[Any]:
@@ -192,10 +192,11 @@ def _only_yours(result: SearchResult, resume: str) -> str:
     run = load_run(result.folder)
     tried = set(run.trials["config"])
     if any(config.short() not in tried for config in SearchRecord.of(run).space.configs()):
-        if not result.failures.empty and fails_without_workers(result.failures):
-            return "Only your own setting was measured, and not to the end of an epoch: the others failed."
+        others = result.failures[~result.failures["config"].isin(result.ranking["config"])]
+        if _without_workers(others).any():
+            return "Only your own setting was measured: the others that were tried failed."
         more = more_trials_command(run.search, result.best["search"]["num_trials"], resume)
-        if not result.failures.empty:
+        if not others.empty:
             return f"Only your own setting was measured, the others that were tried failed. Try more with: {more}"
         return f"Only your own setting was measured: nothing is known about others. Try some with: {more}"
     if not result.failures.empty:

@@ -125,7 +125,7 @@ def choose(
 ) -> list[Candidate]:
     """Return the finalists, the most important first.
 
-    They are the best setting so far (`leading`), the baseline at its batch size, the cheapest settings that
+    They are the best setting so far (`leading`), the baseline at its batch size, the one with the highest lower bound, the cheapest settings that
     may be as good, the settings with the highest measured rates, and the baselines at the batch sizes of all of these.
 
     Args:
@@ -141,8 +141,8 @@ def choose(
     if not allowed:
         return []
     best = leading(allowed)
-    surely_sps = max(each.rate.low_sps for each in allowed)
-    rivals = [each for each in allowed if each.rate.high_sps >= surely_sps and each is not best]
+    surest = max(allowed, key=lambda each: each.rate.low_sps)
+    rivals = [each for each in allowed if each.rate.high_sps >= surest.rate.low_sps and each is not best]
     fastest = sorted(rivals, key=lambda each: -each.rate.sps)
     near = [
         each
@@ -153,7 +153,7 @@ def choose(
     ]
     cheapest = sorted(near, key=lambda each: each.cost)
     yours = [each for each in candidates if each.is_baseline and _same_size(each, best) and each is not best]
-    chosen = [best, *yours]
+    chosen = [best, *yours, *([surest] if surest not in (best, *yours) else [])]
     if best.is_baseline and not fastest:  # rounds also confirm that nothing is faster than the baseline
         fastest = sorted((each for each in allowed if each is not best), key=lambda each: -each.rate.sps)[:1]
     for group in (cheapest[:1], fastest[:1], cheapest[1:2], fastest[1:]):

@@ -21,7 +21,7 @@ from feedrate.search.record import HostSetAside, SearchRecord
 from feedrate.search.session.budget import Budget
 from feedrate.search.session.confirmation import Confirmation
 from feedrate.search.session.display import Display
-from feedrate.search.session.finalists import Candidate, able, candidate_of, choose, for_rounds, rounds_s, rounds_time_s
+from feedrate.search.session.finalists import Candidate, able, candidate_of, choose, for_rounds, leading, rounds_s, rounds_time_s
 from feedrate.search.session.first_settings import Opening
 from feedrate.search.session.host_health import HostHealth
 from feedrate.search.session.search_end import EXHAUSTED, LEAST_TOLD, at_ceiling, nothing_to_gain, same_failures
@@ -444,9 +444,9 @@ class Session:
     def _extended(self) -> bool:
         """Extend the search space if the best setting is on the edge of a default range; return whether there is more to try."""
         allowed = self.measured()
-        best = max(allowed, key=lambda each: each.rate.low_sps, default=None)
-        if best is None:
+        if not allowed:
             return False
+        best = leading(allowed)
         fewer = [each for each in allowed if each.config.num_workers < best.config.num_workers]
         if any(each.rate.sps >= best.rate.sps * (1 - TIED_FRACTION) for each in fewer):
             return False  # the rate levels off inside the range

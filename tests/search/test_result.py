@@ -154,7 +154,25 @@ def test_a_rate_that_still_falls_counts_by_its_lower_bound(concluded):
     """Where it ends is not known."""
     falling = record(1, num_workers=12, rate_sps=1200.0, num_windows=8)
     falling["window_duration_s"] = [each * 1.1**index for index, each in enumerate(falling["window_duration_s"])]
-    assert concluded([baseline(), falling, record(2, num_workers=4, rate_sps=800.0)]).dataloader["num_workers"] == 4
+    assert concluded([baseline(), falling, record(2, num_workers=16, rate_sps=660.0)]).dataloader["num_workers"] == 16
+
+
+def test_an_unsure_tie_does_not_lose_a_sure_gain(concluded):
+    """The cheaper setting may be no faster than yours, the fastest one surely is."""
+    unsure = record(2, num_workers=4, rate_sps=1190.0, num_windows=1)
+    assert concluded([baseline(1000.0), record(1, num_workers=12, rate_sps=1200.0), unsure]).dataloader["num_workers"] == 12
+
+
+def test_yours_stays_where_it_is_the_fastest(concluded):
+    """A setting with a narrower interval is slower."""
+    yours = record(0, num_workers=8, rate_sps=1000.0, noise_fraction=0.15, origin="baseline", step_only_sps=2000.0)
+    assert concluded([yours, record(1, num_workers=4, rate_sps=950.0)]).dataloader["num_workers"] == 8
+
+
+def test_without_a_baseline_the_highest_lower_bound_counts(concluded):
+    """Nothing says that a single window is no luck."""
+    lucky = record(1, num_workers=12, rate_sps=1200.0, num_windows=1)
+    assert concluded([lucky, record(2, num_workers=4, rate_sps=1100.0)]).dataloader["num_workers"] == 4
 
 
 def test_a_lucky_value_with_a_wide_interval_is_not_the_fastest(concluded):
@@ -287,8 +305,8 @@ def test_what_fails_without_workers_too_is_no_fault_of_the_settings(concluded):
     failed = [record(number, num_workers=2**number, status="failed", failure_message=message) for number in (1, 2, 3)]
     text = printed(concluded([baseline(), *failed]))
     assert f"Failed: b64 w2 p2 and 2 more settings: {message}" in text
-    assert "What fails with 0 workers too is no fault of the setting" in text
-    assert "the others failed" in text
+    assert "What fails with 0 workers too does not depend on the number of workers" in text
+    assert "the others that were tried failed" in text
     assert "feedrate resume" not in text
 
 

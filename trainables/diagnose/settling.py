@@ -64,7 +64,7 @@ def _trouble(again: Reloaded | None) -> str:
     if again is None:
         return ""
     if again.outcome == "died":
-        return f"; {again.doing} crashes the process with 0 workers, too: {again.error}"
+        return f"; {again.doing} crashes the process {WITHOUT_WORKERS_TOO}: {again.error}"
     if again.outcome == "hangs":
         return f"; {again.doing} hangs {WITHOUT_WORKERS_TOO}"
     if again.outcome == "passed":

@@ -39,6 +39,8 @@ MIN_LONG_WINDOWS = 3
 interval is below enough_fraction / LONG_AGREE."""
 LONG_AGREE = 2.0
 """So few windows can agree by chance: if their spread is 8 %, three of them pass the limit of 2.5 % (enough_fraction is 5 %) in 2 % of trials."""
+FEW_STEADY_FRACTION = 0.025
+"""A rate from so few windows counts as steady if half the width of their interval is below this fraction of it."""
 MAX_WINDOWS = 13
 ENOUGH_S = 6.0
 """Total duration of windows after which MIN_WINDOWS windows are enough, even if the interval is still wide."""
@@ -259,7 +261,7 @@ class Training:
         until = self.deadline - self.reserved_s
         if len(windows) and time.perf_counter() + windows.window_duration_s[-1] / 2 > until:
             return True
-        if self._few_agree():
+        if self._few_agree(self.enough_fraction / LONG_AGREE):
             return not self._is_changing()
         if len(windows) < MIN_WINDOWS or self._is_changing():
             return False
@@ -268,12 +270,12 @@ class Training:
             return True
         return self.has_rate() and windows.rate().half_width_fraction < self.enough_fraction
 
-    def _few_agree(self) -> bool:
-        """Whether fewer than MIN_WINDOWS windows are enough."""
+    def _few_agree(self, half_width_fraction: float) -> bool:
+        """Whether there are fewer than MIN_WINDOWS windows, long ones, and half the width of their interval is below this fraction of the rate."""
         windows = self.result.windows
         if not MIN_LONG_WINDOWS <= len(windows) < MIN_WINDOWS or min(windows.window_duration_s) < LONG_WINDOW_S:
             return False
-        return self.has_rate() and LONG_AGREE * windows.rate().half_width_fraction < self.enough_fraction
+        return self.has_rate() and windows.rate().half_width_fraction < half_width_fraction
 
     def _is_changing(self) -> bool:
         """Whether the rate still changes, or may soon (samples come for the second time), so that only the deadline ends the windows."""
@@ -326,7 +328,7 @@ class Training:
         if min(counted, default=0) < self.cycle or found.change_fraction:
             return False
         if len(counted) < MIN_WINDOWS:
-            return self._few_agree()
+            return self._few_agree(FEW_STEADY_FRACTION)
         rates = [
             sum(windows.window_num_items[part]) / sum(windows.window_duration_s[part])
             for part in (slice(found.first, half), slice(half, None))

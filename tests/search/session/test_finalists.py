@@ -53,6 +53,12 @@ def test_of_a_rate_that_still_changes_only_the_lower_bound_counts():
     assert workers(choose([YOURS, candidate(10, 1000.0), falling])) == [10, 0, 12]
 
 
+def test_the_surest_is_among_the_finalists_though_four_read_more():
+    """Each of those may be lucky."""
+    unsure = [candidate(number, 1200.0 + number, half=0.39) for number in (4, 8, 12, 16)]
+    assert workers(choose([YOURS, *unsure, candidate(20, 1200.0)]))[:3] == [16, 0, 20]
+
+
 def test_no_more_than_four_and_the_baseline():
     """A plateau of twenty settings is not measured again as a whole; its cheapest two are."""
     plateau = [candidate(number, 1000.0 + number / 10) for number in range(4, 24)]

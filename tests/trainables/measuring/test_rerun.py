@@ -173,7 +173,7 @@ def test_a_killed_worker_is_told_with_its_batch():
     again = Reloaded("died", "sample 40", "SIGSEGV")
     assert settle(failed.failure, failed.doubt, again).message == (
         "a loader worker was killed by SIGSEGV (the loader waited for samples 38, 39, 40, 41; "
-        "sample 40 crashes the process with 0 workers, too: SIGSEGV)"
+        "sample 40 crashes the process with 0 workers too: SIGSEGV)"
     )
     failed = raised(over(At(lambda: os.kill(os.getpid(), signal.SIGKILL)), num_workers=1))
     assert failed.failure.message.endswith("(the loader waited for samples 38, 39, 40, 41)")
