@@ -41,10 +41,10 @@ def workers(chosen):
 YOURS = candidate(0, 400.0, baseline=True)
 
 
-def test_the_fastest_comes_first_then_yours_then_the_cheapest_that_may_be_as_good():
+def test_the_fastest_comes_first_then_yours_the_surest_and_the_cheapest_that_may_be_as_good():
     """w12 reads more than w10, less surely; w6 is a little slower and cheaper; w2 is out of reach."""
     found = [YOURS, candidate(2, 800.0), candidate(6, 985.0), candidate(10, 1000.0), candidate(12, 1010.0, half=0.1)]
-    assert workers(choose(found)) == [12, 0, 6, 10]
+    assert workers(choose(found)) == [12, 0, 10, 6]
 
 
 def test_of_a_rate_that_still_changes_only_the_lower_bound_counts():
