@@ -21,7 +21,16 @@ from feedrate.search.record import HostSetAside, SearchRecord
 from feedrate.search.session.budget import Budget
 from feedrate.search.session.confirmation import Confirmation
 from feedrate.search.session.display import Display
-from feedrate.search.session.finalists import Candidate, able, candidate_of, choose, for_rounds, leading, rounds_s, rounds_time_s
+from feedrate.search.session.finalists import (
+    Candidate,
+    able,
+    candidate_of,
+    choose,
+    for_rounds,
+    leading,
+    rounds_s,
+    rounds_time_s,
+)
 from feedrate.search.session.first_settings import Opening
 from feedrate.search.session.host_health import HostHealth
 from feedrate.search.session.search_end import EXHAUSTED, LEAST_TOLD, at_ceiling, nothing_to_gain, same_failures
