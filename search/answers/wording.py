@@ -97,15 +97,7 @@ def explain(result: SearchResult) -> list[str]:
         enough = knee_of({int(size): entry["samples_per_second"] for size, entry in by_size.items()})
         rates += f"; no larger one is more than 5 % faster than b{enough}" if enough < max(map(int, by_size)) else ""
         lines.append(f"Best by batch size: {rates} (the batch size changes training: fix it with --batch-size N; your own setting is compared at the best one's)")
-    failures = result.failures[~result.failures["superseded"]]
-    several = failures["hostname"].nunique() > 1 or best["search"]["num_hosts"] > 1
-    for _, alike in list(failures.groupby([reasons_of(failures), _without_workers(failures)], sort=False))[:3]:
-        failure, num_more = alike.iloc[0], alike["config"].nunique() - 1
-        where = f" on {failure['hostname']}" if several and alike["hostname"].nunique(dropna=False) == 1 and pd.notna(failure["hostname"]) else ""
-        more = f" and {num_more} more setting{'s' * (num_more > 1)}" if num_more else ""
-        lines.append(f"Failed: {failure['config']}{more}{where}: {failure['failure_message']}")
-    if _without_workers(failures).any():
-        lines.append("What fails with 0 workers too does not depend on the number of workers: mend it, then search again.")
+    lines += _failed(result)
     for host in best["search"]["set_aside"]:
         lines.append(f"Set aside: {host['hostname']}, because {host['reason']}")
     memory = best["memory"]["end_of_epoch_bytes"]
@@ -129,6 +121,22 @@ def explain(result: SearchResult) -> list[str]:
         names = ", ".join(best["process"])
         lines.append(f"`dataloader` alone does not reproduce this rate: the process also needs {names}, as shown below.")
     lines.append(_paste(best))
+    return lines
+
+
+def _failed(result: SearchResult) -> list[str]:
+    """Return the sentences about settings that failed, one for each reason."""
+    assert result.best is not None
+    lines = []
+    failures = result.failures[~result.failures["superseded"]]
+    several = failures["hostname"].nunique() > 1 or result.best["search"]["num_hosts"] > 1
+    for _, alike in list(failures.groupby([reasons_of(failures), _without_workers(failures)], sort=False))[:3]:
+        failure, num_more = alike.iloc[0], alike["config"].nunique() - 1
+        where = f" on {failure['hostname']}" if several and alike["hostname"].nunique(dropna=False) == 1 and pd.notna(failure["hostname"]) else ""
+        more = f" and {num_more} more setting{'s' * (num_more > 1)}" if num_more else ""
+        lines.append(f"Failed: {failure['config']}{more}{where}: {failure['failure_message']}")
+    if _without_workers(failures).any():
+        lines.append("What fails with 0 workers too does not depend on the number of workers: mend it, then search again.")
     return lines
 
 
