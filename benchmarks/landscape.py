@@ -24,7 +24,6 @@ from feedrate.trainables.measuring.training import LONG_AGREE, LONG_WINDOW_S, MI
 DIMENSIONS = ("batch_size", "num_workers", "prefetch_factor", "persistent_workers")
 NEAREST = 5
 WINDOW_SD = 0.03
-NUM_WINDOWS = 9
 BANDWIDTHS_S = (15.0, 30.0, 60.0, 120.0, 240.0, 480.0)
 """Over which a machine's drift may be smooth; the one that foretells left-out trials best is taken."""
 SMOOTHED_FRACTION = 0.5
@@ -47,7 +46,7 @@ class Point:
     """Of its measurements alone; 0 where it was made up."""
     cpu_item_s: float | None = None
     """Of training process and workers; None where it is that of the landscape."""
-    num_windows: int = NUM_WINDOWS
+    num_windows: int = 1
     """Of one trial of it, as it was recorded."""
     window_s: float = 0.0
     """Wall time of each of them."""
@@ -151,8 +150,7 @@ def read(path: str | Path) -> Landscape:
     drift = _drift(np.log(rows["sps"].to_numpy()), groups.ngroup().to_numpy(), rows["spent_s"].cumsum().to_numpy())
     rows["log"] = np.log(rows["sps"]) - drift.logs
     half = (rows["high_sps"] - rows["low_sps"]) / 2 / rows["sps"]
-    within = [_window_sd(*each) for each in zip(half, rows["num_windows"], strict=True)]
-    rows["window_sd"] = within
+    rows["window_sd"] = [_window_sd(*each) for each in zip(half, rows["num_windows"], strict=True)]
     points, residuals = [], []
     groups = rows.groupby(list(DIMENSIONS), dropna=False)
     for key, group in groups:
@@ -319,7 +317,7 @@ MADE_UP = [
 """Worlds for looking at the search."""
 
 
-def columns_of(landscape: Landscape, config: LoaderConfig, sps: float, rng: np.random.Generator, *, step_only: bool, num_windows: int = NUM_WINDOWS) -> dict[str, Any]:
+def columns_of(landscape: Landscape, config: LoaderConfig, sps: float, rng: np.random.Generator, *, step_only: bool, num_windows: int) -> dict[str, Any]:
     """What a trial of that run-level rate reports after its last window."""
     size = config.batch_size or 64
     num_items = [10 * size] * num_windows
