@@ -8,7 +8,9 @@ For each bundled workload: `feedrate search WORKLOAD --time-budget T`, then a Tu
 would write it (a function trainable that builds model and loader, warms up half a second and times 3 s; OptunaSearch
 with its defaults; the answer is the highest reading). Then torch's default at each winner's batch size, and both
 winners, are trained by plain_train.py's plain PyTorch loop in interleaved rounds, fresh processes. Prints what each side
-claims, what the plain loops say, and how long each side took (feedrate may end before its budget).
+claims, what the plain loops say, and how long each side took (feedrate may end before its budget). With `--runs` the
+whole is done so many times, each with another seed, and each side's answers are summed up at the end: the plain loop's
+rate as a share of the fastest answer of the same run, since the machine's speed changes between runs.
 """
 
 from __future__ import annotations
@@ -27,10 +29,11 @@ from typing import Any
 WORKERS, BATCH_SIZES, PREFETCH = tuple(range(33)), (32, 64, 128), (1, 2, 4, 8)
 
 
-def ours(name: str, seconds: float, folder: Path) -> dict[str, Any]:
+def ours(name: str, seconds: float, seed: int, folder: Path) -> dict[str, Any]:
     """What `feedrate search` answers."""
     begun = time.time()
-    command = [sys.executable, "-m", "feedrate.search.cli.main", "search", name, "--time-budget", f"{seconds:g}s", "--out", str(folder / "run")]
+    command = [sys.executable, "-m", "feedrate.search.cli.main", "search", name]
+    command += ["--time-budget", f"{seconds:g}s", "--seed", str(seed), "--out", str(folder / "run")]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"feedrate search {name} failed:\n{done.stdout}{done.stderr}")
@@ -78,9 +81,9 @@ def _workload(name: str) -> Any:
     return getattr(importlib.import_module(f"feedrate.trainables.bundled.{name}"), name)()
 
 
-def stock(name: str, seconds: float, folder: Path) -> dict[str, Any]:
+def stock(name: str, seconds: float, seed: int, folder: Path) -> dict[str, Any]:
     """What Tune with OptunaSearch reads highest; run in a process of its own."""
-    command = [sys.executable, "-W", "ignore", __file__, name, "--stock", str(seconds), "--folder", str(folder)]
+    command = [sys.executable, "-W", "ignore", __file__, name, "--stock", str(seconds), "--seed", str(seed), "--folder", str(folder)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"Tune on {name} failed:\n{done.stderr[-3000:]}")
@@ -126,7 +129,7 @@ def _kwargs(knobs: dict[str, Any], batch_size: int) -> dict[str, Any]:
     return {"batch_size": batch_size, **{name: knobs[name] for name in names if knobs[name] is not None}}
 
 
-def _tune(name: str, seconds: float, folder: str) -> dict[str, Any]:
+def _tune(name: str, seconds: float, seed: int, folder: str) -> dict[str, Any]:
     os.environ.update({"RAY_AIR_NEW_OUTPUT": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_USAGE_STATS_ENABLED": "0"})
     import ray
     from ray import tune
@@ -145,7 +148,7 @@ def _tune(name: str, seconds: float, folder: str) -> dict[str, Any]:
             "persistent_workers": tune.choice([True, False]),
         },
         tune_config=tune.TuneConfig(
-            metric="sps", mode="max", search_alg=OptunaSearch(seed=0), num_samples=-1, time_budget_s=seconds, max_concurrent_trials=1
+            metric="sps", mode="max", search_alg=OptunaSearch(seed=seed), num_samples=-1, time_budget_s=seconds, max_concurrent_trials=1
         ),
         run_config=tune.RunConfig(storage_path=folder, verbose=0),
     )
@@ -164,8 +167,41 @@ def plain(name: str, kwargs: dict[str, Any], seconds: float, threads: int | None
     return float(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()[-1])
 
 
+def answers(name: str, seed: int, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What each side answers for a workload, by side."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = {"feedrate": ours(name, args.time_budget, seed, Path(folder)), "Tune": stock(name, args.time_budget, seed, Path(folder) / "tune")}
+        if args.zenith:
+            found["ZenithTune"] = zenith(name, args.zenith, args.seconds, Path(folder) / "zenith")
+        if args.loadtune:
+            found["loadtune"] = loadtune(name, args.loadtune, Path(folder) / "loadtune")
+    return found
+
+
+def judge(name: str, found: dict[str, dict[str, Any]], args: argparse.Namespace) -> dict[str, float]:
+    """Samples per second of each side's answer in plain loops; prints a line for each."""
+    sides = {side: each["kwargs"] for side, each in found.items()}
+    for size in {each["kwargs"]["batch_size"] for each in found.values()}:
+        sides[f"default b{size}"] = {"batch_size": size}
+    rates: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(args.rounds):
+        for side in [*sides, *reversed(sides)]:
+            threads = found[side].get("threads") if side in found else None
+            rates[side].append(plain(name, sides[side], args.seconds, threads))
+    medians = {side: statistics.median(values) for side, values in rates.items()}
+    for side, each in found.items():
+        default = medians[f"default b{each['kwargs']['batch_size']}"]
+        claimed = each["claimed"] if "claimed" in each else each["read_sps"] / default
+        print(
+            f"{name:10}{side:11}{each['settings']:>9}{each['wall_s']:>7.0f}s{medians[side]:>12,.1f}{medians[side] / default:>10.2f}x"
+            f"{claimed:>8.2f}x  {each['kwargs']}" + (f" threads={each['threads']}" if each.get("threads") else ""),
+            flush=True,
+        )
+    return {side: medians[side] for side in found}
+
+
 def main() -> None:
-    """Search with both, then judge."""
+    """Search with each side, then judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workloads", nargs="+", choices=("images", "objects", "table"))
     parser.add_argument("--time-budget", type=float, default=300.0, metavar="S")
@@ -173,37 +209,26 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="timed part of one plain loop")
     parser.add_argument("--zenith", metavar="PYTHON", help="of an environment with aibooster")
     parser.add_argument("--loadtune", metavar="FOLDER", help="that loadtune was installed to")
+    parser.add_argument("--runs", type=int, default=1, help="of everything, each with another seed")
     parser.add_argument("--stock", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.stock:
-        print(json.dumps(_tune(args.workloads[0], args.stock, args.folder)))
+        print(json.dumps(_tune(args.workloads[0], args.stock, args.seed, args.folder)))
         return
     print(f"{'workload':10}{'side':11}{'settings':>9}{'wall':>8}{'plain loop':>12}{'true gain':>11}{'claimed':>9}  setting")
-    for name in args.workloads:
-        with tempfile.TemporaryDirectory() as folder:
-            found = {"feedrate": ours(name, args.time_budget, Path(folder)), "Tune": stock(name, args.time_budget, Path(folder) / "tune")}
-            if args.zenith:
-                found["ZenithTune"] = zenith(name, args.zenith, args.seconds, Path(folder) / "zenith")
-            if args.loadtune:
-                found["loadtune"] = loadtune(name, args.loadtune, Path(folder) / "loadtune")
-        sides = {side: each["kwargs"] for side, each in found.items()}
-        for size in {each["kwargs"]["batch_size"] for each in found.values()}:
-            sides[f"default b{size}"] = {"batch_size": size}
-        rates: dict[str, list[float]] = {side: [] for side in sides}
-        for _ in range(args.rounds):
-            for side in [*sides, *reversed(sides)]:
-                threads = found[side].get("threads") if side in found else None
-                rates[side].append(plain(name, sides[side], args.seconds, threads))
-        medians = {side: statistics.median(values) for side, values in rates.items()}
-        for side, each in found.items():
-            default = medians[f"default b{each['kwargs']['batch_size']}"]
-            claimed = each["claimed"] if "claimed" in each else each["read_sps"] / default
-            print(
-                f"{name:10}{side:11}{each['settings']:>9}{each['wall_s']:>7.0f}s{medians[side]:>12,.1f}{medians[side] / default:>10.2f}x"
-                f"{claimed:>8.2f}x  {each['kwargs']}" + (f" threads={each['threads']}" if each.get("threads") else ""),
-                flush=True,
-            )
+    shares: dict[tuple[str, str], list[float]] = {}
+    for seed in range(args.runs):
+        for name in args.workloads:
+            judged = judge(name, answers(name, seed, args), args)
+            fastest = max(judged.values())
+            for side, sps in judged.items():
+                shares.setdefault((name, side), []).append(sps / fastest)
+    if args.runs > 1:
+        print("\nThe plain loop's rate of each answer, as a share of the fastest answer of its run:")
+        for (name, side), each in shares.items():
+            print(f"{name:10}{side:11} median {statistics.median(each):4.0%}  each {', '.join(f'{share:.0%}' for share in each)}")
 
 
 if __name__ == "__main__":
