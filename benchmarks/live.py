@@ -210,8 +210,8 @@ def main() -> None:
     parser.add_argument("--zenith", metavar="PYTHON", help="of an environment with aibooster")
     parser.add_argument("--loadtune", metavar="FOLDER", help="that loadtune was installed to")
     parser.add_argument("--runs", type=int, default=1, help="of everything, each with another seed")
+    parser.add_argument("--seed", type=int, default=0, help="of the first run")
     parser.add_argument("--stock", type=float, help=argparse.SUPPRESS)
-    parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.stock:
@@ -219,7 +219,7 @@ def main() -> None:
         return
     print(f"{'workload':10}{'side':11}{'settings':>9}{'wall':>8}{'plain loop':>12}{'true gain':>11}{'claimed':>9}  setting")
     shares: dict[tuple[str, str], list[float]] = {}
-    for seed in range(args.runs):
+    for seed in range(args.seed, args.seed + args.runs):
         for name in args.workloads:
             judged = judge(name, answers(name, seed, args), args)
             fastest = max(judged.values())
