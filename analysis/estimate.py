@@ -98,6 +98,7 @@ def steady_rate(
     produced_batches: Sequence[int],
     *,
     run_sd_fraction: float = RUN_SD_FRACTION,
+    expected_sd_fraction: float | None = None,
 ) -> Rate:
     """Return the lasting rate over windows of equal length, by batch means: the smaller of production and consumption.
 
@@ -107,6 +108,7 @@ def steady_rate(
         num_batches: batches consumed in each window, shape (windows,).
         produced_batches: batches finished by the loader in each window, shape (windows,).
         run_sd_fraction: run-to-run standard deviation to add to the interval; 0 gives the windows' own interval.
+        expected_sd_fraction: standard deviation that a window is expected to have, as a fraction of its rate; None if nothing says so.
 
     Raises:
         ValueError: there is no window, or a window has no duration or no batches. Measure longer.
@@ -124,7 +126,7 @@ def steady_rate(
         raise ValueError("the loader finished no batch during the windows")
     # ratio estimator: the standard error of sum(produced)/sum(duration)
     residual = (produced - mean * duration) / duration.mean() / mean
-    half = math.hypot(within_fraction(float((residual**2).sum()), duration.size), Z95 * run_sd_fraction) * mean
+    half = math.hypot(within_fraction(float((residual**2).sum()), duration.size, expected_sd_fraction), Z95 * run_sd_fraction) * mean
     return Rate(sps=mean, low_sps=max(mean - half, 0.0), high_sps=mean + half)
 
 
@@ -162,6 +164,7 @@ def lasting_rate(
     produced_batches: Sequence[int],
     *,
     run_sd_fraction: float = RUN_SD_FRACTION,
+    expected_sd_fraction: float | None = None,
 ) -> Rate:
     """Return the rate of the windows that count: those after a change that ended, otherwise the last ones (trend.END_WINDOWS).
 
@@ -169,7 +172,7 @@ def lasting_rate(
     another change like that of the second half of the windows.
 
     Args:
-        duration_s, num_items, num_batches, produced_batches, run_sd_fraction: as for `steady_rate`.
+        duration_s, num_items, num_batches, produced_batches, run_sd_fraction, expected_sd_fraction: as for `steady_rate`.
 
     Raises:
         ValueError: as for `steady_rate`.
@@ -177,7 +180,12 @@ def lasting_rate(
     found = lasting_windows(duration_s, num_batches, produced_batches)
     counted = slice(found.first if sum(num_items[found.first :]) else 0, None)  # the step may have trained no items in those windows
     rate = steady_rate(
-        duration_s[counted], num_items[counted], num_batches[counted], produced_batches[counted], run_sd_fraction=run_sd_fraction
+        duration_s[counted],
+        num_items[counted],
+        num_batches[counted],
+        produced_batches[counted],
+        run_sd_fraction=run_sd_fraction,
+        expected_sd_fraction=expected_sd_fraction,
     )
     if not found.change_fraction:
         return rate
@@ -191,21 +199,23 @@ def _batch_rates(duration_s: Sequence[float], num_batches: Sequence[int], produc
     return [each / seconds if seconds > 0 else 0.0 for each, seconds in zip(batches, duration_s, strict=True)]
 
 
-def within_fraction(squares: float, num_windows: int) -> float:
+def within_fraction(squares: float, num_windows: int, expected_sd_fraction: float | None = None) -> float:
     """Return half of the 95 % interval of a mean over windows, as a fraction of the mean.
 
-    For fewer than FEW_WINDOWS windows, Student's t makes the interval uselessly wide. Then their spread is pooled with
-    WINDOW_SD_FRACTION (a scaled inverse chi-squared prior, Gelman et al., Bayesian Data Analysis, 2013, 3.3), if that is narrower.
+    For fewer than FEW_WINDOWS windows, Student's t makes the interval uselessly wide. Then their spread is pooled with the one that is
+    expected (a scaled inverse chi-squared prior, Gelman et al., Bayesian Data Analysis, 2013, 3.3), if that is narrower.
 
     Args:
         squares: sum of the squared deviations of the windows' rates from their mean, as fractions of the mean.
         num_windows: at least 1.
+        expected_sd_fraction: the spread that is expected; None is WINDOW_SD_FRACTION.
     """
     own = t_quantile(num_windows - 1) * math.sqrt(squares / (num_windows - 1) / num_windows) if num_windows > 1 else math.inf
     if num_windows >= FEW_WINDOWS:
         return own
     degrees = PRIOR_WINDOWS + num_windows - 1
-    variance = (PRIOR_WINDOWS * WINDOW_SD_FRACTION**2 + squares) / degrees
+    prior = WINDOW_SD_FRACTION if expected_sd_fraction is None else expected_sd_fraction
+    variance = (PRIOR_WINDOWS * prior**2 + squares) / degrees
     return min(own, t_quantile(degrees) * math.sqrt(variance / num_windows))
 
 
@@ -311,7 +321,7 @@ def record_steady(record: dict[str, Any]) -> Rate | None:
     """Return the steady rate of one trial record; None if it has no window (a failed trial)."""
     if not record.get("window_duration_s"):
         return None
-    return lasting_rate(*(record[name] for name in _WINDOWS))
+    return lasting_rate(*(record[name] for name in _WINDOWS), expected_sd_fraction=record.get("expected_sd_fraction"))
 
 
 def record_rate(record: dict[str, Any], objective: str = "epoch") -> Rate | None:
@@ -364,16 +374,22 @@ def step_only_sps(record: dict[str, Any]) -> float | None:
     return float(np.median(np.divide(record["step_only_num_items"], record["step_only_duration_s"])))
 
 
+def used_cpu_item_s(record: Mapping[Any, Any], steady_sps: float | None) -> float | None:
+    """Return the CPU seconds that training process and workers used per item, at a record's steady rate; None if they were not measured."""
+    used, num_cpus = record.get("own_cpu_fraction"), record.get("num_cpus")
+    return float(used * num_cpus / steady_sps) if steady_sps and used and num_cpus else None
+
+
 def cpu_item_s(record: Mapping[str, Any]) -> float | None:
-    """Return the CPU seconds of training process and workers per item; None if they were not measured.
+    """Return the CPU seconds that loading and training an item cost; None if they were not measured.
 
     Without workers, the trial's CPU time includes threads of the step that spin while a batch is loaded. If loading by itself and the
     step by itself were timed, and their sum is lower, that sum is returned.
     """
-    steady, used, num_cpus = record_steady(dict(record)), record.get("own_cpu_fraction"), record.get("num_cpus")
-    if steady is None or not used or not num_cpus:
+    steady = record_steady(dict(record))
+    cpu_s = used_cpu_item_s(record, None if steady is None else steady.sps)
+    if cpu_s is None:
         return None
-    cpu_s = float(used * num_cpus / steady.sps)
     loading_s, step_cpus, step_sps = record.get("load_cpu_item_s"), record.get("step_only_cpus"), step_only_sps(dict(record))
     if record["num_workers"] or loading_s is None or step_cpus is None or step_sps is None:
         return cpu_s

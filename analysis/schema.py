@@ -80,6 +80,7 @@ COLUMNS: tuple[Column, ...] = (
     _C("window_produced_batches", "list[int]", "", "batches the loader finished in each window"),
     _C("window_wait_s", "list[float]", "s", "time in each window spent inside next(loader)"),
     _C("window_step_s", "list[float]", "s", "time the accelerator spent inside steps in each window; null on a CPU"),
+    _C("expected_sd_fraction", "float", "", "by how much the rates of windows are expected to differ because samples take different times: a standard deviation, divided by the rate; null with workers, or if too few samples were timed"),
     _C("ranks", "list[dict]", "", "for each rank of a training with several: its number, and in each window its wait, its other time and its items; null for one process. Then the columns of windows are those of all ranks together, and window_wait_s is the wait of the rank that waits most"),
     _C("settled", "bool", "", "the rate had stopped drifting in the windows that count, and enough of them were seen"),
     _C("trend_fraction", "float", "", "relative change of the rate from the first to the last windows if it was still changing, else 0; null if there are too few windows to tell"),

@@ -13,7 +13,7 @@ from feedrate.trainables.ranks.world_window import WorldWindow
 
 @dataclass(slots=True)
 class Windows:
-    """The raw windows so far, in lists of equal length. A window begins when one batch has been trained and ends with a later one."""
+    """The raw windows so far; the lists have equal length. A window begins when one batch has been trained and ends with a later one."""
 
     window_duration_s: list[float] = field(default_factory=list)
     window_num_batches: list[int] = field(default_factory=list)
@@ -21,6 +21,8 @@ class Windows:
     window_produced_batches: list[int] = field(default_factory=list)
     window_wait_s: list[float] = field(default_factory=list)
     window_step_s: list[float] | None = None
+    expected_sd_fraction: float | None = None
+    """Standard deviation that the rate of a window is expected to have, as a fraction of it; None if nothing says so."""
     ranks: tuple[RankWindows, ...] | None = None
     """What each rank did in the windows; None for a training with one process."""
 
@@ -66,6 +68,7 @@ class Windows:
             self.window_num_batches,
             self.window_produced_batches,
             run_sd_fraction=run_sd_fraction,
+            expected_sd_fraction=self.expected_sd_fraction,
         )
 
     def lasting(self) -> Lasting:
@@ -156,5 +159,5 @@ class Measurement:
         named = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "windows"}
         windows = {each.name: getattr(self.windows, each.name) for each in fields(Windows)}
         windows["ranks"] = None if self.windows.ranks is None else [each.to_json() for each in self.windows.ranks]
-        listed = {name: None if values is None else list(values) for name, values in windows.items()}
+        listed = {name: list(values) if isinstance(values, list) else values for name, values in windows.items()}
         return named | listed | {"trend_fraction": self.windows.lasting().change_fraction}

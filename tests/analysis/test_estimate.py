@@ -20,6 +20,7 @@ from feedrate.analysis.estimate import (
     steady_rate,
     step_only_sps,
     t_quantile,
+    used_cpu_item_s,
     widening,
 )
 
@@ -137,10 +138,12 @@ def test_cpu_time_of_loading_and_the_step_counts_no_threads_that_spin() -> None:
     """Without workers, 2 CPUs are busy for 10 ms an item; loading took 4 ms of CPU time, and the step 1 ms on one CPU."""
     facts = {"own_cpu_fraction": 1.0, "num_cpus": 2, "rate_sps": 200.0, "step_only_sps": 1000.0, "load_cpu_item_s": 0.004, "step_only_cpus": 1.0}
     assert cpu_item_s(record(0, num_workers=0, **facts)) == pytest.approx(0.005)
+    assert used_cpu_item_s(record(0, num_workers=0, **facts), 200.0) == pytest.approx(0.010)
     assert cpu_item_s(record(0, num_workers=2, **facts)) == pytest.approx(0.010)
     assert cpu_item_s(record(0, num_workers=0, **facts | {"load_cpu_item_s": None})) == pytest.approx(0.010)
     assert cpu_item_s(record(0, num_workers=0, **facts | {"own_cpu_fraction": 0.1})) == pytest.approx(0.001)
     assert cpu_item_s(record(0, num_workers=0, **facts | {"own_cpu_fraction": None})) is None
+    assert used_cpu_item_s(record(0, num_workers=0, **facts), None) is None
 
 
 def test_the_copy_alone_is_the_median_of_its_blocks() -> None:

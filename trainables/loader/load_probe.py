@@ -40,6 +40,9 @@ _NUM_BATCHES, _WALL_S, _CPU_S, _TIMED_WALL_S, _DELAY_S, _COLLATE_S, _OTHERS_CPU_
 NUM_PAIR_SUMS = 6
 _BINS = _PAIRS + NUM_PAIR_SUMS
 _LENGTH = _BINS + NUM_BINS
+MOST_CORRELATION = 0.9
+LEAST_SAMPLES = 30
+"""The spread of fewer samples says nothing."""
 LEAST_PAIRS = 30
 """A correlation of fewer pairs of samples says nothing."""
 LEAST_SPREAD = 1e-12
@@ -104,6 +107,26 @@ class LoadSums:
             found |= dict(zip(SAMPLE_QUANTILES, quantiles, strict=True))
             found["sample_correlation"] = self._correlation()
         return found
+
+    @property
+    def num_samples(self) -> int:
+        """The number of timed samples."""
+        return int(self.counts.sum())
+
+    def sample_sd_fraction(self) -> float | None:
+        """Return the standard deviation of a sample's time as a fraction of the mean; None if fewer than LEAST_SAMPLES were timed.
+
+        Divided by the square root of a number of samples, it is the standard error of their mean. It is larger where slow samples come in clusters, as if
+        a sample were related only to the one before it (Bayley and Hammersley, J. R. Stat. Soc. Suppl. 8, 1946, for a first-order process).
+        """
+        if self.num_samples < LEAST_SAMPLES:
+            return None
+        times_s = LEAST_S * 2 ** ((np.arange(NUM_BINS) - 0.5) / BINS_PER_OCTAVE)
+        mean_s = float((self.counts * times_s).sum() / self.num_samples)
+        variance = float((self.counts * (times_s - mean_s) ** 2).sum() / (self.num_samples - 1))
+        variance += (mean_s * math.log(2) / BINS_PER_OCTAVE) ** 2 / 12  # samples differ inside a bin, too
+        related = min(max(self._correlation() or 0.0, 0.0), MOST_CORRELATION)
+        return math.sqrt(variance * (1 + related) / (1 - related)) / mean_s
 
     def _correlation(self) -> float | None:
         """Return Pearson's correlation of two samples one after the other; None if there are fewer than LEAST_PAIRS, or their times are equal."""
@@ -187,15 +210,22 @@ def bin_of(duration_s: float) -> int:
 class _TimedFetch:
     """Stands for the method `fetch` of a fetcher, and times some of its calls."""
 
-    __slots__ = ("_fetch", "_fetcher", "_has_samples", "_is_worker", "_num_since", "_others_cpu_s", "_passed_over", "_place", "_since_samples_s")
+    __slots__ = ("_fetch", "_fetcher", "_has_samples", "_is_first", "_is_worker", "_num_since", "_others_cpu_s", "_passed_over", "_place", "_since_samples_s")
 
     def __init__(self, fetcher: Any, place: Any, *, has_samples: bool, is_worker: bool) -> None:
         self._fetcher, self._fetch, self._place, self._has_samples = fetcher, fetcher.fetch, place, has_samples
         self._is_worker, self._others_cpu_s = is_worker, 0.0
-        self._passed_over = self._num_since = 1  # the first batch opens files and fills caches
+        self._is_first = True  # it opens files and fills caches, so it only says how long batches take
+        self._passed_over, self._num_since = 0, 1
         self._since_samples_s = 0.0
 
     def __call__(self, index: Any) -> Any:
+        if self._is_first:
+            self._is_first = False
+            begin_s = time.perf_counter()
+            batch = self._fetch(index)
+            self._since_samples_s = time.perf_counter() - begin_s
+            return batch
         if self._passed_over > 0:
             self._passed_over -= 1
             return self._fetch(index)
@@ -214,7 +244,7 @@ class _TimedFetch:
             place[_TIMED_WALL_S] += wall_s
         self._passed_over = int(BATCH_COST_S / COST_FRACTION / max(wall_s, 1e-9))
         self._num_since = 1 + self._passed_over
-        self._since_samples_s = 0.0 if is_detailed else self._since_samples_s + wall_s * self._num_since
+        self._since_samples_s = wall_s * self._num_since + (0.0 if is_detailed else self._since_samples_s)
         return batch
 
     def _count_others(self, others_cpu_s: float) -> None:

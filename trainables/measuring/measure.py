@@ -211,7 +211,7 @@ def _train(
         result.cold_refused = cold.why_not_cold()
         yield result
         return
-    before, loaded = _Machine.read(cpus), training.watch.probe.sums()
+    before = _Machine.read(cpus)
     while not training.finished():
         if cold is not None:
             cold.drop_held()
@@ -221,7 +221,7 @@ def _train(
         if len(result.windows) >= MIN_WINDOWS and training.has_rate():
             if len(result.windows) == MIN_WINDOWS:  # only once, because it takes a moment; from here on the trial may be stopped
                 before.fill(result)
-                training.fill_loading(loaded)
+                training.fill_loading()
             result.settled = training.steady()
             yield result
     if not training.has_rate():
@@ -230,7 +230,7 @@ def _train(
         raise training.no_rate()
     result.cold_refused = cold.why_not_cold() if cold is not None else None
     before.fill(result, dropped=cold is not None and result.cold_refused is None)
-    training.fill_loading(loaded)
+    training.fill_loading()
     if device.type == "cuda":
         result.gpu_free_bytes, _ = torch.cuda.mem_get_info(device)
         result.gpu_peak_bytes = torch.cuda.max_memory_allocated(device)

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from feedrate.analysis.trend import in_first_epoch
+from feedrate.analysis.estimate import within_fraction
+from feedrate.analysis.trend import CHANGE_FRACTION, in_first_epoch
 from feedrate.trainables.failure import Failure, TrialFailed
 from feedrate.trainables.loader.build_loader import no_batch
 from feedrate.trainables.loader.delivering_workers import num_shards
@@ -41,6 +42,12 @@ LONG_AGREE = 2.0
 """So few windows can agree by chance: if their spread is 8 %, three of them pass the limit of 2.5 % (enough_fraction is 5 %) in 2 % of trials."""
 FEW_STEADY_FRACTION = 0.025
 """A rate from so few windows counts as steady if half the width of their interval is below this fraction of it."""
+SAMPLED_WINDOW_S = 3.0
+SAMPLES_ENOUGH = 100
+MOSTLY_FRACTION = 0.8
+"""Without workers, one or two windows are enough if each takes SAMPLED_WINDOW_S or more, SAMPLES_ENOUGH of their samples or more were timed, loading
+takes MOSTLY_FRACTION of the time or more, and the spread of the samples says that the rate is known: a batch of 128 samples of 40 ms takes 5 s, and
+shows by itself how much samples differ."""
 MAX_WINDOWS = 13
 ENOUGH_S = 6.0
 """Total duration of windows after which MIN_WINDOWS windows are enough, even if the interval is still wide."""
@@ -95,6 +102,8 @@ class Training:
         """Number of batches that had been consumed when the queue of ready batches was last seen empty."""
         self._latest: deque[tuple[float, int, float]] = deque(maxlen=self.cycle + 1)
         """For each of the latest batches: when it had been trained, and the items and the waiting time until then."""
+        self._loaded: LoadSums | None = None
+        """What loading had cost before the windows; None before they begin."""
         self._shm_before = shm_used_bytes()
         self._kept: KeptBatches | None = None
         self._timer = StepTimer(device)
@@ -151,6 +160,7 @@ class Training:
         synchronize(self.device)
         self._timer.take_s()
         self.result.settle_s = time.perf_counter() - begin
+        self._loaded = self.watch.probe.sums()
 
     def window(self) -> None:
         """Time one window without anything but training in it.
@@ -248,6 +258,7 @@ class Training:
     def _after_window(self) -> None:
         """Update what is known from the windows so far."""
         self._look_at_shm()
+        self.result.windows.expected_sd_fraction = self._expected_sd_fraction()
         if self.counts_epoch:
             items_per_loaded = self.items_per_batch() * self._per_loaded()
             self.result.epoch_samples = self.epoch.num_items(items_per_loaded, self.watch.samples_per_batch())
@@ -261,7 +272,7 @@ class Training:
         until = self.deadline - self.reserved_s
         if len(windows) and time.perf_counter() + windows.window_duration_s[-1] / 2 > until:
             return True
-        if self._few_agree(self.enough_fraction / LONG_AGREE):
+        if self._few_agree(self.enough_fraction / LONG_AGREE) or self._samples_agree():
             return not self._is_changing()
         if len(windows) < MIN_WINDOWS or self._is_changing():
             return False
@@ -276,6 +287,19 @@ class Training:
         if not MIN_LONG_WINDOWS <= len(windows) < MIN_WINDOWS or min(windows.window_duration_s) < LONG_WINDOW_S:
             return False
         return self.has_rate() and windows.rate().half_width_fraction < half_width_fraction
+
+    def _samples_agree(self) -> bool:
+        """Whether one or two windows are enough because of their samples. Two windows that agree are not, because they may agree by chance."""
+        windows = self.result.windows
+        if windows.expected_sd_fraction is None:
+            return False
+        of_samples = within_fraction(0.0, 1, windows.expected_sd_fraction) / math.sqrt(len(windows))
+        return max(of_samples, windows.rate().half_width_fraction) < self.enough_fraction
+
+    def _samples_since(self) -> LoadSums:
+        """Return what loading has cost in the windows."""
+        sums = self.watch.probe.sums()
+        return sums if self._loaded is None else sums.minus(self._loaded)
 
     def _is_changing(self) -> bool:
         """Whether the rate still changes, or may soon (samples come for the second time), so that only the deadline ends the windows."""
@@ -307,10 +331,9 @@ class Training:
         windows = self.result.windows
         return sum(windows.window_num_items) / sum(windows.window_num_batches)
 
-    def fill_loading(self, since: LoadSums) -> None:
-        """Write the columns for what loading cost since a moment before the windows; from the start if no batch was timed since then."""
-        sums = self.watch.probe.sums()
-        inside = sums.minus(since)
+    def fill_loading(self) -> None:
+        """Write the columns for what loading has cost in the windows; from the start if no batch was timed in them."""
+        sums, inside = self.watch.probe.sums(), self._samples_since()
         num_ranks = 1 if self.lead is None else self.lead.world_size  # the items are those of all ranks, and the probe is in this one
         columns = (inside if inside.num_batches else sums).columns(self.items_per_batch() * self._per_loaded() / num_ranks)
         for name, value in columns.items():
@@ -328,7 +351,7 @@ class Training:
         if min(counted, default=0) < self.cycle or found.change_fraction:
             return False
         if len(counted) < MIN_WINDOWS:
-            return self._few_agree(FEW_STEADY_FRACTION)
+            return self._few_agree(FEW_STEADY_FRACTION) or self._samples_agree()
         rates = [
             sum(windows.window_num_items[part]) / sum(windows.window_duration_s[part])
             for part in (slice(found.first, half), slice(half, None))
@@ -461,6 +484,27 @@ class Training:
                 f"another DataLoader, which has num_workers={min(read)}. Pass num_workers to that one"
             )
             raise TrialFailed(Failure(kind="override-ignored", phase="loader", message=message))
+
+    def _expected_sd_fraction(self) -> float | None:
+        """Return how much the rates of one or two windows are expected to differ because samples take different times; None if that is not known.
+
+        It is known without workers, if nearly all of the time goes into loading, items are samples, and the first batch took as long as the others.
+        """
+        windows = self.result.windows
+        if self.loader.num_workers or self.lead is not None or self.result.unit != "samples" or not self.has_rate():
+            return None
+        per_batch = self.watch.samples_per_batch()
+        if not per_batch or len(windows) >= MIN_LONG_WINDOWS or min(windows.window_duration_s) < SAMPLED_WINDOW_S:
+            return None
+        loaded, num_batches = self._samples_since(), sum(windows.window_num_batches)
+        batch_s = sum(windows.window_duration_s) / num_batches
+        is_even = abs(self.result.first_batch_s / batch_s - 1) < CHANGE_FRACTION
+        is_loading = loaded.num_batches > 0 and loaded.wall_s / loaded.num_batches > MOSTLY_FRACTION * batch_s
+        is_sample = abs(self.items_per_batch() / per_batch - 1) < CHANGE_FRACTION
+        spread = loaded.sample_sd_fraction()
+        if spread is None or loaded.num_samples < SAMPLES_ENOUGH or not (is_even and is_loading and is_sample):
+            return None
+        return spread / math.sqrt(num_batches / len(windows) * per_batch)
 
     def _num_effective(self) -> int | None:
         """Return how many workers deliver something in one of the user's epochs: no more than the epoch has batches."""

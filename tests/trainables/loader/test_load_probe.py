@@ -95,6 +95,15 @@ def test_too_few_samples_have_no_correlation():
     assert sums.columns(items_per_batch=2)["sample_correlation"] is None
 
 
+def test_the_spread_of_samples_counts_those_in_clusters_as_more():
+    """Half of the samples take 3 ms and half 1 ms: their standard deviation is half of their mean, apart from what waking up adds."""
+    _, turns = probed(DataLoader(Patterned(1), batch_size=32), num_batches=30)
+    _, runs = probed(DataLoader(Patterned(8), batch_size=32), num_batches=30)
+    assert 0.3 < turns.sample_sd_fraction() < 0.7
+    assert runs.sample_sd_fraction() > 1.5 * turns.sample_sd_fraction()
+    assert runs.minus(runs).sample_sd_fraction() is None
+
+
 class Large(Dataset):
     """Each sample has 4 MB, which torch copies to shared memory."""
 

@@ -20,6 +20,7 @@ from feedrate.search.space.idle_workers import IdleWorkers
 from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import TrialFailed, classify
 from feedrate.trainables.loader.delivering_workers import DeliveringWorkers
+from feedrate.trainables.loader.load_probe import LoadProbe
 from feedrate.trainables.measurement import Measurement, Windows
 from feedrate.trainables.measuring.measure import measure
 from feedrate.trainables.measuring.measure_options import MeasureOptions
@@ -28,7 +29,7 @@ from feedrate.trainables.measuring.training import MIN_WINDOWS, Training
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*use of fork:DeprecationWarning")
 WINDOW_LISTS = [each.name for each in dataclasses.fields(Windows) if each.name.startswith("window_") and each.name != "window_step_s"]
 GPU = {"gpu_peak_bytes", "gpu_free_bytes", "window_step_s", "copy_only_num_items", "copy_only_duration_s"}
-NOT_HERE = GPU | {"ranks", "cold_refused", "cached_batch_failure", "step_returned", "num_shards", "between_epochs_s", "between_epochs_parts_s", "between_epochs_failure"}
+NOT_HERE = GPU | {"ranks", "expected_sd_fraction", "cold_refused", "cached_batch_failure", "step_returned", "num_shards", "between_epochs_s", "between_epochs_parts_s", "between_epochs_failure"}
 KERNEL = {"throttled_fraction", "psi_cpu_fraction", "psi_io_fraction", "psi_memory_fraction"}
 """What some kernels and containers do not tell."""
 
@@ -480,6 +481,7 @@ class Rounds:
 
     num_workers, prefetch_factor, in_flight = 4, 2, itertools.cycle([0, 3, 1, 2, 0, 1, 3])
     ends_when_told, num_iterators, reads_num_workers, delivering, dataset = True, 0, (), DeliveringWorkers(), ()
+    probe = LoadProbe()
 
     def __iter__(self):
         while True:
@@ -534,6 +536,14 @@ def test_a_trial_ends_near_its_time():
     assert not result.settled
     assert 1 <= len(result.windows) < MIN_WINDOWS
     assert 0 < result.throughput("steady").sps <= 5
+
+
+def test_a_slow_loader_without_workers_is_known_from_its_samples():
+    """A batch of 110 samples takes 3.3 s: one of them, beside the first, says how much samples differ, and so how well it knows the rate."""
+    result = run(short(Rows(20_000, 0.03)), LoaderConfig(batch_size=110), max_trial_s=12, objective="steady", enough_fraction=0.05)
+    assert (len(result.windows), result.settled) == (1, True)
+    assert 0 < result.windows.expected_sd_fraction < 0.02
+    assert record_rate(result.columns(), "steady").half_width_fraction < 0.06
 
 
 def test_a_loader_without_batches_is_a_clear_failure():

@@ -1,6 +1,7 @@
 """training.py: when the windows of a trial are enough, from recorded windows; nothing is trained."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,6 +43,34 @@ def test_a_trial_of_a_search_needs_less():
     rates = [1000, 1020, 980, 1030, 970]
     assert training(rates, seconds=0.35, enough_fraction=0.05).finished()
     assert not training(rates, seconds=0.35).finished()
+
+
+def sampled(*, seconds=4.0, num_windows=1, num_samples=128, spread=0.1, first_batch_s=4.0, load_s=3.9, unit="samples", per_batch=128):
+    """A training without workers, each of whose windows was one batch of 128 items, `num_samples` of which were timed."""
+    result = Measurement(unit=unit, first_batch_s=first_batch_s)
+    loaded = SimpleNamespace(num_batches=1, wall_s=load_s, num_samples=num_samples, sample_sd_fraction=lambda: spread)
+    watch = SimpleNamespace(probe=SimpleNamespace(sums=lambda: loaded), samples_per_batch=lambda: per_batch, delivering=SimpleNamespace(num=None))
+    made = Training(DataLoader([0]), watch, None, torch.device("cpu"), result, 1e9, 0.05)
+    made.deadline = math.inf
+    for _ in range(num_windows):
+        result.windows.add(duration_s=seconds, num_batches=1, num_items=128, produced_batches=1, wait_s=0.0)
+        made._after_window()
+    return made
+
+
+def test_one_long_window_without_workers_is_enough_if_its_samples_say_so():
+    """Enough samples that are alike, nothing but loading, and a first batch that took as long; two windows say more than one."""
+    assert sampled().finished()
+    assert sampled().steady()
+    assert sampled().result.windows.rate().half_width_fraction == pytest.approx(2.571 * 0.1 / math.sqrt(128))
+    assert sampled(spread=0.25, num_windows=2).finished()
+    for less in (
+        {"spread": 0.25}, {"spread": None}, {"num_samples": 60}, {"first_batch_s": 5.0}, {"load_s": 3.0}, {"unit": "tokens"}, {"per_batch": 64},
+        {"seconds": 2.0, "first_batch_s": 2.0, "load_s": 1.9},
+    ):  # fmt: skip
+        assert not sampled(**less).finished()
+        assert not sampled(**less).steady()
+    assert sampled(num_windows=3).result.windows.expected_sd_fraction is None
 
 
 @pytest.mark.parametrize("num", [3, 4])
