@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from feedrate.analysis.estimate import RUN_SD_FRACTION, Rate, t_quantile
+from feedrate.analysis.setting_cost import SettingCost, cheapest
 
 TIED_FRACTION = 0.02
 """Settings this close to the fastest count as equally good; the cheapest of them is the answer."""
@@ -143,8 +144,7 @@ class Finalist:
 
     name: str
     batch_size: int | None
-    cost: tuple[float, ...]
-    """Costs in the order in which they are compared: workers, batches in flight per worker, memory."""
+    cost: SettingCost
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,7 +155,7 @@ class Standing:
     answer: str
     """The cheapest setting of `tied` at the batch size of the fastest one."""
     tied: tuple[str, ...]
-    """Settings as good as the fastest: less than 2 % slower, with 95 % confidence; the cheapest first."""
+    """Settings as good as the fastest: less than 2 % slower, with 95 % confidence; those with the fewest workers first."""
     slower: tuple[str, ...]
     """Settings slower than the fastest, with 95 % confidence, that are not known to be within 2 % of it."""
     undecided: tuple[str, ...]
@@ -174,7 +174,7 @@ def out_soon(comparison: Comparison, names: Iterable[str]) -> set[str]:
 
 def standing(comparison: Comparison, finalists: Iterable[Finalist]) -> Standing | None:
     """Return which finalists are tied with the fastest and which are slower; None while none was measured in MIN_ROUNDS rounds."""
-    ordered = sorted(finalists, key=lambda each: (each.cost, each.name))
+    ordered = sorted(finalists, key=lambda each: (each.cost.order, each.name))
     measured = [each for each in ordered if comparison.num_rounds(each.name) >= MIN_ROUNDS]
     if not measured:
         return None
@@ -196,7 +196,8 @@ def standing(comparison: Comparison, finalists: Iterable[Finalist]) -> Standing 
             slower.append(each)
         else:
             undecided.append(each)
-    answer = next(each for each in tied if each.batch_size == fastest.batch_size)
+    same_size = [each for each in tied if each.batch_size == fastest.batch_size]
+    answer = same_size[cheapest([each.cost for each in same_size])]
     most = -math.log1p(-TIED_FRACTION)
     ahead = {each.name: sum(comparison.log_ratio(each.name, answer.name)) for each in ordered}
     matter = [
@@ -207,7 +208,7 @@ def standing(comparison: Comparison, finalists: Iterable[Finalist]) -> Standing 
         and (
             each not in measured
             or ahead[each.name] >= most
-            or (each in undecided and each.batch_size == answer.batch_size and each.cost < answer.cost)
+            or (each in undecided and each.batch_size == answer.batch_size and each.cost.is_below(answer.cost))
         )
     ]
     return Standing(

@@ -278,7 +278,7 @@ def read_more(best: Mapping[str, Any], ranked: pd.DataFrame) -> str | None:
         return f"{what}, but is less certain: {why}. If a rate was still changing, or was not significantly above that of your own setting, the lower end of its interval is compared instead of the rate, so that no lucky measurement wins."
     if not other_size:  # the setting with the highest lower end ties with the answer, which is cheaper
         why = f"its interval begins at {low:,.0f}, and the answer reached {rate['samples_per_second']:,.0f}"
-        return f"{what}, but the two may be equally fast: {why}. Of such settings, the answer is the cheapest (fewest workers, then prefetch, then memory)."
+        return f"{what}, but the two may be equally fast: {why}. Of such settings, the answer is the cheapest: those that take much more CPU time than another are left out; then fewest workers, prefetch and memory decide."
     return f"{what}. The answer is the best at its own batch size only. To search at this one, use --batch-size {first['batch_size']}."
 
 

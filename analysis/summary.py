@@ -12,24 +12,23 @@ import pandas as pd
 
 from feedrate.analysis.ceilings import load_fraction
 from feedrate.analysis.disqualified import Disqualified
-from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION, Rate, gpu_headroom_fraction, widening
+from feedrate.analysis.estimate import LEAST_HEADROOM_FRACTION, Rate, gpu_headroom_fraction, used_cpu_item_s, widening
 from feedrate.analysis.rounds import MIN_ROUNDS, SOON_ROUNDS, Comparison, Finalist, Standing, rounds_of, standing
 from feedrate.analysis.run import Run
+from feedrate.analysis.setting_cost import SettingCost
 from feedrate.analysis.tables import TRIAL_DTYPES, frame
 
 SETTING = (
     "batch_size", "num_workers", "prefetch_factor", "pin_memory", "persistent_workers", "multiprocessing_context",
     "in_order", "sharing_strategy", "trainer_cpus",
 )  # fmt: skip
-COST = ("num_workers", "prefetch_factor", "tree_pss_bytes")
-"""The costs by which a setting is cheaper than another, compared in this order."""
 WELL_KNOWN_FRACTION = 0.2
 """A trial that was stopped early counts against a complete one only if its half-width, as a fraction of the rate, is below this."""
 KNEE_FRACTION = 0.95
 _NAMES = (
     "config", *SETTING, "status", "throughput_sps", "throughput_low_sps", "throughput_high_sps", "num_trials",
     "num_hosts", "num_rounds", "is_baseline", "speedup", "speedup_low", "speedup_high", "wait_fraction", "tree_pss_bytes",
-    "gpu_headroom_fraction", "settled", "change_fraction", "load_fraction",
+    "gpu_headroom_fraction", "settled", "change_fraction", "load_fraction", "cpu_item_s",
 )  # fmt: skip
 _OTHER = {"settled": "boolean", "num_trials": "Int64", "num_hosts": "Int64", "num_rounds": "Int64", "is_baseline": "bool"}
 RANKING_DTYPES = {name: _OTHER.get(name) or TRIAL_DTYPES.get(name, "float64") for name in _NAMES}
@@ -45,7 +44,8 @@ def ranking(run: Run) -> pd.DataFrame:
     them; it is missing if there is no such baseline. `tree_pss_bytes` is the largest value. `settled` is False if a measurement
     that counts ended before its rate had stopped drifting, or has too few windows. `change_fraction` is the median change of
     rates that had not stopped changing (0 for those that had). `load_fraction` is the median share of the CPUs, or of the GPU,
-    that others took.
+    that others took. `cpu_item_s` is the median of the CPU seconds that training process and workers used per item; it is missing for
+    settings that were not in MIN_ROUNDS rounds, because a single trial knows it too badly to compare settings.
 
     Example:
         >>> from feedrate.analysis import load_run, ranking
@@ -158,11 +158,25 @@ def standing_of(run: Run, ranked: pd.DataFrame) -> Standing | None:
         Finalist(
             name=row["config"],
             batch_size=None if pd.isna(row["batch_size"]) else int(row["batch_size"]),
-            cost=tuple(0.0 if pd.isna(row[name]) else float(row[name]) for name in COST),
+            cost=cost_of(row),
         )
         for _, row in ranked[(ranked["num_rounds"] > 0) & may_win(run, ranked)].iterrows()
     ]
     return standing(comparison_of(run), finalists)
+
+
+def cost_of(row: pd.Series[Any]) -> SettingCost:
+    """Return what the setting of a row of `ranking` takes from the machine."""
+
+    def known(name: str) -> float:
+        return 0.0 if pd.isna(row[name]) else float(row[name])
+
+    return SettingCost(
+        num_workers=int(known("num_workers")),
+        prefetch_factor=int(known("prefetch_factor")),
+        memory_bytes=known("tree_pss_bytes"),
+        cpu_item_s=known("cpu_item_s") or None,
+    )
 
 
 def pool(rates: Sequence[Rate]) -> Rate:
@@ -206,7 +220,14 @@ def _pooled(records: list[Mapping[Any, Any]], comparison: Comparison) -> dict[st
         "settled": all(_known(used, "settled")) if _known(used, "settled") else None,
         "change_fraction": statistics.median(_known(used, "change_fraction") or [math.nan]),
         "load_fraction": statistics.median(map(load_fraction, used)),
+        "cpu_item_s": _cpu_item_s(used),
     }
+
+
+def _cpu_item_s(records: list[Mapping[Any, Any]]) -> float:
+    each = [used_cpu_item_s(record, record["steady_sps"]) for record in records]
+    known = [cpu_s for cpu_s in each if cpu_s is not None]
+    return statistics.median(known) if len(known) >= MIN_ROUNDS else math.nan
 
 
 def _known(records: list[Mapping[Any, Any]], name: str) -> list[Any]:

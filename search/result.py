@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from feedrate.analysis.best import write_best
 from feedrate.analysis.load import load_run
 from feedrate.analysis.rounds import TIED_FRACTION, Standing
 from feedrate.analysis.run_folder import RunFolder
-from feedrate.analysis.summary import COST, may_win, ranking, same, standing_of
+from feedrate.analysis.setting_cost import cheapest
+from feedrate.analysis.summary import cost_of, may_win, ranking, same, standing_of
 from feedrate.search.best_json import best_content
 
 
@@ -87,7 +88,7 @@ def write_so_far(folder: RunFolder) -> None:
 
 
 def pick(complete: pd.DataFrame, where: Standing | None = None) -> pd.Series[Any]:
-    """Return the cheapest setting within 2 % of the fastest, at the batch size of the fastest. Fewer workers are cheaper, then less memory.
+    """Return the cheapest setting within 2 % of the fastest, at the batch size of the fastest (setting_cost.py says what is cheaper).
 
     If there were confirmation rounds, they decide. Otherwise the fastest setting is chosen as in `finalists.leading`, if it is surely faster
     than the baseline, or is the baseline. If it is not, the one with the highest lower bound is taken instead. If the result is neither
@@ -121,9 +122,9 @@ def _worth_changing(complete: pd.DataFrame, place: int, sps: pd.Series[float]) -
     """
     fastest, fastest_sps = complete.iloc[place], float(sps.iloc[place])
     tied = complete[same(complete["batch_size"], fastest["batch_size"]) & (sps >= fastest_sps * (1 - TIED_FRACTION))]
-    cheapest = tied.sort_values(list(COST), kind="stable", na_position="first").iloc[0]
-    answer = _or_baseline(complete, cheapest)
-    return answer if answer is cheapest else _or_baseline(complete, fastest)
+    frugal = tied.iloc[cheapest([cost_of(row) for _, row in tied.iterrows()])]
+    answer = _or_baseline(complete, frugal)
+    return answer if answer is frugal else _or_baseline(complete, fastest)
 
 
 def _or_baseline(complete: pd.DataFrame, chosen: pd.Series[Any]) -> pd.Series[Any]:
@@ -131,6 +132,6 @@ def _or_baseline(complete: pd.DataFrame, chosen: pd.Series[Any]) -> pd.Series[An
     yours = complete[same(complete["batch_size"], chosen["batch_size"]) & complete["is_baseline"]]
     if yours.empty or not chosen["speedup_low"] <= 1:
         return chosen
-    costs = [tuple(0.0 if pd.isna(row[name]) else float(row[name]) for name in COST[:2]) for row in (yours.iloc[0], chosen)]
     baseline: pd.Series[Any] = yours.iloc[0]
-    return baseline if costs[0] <= costs[1] else chosen
+    costs = [replace(cost_of(row), memory_bytes=0.0) for row in (chosen, baseline)]  # a little less memory is no reason to change
+    return chosen if costs[0].is_below(costs[1]) else baseline

@@ -18,7 +18,7 @@ from feedrate.analysis.paste import paste_heading
 from feedrate.analysis.rounds import DISTURBED_FRACTION, TIED_FRACTION
 from feedrate.analysis.run_folder import RunFolder
 from feedrate.analysis.sections import epoch_text, read_more, shared_gpu, shared_host, sharing_host
-from feedrate.analysis.summary import knee_of, same
+from feedrate.analysis.summary import cost_of, knee_of, same
 from feedrate.search.record import SearchRecord
 from feedrate.search.result import SearchResult
 from feedrate.search.session.search_end import reason_of
@@ -186,7 +186,7 @@ def _conclusion(result: SearchResult) -> list[str]:
         else:
             lines.append("No setting was shown to be faster than yours, but this is not certain: keep yours until it is settled.")
     elif yours and yours["speedup_ci95"][0] <= 1 and Disqualified.of(best["search"]).allowed(ranked[ranked["is_baseline"]]).all():
-        lines.append("No significant gain over yours" + (", but it needs fewer workers." if _is_cheaper(result) else "."))
+        lines.append(f"No significant gain over yours{_saving(result)}.")
     if best["search"]["open"] and not ranked["is_baseline"].all():
         lines.append(f"Open: {'; '.join(best['search']['open'])}.")
         where = " (when the machine is quiet)" if settle == QUIET else ""
@@ -243,10 +243,14 @@ def _confirmed(best: dict[str, Any]) -> str:
     return text + "."
 
 
-def _is_cheaper(result: SearchResult) -> bool:
-    """Return whether the answer has fewer workers than the baseline."""
+def _saving(result: SearchResult) -> str:
+    """Return in which way the answer is cheaper than the baseline, to continue a sentence; empty if it is in none."""
     assert result.best is not None and result.best["baseline"] is not None
-    return bool(result.best["dataloader"]["num_workers"] < result.best["baseline"]["dataloader"]["num_workers"])
+    settings = [each.get("process", {}) | each["dataloader"] for each in (result.best, result.best["baseline"])]
+    answer, yours = (cost_of(_row_of(result.ranking, each)) for each in settings)
+    if answer.cpu_item_s and yours.cpu_item_s and yours.takes_much_more_cpu(answer):
+        return f", but it takes {100 * (1 - answer.cpu_item_s / yours.cpu_item_s):.0f} % less CPU time"
+    return ", but it needs fewer workers" if answer.num_workers < yours.num_workers else ""
 
 
 def _row_of(rows: pd.DataFrame, setting: dict[str, Any]) -> pd.Series[Any]:

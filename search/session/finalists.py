@@ -24,6 +24,7 @@ from feedrate.analysis.estimate import (
 )
 from feedrate.analysis.rounds import MIN_ROUNDS, TIED_FRACTION, Comparison, Finalist, out_soon, standing
 from feedrate.analysis.schema import status
+from feedrate.analysis.setting_cost import SettingCost
 from feedrate.search.study.surrogate import improvement
 from feedrate.trainables.config import LoaderConfig
 
@@ -67,9 +68,13 @@ class Candidate:
         return self.config.short()
 
     @property
-    def cost(self) -> tuple[float, ...]:
-        """The cost, compared in this order: number of workers, prefetched batches per worker, memory."""
-        return (self.config.num_workers, self.config.prefetch_factor or 0, self.memory_bytes)
+    def cost(self) -> SettingCost:
+        """What it takes from the machine. CPU time is left out, because one trial knows it too badly; the answer is chosen with it (result.py)."""
+        return SettingCost(
+            num_workers=self.config.num_workers,
+            prefetch_factor=self.config.prefetch_factor or 0,
+            memory_bytes=self.memory_bytes,
+        )
 
     @property
     def finalist(self) -> Finalist:
@@ -148,15 +153,15 @@ def choose(
         each
         for each in rivals
         if each.config.batch_size == best.config.batch_size
-        and each.cost < best.cost
+        and each.cost.is_below(best.cost)
         and each.rate.sps >= best.rate.sps * (1 - 1.5 * TIED_FRACTION)
     ]
-    cheapest = sorted(near, key=lambda each: each.cost)
+    near.sort(key=lambda each: each.cost.order)
     yours = [each for each in candidates if each.is_baseline and _same_size(each, best) and each is not best]
     chosen = [best, *yours, *([surest] if surest not in (best, *yours) else [])]
     if best.is_baseline and not fastest:  # rounds also confirm that nothing is faster than the baseline
         fastest = sorted((each for each in allowed if each is not best), key=lambda each: -each.rate.sps)[:1]
-    for group in (cheapest[:1], fastest[:1], cheapest[1:2], fastest[1:]):
+    for group in (near[:1], fastest[:1], near[1:2], fastest[1:]):
         for each in group:
             if each not in chosen and sum(not other.is_baseline for other in chosen) < MAX_FINALISTS:
                 chosen.append(each)
@@ -258,7 +263,7 @@ def _is_worth_a_round(comparison: Comparison, each: Candidate, answer: Candidate
     log, half = comparison.log_ratio(each.name, answer.name)
     if math.isinf(half):
         return True
-    start = TIED_FRACTION if _same_size(each, answer) and each.cost < answer.cost else 0.0
+    start = TIED_FRACTION if _same_size(each, answer) and each.cost.is_below(answer.cost) else 0.0
     return bool(improvement(log + start, sd_of(half)) >= WORTH_A_ROUND_FRACTION)
 
 

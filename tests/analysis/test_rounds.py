@@ -2,10 +2,12 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
 from feedrate.analysis.rounds import MIN_ROUNDS, Comparison, Finalist, Round, out_soon, rounds_of, standing
+from feedrate.analysis.setting_cost import SettingCost
 
 
 def rounds(true, num_rounds, *, noise=0.011, drift=0.05, seed=0, without=()):
@@ -28,7 +30,7 @@ def rounds(true, num_rounds, *, noise=0.011, drift=0.05, seed=0, without=()):
 
 def finalists(**workers):
     """Finalists at one batch size whose cost is their number of workers."""
-    return [Finalist(name=name, batch_size=64, cost=(number,)) for name, number in workers.items()]
+    return [Finalist(name=name, batch_size=64, cost=SettingCost(num_workers=number)) for name, number in workers.items()]
 
 
 def test_a_ratio_is_seen_through_levels_that_differ_from_round_to_round():
@@ -91,6 +93,16 @@ def test_the_cheapest_of_those_that_are_as_fast_is_the_answer():
     assert (now.answer, set(now.tied), now.slower, now.decided) == ("w4", {"w4", "w8"}, ("w2",), True)
 
 
+def test_of_equals_one_that_takes_much_more_cpu_time_is_not_the_cheapest():
+    """w4 keeps CPUs busy for half as long again as w8 does, whose more workers mostly wait."""
+    made = Comparison(rounds({"w4": 998.0, "w8": 1000.0}, 12, noise=0.008))
+    costs = {name: SettingCost(num_workers=number, cpu_item_s=cpu_s) for name, number, cpu_s in (("w4", 4, 0.0045), ("w8", 8, 0.003))}
+    now = standing(made, [Finalist(name=name, batch_size=64, cost=cost) for name, cost in costs.items()])
+    assert (now.answer, now.decided) == ("w8", True)
+    alike = [Finalist(name=name, batch_size=64, cost=replace(cost, cpu_item_s=0.003)) for name, cost in costs.items()]
+    assert standing(made, alike).answer == "w4"
+
+
 def test_it_is_open_while_a_cheaper_one_may_be_as_fast():
     """w4 is one percent behind: neither known to be within two percent nor known to be slower."""
     true = {"w4": 988.0, "w8": 1000.0}
@@ -108,7 +120,8 @@ def test_what_is_dearer_than_the_answer_need_not_be_known():
 
 def test_another_batch_size_is_no_cheaper_spelling_of_the_answer():
     """A batch size changes training: what is tied at another one is not chosen for having fewer workers."""
-    both = [Finalist(name="b64", batch_size=64, cost=(8,)), Finalist(name="b32", batch_size=32, cost=(2,))]
+    cost = SettingCost(num_workers=2)
+    both = [Finalist(name="b64", batch_size=64, cost=replace(cost, num_workers=8)), Finalist(name="b32", batch_size=32, cost=cost)]
     now = standing(Comparison(rounds({"b64": 1000.0, "b32": 996.0}, 20, noise=0.004)), both)
     assert now.answer == "b64"
     assert set(now.tied) == {"b32", "b64"}

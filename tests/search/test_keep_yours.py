@@ -24,3 +24,26 @@ def test_what_gains_nothing_for_sure_and_costs_more_is_no_answer(tmp_path):
     assert "b64 w4 p2 was measured faster" in str(sections.answer(load_run(result.folder), result.ranking).rows)
     cheaper = [record(0, num_workers=8, rate_sps=1000.0, origin="baseline"), record(1, num_workers=4, rate_sps=1003.0)]
     assert concluded(tmp_path / "cheaper", cheaper).dataloader["num_workers"] == 4
+
+
+def in_rounds(cpu_fractions):
+    """Records of six rounds, in which two workers are as fast as none: number of workers -> share of the CPUs that is used."""
+    return [
+        record(
+            number, num_workers=workers, rate_sps=(1003.0 if workers else 1000.0) * (1 + 0.004 * (-1) ** number), kind="confirm",
+            round=number, position=position, origin="finalist" if workers else "baseline", own_cpu_fraction=used,
+        )
+        for number in range(1, 7)
+        for position, (workers, used) in enumerate(cpu_fractions.items())
+    ]  # fmt: skip
+
+
+def test_as_fast_with_much_less_cpu_time_is_worth_a_change(tmp_path):
+    """Yours without workers spins on all CPUs; two workers reach the same rate with a third less CPU time. One trial of each does not show that."""
+    trials = [record(0, num_workers=0, rate_sps=1000.0, origin="baseline", own_cpu_fraction=0.6)]
+    trials += [record(7, num_workers=2, rate_sps=1003.0, own_cpu_fraction=0.4)]
+    assert concluded(tmp_path / "trials", trials).dataloader["num_workers"] == 0
+    result = concluded(tmp_path / "rounds", [*trials, *in_rounds({0: 0.6, 2: 0.4})])
+    assert result.dataloader["num_workers"] == 2
+    assert "No significant gain over yours, but it takes 34 % less CPU time." in "\n".join(explain(result))
+    assert concluded(tmp_path / "alike", [*trials, *in_rounds({0: 0.6, 2: 0.55})]).dataloader["num_workers"] == 0

@@ -197,7 +197,7 @@ def test_a_cheaper_setting_that_ties_with_the_surest_is_said_to_be_cheaper(concl
     said = [line for line in explain(result) if "was measured faster" in line]
     assert len(said) == 1
     assert said[0].startswith("b64 w8 p8 was measured faster, at 1,1")
-    assert said[0].endswith("Of such settings, the answer is the cheapest (fewest workers, then prefetch, then memory).")
+    assert said[0].endswith("the answer is the cheapest: those that take much more CPU time than another are left out; then fewest workers, prefetch and memory decide.")
 
 
 def test_a_setting_that_was_stopped_early_is_never_the_answer(concluded):
