@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from feedrate.analysis.rate_model import Array, RateModel
+from feedrate.analysis.cpu_time import Array, CpuTime
+from feedrate.analysis.rate_model import RateModel
 
 ENOUGH_FRACTION = 0.98
 """Of numbers of workers that reach this share of the best predicted rate, the smallest one is named."""
@@ -40,8 +40,13 @@ class Costs:
         """Return the highest rate with 0 to `most` workers, and the smallest number of workers that is close to it."""
         step_s = max(self.step_s, self.step_cpu_s / self.num_cpus)
         cpu_s = self.load_cpu_s + self.step_cpu_s
-        cap_sps = self.efficiency * self.num_cpus / cpu_s if cpu_s > 0 else math.inf
-        model = RateModel(item_s=max(self.load_cpu_s + self.load_wait_s, 1e-9), cap_sps=cap_sps, ceilings={0: 1 / step_s}, num_cpus=self.num_cpus)
+        model = RateModel(
+            item_s=max(self.load_cpu_s + self.load_wait_s, 1e-9),
+            ceilings={0: 1 / step_s},
+            cpu_time=CpuTime(item_s=cpu_s),
+            efficiency=self.efficiency,
+            num_cpus=self.num_cpus,
+        )
         rates = np.exp(model.log_rate(np.arange(most + 1.0), np.zeros(most + 1)))
         return best_rate(rates)
 

@@ -173,7 +173,8 @@ def outlook_of(
     cpu_s = _cpu_item_s(rows, answer)
     if cpu_s is None:
         return Outlook(why_none="no setting with workers says how much CPU time it took")
-    fitted = _fitted(rows, ceilings)
+    timed = run.latest["step_only_cpus"]
+    fitted = _fitted(rows, ceilings, 0.0 if timed.isna().all() else float(median(timed)))
     if fitted is None:
         return Outlook(why_none=f"fewer than {LEAST_SETTINGS} settings were measured to their end")
     sd, num = fitted.sd_fraction, fitted.num_settings
@@ -220,8 +221,8 @@ class _Fitted:
     num_cpus: float
 
 
-def _fitted(rows: pd.DataFrame, ceilings: Mapping[int | None, float]) -> _Fitted | None:
-    """Return the model for the measured settings; None if these are too few."""
+def _fitted(rows: pd.DataFrame, ceilings: Mapping[int | None, float], step_cpus: float) -> _Fitted | None:
+    """Return the model for the measured settings, with `step_cpus` as in `CpuTime`; None if these are too few."""
     each = {"num_workers": "first", "batch_size": "first", "steady_sps": "median", "busy_s": "median"}
     pooled = _without_cliffs(rows.groupby("config", sort=False).agg(each))
     if len(pooled) < LEAST_SETTINGS:
@@ -230,12 +231,13 @@ def _fitted(rows: pd.DataFrame, ceilings: Mapping[int | None, float]) -> _Fitted
     sizes = [0 if pd.isna(each) else int(each) for each in pooled["batch_size"]]
     workers = [int(each) for each in pooled["num_workers"]]
     logs = np.log(pooled["steady_sps"].to_numpy(dtype=float))
+    alone_sps = {each or 0: sps for each, sps in ceilings.items()}
     seen = [
         CpuSeen(num_workers=number, batch_size=size, cpu_item_s=float(busy_s))
         for number, size, busy_s in zip(workers, sizes, pooled["busy_s"], strict=True)
         if not pd.isna(busy_s)
     ]
-    model = fit_model(workers, sizes, logs.tolist(), {each or 0: sps for each, sps in ceilings.items()}, CpuTime.fit(seen), round(num_cpus))
+    model = fit_model(workers, sizes, logs.tolist(), alone_sps, CpuTime.fit(seen, alone_sps, step_cpus), round(num_cpus))
     errors = np.abs(model.log_rate(np.array(workers, dtype=float), np.array(sizes, dtype=float)) - logs)
     sd = max(MAD_TO_SD * float(np.median(errors)), LEAST_SD_FRACTION)
     return _Fitted(model=model, sd_fraction=sd, num_settings=len(pooled), num_cpus=num_cpus)

@@ -4,32 +4,37 @@ Workers load in parallel until the CPUs or the training step are the limit. The 
 report a rate: if processes compete for CPUs, it is 10 to 20 % too high.
 
     without workers     1 / (s + x)
-    with W workers      softmin(W / s,  cores / ((c + h / B) * (1 + 0.04 * log2(W / cores))),  1 / x)
+    with W workers      softmin(W / s,  u * cpus / ((c + k * x + h / B) * (1 + 0.04 * log2(W / cpus))),  1 / x)
 
-    s   seconds that one worker takes per item                  fitted
-    c   CPU seconds of training process and workers per item    measured, times a fitted efficiency
-    h   CPU seconds for handing a batch of B items over         measured, times the same efficiency
-    x   seconds of the training step alone per item             measured at each batch size
+    s   seconds that one worker takes per item                               fitted
+    u   share of the CPUs' time that can be used                             fitted
+    c   CPU seconds for loading an item, and whatever else training it takes measured
+    k   CPUs that the training step alone keeps busy                         measured
+    h   CPU seconds for handing a batch of B items over                      measured
+    x   seconds of the training step alone per item                          measured at each batch size
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from feedrate.analysis.cpu_time import CpuTime
+from feedrate.analysis.cpu_time import Array, CpuTime, ceiling_at
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
-SHARPNESS = 4.0
-"""Exponent of the softmin: how sharply one limit gives way to another. It lies between that of random and of regular loading times."""
+SHARPNESS = 3.5
+"""Exponent of the softmin: how sharply one limit gives way to another. Chosen on the grids of docs/predicting.md."""
 CROWDING = 0.04
-"""Each time the number of workers doubles beyond the number of CPUs, an item takes this fraction more CPU time. Chosen on the grids of
-docs/predicting.md, on two CPUs; without it, the largest number of workers is always expected to be the fastest."""
-_EFFICIENCY = np.array([1.0, 0.95, 1.05, 0.9, 1.1, 0.85, 1.15, 0.8, 1.2, 0.75, 1.25, 0.7, 1.3, 0.6, 0.5, 0.4])  # if several fit equally well, the first one is taken
-_ITEM_S = np.geomspace(1e-6, 10.0, 141)
+"""Each time the number of workers doubles beyond the number of CPUs, an item takes this fraction more CPU time. Chosen on the same grids,
+on two CPUs; without it, the largest number of workers is always expected to be the fastest."""
+RATE_SD = 0.05
+"""Standard deviation of log(rate) about the model that is assumed while fitting it."""
+EFFICIENCY_SD = 0.5
+"""Standard deviation of log(efficiency) before anything is measured. Where workers mostly wait, rates cannot tell a low efficiency from
+slow workers; without this, a small difference between rates would be explained by CPUs of which half cannot be used."""
+_EFFICIENCY = np.exp(0.025 * np.arange(-37, 20))  # 0.4 to 1.6
+_ITEM_S = np.geomspace(1e-6, 10.0, 281)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,32 +43,33 @@ class RateModel:
 
     Attributes:
         item_s: seconds that one worker takes per item.
-        cap_sps: rate that the CPUs allow for loading and training together, in large batches and with no more workers than CPUs; infinite
-            if it is not known.
         ceilings: batch size (0 for none) -> items per second of the training step alone.
-        batch_items: handing a batch over from a worker takes as much CPU time as loading and training this many items.
-        num_cpus: CPUs that training and workers share; None if it is not known.
+        cpu_time: of training process and workers; None if it is not known, and then the CPUs are no limit.
+        efficiency: share of the CPUs' time that they can use. It may exceed 1, because CPU time per item differs between settings.
+        num_cpus: CPUs that training and workers share; None if it is not known, and then they are no limit.
     """
 
     item_s: float
-    cap_sps: float
     ceilings: Mapping[int, float]
-    batch_items: float = 0.0
+    cpu_time: CpuTime | None = None
+    efficiency: float = 1.0
     num_cpus: float | None = None
 
     def log_rate(self, num_workers: Array, batch_size: Array) -> Array:
         """Return log(items per second), with the shape of the arguments."""
-        parameters = np.array([self.item_s]), np.array([self.cap_sps])
-        overhead = _overhead(self.batch_items, self.num_cpus, num_workers, batch_size)
-        return np.asarray(_log_rate(*parameters, self.ceiling(batch_size), overhead, num_workers)[0])
+        ceiling_sps = self.ceiling(batch_size)
+        cpus_s = _cpus_s(self.cpu_time, self.num_cpus, num_workers, batch_size, ceiling_sps)
+        return np.asarray(_log_rate(np.array([self.item_s]), np.array([self.efficiency]), ceiling_sps, cpus_s, num_workers)[0])
 
     def ceiling(self, batch_size: Array) -> Array:
         """Return items per second of the training step alone; if it is not known at a batch size, that of the nearest known one."""
-        return _ceiling(self.ceilings, batch_size)
+        return ceiling_at(self.ceilings, batch_size)
 
     def cap_at(self, batch_size: int | None) -> float:
-        """Return the rate that the CPUs allow at a batch size, with no more workers than CPUs."""
-        return float(self.cap_sps / _overhead(self.batch_items, None, np.zeros(1), np.array([batch_size or 0.0]))[0])
+        """Return the rate that the CPUs allow at a batch size, with no more workers than CPUs; infinite if it is not known."""
+        size = np.array([float(batch_size or 0)])
+        cpus_s = float(_cpus_s(self.cpu_time, self.num_cpus, np.zeros(1), size, self.ceiling(size))[0])
+        return self.efficiency / cpus_s if cpus_s else np.inf
 
     def known_ceiling(self, batch_size: Array) -> Array:
         """Return items per second of the training step alone; infinite at batch sizes at which it is not known."""
@@ -78,7 +84,7 @@ def fit_model(
     cpu_time: CpuTime | None,
     num_cpus: int | None,
 ) -> RateModel:
-    """Return the model whose parameters, from a grid, have the least squared error of log(rate).
+    """Return the most likely model: of a grid of `item_s` and `efficiency`, the one with the least squared error of log(rate).
 
     Args:
         num_workers, batch_size: of the measured settings, shape (settings,); a batch size that is not known is 0.
@@ -87,36 +93,29 @@ def fit_model(
         cpu_time: of training process and workers; None if it is not known.
         num_cpus: CPUs that a trial may use; None if it is not known.
     """
-    caps, batch_items = np.array([np.inf]), 0.0
-    if cpu_time is not None and num_cpus:
-        caps, batch_items = _EFFICIENCY * num_cpus / cpu_time.item_s, cpu_time.batch_items
-    item_s, cap_sps = (each.ravel() for each in np.meshgrid(_ITEM_S, caps))
+    able = _EFFICIENCY if cpu_time is not None and num_cpus else np.ones(1)
+    item_s, efficiency = (each.ravel() for each in np.meshgrid(_ITEM_S, able))
     workers, sizes = np.asarray(num_workers, dtype=float), np.asarray(batch_size, dtype=float)
-    predicted = _log_rate(item_s, cap_sps, _ceiling(ceilings, sizes), _overhead(batch_items, num_cpus, workers, sizes), workers)
-    error = ((predicted - np.asarray(log_sps)) ** 2).sum(axis=1)
-    best = int(np.argmin(error))
-    return RateModel(item_s=float(item_s[best]), cap_sps=float(cap_sps[best]), ceilings=dict(ceilings), batch_items=batch_items, num_cpus=num_cpus)
+    ceiling_sps = ceiling_at(ceilings, sizes)
+    predicted = _log_rate(item_s, efficiency, ceiling_sps, _cpus_s(cpu_time, num_cpus, workers, sizes, ceiling_sps), workers)
+    squares = ((predicted - np.asarray(log_sps)) ** 2).sum(axis=1) / RATE_SD**2 + (np.log(efficiency) / EFFICIENCY_SD) ** 2
+    best = int(np.argmin(squares))
+    return RateModel(item_s=float(item_s[best]), efficiency=float(efficiency[best]), ceilings=dict(ceilings), cpu_time=cpu_time, num_cpus=num_cpus)
 
 
-def _overhead(batch_items: float, num_cpus: float | None, num_workers: Array, batch_size: Array) -> Array:
-    """Return by how much handing batches over, and more workers than CPUs, multiply the CPU time of an item."""
-    sizes = np.asarray(batch_size, dtype=float)
-    crowd = 1 + CROWDING * np.log2(np.maximum(num_workers / num_cpus, 1)) if num_cpus else 1.0
-    return np.asarray(crowd * (1 + batch_items / np.where(sizes > 0, sizes, np.inf)))
+def _cpus_s(cpu_time: CpuTime | None, num_cpus: float | None, num_workers: Array, batch_size: Array, ceiling_sps: Array) -> Array:
+    """Return the seconds per item for which loading, training and handing over keep all CPUs busy; 0 if that is not known."""
+    if cpu_time is None or not num_cpus:
+        return np.zeros(np.shape(num_workers))
+    crowd = 1 + CROWDING * np.log2(np.maximum(num_workers / num_cpus, 1))
+    return np.asarray(crowd * cpu_time.of_item(batch_size, 1 / ceiling_sps) / num_cpus)
 
 
-def _log_rate(item_s: Array, cap_sps: Array, ceiling_sps: Array, overhead: Array, num_workers: Array) -> Array:
+def _log_rate(item_s: Array, efficiency: Array, ceiling_sps: Array, cpus_s: Array, num_workers: Array) -> Array:
     """Return log(items per second), shape (parameters, settings)."""
     step_s = 1 / ceiling_sps
     alone = -np.log(item_s[:, None] + step_s[None, :])
     slowness = np.outer(item_s**SHARPNESS, np.maximum(num_workers, 1.0) ** -SHARPNESS)
-    slowness += np.outer(cap_sps**-SHARPNESS, overhead**SHARPNESS) + step_s**SHARPNESS
+    slowness += np.outer(efficiency**-SHARPNESS, cpus_s**SHARPNESS) + step_s**SHARPNESS
     return np.asarray(np.where(num_workers[None, :] == 0, alone, -np.log(slowness) / SHARPNESS))
 
-
-def _ceiling(ceilings: Mapping[int, float], batch_size: Array) -> Array:
-    if not ceilings:
-        return np.full(np.shape(batch_size), np.inf)
-    known = np.array(sorted(ceilings), dtype=float)
-    rates = np.array([ceilings[int(size)] for size in known])
-    return np.asarray(rates[np.abs(known[None, :] - np.asarray(batch_size)[:, None]).argmin(axis=1)])

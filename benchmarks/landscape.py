@@ -29,6 +29,10 @@ BANDWIDTHS_S = (15.0, 30.0, 60.0, 120.0, 240.0, 480.0)
 SMOOTHED_FRACTION = 0.5
 """Settings below this share of the best mean keep their own: cliffs are no neighbours."""
 LEAST_SMOOTHED = 10
+CPU_SD = 0.1
+"""Of the logarithm of the CPU time of an item, between trials of one setting; 0.05 to 0.16 in the recordings."""
+STEP_CPUS = dict.fromkeys(("table", "objects", "images", "images-noisy"), 1.95)
+"""CPUs that the step alone keeps busy, for recordings of before it was timed: the median of 25 trials of these workloads, 2026-11-29."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,10 @@ class Landscape:
     cpu_item_s: float | None
     num_cpus: int
     baseline: LoaderConfig
+    step_cpus: float | None = None
+    """CPUs that the training step alone keeps busy; None if unknown."""
+    load_cpu_item_s: float | None = None
+    """CPU seconds of the thread that loads, for an item, without workers; None if unknown."""
     drift: Drift = field(default_factory=Drift)
     _places: Any = field(init=False, repr=False, compare=False)
     _noise: list[Any] = field(init=False, repr=False, compare=False)
@@ -176,8 +184,15 @@ def read(path: str | Path) -> Landscape:
         cpu_item_s=float(rows["cpu_item_s"].median()),
         num_cpus=int(rows["num_cpus"].iloc[0]),
         baseline=LoaderConfig(num_workers=0, batch_size=size),
+        step_cpus=_median(rows, "step_only_cpus") or STEP_CPUS.get(Path(path).stem),
+        load_cpu_item_s=_median(rows[rows["num_workers"] == 0], "load_cpu_item_s"),
         drift=drift,
     )
+
+
+def _median(rows: pd.DataFrame, name: str) -> float | None:
+    """The median of a column that older recordings lack; None for them."""
+    return float(rows[name].median()) if name in rows and rows[name].notna().any() else None
 
 
 def _window_sd(half: float, num_windows: int) -> float:
@@ -337,10 +352,11 @@ def columns_of(landscape: Landscape, config: LoaderConfig, sps: float, rng: np.r
     }
     cpu_item_s = landscape.at(config).cpu_item_s or landscape.cpu_item_s
     if cpu_item_s is not None:
-        columns["own_cpu_fraction"] = min(cpu_item_s * sps / landscape.num_cpus, 1.0)
+        columns["own_cpu_fraction"] = min(cpu_item_s * math.exp(rng.normal(0, CPU_SD)) * sps / landscape.num_cpus, 1.0)
     if step_only and size in landscape.ceilings:
         ceiling = landscape.ceilings[size] * math.exp(rng.normal(0, 0.005))
         columns |= {"step_only_num_items": [100 * size] * 3, "step_only_duration_s": [100 * size / ceiling] * 3}
+        columns |= {"step_only_cpus": landscape.step_cpus, "load_cpu_item_s": landscape.load_cpu_item_s}
     return columns
 
 

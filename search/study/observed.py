@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import statistics
 from bisect import insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ STEP_ONLY = "step_only_sps"
 """User attribute: items per second of the training step alone at this batch size; absent if something disturbed it."""
 CPU_ITEM = "cpu_item_s"
 """User attribute: CPU seconds of training process and workers per item."""
+STEP_CPUS = "step_only_cpus"
+"""User attribute: CPUs that the training step alone keeps busy."""
 CHANGING = "still_changing"
 """User attribute: the rate was still changing when the trial ended, so it is not known precisely."""
 NUM_CPUS = "num_cpus"
@@ -53,6 +56,7 @@ class Observed:
         self._seen: list[Seen] = []
         self._ceilings = Ceilings()
         self._cpu_seen: list[tuple[int, CpuSeen]] = []
+        self._step_cpus: list[float] = []
         self.num_cpus: int | None = None
         """CPUs that a trial could use; None if no trial reports it."""
         self.too_large: list[LoaderConfig] = []
@@ -86,7 +90,9 @@ class Observed:
 
     def cpu_time(self) -> CpuTime | None:
         """Return the CPU time that the trials show; None if no trial reports it."""
-        return CpuTime.fit([seen for _, seen in self._cpu_seen])
+        ceilings = self.ceilings()
+        is_known = self._step_cpus and all(map(math.isfinite, ceilings.values()))
+        return CpuTime.fit([seen for _, seen in self._cpu_seen], ceilings, statistics.median(self._step_cpus) if is_known else 0.0)
 
     def ceilings(self) -> dict[int, float]:
         """Return batch size (0 for none) -> items per second of the training step alone; infinite if a setting trained faster."""
@@ -102,6 +108,8 @@ class Observed:
         if attrs.get(CPU_ITEM):
             seen = CpuSeen(num_workers=config.num_workers, batch_size=config.batch_size or 0, cpu_item_s=attrs[CPU_ITEM])
             insort(self._cpu_seen, (number, seen))  # a resumed search learns them in this order, and must draw alike
+        if attrs.get(STEP_CPUS):
+            self._step_cpus.append(attrs[STEP_CPUS])
         if any(violation > 0 for violation in constraints(trial).values()):
             self.too_large.append(config)
         rate = _rate(trial, attrs)

@@ -19,7 +19,7 @@ from feedrate.analysis.ceilings import is_disturbed
 from feedrate.analysis.estimate import cpu_item_s, record_change, record_rate, step_only_sps, wait_fraction
 from feedrate.analysis.schema import status
 from feedrate.search.study.brain import Brain
-from feedrate.search.study.observed import CHANGING, CPU_ITEM, NUM_CPUS, STEP_ONLY
+from feedrate.search.study.observed import CHANGING, CPU_ITEM, NUM_CPUS, STEP_CPUS, STEP_ONLY
 from feedrate.search.study.pruner import LOW
 from feedrate.search.study.trials import Reconciled
 from feedrate.trainables.config import LoaderConfig
@@ -81,6 +81,7 @@ def _facts(record: Mapping[str, Any], objective: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"wait_fraction": wait_fraction(dict(record))} if record.get("window_wait_s") else {}
     if (step_only := step_only_sps(dict(record))) is not None and not is_disturbed(record):
         facts[STEP_ONLY] = step_only
+        facts |= {} if record.get("step_only_cpus") is None else {STEP_CPUS: record["step_only_cpus"]}
     if record_change(record, objective):
         facts[CHANGING] = True
     if (cpu_s := cpu_item_s(record)) is not None:

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from feedrate.analysis.rate_model import Array, RateModel
+from feedrate.analysis.cpu_time import Array
+from feedrate.analysis.rate_model import RateModel
 
 JITTER_SD = 0.004
 """Standard deviation added to the noise of each measurement, for differences between settings that the kernel regards as equal."""

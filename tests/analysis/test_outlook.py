@@ -21,7 +21,7 @@ STEP_S, STEP_CPU_S = 0.0005, 0.0005
 
 def world(workers, *, cpu_s, wait_s, num_cpus=CPUS, step_s=STEP_S):
     """Items per second at each number of workers."""
-    model = RateModel(item_s=cpu_s + wait_s, cap_sps=num_cpus / (cpu_s + STEP_CPU_S), ceilings={64: 1 / step_s})
+    model = RateModel(item_s=cpu_s + wait_s, ceilings={64: 1 / step_s}, cpu_time=CpuTime(item_s=cpu_s + STEP_CPU_S), num_cpus=num_cpus)
     return np.exp(model.log_rate(np.array(workers, dtype=float), np.full(len(workers), 64.0)))
 
 
@@ -56,7 +56,7 @@ def test_threads_of_the_step_that_spin_while_a_batch_is_loaded_are_no_cost_of_lo
     """Without workers they double the trial's CPU time; what loading and the step take by themselves was timed."""
     seen = []
     fit = CpuTime.fit
-    monkeypatch.setattr(CpuTime, "fit", lambda each: seen.append(each) or fit(each))
+    monkeypatch.setattr(CpuTime, "fit", lambda trials, *others: seen.append(trials) or fit(trials, *others))
     run = run_in(tmp_path / "run", cpu_s=0.012, wait_s=0.0001)
     path = run.path / "trials.jsonl"
     first, *others = map(json.loads, path.read_text().splitlines())

@@ -1,6 +1,7 @@
 """rate_model.py and surrogate.py on worlds that are known exactly."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from feedrate.analysis.rate_model import RateModel, fit_model
 from feedrate.search.study.surrogate import Settings, Surrogate
 
 CEILINGS = {32: 900.0, 64: 1000.0, 128: 1050.0}
-WORLD = RateModel(item_s=0.01, cap_sps=1600.0, ceilings=CEILINGS)
+WORLD = RateModel(item_s=0.01, ceilings=CEILINGS, cpu_time=CpuTime(item_s=0.04), num_cpus=64)
 
 
 def rates(model, num_workers, batch_size=64):
@@ -28,12 +29,12 @@ def test_workers_side_by_side_until_the_step_is_the_limit():
 
 
 def test_the_cpus_are_a_limit_too():
-    capped = RateModel(item_s=0.01, cap_sps=500.0, ceilings=CEILINGS)
+    capped = replace(WORLD, cpu_time=CpuTime(item_s=0.128))
     assert rates(capped, [32])[0] < 500.0
 
 
 def test_without_a_ceiling_workers_alone_count():
-    free = RateModel(item_s=0.01, cap_sps=math.inf, ceilings={})
+    free = RateModel(item_s=0.01, ceilings={})
     assert rates(free, [0, 8]) == pytest.approx([100.0, 800.0])
 
 
@@ -48,16 +49,16 @@ def test_three_trials_give_the_parameters():
 
 def test_handing_batches_over_takes_cpu_time():
     """2 ms a batch and 0.05 ms an item: eight items a batch take six times the CPU time that many items a batch do."""
-    handing = RateModel(item_s=1e-6, cap_sps=20_000.0, ceilings={}, batch_items=40.0)
-    assert rates(handing, [1, 2], 8) == pytest.approx([20_000 / 6] * 2, rel=0.01)
-    assert rates(handing, [1, 2], 4000) == pytest.approx([20_000 / 1.01] * 2, rel=0.01)
+    handing = RateModel(item_s=1e-6, ceilings={}, cpu_time=CpuTime(item_s=0.00005, batch_s=0.002), num_cpus=1)
+    assert rates(handing, [1, 1], 8) == pytest.approx([20_000 / 6] * 2, rel=0.01)
+    assert rates(handing, [1, 1], 4000) == pytest.approx([20_000 / 1.01] * 2, rel=0.01)
     assert rates(handing, [0, 1], 0) == pytest.approx([1e6, 20_000], rel=0.01)
     assert handing.cap_at(8) == pytest.approx(20_000 / 6)
     assert handing.cap_at(None) == 20_000
 
 
 def test_many_more_workers_than_cpus_are_slower():
-    crowded = RateModel(item_s=0.01, cap_sps=400.0, ceilings={}, num_cpus=2)
+    crowded = RateModel(item_s=0.01, ceilings={}, cpu_time=CpuTime(item_s=0.005), num_cpus=2)
     found = rates(crowded, [2, 8, 16, 64])
     assert found[1] == found.max()
     assert found[3] == pytest.approx(400 / (1 + 0.04 * 5), rel=0.01)
@@ -69,10 +70,28 @@ def seen(num_workers, batch_size, cpu_item_s):
 
 def test_cpu_time_is_that_of_items_and_that_of_batches():
     """1 ms an item and 16 ms a batch."""
-    found = CpuTime.fit([seen(2, 32, 0.0015), seen(4, 64, 0.00125), seen(0, 64, 0.001)])
+    found = CpuTime.fit([seen(2, 32, 0.0015), seen(4, 64, 0.00125), seen(0, 64, 0.001)], {})
     assert (found.item_s, found.batch_s) == pytest.approx((0.001, 0.016))
-    assert CpuTime.fit([seen(2, 64, 0.00125), seen(0, 64, 0.001)]) == CpuTime(item_s=0.001, batch_s=pytest.approx(0.016))
-    assert CpuTime.fit([]) is None
+    assert CpuTime.fit([seen(2, 64, 0.00125), seen(0, 64, 0.001)], {}) == CpuTime(item_s=0.001, batch_s=pytest.approx(0.016))
+    assert CpuTime.fit([], {}) is None
+
+
+def test_a_step_that_takes_less_per_item_in_larger_batches_takes_less_cpu_time_too():
+    """A step takes 8 ms a batch on two CPUs; loading takes 1 ms an item, handing over 4 ms a batch. What 32 items a batch take follows from 64."""
+    ceilings = {32: 32 / 0.008, 64: 64 / 0.008}
+    trials = [seen(0, 64, 0.001 + 2 * 0.008 / 64), seen(2, 64, 0.001 + 2 * 0.008 / 64 + 0.004 / 64)]
+    found = CpuTime.fit(trials, ceilings, step_cpus=2.0)
+    assert (found.item_s, found.batch_s) == pytest.approx((0.001, 0.004))
+    assert found.of_item([32, 64], [0.008 / 32, 0.008 / 64]) == pytest.approx([0.001 + 0.020 / 32, 0.001 + 0.020 / 64])
+
+
+def test_a_small_difference_between_rates_does_not_make_half_of_the_cpus_useless():
+    """Workers wait for 10 ms an item; with 8 of them, waiting in order costs 6 %. CPUs take 0.1 ms an item, so 16 workers load twice as much."""
+    workers = [0, 2, 8]
+    log_sps = np.log([1 / 0.0101, 200.0, 750.0])
+    fitted = fit_model(workers, [64] * 3, log_sps.tolist(), {64: 10_000.0}, cpu_time=CpuTime(item_s=0.0004), num_cpus=2)
+    assert fitted.efficiency > 0.7
+    assert rates(fitted, [16])[0] == pytest.approx(1500, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -88,11 +107,10 @@ def test_cpu_time_is_that_of_items_and_that_of_batches():
     ],
 )
 def test_any_measured_cpu_time_gives_possible_ones(trials):
-    found = CpuTime.fit(trials)
+    found = CpuTime.fit(trials, {})
     times = [each.cpu_item_s for each in trials]
     assert 0.05 * min(times) <= found.item_s <= max(times)
     assert 0 <= found.batch_s < 1
-    assert found.batch_items == found.batch_s / found.item_s
 
 
 def settings(num_workers, batch_size=64):

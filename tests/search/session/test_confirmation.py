@@ -209,7 +209,7 @@ def test_the_time_that_is_needed_at_least_is_told(search):
     request = done.go(is_round)
     assert told[0] is None
     assert told[1] >= 5 * 10.0
-    assert told[-1] == rounds_s(done.session.confirmation.finalists) >= MIN_ROUNDS * len(request.configs) * 10.0
+    assert told[-1] == rounds_s(done.session.confirmation.finalists) >= (MIN_ROUNDS - 1) * len(request.configs) * 10.0  # a baseline far behind has a round less
     assert done.session.search_reason.endswith("less than 1%")
 
 
