@@ -100,7 +100,7 @@ def make_command_ref(command: Sequence[str], *, loader: str | None = None, cwd: 
         cwd: the working directory of the command; None is the current one.
 
     Raises:
-        UnknownWorkload: the command is empty, or there is no such program.
+        UnknownWorkload: the command is empty, there is no such program, or a script that is named relative to `cwd` does not exist.
     """
     cwd = cwd or Path.cwd()
     if not command:
@@ -111,7 +111,11 @@ def make_command_ref(command: Sequence[str], *, loader: str | None = None, cwd: 
         is_script = program.endswith(".py") and (cwd / program).is_file()
         way_out = f"Write `-- python {program}`" if is_script else "Write the command that starts your training, as you would type it"
         raise UnknownWorkload(f"the command {program!r} cannot be started: there is no such program. {way_out}")
-    own = Path(found).name.startswith("python") and os.path.samefile(Path(found).parent, Path(sys.executable).parent)
+    is_python = Path(found).name.startswith("python")
+    script = command[1] if is_python and len(command) > 1 else ""
+    if script.endswith(".py") and not script.startswith("-") and not os.path.isabs(script) and not (cwd / script).is_file():
+        raise UnknownWorkload(f"the script {script} does not exist in {cwd}")
+    own = is_python and os.path.samefile(Path(found).parent, Path(sys.executable).parent)
     return WorkloadRef(
         target=shlex.join(command), folder=str(cwd), cwd=str(cwd), command=tuple(command), own_python=own, loader=loader
     )

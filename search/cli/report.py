@@ -208,7 +208,7 @@ class Show:
             return None
         console = terminal()
         console.print(f"{title(run)}\n{headline(run, ranking(run))}", markup=False, highlight=False)
-        for name in names:
+        for name in names if args.table != "all" or len(run.trials) else ():
             question, build = TABLES[name]
             print_section(console, what_if_section(run, outlook_of(run, **asked)) if name == WHAT_IF else build(run), question, args.rows)
         for problem in run.problems:

@@ -96,7 +96,7 @@ def _add_search(run: argparse._ArgumentGroup) -> None:
         type=arguments.positive_s,
         default=300.0,
         metavar="TIME",
-        help="time for the search, such as 90s, 5m or 1h (default 5m)",
+        help="time for trials, such as 90s, 5m or 1h (default 5m); starting and ending Ray take 15 to 20 s more",
     )
     run.add_argument("--max-trials", type=arguments.whole(1), metavar="N", help="maximum number of settings to try")
     run.add_argument(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from types import FrameType
 from typing import Any
 
 from ray import tune
@@ -45,13 +48,30 @@ DEFAULT_WAIT_S = 600.0
 
 
 class Ticker(tune.Callback):
-    """A Tune callback that redraws the display while Tune waits. Tune pickles its callbacks, so the searcher is left out of the state."""
+    """A Tune callback that redraws the display while Tune waits, and says at once that the search was interrupted.
+
+    Tune pickles its callbacks, so the searcher is left out of the state.
+    """
 
     def __init__(self, searcher: SessionSearcher) -> None:
         self.searcher: SessionSearcher | None = searcher
 
     def __getstate__(self) -> dict[str, Any]:
         return {"searcher": None}
+
+    def setup(self, stop: Any = None, num_samples: int | None = None, total_num_samples: int | None = None, **info: Any) -> None:
+        """Say it when an interrupt arrives, because Tune's own handler, which is in place by now, takes seconds to end the run."""
+        ends, searcher = signal.getsignal(signal.SIGINT), self.searcher
+        if searcher is None or not callable(ends) or threading.current_thread() is not threading.main_thread():
+            return
+
+        def interrupted(number: int, frame: FrameType | None) -> None:
+            ends(number, frame)
+            # the reader of a pipe may have gone by the same Ctrl-C (rich then raises SystemExit), or the terminal may be in the middle of a line
+            with suppress(Exception, SystemExit):
+                searcher.session.display.say("interrupted: ending the trial, which takes a few seconds")
+
+        signal.signal(signal.SIGINT, interrupted)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tell the searcher that a supervisor has begun the trial, and on which node."""
@@ -111,7 +131,7 @@ def run_trials(
             ),
         )
         try:
-            with _without_credentials():
+            with _without_credentials(), _interrupts_restored():
                 tuner.fit()
             break
         except Exception as error:
@@ -121,6 +141,20 @@ def run_trials(
             searcher.starved()
             name = f"tune-{memory_kills}"
     return session.stop_reason is not None and not session.running
+
+
+@contextmanager
+def _interrupts_restored() -> Iterator[None]:
+    """Put back the handler of Ctrl-C: Tune leaves its own in place, which ends nothing once the run is over."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if before is not None:  # None: a program that embeds Python has set it
+            signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -158,6 +158,7 @@ def test_ctrl_c_keeps_what_was_measured_and_resume_carries_on(start, feedrate, t
     command.until(lambda: len(records(run)) == 1 and command.trial_processes())
     command.interrupt()
     assert command.wait() == 130, command.stderr
+    assert "interrupted: ending the trial, which takes a few seconds" in command.stdout + command.stderr
     last = command.stderr.splitlines()[-1]
     assert last == "interrupted; what was measured is kept. Carry on with: feedrate resume feedrate-runs/toy-1"
     assert "Traceback" not in command.stderr

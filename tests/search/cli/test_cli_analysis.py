@@ -39,6 +39,13 @@ def test_show_answers_every_question(run, capfd):
     assert re.search(r"\.\.\. and \d more \(--rows \d\)", out)
 
 
+def test_a_run_without_a_trial_is_shown_in_two_lines(tmp_path, capfd):
+    """Not as ten questions without an answer; a table that is asked for by name is printed."""
+    empty = write_run(tmp_path / "empty", [])
+    assert said(capfd, "show", empty)[1].splitlines() == ["toy · empty", "No trial was measured yet"]
+    assert "nothing to show" in said(capfd, "show", empty, "--table", "time")[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

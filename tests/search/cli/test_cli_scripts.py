@@ -49,6 +49,7 @@ def test_a_script_is_explained(capfd):
         ("search --explain images", 2, "--explain is for training commands (-- ...): leave it out"),
         ("search --data /data -- python train.py", 2, "--data is an option of bundled workloads: write your training's own options after --"),
         ("measure -- train.py", 2, "the command 'train.py' cannot be started: there is no such program. Write `-- python train.py`"),
+        ("search -- python tarin.py --lr 0.1", 2, "the script tarin.py does not exist in"),
         ("runs -- python train.py", 2, "feedrate runs takes no training command: leave out -- and what follows it"),
         ("measure -- false", 1, "the command `false` ended with exit status 1 before it had trained"),
         ("search -- true", 1, "the command `true` ended and never imported torch.utils.data"),
