@@ -2,6 +2,7 @@
 
     python benchmarks/noise.py images objects table
     python benchmarks/noise.py images --processes 8 --starts 3 --max-trial-s 8
+    python benchmarks/noise.py images --step-first      is the first start of a process slower after the step has run alone, as in a search?
 
 Measures one setting of each workload again and again: in fresh processes, one after the other, and in each process several times with fresh
 workers. Splits the variance of log(rate) by a nested analysis of variance (Searle, Casella and McCulloch, Variance Components, 1992, 3.3) into
@@ -25,8 +26,11 @@ SETTINGS = {"images": 2, "objects": 16, "table": 0}
 BATCH_SIZE = 32
 
 
-def starts(name: str, num_starts: int, max_trial_s: float) -> list[dict[str, Any]]:
-    """Measure the setting several times in this process, each time with fresh workers and the same training step."""
+def starts(name: str, num_starts: int, max_trial_s: float, step_first: bool) -> list[dict[str, Any]]:
+    """Measure the setting several times in this process, each time with fresh workers and the same training step.
+
+    With `step_first`, the step is timed alone before the first start, as in the first trial of a search.
+    """
     from feedrate.trainables.bundled.images import images
     from feedrate.trainables.bundled.objects import objects
     from feedrate.trainables.bundled.table import table
@@ -38,8 +42,9 @@ def starts(name: str, num_starts: int, max_trial_s: float) -> list[dict[str, Any
     config = LoaderConfig(batch_size=BATCH_SIZE, num_workers=SETTINGS[name])
     steps: dict[Any, Any] = {}
     found = []
-    for _ in range(num_starts):
-        *_, last = measure(workload, config, MeasureOptions(max_trial_s=max_trial_s, measure_step=False), steps=steps)
+    for number in range(num_starts):
+        options = MeasureOptions(max_trial_s=max_trial_s, measure_step=step_first and number == 0)
+        *_, last = measure(workload, config, options, steps=steps)
         windows = last.windows
         rates = [items / seconds for items, seconds in zip(windows.window_num_items, windows.window_duration_s, strict=True)]
         found.append({"rates": rates, "sps": windows.rate().sps, "foreign": last.foreign_cpu_fraction, "steal": last.steal_fraction})
@@ -68,11 +73,11 @@ def components(logs: list[list[float]], within: float) -> dict[str, float]:
     return {name: math.sqrt(each) for name, each in parts.items()}
 
 
-def compare(name: str, num_processes: int, num_starts: int, max_trial_s: float) -> None:
+def compare(name: str, num_processes: int, num_starts: int, max_trial_s: float, step_first: bool) -> None:
     """Print the parts of the noise of one workload."""
     logs, variances, loads = [], [], []
     for number in range(num_processes):
-        words = json.dumps([name, num_starts, max_trial_s])
+        words = json.dumps([name, num_starts, max_trial_s, step_first])
         done = subprocess.run([sys.executable, "-W", "ignore", __file__, "--one", words], check=True, stdout=subprocess.PIPE, text=True)
         found = json.loads(done.stdout.splitlines()[-1])
         logs.append([math.log(each["sps"]) for each in found])
@@ -96,13 +101,14 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=6)
     parser.add_argument("--starts", type=int, default=3)
     parser.add_argument("--max-trial-s", type=float, default=8.0)
+    parser.add_argument("--step-first", action="store_true", help="time the step alone before the first start, as a search does")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one is not None:
         print(json.dumps(starts(*args.one)))
         return 0
     for name in args.workloads or SETTINGS:
-        compare(name, args.processes, args.starts, args.max_trial_s)
+        compare(name, args.processes, args.starts, args.max_trial_s, args.step_first)
     return 0
 
 
