@@ -77,7 +77,7 @@ class CpuTime:
             ceilings: as in `ceiling_at`.
             step_cpus: CPUs that the training step alone keeps busy; 0 if it is not known.
         """
-        seen = [_without_step(each, ceilings, step_cpus) for each in trials]
+        seen = _without_step(trials, ceilings, step_cpus)
         alone_s = [each.cpu_item_s for each in seen if each.num_workers == 0]
         helped = [each for each in seen if each.num_workers > 0]
         sizes = np.array([each.batch_size for each in helped], dtype=float)
@@ -102,6 +102,10 @@ class CpuTime:
         return cls(item_s=float(item_s), batch_s=float(batch_s), step_cpus=step_cpus)
 
 
-def _without_step(seen: CpuSeen, ceilings: Mapping[int, float], step_cpus: float) -> CpuSeen:
-    step_s = 1 / float(ceiling_at(ceilings, np.array([float(seen.batch_size)]))[0])
-    return replace(seen, cpu_item_s=max(seen.cpu_item_s - step_cpus * step_s, _LEAST_FRACTION * seen.cpu_item_s))
+def _without_step(trials: Sequence[CpuSeen], ceilings: Mapping[int, float], step_cpus: float) -> list[CpuSeen]:
+    """Return the trials without the CPU time of the step alone, but with _LEAST_FRACTION of their CPU time at least."""
+    step_s = 1 / ceiling_at(ceilings, np.array([each.batch_size for each in trials], dtype=float))
+    return [
+        replace(each, cpu_item_s=max(each.cpu_item_s - step_cpus * float(alone_s), _LEAST_FRACTION * each.cpu_item_s))
+        for each, alone_s in zip(trials, step_s, strict=True)
+    ]

@@ -17,7 +17,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -26,7 +25,7 @@ from typing import Any
 from feedrate.search.engine.compat import quiet_ray_init, use_own_token
 from feedrate.search.options import SearchOptions, UsageError
 from feedrate.search.shipping.shipping import Shipment, shipment
-from feedrate.search.terminal.ending import at_the_latest
+from feedrate.search.terminal.ending import at_the_latest, handler_restored
 
 OBJECT_STORE_BYTES = 100 * 1024**2
 PROBE_S = 5.0
@@ -215,15 +214,11 @@ def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 @contextmanager
 def _handling_sigterm() -> Iterator[None]:
     """Install the SIGTERM handler that was set before ray.init again; if there was none, install one that unwinds the stack and exits."""
-    if threading.current_thread() is not threading.main_thread():
+    with handler_restored(signal.SIGTERM) as may_install:
+        before = signal.getsignal(signal.SIGTERM)
+        if may_install:
+            signal.signal(signal.SIGTERM, before if callable(before) else _exit)
         yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, before if callable(before) else _exit)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _exit(number: int, frame: object) -> None:
@@ -233,14 +228,10 @@ def _exit(number: int, frame: object) -> None:
 @contextmanager
 def _no_second_interrupt() -> Iterator[None]:
     """Ignore Ctrl-C for the seconds in which Ray shuts down: a second Ctrl-C would leave Ray's processes and folder behind."""
-    if threading.current_thread() is not threading.main_thread():
+    with handler_restored(signal.SIGINT) as may_install:
+        if may_install:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from feedrate.search.options import ENOUGH_FRACTION, SearchOptions
 from feedrate.search.session.session import Session
 from feedrate.search.session.trial_request import TrialRequest
 from feedrate.search.shipping.shipping import digest_of
+from feedrate.search.terminal.ending import handler_restored
 from feedrate.trainables.failure import chain
 from feedrate.trainables.measuring.measure_options import MeasureOptions
 from feedrate.trainables.resolve import WorkloadRef
@@ -131,7 +132,8 @@ def run_trials(
             ),
         )
         try:
-            with _without_credentials(), _interrupts_restored():
+            # Tune leaves its own handler of Ctrl-C in place, which ends nothing once the run is over
+            with _without_credentials(), handler_restored(signal.SIGINT):
                 tuner.fit()
             break
         except Exception as error:
@@ -141,20 +143,6 @@ def run_trials(
             searcher.starved()
             name = f"tune-{memory_kills}"
     return session.stop_reason is not None and not session.running
-
-
-@contextmanager
-def _interrupts_restored() -> Iterator[None]:
-    """Put back the handler of Ctrl-C: Tune leaves its own in place, which ends nothing once the run is over."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        if before is not None:  # None: a program that embeds Python has set it
-            signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

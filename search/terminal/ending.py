@@ -67,6 +67,18 @@ def end_on_signals() -> None:
 
 
 @contextmanager
+def handler_restored(number: int) -> Iterator[bool]:
+    """Put back the handler that a signal has now, whatever is installed meanwhile. Yields whether this thread may install any: only the main one may."""
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(number)
+    try:
+        yield is_main
+    finally:
+        if is_main and before is not None:  # None: a program that embeds Python has set it
+            signal.signal(number, before)
+
+
+@contextmanager
 def at_the_latest(act: Callable[[], None]) -> Iterator[None]:
     """Call `act` if the process has to be ended after GRACE_S while the context is open; the latest act is called first."""
     _last_acts.append(act)
