@@ -144,6 +144,11 @@ class _Interpreter:
         *lines, self.buffer = (self.buffer + data).split(b"\n")
         return [message for line in lines if (message := said_in(line)) is not None]
 
+    def answer(self) -> None:
+        """Let an interpreter go on that waits until its message has been acted on."""
+        with contextlib.suppress(OSError):
+            self.connection.sendall(b"\n")
+
 
 @dataclass(slots=True)
 class _Launch:
@@ -290,13 +295,13 @@ class _Launch:
                     self.ranks.failed(rank, message)
             case Leaves():
                 self._end_launchers()
-                with contextlib.suppress(OSError):
-                    interpreter.connection.sendall(b"\n")
+                interpreter.answer()
             case TrainsInStartedProcess():
                 if self.trainer is None:
                     _send(self.pipe, _own_ranks(self.launcher.ref.target))
             case IsImported():
                 _send(self.pipe, _unguarded(self.launcher.ref.target))
+                interpreter.answer()
             case EndedIdle():
                 if rank is not None:
                     self.ranks.ended_idle(rank, message)

@@ -8,12 +8,12 @@ import os
 import socket
 
 from feedrate.trainables.ranks.rank import Rank
-from feedrate.trainables.sandbox.launcher_protocol import Handover, ImportsTorch, Leaves, Said, Trains, said_line
+from feedrate.trainables.sandbox.launcher_protocol import Handover, ImportsTorch, IsImported, Leaves, Said, Trains, said_line
 
 MAX_RANKS = 250
 """The kernel sends at most 253 descriptors in one message."""
-LEAVING_S = 2.0
-"""Time for the launcher to end the processes around the training process."""
+ANSWER_S = 10.0
+"""Time for the launcher to act on a message and to answer it. It usually takes milliseconds, but more on a busy machine."""
 
 
 class LauncherLink:
@@ -30,7 +30,7 @@ class LauncherLink:
         self._owner = os.getpid()
         self._lifeline: socket.socket | None = None
         with contextlib.suppress(OSError):
-            self._lifeline = self._connected()
+            self._lifeline = _connected(self.address)
             self.say(ImportsTorch(rank=self.rank) if first is None else first)
             # nothing is ever sent to this socket, so the only event on it is its end, for which the kernel sends SIGIO
             fcntl.fcntl(self._lifeline, fcntl.F_SETOWN, self._owner)
@@ -55,7 +55,7 @@ class LauncherLink:
         follow. Any other rank gets an empty line and the socket to rank 0. If the ranks run on several hosts, no socket leads to another rank.
         The launcher answers when all ranks of its host have reported.
         """
-        with self._connected() as connection:
+        with _connected(self.address) as connection:
             connection.sendall(said_line(Trains(rank=self.rank)))
             data, descriptors, _, _ = socket.recv_fds(connection, 1 << 16, MAX_RANKS)
             while data.count(b"\n") < 2:
@@ -65,12 +65,23 @@ class LauncherLink:
 
     def leave(self) -> None:
         """Let the launcher end the processes between it and this one, because a shell script would go on with its next command."""
-        with contextlib.suppress(OSError), self._connected() as goodbye:
-            goodbye.settimeout(LEAVING_S)
-            goodbye.sendall(said_line(Leaves()))
-            goodbye.recv(1)
+        say_and_wait(self.address, Leaves())
 
-    def _connected(self) -> socket.socket:
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(self.address)
-        return connection
+
+def say_and_wait(address: str, message: Leaves | IsImported) -> None:
+    """Send a message on a connection of its own and wait until the launcher has acted on it, for at most `ANSWER_S`.
+
+    Args:
+        address: path of the launcher's socket.
+        message: one that the launcher answers.
+    """
+    with contextlib.suppress(OSError), _connected(address) as connection:
+        connection.settimeout(ANSWER_S)
+        connection.sendall(said_line(message))
+        connection.recv(1)
+
+
+def _connected(address: str) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(address)
+    return connection

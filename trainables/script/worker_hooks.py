@@ -15,7 +15,7 @@ import wrapt
 
 from feedrate.trainables.diagnose import stacks
 from feedrate.trainables.sandbox.launcher_protocol import IsImported
-from feedrate.trainables.script.launcher_link import LauncherLink
+from feedrate.trainables.script.launcher_link import say_and_wait
 
 
 def install(address: str) -> None:
@@ -34,7 +34,7 @@ def _refuse_training(address: str, module: ModuleType) -> None:
     @functools.wraps(own)
     def __iter__(self: Any) -> Any:  # noqa: N807
         if getattr(multiprocessing.current_process(), "_inheriting", False):  # the script is being imported
-            LauncherLink(address, IsImported())
+            say_and_wait(address, IsImported())  # otherwise the training process could report first that a worker has died
             os._exit(1)
         return own(self)
 
