@@ -514,8 +514,11 @@ class Training:
         return min(num, math.ceil(epoch_samples / (self.items_per_batch() * self._per_loaded()) - 1e-9))
 
     def _is_waiting(self) -> bool:
-        """Whether the queue was empty within the last production cycle, so that all ready batches belong to the current cycle."""
-        return self.consumed - self._empty_at <= self.cycle
+        """Whether the queue was empty within the last production cycle, and all ready batches belong to the current cycle.
+
+        While a worker is held up, the others finish batches of later cycles, which all become available when it delivers at last.
+        """
+        return self.consumed - self._empty_at <= self.cycle and self._ready() <= self.cycle
 
     def _look_at_shm(self) -> None:
         now = shm_used_bytes()
