@@ -206,22 +206,26 @@ def _train(
     result, device = training.result, training.device
     training.start()
     on_phase("measure")
+    training.drift()
+    memory, consumed = tree_memory(cpus.roots), training.consumed  # reading it takes 10 ms for each worker, so not right before a window
     training.settle()
     if cold is not None and cold.stayed_fraction() is None:  # the dataset read nothing from files that could be cold
         result.cold_refused = cold.why_not_cold()
         yield result
         return
-    before = _Machine.read(cpus)
+    before = _Machine.read(cpus, memory, consumed)
     while not training.finished():
         if cold is not None:
             cold.drop_held()
+            training.after_pause()
         training.window()
         reserves = _boundary_matters(training, options) and _epochs_s(training, options) < EPOCHS_FRACTION * options.max_trial_s
         training.reserved_s = EPOCHS_FRACTION * options.max_trial_s if reserves else 0.0
         if len(result.windows) >= MIN_WINDOWS and training.has_rate():
             if len(result.windows) == MIN_WINDOWS:  # only once, because it takes a moment; from here on the trial may be stopped
-                before.fill(result)
+                before.fill(training)
                 training.fill_loading()
+                training.after_pause()
             result.settled = training.steady()
             yield result
     if not training.has_rate():
@@ -229,7 +233,7 @@ def _train(
     if not training.has_rate():
         raise training.no_rate()
     result.cold_refused = cold.why_not_cold() if cold is not None else None
-    before.fill(result, dropped=cold is not None and result.cold_refused is None)
+    before.fill(training, dropped=cold is not None and result.cold_refused is None)
     training.fill_loading()
     if device.type == "cuda":
         result.gpu_free_bytes, _ = torch.cuda.mem_get_info(device)
@@ -327,19 +331,23 @@ def _measure_epochs(training: Training, options: MeasureOptions) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Machine:
-    """What the machine and the trial's processes had used when the first window began."""
+    """What the machine and the trial's processes had used when the first window began; their memory had been read shortly before."""
 
     cpus: _Cpus
     began: float
     clock: MachineClock
     memory: Memory | None
+    consumed: int
+    """Batches trained when the memory was read."""
 
     @classmethod
-    def read(cls, cpus: _Cpus) -> _Machine:
-        return cls(cpus=cpus, began=time.perf_counter(), clock=MachineClock.read(cpus.counted, cpus.roots), memory=tree_memory(cpus.roots))
+    def read(cls, cpus: _Cpus, memory: Memory | None, consumed: int) -> _Machine:
+        clock = MachineClock.read(cpus.counted, cpus.roots)
+        return cls(cpus=cpus, began=time.perf_counter(), clock=clock, memory=memory, consumed=consumed)
 
-    def fill(self, result: Measurement, dropped: bool = False) -> None:
+    def fill(self, training: Training, dropped: bool = False) -> None:
         """Write the columns for what was used since then; `dropped`: whether the page cache was kept cold all the time."""
+        result = training.result
         wall_s = time.perf_counter() - self.began
         now = MachineClock.read(self.cpus.counted, self.cpus.roots)
         columns = now.columns_since(self.clock, wall_s, dropped=dropped, num_cpus=self.cpus.num)
@@ -349,5 +357,4 @@ class _Machine:
         if memory is not None:
             result.tree_pss_bytes, result.tree_uss_bytes = memory.pss_bytes, memory.uss_bytes
             result.max_open_files = memory.max_open_files
-            num_batches = sum(result.windows.window_num_batches)
-            result.tree_uss_growth_bytes_per_batch = growth_bytes_per_batch(self.memory, memory, num_batches)
+            result.tree_uss_growth_bytes_per_batch = growth_bytes_per_batch(self.memory, memory, training.consumed - self.consumed)

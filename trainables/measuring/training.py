@@ -98,6 +98,7 @@ class Training:
         self.phase = "loader"
         self._discarded = 0
         """Number of batches that were ready but never trained, because their iterator ended early."""
+        self._settles_from = time.perf_counter()
         self._empty_at = 0
         """Number of batches that had been consumed when the queue of ready batches was last seen empty."""
         self._latest: deque[tuple[float, int, float]] = deque(maxlen=self.cycle + 1)
@@ -136,21 +137,28 @@ class Training:
             self.epoch = EpochSize.of_loader(self.loader)
         self._train(batch)
 
-    def settle(self) -> None:
-        """Train without timing until the rate is steady: for two production cycles (in one, each worker makes a batch), one if it takes long, for a short time more, and until the queue of ready batches grows no further.
+    def drift(self) -> None:
+        """Train without timing until workers that started together may have drifted apart: one production cycle, in which each worker makes a batch, or none if it takes long.
 
-        Workers that started together must drift apart first. And while workers fill the queue of ready batches, they use CPU
-        time that the training step gets once the queue is full. A loader with an `__iter__` of its own may hold ready batches
-        that feedrate cannot see, made before the clock started. So first as many batches are trained as can be in flight.
+        A loader with an `__iter__` of its own may hold ready batches that feedrate cannot see, made before the clock started. So first
+        as many batches are trained as can be in flight.
         """
-        begin = time.perf_counter()
-        until = min(begin + self.max_s / 4, self.deadline)
-        is_slow = self.result.first_batch_s >= LONG_WINDOW_S
+        self._settles_from = time.perf_counter()
         if self.loader.num_workers:
             in_flight = self.loader.num_workers * (self.loader.prefetch_factor or 2)
             hidden = 0 if self.watch.ends_when_told else round(in_flight * self._per_loaded())
-            self._train_until(until, hidden + (1 if is_slow else 2) * self.cycle, MIN_WINDOW_S)
-        elif not is_slow:  # without workers there is no queue and no drift; only discard what is slow about a first batch
+            self._train_until(self._settles_until(), hidden + (0 if self._starts_slowly() else self.cycle), 0.0)
+
+    def settle(self) -> None:
+        """Train without timing until the rate is steady: for a production cycle and a short time more, and until the queue of ready batches grows no further.
+
+        While workers fill the queue of ready batches, they use CPU time that the training step gets once the queue is full. This is also for the pause that
+        `drift` may be followed by: a window must begin as a batch has just been trained.
+        """
+        until = self._settles_until()
+        if self.loader.num_workers:
+            self._train_until(until, self.cycle, MIN_WINDOW_S)
+        elif not self._starts_slowly():  # without workers there is no queue and no drift; only discard what is slow about a first batch
             self._train_until(until, 1, MIN_WINDOW_S)
         while not self._is_waiting() and time.perf_counter() < until:
             ready = self._ready()
@@ -159,8 +167,28 @@ class Training:
                 break
         synchronize(self.device)
         self._timer.take_s()
-        self.result.settle_s = time.perf_counter() - begin
+        self.result.settle_s = time.perf_counter() - self._settles_from
         self._loaded = self.watch.probe.sums()
+
+    def _starts_slowly(self) -> bool:
+        return self.result.first_batch_s >= LONG_WINDOW_S
+
+    def _settles_until(self) -> float:
+        return min(self._settles_from + self.max_s / 4, self.deadline)
+
+    def after_pause(self) -> None:
+        """Train without timing until a batch has just been waited for, so that the next window does not begin amid the work of the workers, which went on in the pause.
+
+        Where batches are ready all the time, the step is the limit, and a window may begin at any moment.
+        """
+        if not self.loader.num_workers:
+            return
+        until, has_waited = self.deadline - self.reserved_s, False
+        while self._is_waiting() and not has_waited and time.perf_counter() < until:
+            has_waited = not self._ready()
+            self._train(self._next())
+        synchronize(self.device)
+        self._timer.take_s()
 
     def window(self) -> None:
         """Time one window without anything but training in it.

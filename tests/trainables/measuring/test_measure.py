@@ -21,6 +21,7 @@ from feedrate.trainables.config import LoaderConfig
 from feedrate.trainables.failure import TrialFailed, classify
 from feedrate.trainables.loader.delivering_workers import DeliveringWorkers
 from feedrate.trainables.loader.load_probe import LoadProbe
+from feedrate.trainables.machine.process import tree_memory
 from feedrate.trainables.measurement import Measurement, Windows
 from feedrate.trainables.measuring.measure import measure
 from feedrate.trainables.measuring.measure_options import MeasureOptions
@@ -528,6 +529,24 @@ def test_batches_that_were_ready_behind_a_late_one_are_not_produced_in_the_windo
     training.train_next()
     training.window()
     assert result.windows.window_produced_batches == [result.windows.window_num_batches[0] - 7]
+
+
+def test_a_window_after_a_pause_begins_as_a_batch_is_delivered():
+    loader, result = Rounds(), Measurement()
+    training = loader.training = Training(loader, loader, lambda batch: None, torch.device("cpu"), result, 5.0, 0.015)
+    training.start()
+    training.train_next()
+    assert training.consumed % 4 == 2
+    training.after_pause()
+    assert training.consumed % 4 == 1
+
+
+def test_reading_the_memory_of_many_workers_makes_no_window_shorter(monkeypatch):
+    """Workers that started together deliver together, here every 0.6 s, and go on while it is read: the first window used to be 14 % too fast."""
+    monkeypatch.setattr("feedrate.trainables.measuring.measure.tree_memory", lambda roots: time.sleep(0.45) or tree_memory(roots))
+    result = run(short(Rows(4000, 0.15)), LoaderConfig(batch_size=4, num_workers=3), max_trial_s=4.5, objective="steady")
+    first_sps = result.windows.window_num_items[0] / result.windows.window_duration_s[0]
+    assert 0 < first_sps <= 1.3 * 3 / 0.15
 
 
 def test_a_trial_that_ends_amid_a_round_of_its_workers_has_their_rate():
