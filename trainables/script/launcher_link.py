@@ -8,7 +8,15 @@ import os
 import socket
 
 from feedrate.trainables.ranks.rank import Rank
-from feedrate.trainables.sandbox.launcher_protocol import Handover, ImportsTorch, IsImported, Leaves, Said, Trains, said_line
+from feedrate.trainables.sandbox.launcher_protocol import (
+    Handover,
+    ImportsTorch,
+    IsImported,
+    Leaves,
+    Said,
+    Trains,
+    said_line,
+)
 
 MAX_RANKS = 250
 """The kernel sends at most 253 descriptors in one message."""

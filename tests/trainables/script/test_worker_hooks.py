@@ -1,3 +1,5 @@
+"""worker_hooks.py: what a worker does that would train while it imports the script."""
+
 import socket
 import subprocess
 import sys
