@@ -120,7 +120,7 @@ COLUMNS: tuple[Column, ...] = (
     # memory and machine
     _C("tree_pss_bytes", "int", "bytes", "proportional set size of trainer and workers, end of trial"),
     _C("tree_uss_bytes", "int", "bytes", "memory of trainer and workers shared with nobody"),
-    _C("tree_uss_growth_bytes_per_batch", "float", "bytes per batch", "growth of tree_uss_bytes in the windows"),
+    _C("tree_uss_growth_bytes_per_batch", "float", "bytes per batch", "growth of tree_uss_bytes from shortly before the windows to their end; null if fewer batches than workers had been trained by then"),
     _C("max_open_files", "int", "", "open files of whichever process, trainer or worker, has the most"),
     _C("effective_num_workers", "int", "", "workers that delivered at least one batch in an epoch; null with 0 workers, or if that cannot be seen"),
     _C("num_shards", "int", "", "parts that the dataset says its stream has (its num_shards or n_shards); null if it does not say so"),

@@ -76,7 +76,7 @@ def growth_bytes_per_batch(first: Memory | None, last: Memory | None, num_batche
     """Return the memory that each batch adds for good: forked workers gradually copy the dataset's pages as they touch them.
 
     Args:
-        first: shortly before the windows began, when workers had delivered their first batches.
+        first: shortly before the windows began, after every worker had delivered a batch.
         last: when the windows ended.
         num_batches: batches consumed between the two.
 

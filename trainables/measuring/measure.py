@@ -1,7 +1,7 @@
 """Measure one setting: a generator that yields a growing measurement of real training until it is closed or precise enough.
 
 A trial warms up the step on a cached batch before the loader starts, and times the start-up separately. It discards what
-is not steady yet, then times windows of whole production cycles (`num_workers` batches each) without gaps. At the end it
+is not steady yet, then times windows of whole production cycles (`num_workers` batches each), one after the other. At the end it
 measures epoch boundaries, if they matter for the user's epoch.
 """
 
@@ -207,7 +207,8 @@ def _train(
     training.start()
     on_phase("measure")
     training.drift()
-    memory, consumed = tree_memory(cpus.roots), training.consumed  # reading it takes 10 ms for each worker, so not right before a window
+    # it takes 10 ms for each worker, so not right before a window; before each worker has delivered a batch, it would grow with their start
+    memory, consumed = tree_memory(cpus.roots) if training.consumed >= training.cycle else None, training.consumed
     training.settle()
     if cold is not None and cold.stayed_fraction() is None:  # the dataset read nothing from files that could be cold
         result.cold_refused = cold.why_not_cold()
@@ -217,7 +218,10 @@ def _train(
     while not training.finished():
         if cold is not None:
             cold.drop_held()
+        if cold is not None or len(result.windows) == MIN_WINDOWS:
             training.after_pause()
+            if len(result.windows) and training.finished():
+                break
         training.window()
         reserves = _boundary_matters(training, options) and _epochs_s(training, options) < EPOCHS_FRACTION * options.max_trial_s
         training.reserved_s = EPOCHS_FRACTION * options.max_trial_s if reserves else 0.0
@@ -225,7 +229,6 @@ def _train(
             if len(result.windows) == MIN_WINDOWS:  # only once, because it takes a moment; from here on the trial may be stopped
                 before.fill(training)
                 training.fill_loading()
-                training.after_pause()
             result.settled = training.steady()
             yield result
     if not training.has_rate():

@@ -98,7 +98,7 @@ class Training:
         self.phase = "loader"
         self._discarded = 0
         """Number of batches that were ready but never trained, because their iterator ended early."""
-        self._settles_from = time.perf_counter()
+        self._settles_until = 0.0
         self._empty_at = 0
         """Number of batches that had been consumed when the queue of ready batches was last seen empty."""
         self._latest: deque[tuple[float, int, float]] = deque(maxlen=self.cycle + 1)
@@ -116,7 +116,7 @@ class Training:
         if self.lead is not None:
             self.lead.start()
         begin = time.perf_counter()
-        self.deadline = begin + self.max_s
+        self.deadline = self._settles_until = begin + self.max_s
         try:
             self.iterator = self._iterate()
             self.result.iter_s = time.perf_counter() - begin
@@ -138,55 +138,57 @@ class Training:
         self._train(batch)
 
     def drift(self) -> None:
-        """Train without timing until workers that started together may have drifted apart: one production cycle, in which each worker makes a batch, or none if it takes long.
+        """Train without timing until each worker has delivered a batch, and workers that started together may have drifted apart.
 
         A loader with an `__iter__` of its own may hold ready batches that feedrate cannot see, made before the clock started. So first
         as many batches are trained as can be in flight.
         """
-        self._settles_from = time.perf_counter()
+        begin = time.perf_counter()
+        self._settles_until = min(begin + self.max_s / 4, self.deadline)
         if self.loader.num_workers:
             in_flight = self.loader.num_workers * (self.loader.prefetch_factor or 2)
             hidden = 0 if self.watch.ends_when_told else round(in_flight * self._per_loaded())
-            self._train_until(self._settles_until(), hidden + (0 if self._starts_slowly() else self.cycle), 0.0)
+            self._train_until(self._settles_until, hidden + self.cycle - 1, 0.0)  # `start` has trained one
+        self.result.settle_s = time.perf_counter() - begin
 
     def settle(self) -> None:
-        """Train without timing until the rate is steady: for a production cycle and a short time more, and until the queue of ready batches grows no further.
+        """Train without timing until the rate is steady: for a short time and a production cycle, unless the first batch took long, and then until the queue of ready batches grows no further.
 
-        While workers fill the queue of ready batches, they use CPU time that the training step gets once the queue is full. This is also for the pause that
-        `drift` may be followed by: a window must begin as a batch has just been trained.
+        While workers fill the queue of ready batches, they use CPU time that the training step gets once the queue is full. What workers
+        finish in a pause between `drift` and `settle` is trained here, too.
         """
-        until = self._settles_until()
-        if self.loader.num_workers:
+        begin, consumed, until = time.perf_counter(), self.consumed, self._settles_until
+        self._latest.clear()
+        is_slow = self.result.first_batch_s >= LONG_WINDOW_S
+        if not is_slow:  # without workers there is no queue and no drift; only discard what is slow about a first batch
             self._train_until(until, self.cycle, MIN_WINDOW_S)
-        elif not self._starts_slowly():  # without workers there is no queue and no drift; only discard what is slow about a first batch
-            self._train_until(until, 1, MIN_WINDOW_S)
         while not self._is_waiting() and time.perf_counter() < until:
             ready = self._ready()
             self._train_until(until, self.cycle, MIN_WINDOW_S / 2)
             if self._ready() - ready <= max(1, self.cycle // 4):
                 break
+        if self.consumed == consumed and (self.lead is None or not is_slow):
+            self.after_pause()
         synchronize(self.device)
         self._timer.take_s()
-        self.result.settle_s = time.perf_counter() - self._settles_from
+        self.result.settle_s += time.perf_counter() - begin
         self._loaded = self.watch.probe.sums()
-
-    def _starts_slowly(self) -> bool:
-        return self.result.first_batch_s >= LONG_WINDOW_S
-
-    def _settles_until(self) -> float:
-        return min(self._settles_from + self.max_s / 4, self.deadline)
 
     def after_pause(self) -> None:
         """Train without timing until a batch has just been waited for, so that the next window does not begin amid the work of the workers, which went on in the pause.
 
-        Where batches are ready all the time, the step is the limit, and a window may begin at any moment.
+        If the step did not wait for batches before the pause, it is the limit, and a window may begin at any moment. With several ranks, it is not known
+        which rank's loader is the limit.
         """
-        if not self.loader.num_workers:
-            return
-        until, has_waited = self.deadline - self.reserved_s, False
-        while self._is_waiting() and not has_waited and time.perf_counter() < until:
-            has_waited = not self._ready()
-            self._train(self._next())
+        until, most = self.deadline - self.reserved_s, self.consumed + self._ready() + self.cycle
+        self._latest.clear()
+        if self.loader.num_workers and self.lead is not None:
+            self._train_until(until, self.cycle, MIN_WINDOW_S)
+        elif self.loader.num_workers and self._is_waiting():
+            has_waited = False
+            while not has_waited and self.consumed < most and time.perf_counter() < until:
+                has_waited = not self._ready()
+                self._train(self._next())
         synchronize(self.device)
         self._timer.take_s()
 
@@ -207,6 +209,7 @@ class Training:
             if is_last:
                 return
             self._train_until(self.deadline, round(self._ready()) + self.cycle, 0.0)
+            synchronize(self.device)
             self._timer.take_s()
         self._window()
 
@@ -228,6 +231,7 @@ class Training:
             items=self.items,
             wait_s=self.wait_s,
             made=self._ready() + self._discarded,
+            made_ahead=self._ready_ahead(),
             is_waiting=self._is_waiting(),
             num_asides=int(getattr(self.step, "num_asides", 0)),
         )
@@ -248,10 +252,11 @@ class Training:
 
         While the step waits for batches, the number of batches consumed in whole cycles equals the number produced. The count of
         finished batches is the same on average, but jumps when the workers finish together; so for two equal windows it would
-        give rates that differ by one cycle's batches.
+        give rates that differ by one cycle's batches. Of the finished batches, only those beyond one cycle count then: while one worker is held
+        up, the others finish some, and when it delivers at last, all of them can be consumed at once.
         """
         first = self.mark()
-        begin, wait, items, consumed, made, is_waiting = first.time_s, first.wait_s, first.items, first.number, first.made, first.is_waiting
+        begin, wait, items, consumed = first.time_s, first.wait_s, first.items, first.number
         until = self.deadline - self.reserved_s
         while True:
             self._train(self._next())
@@ -262,14 +267,14 @@ class Training:
                 break
         synchronize(self.device)
         end, step_s = time.perf_counter(), self._timer.take_s()
-        more = self._ready() + self._discarded - made
-        if is_waiting and self._is_waiting() and (num % self.cycle == 0 or len(self._latest) > self.cycle):
-            more = 0
+        more = self._ready() + self._discarded - first.made
+        if first.is_waiting and self._is_waiting() and (num % self.cycle == 0 or len(self._latest) > self.cycle):
+            more = self._ready_ahead() - first.made_ahead
             if num % self.cycle:  # a part of a cycle gives no rate; if there is no other window, use the last whole cycle
                 if len(self.result.windows):
                     return
-                (begin, items, wait), num, step_s = self._latest[0], self.cycle, None
-                first = replace(first, number=self.consumed - num, time_s=begin, items=items, wait_s=wait)
+                (begin, items, wait), num, more, step_s = self._latest[0], self.cycle, 0, None
+                first = replace(first, number=self.consumed - num, time_s=begin, items=items, wait_s=wait, made_ahead=0)
         if self.lead is None:
             self.result.windows.add(
                 duration_s=end - begin,
@@ -542,11 +547,12 @@ class Training:
         return min(num, math.ceil(epoch_samples / (self.items_per_batch() * self._per_loaded()) - 1e-9))
 
     def _is_waiting(self) -> bool:
-        """Whether the queue was empty within the last production cycle, and all ready batches belong to the current cycle.
+        """Whether the queue was empty within the last production cycle: the step waits for batches."""
+        return self.consumed - self._empty_at <= self.cycle
 
-        While a worker is held up, the others finish batches of later cycles, which all become available when it delivers at last.
-        """
-        return self.consumed - self._empty_at <= self.cycle and self._ready() <= self.cycle
+    def _ready_ahead(self) -> int:
+        """Return how many of the ready batches belong to later production cycles; meaningful only if `_is_waiting`."""
+        return max(self._ready() - round(self.cycle * self._per_loaded()), 0)
 
     def _look_at_shm(self) -> None:
         now = shm_used_bytes()

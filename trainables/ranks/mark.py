@@ -18,6 +18,8 @@ class Mark:
     """Seconds spent in next(loader) so far."""
     made: int
     """Batches that were made and not trained: ready ones and discarded ones."""
+    made_ahead: int
+    """Ready batches of later production cycles than the current one; meaningful only if `is_waiting`."""
     is_waiting: bool
     """Whether the queue of ready batches was empty within the last production cycle."""
     num_asides: int
@@ -30,13 +32,14 @@ class Mark:
     @classmethod
     def of_list(cls, values: list[float]) -> Mark:
         """Return the mark with the values of `to_list`."""
-        number, time_s, items, wait_s, made, is_waiting, num_asides = values
+        number, time_s, items, wait_s, made, made_ahead, is_waiting, num_asides = values
         return cls(
             number=int(number),
             time_s=time_s,
             items=int(items),
             wait_s=wait_s,
             made=int(made),
+            made_ahead=int(made_ahead),
             is_waiting=bool(is_waiting),
             num_asides=int(num_asides),
         )

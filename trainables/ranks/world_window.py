@@ -38,7 +38,8 @@ class WorldWindow:
         Args:
             begins: one mark for each rank, all with the same number.
             ends: the same ranks later, in the same order.
-            cycle: batches in a production cycle. If a rank waits at both ends of whole cycles, it consumed what was produced.
+            cycle: batches in a production cycle. If a rank waits at both ends of whole cycles, it consumed what was produced,
+                except batches of later cycles that were ready.
         """
         num = ends[0].number - begins[0].number
         duration_s = max(each.time_s for each in ends) - max(each.time_s for each in begins)
@@ -46,7 +47,8 @@ class WorldWindow:
         made = []
         for begin, end in zip(begins, ends, strict=True):
             waits_at_both = begin.is_waiting and end.is_waiting and num % cycle == 0
-            made.append(num if waits_at_both else max(num + end.made - begin.made, 0))
+            more = end.made_ahead - begin.made_ahead if waits_at_both else end.made - begin.made
+            made.append(max(num + more, 0))
         items = tuple(end.items - begin.items for begin, end in zip(begins, ends, strict=True))
         return cls(
             duration_s=duration_s,

@@ -1,7 +1,7 @@
 """What the interpreters of a training command and their launcher send each other: what becomes of an interpreter, and how it goes on.
 
 Each message is a JSON object on a line of its own. Those of interpreters have `says`; `Handover` is the launcher's answer to `Trains`, and an
-empty line its answer to `Leaves`. An interpreter runs the feedrate of its own environment, which may be another version than the launcher's,
+empty line its answer to `Leaves` and `IsImported`. An interpreter runs the feedrate of its own environment, which may be another version than the launcher's,
 so the launcher passes over kinds and fields that it does not know.
 Every interpreter of the command imports this file: it imports little, and never torch.
 """
@@ -58,7 +58,7 @@ class TrainsInStartedProcess(Message):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IsImported(Message):
-    """A loader worker that was spawned imports the script, which trains while it is imported."""
+    """A loader worker that was spawned imports the script, which trains while it is imported. The worker waits until that has been reported."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,6 +22,8 @@ MAX_RANKS = 250
 """The kernel sends at most 253 descriptors in one message."""
 ANSWER_S = 10.0
 """Time for the launcher to act on a message and to answer it. It usually takes milliseconds, but more on a busy machine."""
+LEAVING_S = 2.0
+"""The same when the training process ends, which is killed if that takes long."""
 
 
 class LauncherLink:
@@ -73,18 +75,19 @@ class LauncherLink:
 
     def leave(self) -> None:
         """Let the launcher end the processes between it and this one, because a shell script would go on with its next command."""
-        say_and_wait(self.address, Leaves())
+        say_and_wait(self.address, Leaves(), LEAVING_S)
 
 
-def say_and_wait(address: str, message: Leaves | IsImported) -> None:
-    """Send a message on a connection of its own and wait until the launcher has acted on it, for at most `ANSWER_S`.
+def say_and_wait(address: str, message: Leaves | IsImported, most_s: float = ANSWER_S) -> None:
+    """Send a message on a connection of its own and wait until the launcher has acted on it.
 
     Args:
         address: path of the launcher's socket.
         message: one that the launcher answers.
+        most_s: how long to wait for the answer.
     """
     with contextlib.suppress(OSError), _connected(address) as connection:
-        connection.settimeout(ANSWER_S)
+        connection.settimeout(most_s)
         connection.sendall(said_line(message))
         connection.recv(1)
 

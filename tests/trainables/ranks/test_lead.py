@@ -16,7 +16,7 @@ from feedrate.trainables.ranks.socket_link import SocketLink
 
 
 def mark(number, **changed):
-    return Mark(**{"number": number, "time_s": float(number), "items": 4 * number, "wait_s": 0.0, "made": 0, "is_waiting": True, "num_asides": 0} | changed)
+    return Mark(**{"number": number, "time_s": float(number), "items": 4 * number, "wait_s": 0.0, "made": 0, "made_ahead": 0, "is_waiting": True, "num_asides": 0} | changed)
 
 
 class Other:

@@ -10,7 +10,7 @@ from feedrate.trainables.ranks.rank_windows import RankWindows
 from feedrate.trainables.ranks.world_window import WorldWindow
 
 
-def rank(ends, waits, clock, *, items=4, is_waiting=True, made=None):
+def rank(ends, waits, clock, *, items=4, is_waiting=True, made=None, ahead=None):
     """Marks of one rank whose steps end at these times, after these waits; `clock` is what it adds to them."""
     total = list(itertools.accumulate(waits))
     return [
@@ -20,6 +20,7 @@ def rank(ends, waits, clock, *, items=4, is_waiting=True, made=None):
             items=items * number,
             wait_s=total[number],
             made=made[number] if made else 0,
+            made_ahead=ahead[number] if ahead else 0,
             is_waiting=is_waiting,
             num_asides=0,
         )
@@ -56,6 +57,12 @@ def test_the_rank_that_makes_fewest_batches_limits_the_rate():
     drains = rank([0.0, 1.0, 2.0], [0.0, 0.0, 0.0], 0.0, is_waiting=False, made=[8, 7, 7])
     assert window([steady, drains], 0, 2).produced_batches == 1
     assert window([steady, steady], 0, 2).produced_batches == 2
+
+
+def test_batches_that_were_ready_behind_a_late_one_are_not_produced_in_the_window():
+    held_up = rank([0.0, 1.0, 2.0], [0.0, 0.0, 0.0], 0.0, made=[5, 0, 0], ahead=[1, 0, 0])
+    assert window([held_up], 0, 2).produced_batches == 1
+    assert window([held_up], 1, 2).produced_batches == 1
 
 
 def test_windows_hold_each_rank():
