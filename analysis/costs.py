@@ -1,4 +1,4 @@
-"""`Costs`: what loading and training an item cost on a machine, and the rate that follows."""
+"""`Costs`: what loading and training an item cost on a machine, and the rate that follows from queueing for the CPUs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from feedrate.analysis.cpu_time import Array, CpuTime
-from feedrate.analysis.rate_model import RateModel
+from feedrate.analysis.cpu_time import Array
+from feedrate.analysis.rate_model import SHARPNESS
 
 ENOUGH_FRACTION = 0.98
 """Of numbers of workers that reach this share of the best predicted rate, the smallest one is named."""
+_LEAST_S = 1e-9
+"""No item is taken to load faster than this, so that nothing is divided by 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +27,6 @@ class Costs:
         step_cpu_s: CPU seconds of the training process for it, while workers load.
         step_cpus: CPUs that the step alone keeps busy.
         num_cpus: CPUs that training and workers share.
-        efficiency: share of the CPUs' time that they can use, as fitted; it may exceed 1, because CPU time per item differs between settings.
     """
 
     load_cpu_s: float
@@ -34,21 +35,34 @@ class Costs:
     step_cpu_s: float
     step_cpus: float
     num_cpus: float
-    efficiency: float
 
     def sps(self, most: int) -> tuple[float, int]:
         """Return the highest rate with 0 to `most` workers, and the smallest number of workers that is close to it."""
         step_s = max(self.step_s, self.step_cpu_s / self.num_cpus)
-        cpu_s = self.load_cpu_s + self.step_cpu_s
-        model = RateModel(
-            item_s=max(self.load_cpu_s + self.load_wait_s, 1e-9),
-            ceilings={0: 1 / step_s},
-            cpu_time=CpuTime(item_s=cpu_s),
-            efficiency=self.efficiency,
-            num_cpus=self.num_cpus,
-        )
-        rates = np.exp(model.log_rate(np.arange(most + 1.0), np.zeros(most + 1)))
+        alone_s = max(self.load_cpu_s + self.load_wait_s + step_s, (self.load_cpu_s + self.step_cpu_s) / self.num_cpus)
+        rates = [1 / alone_s]
+        for num_workers in range(1, most + 1):
+            loaded_sps = self._loaded_sps(num_workers)
+            rates.append(float((loaded_sps**-SHARPNESS + step_s**SHARPNESS) ** (-1 / SHARPNESS)))
         return best_rate(rates)
+
+    def _loaded_sps(self, num_workers: int) -> float:
+        """Return the items per second that the workers load if the step is no limit.
+
+        Each worker takes turns at waiting and at computing. Those that compute share the CPUs with the step: the more of them compute, the
+        slower each is. It is the machine repairman model (Kleinrock, Queueing Systems, 1975, chapter 3): with n workers computing, they finish
+        items at rate mu(n), and the others begin to compute at rate (num_workers - n) / load_wait_s. Because the CPUs are shared evenly,
+        the rate does not depend on how the times are distributed (Baskett, Chandy, Muntz and Palacios, 1975).
+        """
+        load_s = max(self.load_cpu_s, _LEAST_S)
+        busy = np.arange(1, num_workers + 1)
+        mu = np.minimum(busy / load_s, self.num_cpus / (load_s + self.step_cpu_s))
+        if self.load_wait_s <= 0:
+            return float(mu[-1])
+        logs = np.cumsum(np.log((num_workers - busy + 1) / self.load_wait_s) - np.log(mu))
+        weights = np.exp(logs - max(logs.max(), 0.0))
+        none = np.exp(-max(logs.max(), 0.0))
+        return float((weights * mu).sum() / (weights.sum() + none))
 
 
 def best_rate(sps: Sequence[float] | Array) -> tuple[float, int]:

@@ -1,8 +1,9 @@
 """`Outlook`: how fast training would be with other numbers of workers, more CPUs, faster storage or a faster step, predicted from a run.
 
-The prediction comes from the model of loading (rate_model.py), fitted to the settings that the run measured. The time of a
-worker for an item is split into CPU time and the rest, in which it waits (for storage, a network, a lock). A change makes one of
-these parts larger or smaller; the model then gives the rate of the best number of workers. Nothing of this is measured.
+The time of a worker for an item is split into CPU time and the rest, in which it waits (for storage, a network, a lock). A change
+makes one of these parts larger or smaller, and a model of the queue for the CPUs (costs.py) then gives the rate of the best number of workers.
+Nothing of this is measured. The curve over the numbers of workers, and how far models are off here, come from the model that is fitted to the settings of the run
+(rate_model.py).
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class WhatIf:
     change: str
     """For people: what would be different."""
     rate: Rate
-    """Items per second with a 95 % interval, which includes the error of the model on the measured settings."""
+    """Items per second with a 95 % interval, which includes the error of the fitted model on the measured settings."""
     ratio: float
     """The predicted rate divided by the measured rate of the answer."""
     num_workers: int
@@ -96,7 +97,7 @@ class Outlook:
     why_none: str | None = None
     """Why nothing is predicted, as a clause; None if there are predictions."""
     sd_fraction: float | None = None
-    """How far the model is off on the measured settings: a standard deviation, as a fraction of the rate; None if it is not known."""
+    """How far the fitted model is off on the measured settings: a standard deviation, as a fraction of the rate; None if it is not known."""
     num_settings: int = 0
     """Number of measured settings to which the model was fitted; 0 if it was not."""
     curve: Curve | None = None
@@ -118,7 +119,7 @@ def what_if(run: Run, *, ceiling_sps: float | None = None, num_ranks: int | None
     """Return how fast training is predicted to be if one thing were different, one row per change; no rows if nothing is predicted.
 
     `ratio` is the predicted rate divided by the measured rate of the answer (best.json; the fastest setting while there is none); `epoch_s` is how
-    long an epoch would take; `sd_fraction` says how far the model is off on the measured settings. `outlook_of(run).why_none` says why there are no rows.
+    long an epoch would take; `sd_fraction` says how far the fitted model is off on the measured settings. `outlook_of(run).why_none` says why there are no rows.
 
     Args:
         run: of a search.
@@ -189,11 +190,11 @@ def outlook_of(
 
 
 def _cpu_item_s(rows: pd.DataFrame, answer: pd.Series[Any]) -> float | None:
-    """Return the CPU seconds of training process and workers per item, with the answer if that has workers; None if it is not known."""
+    """Return the CPU seconds of training process and workers per item, with workers and the answer's batch size if possible; None if it is not known."""
     with_workers = rows[rows["num_workers"] > 0]
     busy = with_workers["busy_s"]
-    mine = busy[with_workers["config"] == answer["config"]]
-    cpu_s = median(mine if mine.notna().any() else busy)
+    alike = busy[same(with_workers["batch_size"], answer["batch_size"])]  # not of the answer alone, which may be a lucky reading
+    cpu_s = median(alike if alike.notna().any() else busy)
     return None if pd.isna(cpu_s) else float(cpu_s)
 
 
@@ -250,6 +251,8 @@ def _costs(run: Run, fitted: _Fitted, rows: pd.DataFrame, answer: pd.Series[Any]
     busy_cpus = 1.0 if timed.isna().all() else float(median(timed))  # records of before this column: one CPU works on the step
     step_cpu_s = min(busy_cpus * step_s, cpu_s)
     loading = rows[rows["num_workers"] > 0].dropna(subset=["load_delay_item_s"])
+    alike = loading[same(loading["batch_size"], size)]
+    loading = loading if alike.empty else alike
     if loading.empty:
         load_cpu_s = min(cpu_s - step_cpu_s, model.item_s)
         load_wait_s = model.item_s - load_cpu_s
@@ -265,7 +268,6 @@ def _costs(run: Run, fitted: _Fitted, rows: pd.DataFrame, answer: pd.Series[Any]
         step_cpu_s=step_cpu_s,
         step_cpus=busy_cpus,
         num_cpus=fitted.num_cpus,
-        efficiency=model.cap_at(size) * (load_cpu_s + step_cpu_s) / fitted.num_cpus,
     )
 
 

@@ -150,8 +150,8 @@ def what_if_section(run: Run, found: Outlook | None = None) -> Section:
     ]
     numeric = (f"{run.unit}/s", "95 % interval", "vs the best", "Workers", "An epoch")
     caption = (
-        "Predicted, not measured: the rate if one thing were different, by a model of loading that was fitted to the measured settings "
-        f"(within {found.sd_fraction or 0.0:.0%} of {found.num_settings} of them), and the number of workers that would be enough for it"
+        "Predicted, not measured: the rate if one thing were different, by a model of workers that queue for the CPUs, and the number of workers that would be "
+        f"enough for it. Intervals assume that it is {found.sd_fraction or 0.0:.0%} off, as a model fitted to the {found.num_settings} measured settings is"
     )
     return Section(
         caption=caption,

@@ -65,12 +65,6 @@ class RateModel:
         """Return items per second of the training step alone; if it is not known at a batch size, that of the nearest known one."""
         return ceiling_at(self.ceilings, batch_size)
 
-    def cap_at(self, batch_size: int | None) -> float:
-        """Return the rate that the CPUs allow at a batch size, with no more workers than CPUs; infinite if it is not known."""
-        size = np.array([float(batch_size or 0)])
-        cpus_s = float(_cpus_s(self.cpu_time, self.num_cpus, np.zeros(1), size, self.ceiling(size))[0])
-        return self.efficiency / cpus_s if cpus_s else np.inf
-
     def known_ceiling(self, batch_size: Array) -> Array:
         """Return items per second of the training step alone; infinite at batch sizes at which it is not known."""
         return np.array([self.ceilings.get(int(size), np.inf) for size in batch_size])

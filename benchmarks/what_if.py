@@ -1,6 +1,6 @@
 """Do the predictions of `feedrate show --table what-if` come true? Each change that can be made here is made, and searched again.
 
-    python benchmarks/what_if.py --time-budget 60s
+    python benchmarks/what_if.py --time-budget 90s
 
 Searches each workload as it is, then once more for each change: half of the CPUs (by affinity), storage twice or half as fast
 (another latency), loading that does not wait, decoding at half the cost. Prints the rate that the first search predicted for the
@@ -101,7 +101,7 @@ def searched(case: Case, folder: Path, budget: str, changed: dict[str, str] | No
     """The best.json of a search with these variables; None is a search on half of the CPUs."""
     command = [
         str(Path(sys.executable).parent / "feedrate"), "search", case.target, "--batch-size", "32", "--num-workers", "0..16",
-        "--max-trial-s", "6", "--time-budget", budget, "--no-confirm", "--out", str(folder),
+        "--max-trial-s", "12", "--time-budget", budget, "--out", str(folder),
     ]  # fmt: skip
     cpus = sorted(os.sched_getaffinity(0))
     if changed is None:
@@ -118,7 +118,7 @@ def main() -> None:
     """Search the cases that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(CASES)} (default: all)")
-    parser.add_argument("--time-budget", default="60s", metavar="DURATION", help="of each search")
+    parser.add_argument("--time-budget", default="90s", metavar="DURATION", help="of each search, its rounds included (default 90s)")
     args = parser.parse_args()
     errors, inside = [], 0
     print(f"{'workload':10}{'change':24}{'now/s':>9}{'predicted/s':>22}{'measured/s':>12}{'error':>8}")

@@ -151,7 +151,7 @@ def test_the_sentence_names_what_helps_most_first(tmp_path):
 
 def test_a_step_that_needs_all_cpus_is_slower_with_half_of_them(tmp_path):
     """A training on the CPU: its step alone keeps 8 CPUs busy."""
-    costs = Costs(load_cpu_s=0.0001, load_wait_s=0.0, step_s=0.001, step_cpu_s=0.008, step_cpus=8.0, num_cpus=8.0, efficiency=1.0)
+    costs = Costs(load_cpu_s=0.0001, load_wait_s=0.0, step_s=0.001, step_cpu_s=0.008, step_cpus=8.0, num_cpus=8.0)
     assert replace(costs, num_cpus=4.0).sps(16)[0] < 0.55 * costs.sps(16)[0]
 
 
@@ -203,3 +203,12 @@ def test_an_epoch_takes_as_long_as_its_items(tmp_path):
     assert (table["epoch_s"] * table["throughput_sps"]).tolist() == pytest.approx([5000] * len(table))
     (run.path / "trials.jsonl").write_text("\n".join(without) + "\n")
     assert what_if(load_run(run.path))["epoch_s"].isna().all()
+
+
+def test_workers_that_take_turns_at_waiting_and_computing():
+    """Two workers on one CPU, which compute as long as they wait: both wait in 1 of 5 moments (Kleinrock, Queueing Systems, 1975, M/M/1//2), otherwise the CPU is busy."""
+    costs = Costs(load_cpu_s=1.0, load_wait_s=1.0, step_s=1e-6, step_cpu_s=0.0, step_cpus=0.0, num_cpus=1.0)
+    assert replace(costs, num_cpus=8.0).sps(1)[0] == pytest.approx(0.5)
+    assert costs.sps(2)[0] == pytest.approx(0.8)
+    assert replace(costs, step_cpu_s=0.25).sps(64)[0] == pytest.approx(0.8, rel=0.01)
+    assert replace(costs, load_wait_s=0.0, num_cpus=2.0).sps(64) == (pytest.approx(2.0), 2)

@@ -53,8 +53,6 @@ def test_handing_batches_over_takes_cpu_time():
     assert rates(handing, [1, 1], 8) == pytest.approx([20_000 / 6] * 2, rel=0.01)
     assert rates(handing, [1, 1], 4000) == pytest.approx([20_000 / 1.01] * 2, rel=0.01)
     assert rates(handing, [0, 1], 0) == pytest.approx([1e6, 20_000], rel=0.01)
-    assert handing.cap_at(8) == pytest.approx(20_000 / 6)
-    assert handing.cap_at(None) == 20_000
 
 
 def test_many_more_workers_than_cpus_are_slower():
