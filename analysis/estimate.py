@@ -381,19 +381,29 @@ def used_cpu_item_s(record: Mapping[Any, Any], steady_sps: float | None) -> floa
 
 
 def cpu_item_s(record: Mapping[str, Any]) -> float | None:
-    """Return the CPU seconds that loading and training an item cost; None if they were not measured.
-
-    Without workers, the trial's CPU time includes threads of the step that spin while a batch is loaded. If loading by itself and the
-    step by itself were timed, and their sum is lower, that sum is returned.
-    """
+    """Return the CPU seconds that loading and training an item cost, as one record shows (see `without_spinning`); None if they were not measured."""
     steady = record_steady(dict(record))
-    cpu_s = used_cpu_item_s(record, None if steady is None else steady.sps)
-    if cpu_s is None:
-        return None
-    loading_s, step_cpus, step_sps = record.get("load_cpu_item_s"), record.get("step_only_cpus"), step_only_sps(dict(record))
-    if record["num_workers"] or loading_s is None or step_cpus is None or step_sps is None:
-        return cpu_s
-    return min(cpu_s, float(loading_s + step_cpus / step_sps))
+    used_s = used_cpu_item_s(record, None if steady is None else steady.sps)
+    step_cpus, step_sps = record.get("step_only_cpus"), step_only_sps(dict(record))
+    step_cpu_s = None if step_cpus is None or step_sps is None else step_cpus / step_sps
+    return None if used_s is None else without_spinning(used_s, record["num_workers"], record.get("load_cpu_item_s"), step_cpu_s)
+
+
+def without_spinning(used_s: float, num_workers: int, load_cpu_item_s: float | None, step_cpu_s: float | None) -> float:
+    """Return the CPU seconds that an item costs, of those that a trial used per item.
+
+    Without workers, a trial's CPU time includes threads of the step that spin while a batch is loaded. If loading by itself and the
+    step by itself were timed, and their sum is lower, that sum is returned.
+
+    Args:
+        used_s: CPU seconds of training process and workers per item.
+        num_workers: of the trial.
+        load_cpu_item_s: CPU seconds of loading an item; None if it was not timed.
+        step_cpu_s: CPU seconds of the step alone for an item; None if it was not timed.
+    """
+    if num_workers or load_cpu_item_s is None or step_cpu_s is None:
+        return used_s
+    return min(used_s, load_cpu_item_s + step_cpu_s)
 
 
 def copy_only_sps(record: dict[str, Any]) -> float | None:

@@ -19,7 +19,7 @@ from feedrate.analysis.change import Change, changes_asked_for, usual_changes
 from feedrate.analysis.compat import median
 from feedrate.analysis.costs import Costs, best_rate
 from feedrate.analysis.cpu_time import CpuSeen, CpuTime
-from feedrate.analysis.estimate import Rate
+from feedrate.analysis.estimate import Rate, used_cpu_item_s, without_spinning
 from feedrate.analysis.rate_model import RateModel, fit_model
 from feedrate.analysis.run import Run
 from feedrate.analysis.setting import setting_text
@@ -170,7 +170,7 @@ def outlook_of(
         return Outlook(why_none=f"the ceiling is not known: {run.ceilings_found.why_not(size)}")
     if rows["slowest_rank"].notna().any():
         return Outlook(why_none="the model of loading does not know several ranks, which share the CPUs")
-    rows = rows.assign(busy_s=_busy_s(run, rows, ceilings))
+    rows = rows.assign(busy_s=pd.Series(_busy_s(run, rows, ceilings), index=rows.index, dtype="float64"))
     cpu_s = _cpu_item_s(rows, answer)
     if cpu_s is None:
         return Outlook(why_none="no setting with workers says how much CPU time it took")
@@ -198,18 +198,16 @@ def _cpu_item_s(rows: pd.DataFrame, answer: pd.Series[Any]) -> float | None:
     return None if pd.isna(cpu_s) else float(cpu_s)
 
 
-def _busy_s(run: Run, rows: pd.DataFrame, ceilings: Mapping[int | None, float]) -> pd.Series[Any]:
-    """Return the CPU seconds of training process and workers per item, of each row.
-
-    As `estimate.cpu_item_s` does: without workers, a trial's CPU time includes threads of the step that spin while a batch is loaded. If loading by itself and
-    the step by itself were timed, and their sum is lower, that sum is returned.
-    """
-    busy_s = rows["own_cpu_fraction"] * rows["num_cpus"] / rows["steady_sps"]
+def _busy_s(run: Run, rows: pd.DataFrame, ceilings: Mapping[int | None, float]) -> list[float | None]:
+    """Return the CPU seconds that an item costs training process and workers, of each row; the step alone may have been timed in another trial."""
     step_cpus = run.latest["step_only_cpus"].groupby(run.latest["batch_size"].fillna(0)).median()
-    sizes, step_sps = rows["batch_size"].fillna(0), {size or 0: sps for size, sps in ceilings.items()}
-    parts_s = rows["load_cpu_item_s"] + sizes.map(step_cpus) / sizes.map(step_sps)
-    is_lower = (parts_s < busy_s).fillna(False).astype(bool)
-    return busy_s.mask((rows["num_workers"] == 0) & is_lower, parts_s)
+    alone_s = {size: step_cpus[size or 0] / sps for size, sps in ceilings.items() if not pd.isna(step_cpus.get(size or 0))}
+    found: list[float | None] = []
+    for row in rows.astype(object).where(rows.notna(), None).to_dict("records"):
+        used_s = used_cpu_item_s(row, row["steady_sps"])
+        step_cpu_s = alone_s.get(row["batch_size"])
+        found.append(None if used_s is None else without_spinning(used_s, row["num_workers"], row["load_cpu_item_s"], step_cpu_s))
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,6 +23,7 @@ from hard_workloads import WORKLOADS as HARD
 from landscape import Landscape, Point, read
 
 from feedrate.analysis.cpu_time import CpuSeen, CpuTime
+from feedrate.analysis.estimate import without_spinning
 from feedrate.analysis.rate_model import fit_model
 
 LANDSCAPES = Path(__file__).with_name("landscapes")
@@ -44,14 +45,14 @@ def able(landscape: Landscape, name: str) -> list[Point]:
 
 
 def cpu_time(path: Path, landscape: Landscape, points: list[Point]) -> CpuTime | None:
-    """The CPU time that the recorded trials of these settings show, as `feedrate.analysis.estimate.cpu_item_s` reads it."""
+    """The CPU time that the recorded trials of these settings show."""
     rows = pd.read_parquet(path)
     seen = []
     for each in points:
         number, size = each.config.num_workers, each.config.batch_size or 0
         cpu_s = float(rows[(rows["num_workers"] == number) & (rows["batch_size"] == size)]["cpu_item_s"].median())
-        if number == 0 and landscape.load_cpu_item_s is not None and landscape.step_cpus is not None:
-            cpu_s = min(cpu_s, landscape.load_cpu_item_s + landscape.step_cpus / landscape.ceilings[size])
+        step_cpu_s = landscape.step_cpus / landscape.ceilings[size] if landscape.step_cpus and size in landscape.ceilings else None
+        cpu_s = without_spinning(cpu_s, number, landscape.load_cpu_item_s, step_cpu_s)
         seen.append(CpuSeen(num_workers=number, batch_size=size, cpu_item_s=cpu_s))
     return CpuTime.fit(seen, landscape.ceilings, landscape.step_cpus or 0.0)
 
