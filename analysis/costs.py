@@ -38,13 +38,14 @@ class Costs:
 
     def sps(self, most: int) -> tuple[float, int]:
         """Return the highest rate with 0 to `most` workers, and the smallest number of workers that is close to it."""
+        return best_rate(self.rates(most))
+
+    def rates(self, most: int) -> list[float]:
+        """Return the items per second with 0, 1, ... `most` workers."""
         step_s = max(self.step_s, self.step_cpu_s / self.num_cpus)
         alone_s = max(self.load_cpu_s + self.load_wait_s + step_s, (self.load_cpu_s + self.step_cpu_s) / self.num_cpus)
-        rates = [1 / alone_s]
-        for num_workers in range(1, most + 1):
-            loaded_sps = self._loaded_sps(num_workers)
-            rates.append(float((loaded_sps**-SHARPNESS + step_s**SHARPNESS) ** (-1 / SHARPNESS)))
-        return best_rate(rates)
+        loaded_sps = map(self._loaded_sps, range(1, most + 1))
+        return [1 / alone_s, *(float((each**-SHARPNESS + step_s**SHARPNESS) ** (-1 / SHARPNESS)) for each in loaded_sps)]
 
     def _loaded_sps(self, num_workers: int) -> float:
         """Return the items per second that the workers load if the step is no limit.

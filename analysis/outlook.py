@@ -2,8 +2,7 @@
 
 The time of a worker for an item is split into CPU time and the rest, in which it waits (for storage, a network, a lock). A change
 makes one of these parts larger or smaller, and a model of the queue for the CPUs (costs.py) then gives the rate of the best number of workers.
-Nothing of this is measured. The curve over the numbers of workers, and how far models are off here, come from the model that is fitted to the settings of the run
-(rate_model.py).
+Nothing of this is measured, and nothing is fitted: how far the model is off on the measured settings says what it is worth here.
 """
 
 from __future__ import annotations
@@ -18,9 +17,7 @@ import pandas as pd
 from feedrate.analysis.change import Change, changes_asked_for, usual_changes
 from feedrate.analysis.compat import median
 from feedrate.analysis.costs import Costs, best_rate
-from feedrate.analysis.cpu_time import CpuSeen, CpuTime
-from feedrate.analysis.estimate import Rate, used_cpu_item_s, without_spinning
-from feedrate.analysis.rate_model import RateModel, fit_model
+from feedrate.analysis.estimate import Rate
 from feedrate.analysis.run import Run
 from feedrate.analysis.setting import setting_text
 from feedrate.analysis.summary import counted, may_win, ranking, same
@@ -51,7 +48,7 @@ class WhatIf:
     change: str
     """For people: what would be different."""
     rate: Rate
-    """Items per second with a 95 % interval, which includes the error of the fitted model on the measured settings."""
+    """Items per second with a 95 % interval, which includes the error of the model on the measured settings."""
     ratio: float
     """The predicted rate divided by the measured rate of the answer."""
     num_workers: int
@@ -97,9 +94,9 @@ class Outlook:
     why_none: str | None = None
     """Why nothing is predicted, as a clause; None if there are predictions."""
     sd_fraction: float | None = None
-    """How far the fitted model is off on the measured settings: a standard deviation, as a fraction of the rate; None if it is not known."""
+    """How far the model is off on the measured settings: a standard deviation, as a fraction of the rate; None if it is not known."""
     num_settings: int = 0
-    """Number of measured settings to which the model was fitted; 0 if it was not."""
+    """Number of measured settings with the batch size of the answer, to which the model was compared; 0 if it was not."""
     curve: Curve | None = None
     """None if nothing is predicted."""
     answer: pd.Series[Any] | None = None
@@ -119,7 +116,7 @@ def what_if(run: Run, *, ceiling_sps: float | None = None, num_ranks: int | None
     """Return how fast training is predicted to be if one thing were different, one row per change; no rows if nothing is predicted.
 
     `ratio` is the predicted rate divided by the measured rate of the answer (best.json; the fastest setting while there is none); `epoch_s` is how
-    long an epoch would take; `sd_fraction` says how far the fitted model is off on the measured settings. `outlook_of(run).why_none` says why there are no rows.
+    long an epoch would take; `sd_fraction` says how far the model is off on the measured settings. `outlook_of(run).why_none` says why there are no rows.
 
     Args:
         run: of a search.
@@ -170,109 +167,77 @@ def outlook_of(
         return Outlook(why_none=f"the ceiling is not known: {run.ceilings_found.why_not(size)}")
     if rows["slowest_rank"].notna().any():
         return Outlook(why_none="the model of loading does not know several ranks, which share the CPUs")
-    rows = rows.assign(busy_s=pd.Series(_busy_s(run, rows, ceilings), index=rows.index, dtype="float64"))
-    cpu_s = _cpu_item_s(rows, answer)
-    if cpu_s is None:
-        return Outlook(why_none="no setting with workers says how much CPU time it took")
-    timed = run.latest["step_only_cpus"]
-    fitted = _fitted(rows, ceilings, 0.0 if timed.isna().all() else float(median(timed)))
-    if fitted is None:
+    if rows["config"].nunique() < LEAST_SETTINGS:
         return Outlook(why_none=f"fewer than {LEAST_SETTINGS} settings were measured to their end")
-    sd, num = fitted.sd_fraction, fitted.num_settings
+    here = _without_cliffs(rows[same(rows["batch_size"], size)].groupby("config", sort=False).agg({"num_workers": "first", "steady_sps": "median"}))
+    costs = _costs(run, rows, size, here, 1 / ceilings[size])
+    if costs is None:
+        return Outlook(why_none="no setting with workers says how much CPU time it took")
+    most = max(int(rows["num_workers"].max()), 1)
+    curve = Curve(batch_size=size, num_workers=tuple(range(most + 1)), sps=tuple(costs.rates(most)), ceiling_sps=ceilings[size])
+    sd, num = _error(curve, here), len(here)
     if sd > MOST_SD_FRACTION:
         return Outlook(why_none=f"the model of loading is {sd:.0%} off on the {num} measured settings", sd_fraction=sd, num_settings=num)
-    most = max(int(rows["num_workers"].max()), 1)
-    costs = _costs(run, fitted, rows, answer, cpu_s, 1 / ceilings[size])
     changes = [*usual_changes(costs), *changes_asked_for(costs, ceiling_sps, num_ranks)]
     num_items = rows.loc[rows["config"] == answer["config"], "epoch_samples"].max()
     what_ifs = tuple(_predicted(costs, each, answer, most, sd, None if pd.isna(num_items) else int(num_items)) for each in changes)
-    return Outlook(what_ifs=what_ifs, sd_fraction=sd, num_settings=num, curve=_curve(fitted.model, size, most, ceilings[size]), answer=answer)
+    return Outlook(what_ifs=what_ifs, sd_fraction=sd, num_settings=num, curve=curve, answer=answer)
 
 
-def _cpu_item_s(rows: pd.DataFrame, answer: pd.Series[Any]) -> float | None:
-    """Return the CPU seconds of training process and workers per item, with workers and the answer's batch size if possible; None if it is not known."""
-    with_workers = rows[rows["num_workers"] > 0]
-    busy = with_workers["busy_s"]
-    alike = busy[same(with_workers["batch_size"], answer["batch_size"])]  # not of the answer alone, which may be a lucky reading
-    cpu_s = median(alike if alike.notna().any() else busy)
-    return None if pd.isna(cpu_s) else float(cpu_s)
+def _error(curve: Curve, settings: pd.DataFrame) -> float:
+    """Return how far the model is off on the measured settings: a standard deviation of log(rate), from the median, which a few odd settings do not change."""
+    expected = np.array(curve.sps)[settings["num_workers"].to_numpy(dtype=int)]
+    errors = np.abs(np.log(settings["steady_sps"].to_numpy(dtype=float) / expected))
+    return max(MAD_TO_SD * float(np.median(errors)), LEAST_SD_FRACTION)
 
 
-def _busy_s(run: Run, rows: pd.DataFrame, ceilings: Mapping[int | None, float]) -> list[float | None]:
-    """Return the CPU seconds that an item costs training process and workers, of each row; the step alone may have been timed in another trial."""
-    step_cpus = run.latest["step_only_cpus"].groupby(run.latest["batch_size"].fillna(0)).median()
-    alone_s = {size: step_cpus[size or 0] / sps for size, sps in ceilings.items() if not pd.isna(step_cpus.get(size or 0))}
-    found: list[float | None] = []
-    for row in rows.astype(object).where(rows.notna(), None).to_dict("records"):
-        used_s = used_cpu_item_s(row, row["steady_sps"])
-        step_cpu_s = alone_s.get(row["batch_size"])
-        found.append(None if used_s is None else without_spinning(used_s, row["num_workers"], row["load_cpu_item_s"], step_cpu_s))
-    return found
+def _costs(run: Run, rows: pd.DataFrame, size: int | None, here: pd.DataFrame, step_s: float) -> Costs | None:
+    """Return what an item costs at a batch size; None if no setting with workers says how much CPU time it took.
 
+    The CPU time of the step is what loading leaves of the CPU time of an item. Times are medians over all settings with workers, because that of one may be a lucky reading.
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Fitted:
-    """The model of loading, fitted to the measured settings."""
-
-    model: RateModel
-    sd_fraction: float
-    num_settings: int
-    num_cpus: float
-
-
-def _fitted(rows: pd.DataFrame, ceilings: Mapping[int | None, float], step_cpus: float) -> _Fitted | None:
-    """Return the model for the measured settings, with `step_cpus` as in `CpuTime`; None if these are too few."""
-    each = {"num_workers": "first", "batch_size": "first", "steady_sps": "median", "busy_s": "median"}
-    pooled = _without_cliffs(rows.groupby("config", sort=False).agg(each))
-    if len(pooled) < LEAST_SETTINGS:
+    Args:
+        rows: the records that count.
+        size: the batch size; the times of others are used if those of this one are not known.
+        here: the measured settings with this batch size.
+        step_s: seconds of the training step alone per item.
+    """
+    loading = rows[rows["num_workers"] > 0]
+    busy_s = _of_size(loading.assign(busy_s=loading["own_cpu_fraction"] * loading["num_cpus"] / loading["steady_sps"]).dropna(subset=["busy_s"]), size)
+    if busy_s.empty:
         return None
-    num_cpus = float(median(rows["num_cpus"]))
-    sizes = [0 if pd.isna(each) else int(each) for each in pooled["batch_size"]]
-    workers = [int(each) for each in pooled["num_workers"]]
-    logs = np.log(pooled["steady_sps"].to_numpy(dtype=float))
-    alone_sps = {each or 0: sps for each, sps in ceilings.items()}
-    seen = [
-        CpuSeen(num_workers=number, batch_size=size, cpu_item_s=float(busy_s))
-        for number, size, busy_s in zip(workers, sizes, pooled["busy_s"], strict=True)
-        if not pd.isna(busy_s)
-    ]
-    model = fit_model(workers, sizes, logs.tolist(), alone_sps, CpuTime.fit(seen, alone_sps, step_cpus), round(num_cpus))
-    errors = np.abs(model.log_rate(np.array(workers, dtype=float), np.array(sizes, dtype=float)) - logs)
-    sd = max(MAD_TO_SD * float(np.median(errors)), LEAST_SD_FRACTION)
-    return _Fitted(model=model, sd_fraction=sd, num_settings=len(pooled), num_cpus=num_cpus)
-
-
-def _costs(run: Run, fitted: _Fitted, rows: pd.DataFrame, answer: pd.Series[Any], cpu_s: float, step_s: float) -> Costs:
-    """Return what an item costs: its CPU time is divided between step and loading, and a worker waits for the rest of its time."""
-    model, size = fitted.model, None if pd.isna(answer["batch_size"]) else int(answer["batch_size"])
+    cpu_s, num_cpus = float(median(busy_s["busy_s"])), float(median(rows["num_cpus"]))
     timed = run.latest[same(run.latest["batch_size"], size)]["step_only_cpus"]
-    busy_cpus = 1.0 if timed.isna().all() else float(median(timed))  # records of before this column: one CPU works on the step
-    step_cpu_s = min(busy_cpus * step_s, cpu_s)
-    loading = rows[rows["num_workers"] > 0].dropna(subset=["load_delay_item_s"])
-    alike = loading[same(loading["batch_size"], size)]
-    loading = loading if alike.empty else alike
-    if loading.empty:
-        load_cpu_s = min(cpu_s - step_cpu_s, model.item_s)
-        load_wait_s = model.item_s - load_cpu_s
+    step_cpus = 1.0 if timed.isna().all() else float(median(timed))  # records of before this column: one CPU works on the step
+    probed = _of_size(loading.dropna(subset=["load_delay_item_s"]), size)
+    if probed.empty:
+        load_cpu_s = max(cpu_s - step_cpus * step_s, 0.0)
+        load_wait_s = max(_item_s(here, step_s, num_cpus) - load_cpu_s, 0.0)
     else:  # timed in the workers: what they wait for without a CPU is no waiting for storage, and more CPUs would end it
-        load_cpu_s = float(median(loading["load_cpu_item_s"]))
-        waits = (loading["load_item_s"] - loading["load_cpu_item_s"] - loading["load_delay_item_s"]).clip(lower=0.0)
+        load_cpu_s = float(median(probed["load_cpu_item_s"]))
+        waits = (probed["load_item_s"] - probed["load_cpu_item_s"] - probed["load_delay_item_s"]).clip(lower=0.0)
         load_wait_s = float(median(waits))
-        step_cpu_s = max(cpu_s - load_cpu_s, 0.0)
     return Costs(
         load_cpu_s=load_cpu_s,
         load_wait_s=load_wait_s,
         step_s=step_s,
-        step_cpu_s=step_cpu_s,
-        step_cpus=busy_cpus,
-        num_cpus=fitted.num_cpus,
+        step_cpu_s=max(cpu_s - load_cpu_s, 0.0),
+        step_cpus=step_cpus,
+        num_cpus=num_cpus,
     )
 
 
-def _curve(model: RateModel, size: int | None, most: int, ceiling_sps: float) -> Curve:
-    numbers = np.arange(most + 1.0)
-    rates = np.exp(model.log_rate(numbers, np.full(most + 1, float(size or 0))))
-    return Curve(batch_size=size, num_workers=tuple(range(most + 1)), sps=tuple(map(float, rates)), ceiling_sps=ceiling_sps)
+def _of_size(rows: pd.DataFrame, size: int | None) -> pd.DataFrame:
+    """Return the rows with a batch size, or all if there are none."""
+    found = rows[same(rows["batch_size"], size)]
+    return rows if found.empty else found
+
+
+def _item_s(settings: pd.DataFrame, step_s: float, num_cpus: float) -> float:
+    """Return the seconds that a worker takes per item, from the settings with no more workers than CPUs, where they are least in each other's way."""
+    few = settings[settings["num_workers"] <= max(num_cpus, settings["num_workers"].min())]
+    numbers, item_s = few["num_workers"].to_numpy(dtype=float), 1 / few["steady_sps"].to_numpy(dtype=float)
+    return float(np.median(np.where(numbers > 0, numbers * item_s, item_s - step_s)))
 
 
 def _without_cliffs(settings: pd.DataFrame) -> pd.DataFrame:

@@ -151,7 +151,7 @@ def what_if_section(run: Run, found: Outlook | None = None) -> Section:
     numeric = (f"{run.unit}/s", "95 % interval", "vs the best", "Workers", "An epoch")
     caption = (
         "Predicted, not measured: the rate if one thing were different, by a model of workers that queue for the CPUs, and the number of workers that would be "
-        f"enough for it. The intervals allow for an error of the model of {found.sd_fraction or 0.0:.0%}: so far off is one that is fitted to the {found.num_settings} measured settings"
+        f"enough for it. The model is within {found.sd_fraction or 0.0:.0%} of {found.num_settings} measured settings"
     )
     return Section(
         caption=caption,

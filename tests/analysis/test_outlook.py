@@ -52,22 +52,6 @@ def ratios(run, **asked):
     return {each.name: each.ratio for each in outlook_of(run, **asked).what_ifs}
 
 
-def test_threads_of_the_step_that_spin_while_a_batch_is_loaded_are_no_cost_of_loading(tmp_path, monkeypatch):
-    """Without workers they double the trial's CPU time; what loading and the step take by themselves was timed."""
-    seen = []
-    fit = CpuTime.fit
-    monkeypatch.setattr(CpuTime, "fit", lambda trials, *others: seen.append(trials) or fit(trials, *others))
-    run = run_in(tmp_path / "run", cpu_s=0.012, wait_s=0.0001)
-    path = run.path / "trials.jsonl"
-    first, *others = map(json.loads, path.read_text().splitlines())
-    for loading_s in (None, 0.012):
-        spun = first | {"own_cpu_fraction": 2 * first["own_cpu_fraction"], "load_cpu_item_s": loading_s}
-        path.write_text("".join(json.dumps(each) + "\n" for each in (spun, *others)))
-        assert ratios(load_run(run.path))
-    alone = [next(each.cpu_item_s for each in settings if each.num_workers == 0) for settings in seen]
-    assert alone == pytest.approx([0.025, 0.0125])
-
-
 def test_loading_that_waits(tmp_path):
     """2 ms of CPU time and 38 ms of waiting: storage decides, and CPUs and the step do not."""
     found = ratios(run_in(tmp_path / "run", cpu_s=0.002, wait_s=0.038))

@@ -82,7 +82,7 @@ def test_the_clock_of_a_rank_on_another_host_is_corrected(ends):
         other.send({"loaded": True})
         while (message := other.receive()) != {"do": "start"}:
             assert message is None
-        other.send([1, store_link.time.perf_counter() + 1000, 16, 0.5, 0, True, 0])
+        other.send([1, store_link.time.perf_counter() + 1000, 16, 0.5, 0, 0, True, 0])
         other.receive()
 
     thread = threading.Thread(target=follow, daemon=True)
