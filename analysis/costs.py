@@ -24,7 +24,7 @@ class Costs:
         load_cpu_s: CPU seconds of loading it in a worker.
         load_wait_s: seconds in which the worker waits meanwhile.
         step_s: seconds of the training step alone.
-        step_cpu_s: CPU seconds of the training process for it, while workers load.
+        step_cpu_s: CPU seconds of everything else for it: the training process, and handing batches over.
         step_cpus: CPUs that the step alone keeps busy.
         num_cpus: CPUs that training and workers share.
     """

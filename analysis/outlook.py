@@ -2,7 +2,7 @@
 
 The time of a worker for an item is split into CPU time and the rest, in which it waits (for storage, a network, a lock). A change
 makes one of these parts larger or smaller, and a model of the queue for the CPUs (costs.py) then gives the rate of the best number of workers.
-Nothing of this is measured, and nothing is fitted: how far the model is off on the measured settings says what it is worth here.
+Nothing of this is measured. Where the workers were timed, nothing is fitted either: how far the model is off on the measured settings says what it is worth here.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from feedrate.analysis.summary import counted, may_win, ranking, same
 from feedrate.analysis.tables import frame
 
 LEAST_SETTINGS = 3
-"""With fewer measured settings, nothing says how well the model describes the workload."""
+"""With fewer measured settings at the batch size of the answer, nothing says how well the model describes the workload."""
 LEAST_SD_FRACTION = 0.05
-"""The model is never taken to be better than this (docs/predicting.md has its errors on workloads whose every setting was measured)."""
+"""The model is never taken to be better than this."""
 MOST_SD_FRACTION = 0.2
 """With a larger error on the measured settings, the model does not describe the workload, and nothing is predicted."""
 CLIFF_FRACTION = 0.5
 """A setting with more workers that is slower than this share of one with fewer does not say how workers scale."""
+STEP_LIMITS_FRACTION = 0.8
+"""At this share of the rate of the step alone and more, a rate says little about the workers."""
 SAME_FRACTION = 0.05
 """A smaller predicted change is no change."""
 SLOWER = ("cpus_half", "storage_half_as_fast")
@@ -167,9 +169,10 @@ def outlook_of(
         return Outlook(why_none=f"the ceiling is not known: {run.ceilings_found.why_not(size)}")
     if rows["slowest_rank"].notna().any():
         return Outlook(why_none="the model of loading does not know several ranks, which share the CPUs")
-    if rows["config"].nunique() < LEAST_SETTINGS:
-        return Outlook(why_none=f"fewer than {LEAST_SETTINGS} settings were measured to their end")
+    rows = rows.assign(num_workers=rows["effective_num_workers"].fillna(rows["num_workers"]))  # workers without data load nothing
     here = _without_cliffs(rows[same(rows["batch_size"], size)].groupby("config", sort=False).agg({"num_workers": "first", "steady_sps": "median"}))
+    if len(here) < LEAST_SETTINGS:
+        return Outlook(why_none=f"fewer than {LEAST_SETTINGS} settings were measured to their end at the batch size of the answer")
     costs = _costs(run, rows, size, here, 1 / ceilings[size])
     if costs is None:
         return Outlook(why_none="no setting with workers says how much CPU time it took")
@@ -194,7 +197,8 @@ def _error(curve: Curve, settings: pd.DataFrame) -> float:
 def _costs(run: Run, rows: pd.DataFrame, size: int | None, here: pd.DataFrame, step_s: float) -> Costs | None:
     """Return what an item costs at a batch size; None if no setting with workers says how much CPU time it took.
 
-    The CPU time of the step is what loading leaves of the CPU time of an item. Times are medians over all settings with workers, because that of one may be a lucky reading.
+    The CPU time of the step is what loading leaves of the CPU time of an item, so handing batches over is in it, too. Times are medians over all measurements
+    with workers at this batch size, because a single one may be a lucky reading.
 
     Args:
         rows: the records that count.
@@ -209,17 +213,13 @@ def _costs(run: Run, rows: pd.DataFrame, size: int | None, here: pd.DataFrame, s
     cpu_s, num_cpus = float(median(busy_s["busy_s"])), float(median(rows["num_cpus"]))
     timed = run.latest[same(run.latest["batch_size"], size)]["step_only_cpus"]
     step_cpus = 1.0 if timed.isna().all() else float(median(timed))  # records of before this column: one CPU works on the step
-    probed = _of_size(loading.dropna(subset=["load_delay_item_s"]), size)
-    if probed.empty:
-        load_cpu_s = max(cpu_s - step_cpus * step_s, 0.0)
-        load_wait_s = max(_item_s(here, step_s, num_cpus) - load_cpu_s, 0.0)
-    else:  # timed in the workers: what they wait for without a CPU is no waiting for storage, and more CPUs would end it
-        load_cpu_s = float(median(probed["load_cpu_item_s"]))
-        waits = (probed["load_item_s"] - probed["load_cpu_item_s"] - probed["load_delay_item_s"]).clip(lower=0.0)
-        load_wait_s = float(median(waits))
+    probed = _of_size(loading.dropna(subset=["load_cpu_item_s"]), size)
+    load_cpu_s = max(cpu_s - step_cpus * step_s, 0.0) if probed.empty else float(median(probed["load_cpu_item_s"]))
+    waits = probed["load_item_s"] - probed["load_cpu_item_s"] - probed["load_delay_item_s"]  # time without a CPU is no waiting: more CPUs would end it
+    load_wait_s = _item_s(here, step_s, num_cpus) - load_cpu_s if waits.isna().all() else float(median(waits.clip(lower=0.0)))
     return Costs(
         load_cpu_s=load_cpu_s,
-        load_wait_s=load_wait_s,
+        load_wait_s=max(load_wait_s, 0.0),
         step_s=step_s,
         step_cpu_s=max(cpu_s - load_cpu_s, 0.0),
         step_cpus=step_cpus,
@@ -234,10 +234,11 @@ def _of_size(rows: pd.DataFrame, size: int | None) -> pd.DataFrame:
 
 
 def _item_s(settings: pd.DataFrame, step_s: float, num_cpus: float) -> float:
-    """Return the seconds that a worker takes per item, from the settings with no more workers than CPUs, where they are least in each other's way."""
-    few = settings[settings["num_workers"] <= max(num_cpus, settings["num_workers"].min())]
-    numbers, item_s = few["num_workers"].to_numpy(dtype=float), 1 / few["steady_sps"].to_numpy(dtype=float)
-    return float(np.median(np.where(numbers > 0, numbers * item_s, item_s - step_s)))
+    """Return the seconds that a worker takes per item, from settings with no more workers than CPUs, which are least in each other's way, where the step is not the limit."""
+    numbers, sps = settings["num_workers"].to_numpy(dtype=float), settings["steady_sps"].to_numpy(dtype=float)
+    tells = (numbers == 0) | ((numbers <= max(num_cpus, numbers.min())) & (sps < STEP_LIMITS_FRACTION / step_s))
+    numbers, sps = (numbers[tells], sps[tells]) if tells.any() else (numbers, sps)
+    return float(np.median(np.where(numbers > 0, numbers / sps, 1 / sps - step_s)))
 
 
 def _without_cliffs(settings: pd.DataFrame) -> pd.DataFrame:

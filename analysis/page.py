@@ -130,7 +130,7 @@ def _outlook(run: Run, ranked: pd.DataFrame) -> list[str]:
     best, enough = found.curve.best()
     alt = f"The rate that the model expects at each number of workers: at most {sections.number(best)} {run.unit}/s, reached with {sections.plural(enough, 'worker')}."
     caption = (
-        "The line is the rate that a model of loading expects from measured times, and the band its 95 % interval. Points are measured, all "
+        "The line is the rate that a model of loading expects, mainly from times measured in workers, and the band its 95 % interval. Points are measured, all "
         "at the batch size of the answer. A point outside the band is fast or slow for a reason that the model does not know, such as prefetching or memory."
     )
     parts = plot("expected", "What the model of loading expects", curve, alt, caption, with_script=False)

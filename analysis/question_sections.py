@@ -151,7 +151,7 @@ def what_if_section(run: Run, found: Outlook | None = None) -> Section:
     numeric = (f"{run.unit}/s", "95 % interval", "vs the best", "Workers", "An epoch")
     caption = (
         "Predicted, not measured: the rate if one thing were different, by a model of workers that queue for the CPUs, and the number of workers that would be "
-        f"enough for it. The model is within {found.sd_fraction or 0.0:.0%} of {found.num_settings} measured settings"
+        f"enough for it. On the {found.num_settings} measured settings of this batch size the model is {found.sd_fraction or 0.0:.0%} off (a standard deviation, 5% at least), which the intervals include"
     )
     return Section(
         caption=caption,

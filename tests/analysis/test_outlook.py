@@ -25,7 +25,9 @@ def world(workers, *, cpu_s, wait_s, num_cpus=CPUS, step_s=STEP_S):
     return np.exp(model.log_rate(np.array(workers, dtype=float), np.full(len(workers), 64.0)))
 
 
-def run_in(folder, workers=(0, 2, 4, 8, 16), *, noise=0.0, **costs):
+def run_in(folder, workers=(0, 2, 4, 8, 16), *, noise=0.0, timed=(), **costs):
+    """A run of this world. `timed` are the columns of loading that its trials have."""
+    loading = {"load_item_s": costs["cpu_s"] + costs["wait_s"], "load_cpu_item_s": costs["cpu_s"], "load_delay_item_s": 0.0}
     rates = world(workers, **costs) * np.exp(noise * np.resize([1, -1], len(workers)))
     busy = costs["cpu_s"] + STEP_CPU_S
     records = [
@@ -33,6 +35,7 @@ def run_in(folder, workers=(0, 2, 4, 8, 16), *, noise=0.0, **costs):
             number, num_workers=each, rate_sps=float(sps), own_cpu_fraction=float(sps) * busy / CPUS, num_cpus=CPUS,
             step_only_sps=1 / STEP_S if number == 0 else None, step_only_cpus=1.0 if number == 0 else None,
             persistent_workers=each > 0,
+            **{name: loading[name] for name in timed},
         )
         for number, (each, sps) in enumerate(zip(workers, rates, strict=True))
     ]  # fmt: skip
@@ -52,9 +55,14 @@ def ratios(run, **asked):
     return {each.name: each.ratio for each in outlook_of(run, **asked).what_ifs}
 
 
-def test_loading_that_waits(tmp_path):
+TIMED = ((), ("load_item_s", "load_cpu_item_s"), ("load_item_s", "load_cpu_item_s", "load_delay_item_s"))
+"""In runs of before these columns, of an iterable dataset, and of a dataset whose samples are timed one by one."""
+
+
+@pytest.mark.parametrize("timed", TIMED, ids=("old", "iterable", "samples"))
+def test_loading_that_waits(tmp_path, timed):
     """2 ms of CPU time and 38 ms of waiting: storage decides, and CPUs and the step do not."""
-    found = ratios(run_in(tmp_path / "run", cpu_s=0.002, wait_s=0.038))
+    found = ratios(run_in(tmp_path / "run", cpu_s=0.002, wait_s=0.038, timed=timed))
     now = world([16], cpu_s=0.002, wait_s=0.038)[0]
     assert found["storage_twice_as_fast"] == pytest.approx(world([16], cpu_s=0.002, wait_s=0.019)[0] / now, rel=0.05)
     assert found["storage_half_as_fast"] == pytest.approx(world([16], cpu_s=0.002, wait_s=0.076)[0] / now, rel=0.05)
@@ -64,9 +72,10 @@ def test_loading_that_waits(tmp_path):
     assert found["decoding_half"] < 1.1
 
 
-def test_loading_that_computes(tmp_path):
+@pytest.mark.parametrize("timed", TIMED, ids=("old", "iterable", "samples"))
+def test_loading_that_computes(tmp_path, timed):
     """12 ms of CPU time on 8 CPUs: more CPUs and cheaper decoding help, faster storage does not."""
-    found = ratios(run_in(tmp_path / "run", (0, 2, 4, 8, 16, 32), cpu_s=0.012, wait_s=0.0001))
+    found = ratios(run_in(tmp_path / "run", (0, 2, 4, 8, 16, 32), cpu_s=0.012, wait_s=0.0001, timed=timed))
     assert found["cpus_twice"] == pytest.approx(2.0, rel=0.15)
     assert found["cpus_half"] == pytest.approx(0.5, rel=0.05)
     assert found["decoding_half"] == pytest.approx(2.0, rel=0.15)
@@ -105,7 +114,7 @@ def test_a_setting_that_ran_out_of_memory_is_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("workers", "options", "why"),
     [
-        ((0, 2), {}, "fewer than 3 settings were measured to their end"),
+        ((0, 2), {}, "fewer than 3 settings were measured to their end at the batch size of the answer"),
         ((0, 2, 4, 8, 16), {"noise": 0.5}, "the model of loading is"),
     ],
 )
@@ -116,6 +125,25 @@ def test_why_nothing_is_predicted(tmp_path, workers, options, why):
     assert found.why_none.startswith(why)
     assert what_if(run).empty
     assert helps(found.to_json()) is None
+
+
+def test_settings_of_another_batch_size_do_not_vouch_for_the_model(tmp_path):
+    run = run_in(tmp_path / "run", cpu_s=0.002, wait_s=0.038)
+    first, *others = (json.loads(line) for line in (run.path / "trials.jsonl").read_text().splitlines())
+    small = [each | {"batch_size": 32} if each["num_workers"] in (2, 4, 8) else each for each in others]
+    (run.path / "trials.jsonl").write_text("".join(json.dumps(each) + "\n" for each in (first, *small)))
+    assert outlook_of(load_run(run.path)).why_none.endswith("at the batch size of the answer")
+
+
+def test_workers_without_data_do_not_count(tmp_path):
+    """A stream of two shards is as fast with 16 workers as with 2, and faster storage would still help."""
+    run = run_in(tmp_path / "run", (0, 1, 2), cpu_s=0.002, wait_s=0.038)
+    *others, last = (json.loads(line) for line in (run.path / "trials.jsonl").read_text().splitlines())
+    more = [last | {"number": 3 + number, "num_workers": each, "effective_num_workers": 2} for number, each in enumerate((8, 16))]
+    (run.path / "trials.jsonl").write_text("".join(json.dumps(each) + "\n" for each in (*others, last, *more)))
+    found = {each.name: each for each in outlook_of(load_run(run.path)).what_ifs}
+    assert found["storage_twice_as_fast"].ratio == pytest.approx(1.9, abs=0.1)
+    assert found["storage_twice_as_fast"].num_workers == 2
 
 
 def test_without_a_ceiling_nothing_is_predicted(tmp_path):
@@ -165,6 +193,8 @@ def test_another_accelerator(tmp_path):
     at_storage = {each.name: each for each in outlook_of(run_in(tmp_path / "storage", cpu_s=0.002, wait_s=0.038), ceiling_sps=4 / STEP_S).what_ifs}
     assert at_step["ceiling"].ratio == pytest.approx(4.0, rel=0.1)
     assert at_storage["ceiling"].ratio == pytest.approx(1.0, abs=0.03)
+    curve = outlook_of(run_in(tmp_path / "alone", cpu_s=0.00005, wait_s=0.0)).curve
+    assert curve.sps[0] == pytest.approx(world([0], cpu_s=0.00005, wait_s=0.0)[0], rel=0.05)
     assert at_step["ceiling"].change == "an accelerator that trains 8,000/s without loading"
 
 

@@ -167,7 +167,7 @@ class Training:
             self._train_until(until, self.cycle, MIN_WINDOW_S / 2)
             if self._ready() - ready <= max(1, self.cycle // 4):
                 break
-        if self.consumed == consumed and (self.lead is None or not is_slow):
+        if self.consumed == consumed:
             self.after_pause()
         synchronize(self.device)
         self._timer.take_s()
@@ -178,7 +178,7 @@ class Training:
         """Train without timing until a batch has just been waited for, so that the next window does not begin amid the work of the workers, which went on in the pause.
 
         If the step did not wait for batches before the pause, it is the limit, and a window may begin at any moment. With several ranks, it is not known
-        which rank's loader is the limit.
+        which rank's loader is the limit, so a production cycle is trained.
         """
         until, most = self.deadline - self.reserved_s, self.consumed + self._ready() + self.cycle
         self._latest.clear()
