@@ -558,10 +558,10 @@ def test_a_step_that_is_the_limit_goes_on_at_once_after_a_pause():
 
 def test_reading_the_memory_of_many_workers_makes_no_window_shorter(monkeypatch):
     """Workers that started together deliver together, here every 0.6 s, and go on while it is read: the first window used to be 14 % too fast."""
-    monkeypatch.setattr("feedrate.trainables.measuring.measure.tree_memory", lambda roots: time.sleep(0.45) or tree_memory(roots))
+    monkeypatch.setattr("feedrate.trainables.measuring.measure.tree_memory", lambda roots: time.sleep(0.55) or tree_memory(roots))
     result = run(short(Rows(4000, 0.15)), LoaderConfig(batch_size=4, num_workers=3), max_trial_s=7.0, objective="steady")
     first_sps = result.windows.window_num_items[0] / result.windows.window_duration_s[0]
-    assert 0 < first_sps <= 1.3 * 3 / 0.15
+    assert 0 < first_sps <= 1.4 * 3 / 0.15  # three rounds; without the time of the reading it would be 1.44 times as fast
 
 
 def test_a_trial_that_ends_amid_a_round_of_its_workers_has_their_rate():
