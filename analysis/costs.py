@@ -61,9 +61,9 @@ class Costs:
         if self.load_wait_s <= 0:
             return float(mu[-1])
         logs = np.cumsum(np.log((num_workers - busy + 1) / self.load_wait_s) - np.log(mu))
-        weights = np.exp(logs - max(logs.max(), 0.0))
-        none = np.exp(-max(logs.max(), 0.0))
-        return float((weights * mu).sum() / (weights.sum() + none))
+        top = max(logs.max(), 0.0)  # log of the largest weight; that of the state in which no worker computes is 0
+        weights = np.exp(logs - top)
+        return float((weights * mu).sum() / (weights.sum() + np.exp(-top)))
 
 
 def best_rate(sps: Sequence[float] | Array) -> tuple[float, int]:

@@ -102,7 +102,7 @@ class Training:
         self._empty_at = 0
         """Number of batches that had been consumed when the queue of ready batches was last seen empty."""
         self._latest: deque[tuple[float, int, float]] = deque(maxlen=self.cycle + 1)
-        """For each of the latest batches: when it had been trained, and the items and the waiting time until then."""
+        """For each of the latest batches since the last pause: when it had been trained, and the items and the waiting time until then."""
         self._loaded: LoadSums | None = None
         """What loading had cost before the windows; None before they begin."""
         self._shm_before = shm_used_bytes()
